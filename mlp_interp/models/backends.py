@@ -1,0 +1,115 @@
+"""The two TransformerLens classes a Hugging Face model can be put into."""
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
+
+__all__ = ["boot_bridge", "boot_hooked"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the library's deprecation notes and prints: the choice of class is ours."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def boot_hooked(
+    hf_model: GPTNeoXForCausalLM,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    folded: bool,
+) -> Any:
+    """A `HookedTransformer` with the weights of `hf_model`.
+
+    `HookedTransformer.from_pretrained` asks the hub for a config even when it is given a model, so
+    the config is built here; the weights go through the library's own converter and processing.
+    """
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions.neox import convert_neox_weights
+
+    hf = hf_model.config
+    d_head = hf.hidden_size // hf.num_attention_heads
+    rope = getattr(hf, "rope_parameters", None) or {}
+    fraction = rope.get("partial_rotary_factor", getattr(hf, "rotary_pct", None))
+    base = rope.get("rope_theta", getattr(hf, "rotary_emb_base", None))
+    with _quiet():
+        cfg = HookedTransformerConfig(
+            model_name="gpt_neox",
+            original_architecture="GPTNeoXForCausalLM",
+            d_model=hf.hidden_size,
+            d_head=d_head,
+            n_heads=hf.num_attention_heads,
+            d_mlp=hf.intermediate_size,
+            n_layers=hf.num_hidden_layers,
+            n_ctx=hf.max_position_embeddings,
+            d_vocab=hf.vocab_size,
+            eps=hf.layer_norm_eps,
+            act_fn=hf.hidden_act,
+            parallel_attn_mlp=hf.use_parallel_residual,
+            positional_embedding_type="rotary",
+            rotary_dim=round(fraction * d_head),
+            rotary_base=base,
+            rotary_adjacent_pairs=False,
+            normalization_type="LNPre" if folded else "LN",
+            default_prepend_bos=True,
+            dtype=dtype,
+            device=str(device),
+            init_weights=False,
+        )
+        model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
+        if tokenizer is not None:
+            _attach(model, copy.deepcopy(tokenizer))
+        model.load_and_process_state_dict(
+            convert_neox_weights(hf_model, cfg),
+            fold_ln=folded,
+            center_writing_weights=folded,
+            center_unembed=folded,
+            fold_value_biases=folded,
+        )
+        return model.to(device)
+
+
+def boot_bridge(
+    hf_model: GPTNeoXForCausalLM,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    folded: bool,
+) -> Any:
+    """A `TransformerBridge` around `hf_model`, in compatibility mode when `folded`."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf_model = hf_model.to(device=device, dtype=dtype)
+    hf_model.set_attn_implementation("eager")  # the only one whose scores the bridge can hook
+    with _quiet():
+        model = TransformerBridge.boot_transformers(
+            "gpt_neox",
+            hf_model=hf_model,
+            tokenizer=None if tokenizer is None else copy.deepcopy(tokenizer),
+            dtype=dtype,
+            device=device,
+        )
+        if folded:
+            model.enable_compatibility_mode()
+    return model
+
+
+def _attach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What `HookedTransformer.set_tokenizer` does, less its second load from the hub."""
+    tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.padding_side or "right"
+    model.tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0

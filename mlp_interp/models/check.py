@@ -1,0 +1,127 @@
+"""Check that a model is what its results will say it is."""
+
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.models.loading import describe, reload_source
+from mlp_interp.models.weights import Weights
+from mlp_interp.sites import Site
+
+__all__ = ["check_model"]
+
+TOLERANCE = 1e-3
+"""Largest log-probability difference (nats) and residual error (share of the stream's largest
+entry) at which a float32 model passes. Float32 arithmetic gives 1e-6 to 1e-4."""
+
+
+@torch.no_grad()
+def check_model(model: Any) -> xr.Dataset:
+    """Measure whether a model computes what its weights and its source say.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+
+    Returns:
+        A Dataset of scalars. Found on the weights: ``ln_folded``, ``writing_centred``,
+        ``unembed_centred``, ``value_biases_folded`` (bool). Measured on 2 x 16 fixed tokens:
+        ``log_prob_error`` (nats; largest difference from the Hugging Face forward; NaN where the
+        source is not known), ``residual_error`` (largest entry of final stream minus the sum of
+        embeddings, heads, neurons and biases, as a share of the stream's largest entry). ``ok`` is
+        True when everything is finite and both errors are below `TOLERANCE`. Model, dtype, device
+        and class are in the attributes.
+
+    Raises:
+        ValueError: The model is of a kind that the package cannot read.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> check = check_model(load_model("nano"))
+        >>> bool(check.ok), bool(check.ln_folded)
+        (True, True)
+    """
+    weights = Weights.of(model)
+    tokens = _fixed_tokens(weights)
+    logits, cache = model.run_with_cache(tokens, names_filter=_needed(weights))
+    residual_error = _residual_error(weights, cache)
+    log_prob_error = _log_prob_error(model, tokens, logits)
+    finite = bool(torch.isfinite(logits).all())
+    known = log_prob_error == log_prob_error
+    ok = finite and residual_error < TOLERANCE and not (known and log_prob_error > TOLERANCE)
+    nats, share = {"unit": "nats"}, {"unit": "share of the largest entry"}
+    return xr.Dataset(
+        {
+            "ok": ok,
+            "finite": finite,
+            **_processing(weights),
+            "log_prob_error": ((), log_prob_error, nats),
+            "residual_error": ((), residual_error, share),
+        },
+        attrs={
+            **describe(model),
+            "long_name": "does the model compute what its weights and its source say",
+            "n_layers": weights.n_layers,
+            "n_heads": weights.n_heads,
+            "d_model": weights.d_model,
+            "d_mlp": weights.d_mlp,
+            "d_vocab": weights.d_vocab,
+            "parallel": int(weights.parallel),
+            "tolerance": TOLERANCE,
+            "data": f"{tokens.shape[0]} x {tokens.shape[1]} fixed random tokens",
+            "seed": 0,
+        },
+    )
+
+
+def _fixed_tokens(weights: Weights) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    length = min(16, int(weights.model.cfg.n_ctx))
+    tokens = torch.randint(weights.W_E.shape[0], (2, length), generator=generator)
+    return tokens.to(weights.device)
+
+
+def _needed(weights: Weights) -> list[str]:
+    layers = range(weights.n_layers)
+    sites = [Site(name, layer) for name in ("z", "post") for layer in layers]
+    ends = [Site("resid_pre", 0), Site("resid_post", weights.n_layers - 1)]
+    return [site.hook_name for site in [*sites, *ends]]
+
+
+def _residual_error(weights: Weights, cache: Any) -> float:
+    total = cache[Site("resid_pre", 0).hook_name].clone()
+    for layer in range(weights.n_layers):
+        block = weights.block(layer)
+        z = cache[Site("z", layer).hook_name]
+        total += torch.einsum("bphd,hdm->bpm", z, block.W_O) + block.b_O
+        total += cache[Site("post", layer).hook_name] @ block.W_out + block.b_out
+    final = cache[Site("resid_post", weights.n_layers - 1).hook_name]
+    return float((final - total).abs().max() / final.abs().max())
+
+
+def _log_prob_error(model: Any, tokens: Tensor, logits: Float[Tensor, "..."]) -> float:
+    source = reload_source(model)
+    if source is None:
+        return float("nan")
+    theirs = source.to(tokens.device).eval()(tokens).logits.float().log_softmax(-1)
+    return float((logits.float().log_softmax(-1) - theirs).abs().max())
+
+
+def _processing(weights: Weights) -> dict[str, bool]:
+    """Read the processing off the weights: configurations do not say it reliably."""
+    blocks = [weights.block(layer) for layer in range(weights.n_layers)]
+    norms = [norm for block in blocks for norm in (block.ln1, block.ln2)]
+    writers = [weights.W_E, *(b.W_out for b in blocks), *(b.W_O for b in blocks)]
+    return {
+        "ln_folded": all(norm.folded for norm in [*norms, weights.ln_final]),
+        "writing_centred": all(_centred(w) for w in writers),
+        "unembed_centred": _centred(weights.W_U),
+        "value_biases_folded": all(bool((b.b_V == 0).all()) for b in blocks),
+    }
+
+
+def _centred(weight: Tensor) -> bool:
+    """Whether the last axis has mean zero, up to rounding of the weights' size."""
+    return bool(weight.float().mean(-1).abs().max() < 1e-5 * weight.float().abs().max())

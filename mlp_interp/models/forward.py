@@ -1,0 +1,252 @@
+"""A lean forward pass over a model's weights that can start at any layer.
+
+TransformerLens' own forward passes through every hook point, and `TransformerBridge` cannot start
+at a layer. An analysis that runs the upper half of a network hundreds of times needs neither cost:
+this pass reads the weights once (LayerNorm scales folded into the projections that follow them),
+and computes what the model computes. `Forward.of` compares the two on a few tokens before it is
+used, so a model with a feature that is not implemented here is refused instead of being wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models.weights import Affine, Weights
+from mlp_interp.sites import Site
+
+__all__ = ["Forward", "UnsupportedModel"]
+
+Observer = Callable[[str, int, Tensor], Tensor]
+"""Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class UnsupportedModel(ValueError):
+    """The lean forward does not compute what this model computes; run the model itself."""
+
+
+@dataclass(frozen=True)
+class _Projections:
+    """One block's matrices in `F.linear` layout, LayerNorm scale and shift folded in."""
+
+    qkv: Tensor
+    qkv_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+    mlp_in: Tensor
+    mlp_in_bias: Tensor
+    mlp_out: Tensor
+    mlp_out_bias: Tensor
+
+
+def _keep(_name: str, _layer: int, x: Tensor) -> Tensor:
+    return x
+
+
+class Forward:
+    """The residual stream of a model, computed block by block from its weights.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> model = load_model("nano")
+        >>> forward, tokens = Forward.of(model), torch.tensor([[0, 5, 6]])
+        >>> middle = forward.run(forward.embed(tokens), stop=2)
+        >>> final = forward.run(middle, start=2)
+        >>> bool(torch.allclose(final, forward.run(forward.embed(tokens)), atol=1e-5))
+        True
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        """Read the weights; `Forward.of` also checks them against the model."""
+        self.weights = weights
+        self._scale = _attention_scale(weights)
+        self._act = _ACTIVATIONS[weights.model.cfg.act_fn]
+        self._blocks = [self._projections(layer) for layer in range(weights.n_layers)]
+
+    @classmethod
+    def of(cls, model: Any) -> "Forward":
+        """Read a model's weights and check on a few tokens that the result is the model's own.
+
+        Raises:
+            UnsupportedModel: The model has a feature that is not implemented here, or its own
+                forward gives other numbers.
+        """
+        weights = Weights.of(model)
+        if reason := _unsupported(weights):
+            raise UnsupportedModel(f"model={model.cfg.model_name!r} {reason}")
+        try:
+            forward = cls(weights)
+            forward._compare_with_model()
+        except (AttributeError, RuntimeError) as error:
+            raise UnsupportedModel(f"model={model.cfg.model_name!r}: {error}") from error
+        return forward
+
+    @torch.no_grad()
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The stream before the first block."""
+        embedded = F.embedding(tokens.to(self.weights.W_E.device), self.weights.W_E)
+        if self.weights.has_pos_embed:
+            embedded = embedded + self.weights.W_pos[: tokens.shape[1]]
+        return embedded
+
+    @torch.no_grad()
+    def run(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        observe: Observer = _keep,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Run blocks ``start`` to ``stop`` (not included) on the stream that enters ``start``.
+
+        Args:
+            resid: The stream at the input of block `start`. It is not changed.
+            start: First block to run.
+            stop: Block before which to stop; None runs all.
+            observe: Called on ``resid_pre``, ``q``, ``k``, ``v`` (before the rotary embedding),
+                ``z``, ``attn_out``, ``pre``, ``post``, ``mlp_out`` and ``resid_post`` of every
+                block. What it returns is what the block goes on with, so it can both record and
+                edit.
+
+        Returns:
+            The stream at the input of block `stop`.
+        """
+        rotary = self._rotary(resid.shape[1], resid)
+        for layer in range(start, self.weights.n_layers if stop is None else stop):
+            resid = self._block(layer, resid, rotary, observe)
+        return resid
+
+    def _block(
+        self, layer: int, resid: Tensor, rotary: tuple[Tensor, Tensor] | None, observe: Observer
+    ) -> Tensor:
+        p, weights = self._blocks[layer], self.weights
+        resid = observe("resid_pre", layer, resid)
+        normalized = self._normalize(resid)
+        shape = (*resid.shape[:2], 3, weights.n_heads, weights.d_head)
+        q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
+        q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
+        if rotary is not None:
+            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self._scale
+        ).transpose(1, 2)
+        z = observe("z", layer, z)
+        attn_out = observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
+        if not weights.parallel:
+            resid = resid + attn_out
+            normalized = self._normalize(resid)
+        pre = observe("pre", layer, F.linear(normalized, p.mlp_in, p.mlp_in_bias))
+        post = observe("post", layer, self._act(pre))
+        mlp_out = observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
+        resid = resid + attn_out + mlp_out if weights.parallel else resid + mlp_out
+        return observe("resid_post", layer, resid)
+
+    def _normalize(self, resid: Tensor) -> Tensor:
+        return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
+
+    def _projections(self, layer: int) -> _Projections:
+        b = self.weights.block(layer)
+        # [head d_model d_head] of q, k, v -> [d_model, 3 * head * d_head]
+        qkv = torch.stack([b.W_Q, b.W_K, b.W_V]).permute(2, 0, 1, 3).flatten(1)
+        qkv_bias = torch.stack([b.b_Q, b.b_K, b.b_V]).flatten()
+        qkv, qkv_bias = _fold(b.ln1, qkv, qkv_bias)
+        mlp_in, mlp_in_bias = _fold(b.ln2, b.W_in, b.b_in)
+        return _Projections(
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            out=b.W_O.flatten(0, 1).T.contiguous(),
+            out_bias=b.b_O,
+            mlp_in=mlp_in,
+            mlp_in_bias=mlp_in_bias,
+            mlp_out=b.W_out.T.contiguous(),
+            mlp_out_bias=b.b_out,
+        )
+
+    def _rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine tables ``[pos, 1, rotary_dim]``, the model's own; None without rotary."""
+        model = self.weights.model
+        if model.cfg.positional_embedding_type != "rotary":
+            return None
+        if hasattr(model, "rotary_emb"):  # TransformerBridge keeps Hugging Face's module
+            positions = torch.arange(length, device=like.device)[None]
+            cos, sin = model.rotary_emb._original_component(like, positions)
+            return cos[0, :, None], sin[0, :, None]
+        attn = model.blocks[0].attn
+        sin, cos = attn.calculate_sin_cos_rotary(
+            model.cfg.rotary_dim, length, base=model.cfg.rotary_base, dtype=like.dtype
+        )
+        return cos[:, None].to(like), sin[:, None].to(like)
+
+    @torch.no_grad()
+    def _compare_with_model(self) -> None:
+        model = self.weights.model
+        length = min(5, int(model.cfg.n_ctx))
+        tokens = torch.arange(length, device=self.weights.device)[None] % self.weights.W_E.shape[0]
+        name = Site("resid_post", self.weights.n_layers - 1).hook_name
+        _, cache = model.run_with_cache(tokens, names_filter=[name])
+        theirs, ours = cache[name], self.run(self.embed(tokens))
+        # NaN weights make NaN streams in both; that is for check_model to say, not a mismatch here.
+        error = (theirs - ours).abs().nan_to_num().max() / theirs.abs().nan_to_num().max()
+        tolerance = 1e-4 if self.weights.dtype in (torch.float32, torch.float64) else 5e-2
+        if error > tolerance:
+            raise UnsupportedModel(
+                f"model={model.cfg.model_name!r}: the lean forward differs from the model's own by "
+                f"{float(error):.1e} of the stream; wanted at most {tolerance:.0e}"
+            )
+
+
+def _fold(norm: Affine, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight in `F.linear` layout and bias that take a LayerNorm's scale and shift in."""
+    return (norm.w[:, None] * weight).T.contiguous(), norm.b @ weight + bias
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first ``rotary_dim`` entries of each head, pairing entry i with i + half."""
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, kept), dim=-1)
+
+
+def _attention_scale(weights: Weights) -> float:
+    cfg = weights.model.cfg
+    if not cfg.use_attn_scale:
+        return 1.0
+    # TransformerLens writes -1 for "the usual square root".
+    return 1.0 / (cfg.attn_scale if cfg.attn_scale > 0 else weights.d_head**0.5)
+
+
+def _unsupported(weights: Weights) -> str | None:
+    """Why the lean forward cannot stand in for this model, or None."""
+    cfg = weights.model.cfg
+    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    reasons = {
+        "has no MLPs": cfg.attn_only,
+        "has gated MLPs": cfg.gated_mlp,
+        f"has activation {cfg.act_fn!r}": cfg.act_fn not in _ACTIVATIONS,
+        "has mixture-of-experts MLPs": bool(cfg.num_experts),
+        "has grouped key/value heads": kv_heads != cfg.n_heads,
+        "has local attention": cfg.use_local_attn,
+        "scales attention by layer": cfg.scale_attn_by_inverse_layer_idx,
+        f"has positions of type {cfg.positional_embedding_type!r}": (
+            cfg.positional_embedding_type not in ("rotary", "standard")
+        ),
+        "rotates adjacent pairs": cfg.rotary_adjacent_pairs,
+        "caps attention scores": cfg.attn_scores_soft_cap > 0,
+        "attends in both directions": cfg.attention_dir != "causal",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

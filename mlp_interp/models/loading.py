@@ -1,0 +1,204 @@
+"""Load Pythia and other GPT-NeoX models into TransformerLens, from wherever they are."""
+
+import difflib
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
+
+from mlp_interp.models.backends import boot_bridge, boot_hooked
+from mlp_interp.nano import weights_path
+
+__all__ = ["PYTHIA", "describe", "load_model", "reload_source"]
+
+Processing = Literal["folded", "raw"]
+Backend = Literal["auto", "hooked", "bridge"]
+
+_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+_DEDUPED = _SIZES[2:]
+PYTHIA = tuple(f"pythia-{s}" for s in _SIZES) + tuple(f"pythia-{s}-deduped" for s in _DEDUPED)
+"""Short names that `load_model` knows, besides ``nano``; ``EleutherAI/`` may stand before them."""
+
+# What `load_model` knows of a model and the model itself does not say. Weak, so that describing a
+# model never keeps it in memory.
+_loaded: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
+
+
+def load_model(
+    name: str | Path | GPTNeoXForCausalLM = "nano",
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    processing: Processing = "folded",
+    backend: Backend = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Any:
+    """Load a GPT-NeoX model as a TransformerLens model, ready for every analysis.
+
+    Args:
+        name: ``"nano"``, the model shipped with the package; a Pythia name (``"pythia-70m"``,
+            ``"70m"``, ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory of a
+            GPT-NeoX model; or a `GPTNeoXForCausalLM` in memory, with `tokenizer`.
+        revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
+        device: Where to put it; None takes CUDA if there is one, else the CPU.
+        dtype: Data type of the weights. Attributions need float32 to add up: GPT-NeoX has large
+            key and value biases.
+        processing: ``"folded"`` folds LayerNorm scales and value biases into the weights that
+            follow and centres what writes to the stream and the unembedding, as TransformerLens
+            does by default; ``"raw"`` leaves the trained weights.
+        backend: ``"hooked"`` for `HookedTransformer` (TransformerLens 3 only), ``"bridge"`` for
+            `TransformerBridge`, ``"auto"`` for the first that the installed library has.
+        tokenizer: For a model in memory; else read from beside the weights.
+
+    Returns:
+        A `HookedTransformer` or `TransformerBridge` in evaluation mode.
+
+    Raises:
+        ValueError: Unknown name, a directory that is not GPT-NeoX, weights with NaN, options that
+            do not go together.
+        ConnectionError: The hub could not be reached; the text says what to do.
+
+    Example:
+        >>> model = load_model("nano")
+        >>> model.cfg.n_layers, model.cfg.parallel_attn_mlp
+        (4, True)
+    """
+    if processing not in ("folded", "raw"):
+        raise ValueError(f"processing={processing!r}; wanted 'folded' or 'raw'")
+    boot = boot_hooked if _backend(backend) == "hooked" else boot_bridge
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    source: Any = None
+    if isinstance(name, torch.nn.Module):
+        hf_model, label = _in_memory(name, tokenizer, dtype), name.config.name_or_path or "memory"
+    else:
+        source, label = _resolve(str(name), revision)
+        hf_model, found = _read(source, revision, dtype)
+        tokenizer = tokenizer or found
+    _refuse_nan(hf_model, label)
+    model = boot(hf_model, tokenizer, device=device, dtype=dtype, folded=processing == "folded")
+    model.cfg.model_name = label
+    model.eval()
+    _loaded[model] = {
+        "model": label,
+        "revision": revision or "main",
+        "processing": processing,
+        # A model in memory is the user's: remembered for check_model, but not kept alive.
+        "source": weakref.ref(name) if isinstance(name, torch.nn.Module) else source,
+    }
+    return model
+
+
+def describe(model: Any) -> dict[str, str]:
+    """What a result says of the model it was measured on, as netCDF-safe attributes.
+
+    For a model that `load_model` did not load, the revision is unknown and the processing is left
+    to `check_model`, which reads it off the weights.
+
+    Example:
+        >>> describe(load_model("nano"))["processing"]
+        'folded'
+    """
+    known = _loaded.get(model, {})
+    return {
+        "model": known.get("model", str(getattr(model.cfg, "model_name", "unknown"))),
+        "revision": known.get("revision", "unknown"),
+        "processing": known.get("processing", "as loaded by the user"),
+        "dtype": str(model.W_U.dtype).removeprefix("torch."),
+        "device": str(model.W_U.device),
+        "backend": type(model).__name__,
+    }
+
+
+def reload_source(model: Any) -> GPTNeoXForCausalLM | None:
+    """The Hugging Face model that `load_model` read this one from, for comparison; else None."""
+    source = _loaded.get(model, {}).get("source")
+    if isinstance(source, weakref.ref):
+        return source()
+    if source is None:
+        return None
+    revision = _loaded[model]["revision"]
+    return _read(source, None if revision == "main" else revision, torch.float32)[0]
+
+
+def _backend(backend: str) -> str:
+    has_hooked = find_spec("transformer_lens.HookedTransformer") is not None
+    if backend not in ("auto", "hooked", "bridge"):
+        raise ValueError(f"backend={backend!r}; wanted 'auto', 'hooked' or 'bridge'")
+    if backend == "hooked" and not has_hooked:
+        raise ValueError(
+            "backend='hooked': the installed TransformerLens has no HookedTransformer; wanted "
+            "backend='bridge', or transformer-lens<4"
+        )
+    return backend if backend != "auto" else ("hooked" if has_hooked else "bridge")
+
+
+def _in_memory(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+) -> GPTNeoXForCausalLM:
+    if not isinstance(model, GPTNeoXForCausalLM):
+        raise ValueError(f"name={type(model).__name__}; wanted a GPTNeoXForCausalLM")
+    if tokenizer is None:
+        raise ValueError("tokenizer=None: a model in memory wants its tokenizer beside it")
+    # Both backends may keep or change the module they are given; the user's stays as it was.
+    copy = GPTNeoXForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(dtype)
+
+
+def _resolve(name: str, revision: str | None) -> tuple[str, str]:
+    """Where to read from and what to call it."""
+    if name == "nano" or Path(name).is_dir():
+        path = weights_path() if name == "nano" else Path(name)
+        if revision is not None:
+            raise ValueError(f"revision={revision!r}: only models on the hub have revisions")
+        if not (path / "config.json").exists():
+            raise ValueError(f"name={name!r} has no config.json; wanted a Hugging Face directory")
+        return str(path), name if name == "nano" else path.resolve().name
+    short = name.removeprefix("EleutherAI/")
+    short = short if short.startswith("pythia-") else f"pythia-{short}"
+    # The first deduped releases carry a suffix and are the reference of older notes.
+    if short in PYTHIA or short.removesuffix("-v0") in PYTHIA:
+        return f"EleutherAI/{short}", short
+    near = difflib.get_close_matches(short, PYTHIA, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"name={name!r} is neither 'nano', nor a Pythia model, nor a directory; the nearest name is "
+        f"{near!r}"
+    )
+
+
+def _read(
+    source: str, revision: str | None, dtype: torch.dtype
+) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerBase]:
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        if config.model_type != "gpt_neox":
+            raise ValueError(
+                f"name={source!r} is a {config.model_type!r} model; wanted GPT-NeoX ('gpt_neox'), "
+                "Pythia's architecture"
+            )
+        model = GPTNeoXForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        return model, AutoTokenizer.from_pretrained(source, **options)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise ValueError(f"name={source!r} could not be read: {_first_line(error)}") from error
+        wanted = f" at revision {revision!r}" if revision else ""
+        raise ConnectionError(
+            f"could not get {source!r}{wanted} from the Hugging Face hub ({_first_line(error)}). "
+            "Check the connection and the revision; or download the model where there is one and "
+            "pass its directory; or use load_model('nano'), which needs no network"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _refuse_nan(model: torch.nn.Module, label: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"name={label!r}: weight {name!r} holds NaN or infinity; wanted finite")

@@ -1,0 +1,186 @@
+"""One small interface to a model's weights, whatever class holds them and however processed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Affine", "Block", "Weights"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scale and shift of a LayerNorm; ones and zeros where they are folded away."""
+
+    w: Float[Tensor, " d_model"]
+    b: Float[Tensor, " d_model"]
+
+    @property
+    def folded(self) -> bool:
+        """Whether this LayerNorm only centres and normalises."""
+        return bool((self.w == 1).all() and (self.b == 0).all())
+
+
+@dataclass(frozen=True)
+class Block:
+    """Weights of one block, in TransformerLens' orientation (vectors multiply from the left)."""
+
+    ln1: Affine
+    ln2: Affine
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "kv_head d_model d_head"]
+    W_V: Float[Tensor, "kv_head d_model d_head"]
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_Q: Float[Tensor, "head d_head"]
+    b_K: Float[Tensor, "kv_head d_head"]
+    b_V: Float[Tensor, "kv_head d_head"]
+    b_O: Float[Tensor, " d_model"]
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, " d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Read access to the weights of a `HookedTransformer` or `TransformerBridge`.
+
+    Nothing is copied until it is asked for, and what is given is detached: no gradient can reach
+    the user's parameters through it.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> weights = Weights.of(load_model("nano"))
+        >>> weights.n_layers, weights.block(0).W_in.shape == (weights.d_model, weights.d_mlp)
+        (4, True)
+    """
+
+    model: Any
+
+    @classmethod
+    def of(cls, model: Any) -> "Weights":
+        """Wrap a model.
+
+        Raises:
+            ValueError: It is not a decoder whose residual stream ends in a LayerNorm.
+        """
+        missing = [n for n in ("cfg", "blocks", "ln_final", "W_U") if not hasattr(model, n)]
+        if missing:
+            raise ValueError(
+                f"model={type(model).__name__} has no {', '.join(missing)}; wanted a "
+                "TransformerLens HookedTransformer or TransformerBridge"
+            )
+        normalization = str(model.cfg.normalization_type)
+        if normalization not in ("LN", "LNPre") or getattr(model.cfg, "uses_rms_norm", False):
+            raise ValueError(
+                f"model={model.cfg.model_name!r} normalises with {normalization}; wanted a model "
+                "with LayerNorm (GPT-NeoX, Pythia, GPT-2 and their kin)"
+            )
+        return cls(model)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads per block."""
+        return int(self.model.cfg.n_heads)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return int(self.model.cfg.d_head)
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons per block."""
+        return int(self.model.cfg.d_mlp)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of logits."""
+        return int(self.W_U.shape[-1])
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a block both read ``resid_pre`` (GPT-NeoX, Pythia)."""
+        return bool(self.model.cfg.parallel_attn_mlp)
+
+    @property
+    def has_pos_embed(self) -> bool:
+        """Whether positions are added to the stream (GPT-2), rather than rotated in (Pythia)."""
+        return self.model.cfg.positional_embedding_type == "standard"
+
+    @property
+    def eps(self) -> float:
+        """The LayerNorms' epsilon."""
+        return float(self.model.cfg.eps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.W_U.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the readout."""
+        return self.W_U.device
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embedding."""
+        return self.model.W_E.detach()
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        """Positional embedding; only where `has_pos_embed`."""
+        return self.model.pos_embed.W_pos.detach()
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding, without the final LayerNorm's scale."""
+        return self.model.W_U.detach()
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Unembedding bias."""
+        return self.model.b_U.detach()
+
+    @property
+    def ln_final(self) -> Affine:
+        """The final LayerNorm's scale and shift."""
+        return self._affine(self.model.ln_final)
+
+    def block(self, layer: int) -> Block:
+        """The weights of one block."""
+        block = self.model.blocks[layer]
+        attn, mlp = block.attn, block.mlp
+        ln1 = self._affine(block.ln1)
+        return Block(
+            ln1=ln1,
+            # Where attention and MLP share one LayerNorm (GPT-J), there is no second module.
+            ln2=self._affine(block.ln2) if hasattr(block, "ln2") else ln1,
+            **{
+                name: getattr(attn, name).detach()
+                for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
+            },
+            **{name: getattr(mlp, name).detach() for name in ("W_in", "b_in", "W_out", "b_out")},
+        )
+
+    def _affine(self, norm: Any) -> Affine:
+        # A folded HookedTransformer has LayerNormPre, which holds no parameters at all.
+        w, b = getattr(norm, "w", None), getattr(norm, "b", None)
+        like = {"dtype": self.dtype, "device": self.device}
+        return Affine(
+            w=torch.ones(self.d_model, **like) if w is None else w.detach(),
+            b=torch.zeros(self.d_model, **like) if b is None else b.detach(),
+        )

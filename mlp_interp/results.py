@@ -1,0 +1,96 @@
+"""Results: labelled arrays that carry their units, and the few things done to all of them."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Result", "load", "mean_and_error", "save", "to_numpy", "tokens_of"]
+
+Result = TypeVar("Result", xr.DataArray, xr.Dataset)
+
+# Marks a file that holds one DataArray, so that `load` gives back the type that was saved.
+_DATAARRAY = "mlp_interp_dataarray"
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A detached numpy copy on the CPU; half precisions become float32, which numpy can hold."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.numpy().copy()
+
+
+def tokens_of(source: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Tokens and provenance of a corpus or of a plain ``[batch, pos]`` tensor.
+
+    Args:
+        source: Anything with ``.tokens`` and ``.attrs`` (a `Corpus`), or an integer tensor.
+
+    Raises:
+        ValueError: It is neither, or it holds no tokens.
+    """
+    tokens = getattr(source, "tokens", source)
+    attrs = dict(getattr(source, "attrs", {}))
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens={shape} wanted a Corpus or an integer tensor [batch, pos]")
+    if tokens.numel() == 0:
+        raise ValueError(f"tokens={tuple(tokens.shape)} is empty; wanted at least one token")
+    attrs.setdefault("data", f"{tokens.shape[0]} x {tokens.shape[1]} tokens")
+    return tokens, attrs
+
+
+def mean_and_error(
+    values: Float[Tensor, "*rest sequence"],
+) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
+    """Mean over the last axis and its standard error, ``std / sqrt(n)`` with n - 1 in the std.
+
+    Sequences, not tokens, are the independent draws: average within each sequence first. The error
+    of a single sequence is NaN, because one draw says nothing about its own spread. NaN entries
+    (nothing measured) are left out.
+    """
+    count = (~values.isnan()).sum(-1)
+    mean = values.nanmean(-1)
+    squares = (values - mean.unsqueeze(-1)).square().nansum(-1)
+    error = (squares / (count - 1)).sqrt() / count.sqrt()
+    return mean, torch.where(count > 1, error, torch.full_like(error, torch.nan))
+
+
+def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
+    """Write a result to netCDF (``.nc``) or zarr (``.zarr``), by the suffix of `path`.
+
+    Raises:
+        ValueError: The suffix is neither.
+    """
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.nc' or '.zarr'")
+    if isinstance(result, xr.DataArray):
+        name = result.name or "result"
+        result = result.to_dataset(name=name).assign_attrs({_DATAARRAY: str(name)})
+    if path.suffix == ".zarr":
+        result.to_zarr(path, mode="w")
+    else:
+        result.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+def load(path: str | Path) -> xr.DataArray | xr.Dataset:
+    """Read back what `save` wrote: a DataArray if one was saved, else a Dataset.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
+    engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
+    with xr.open_dataset(path, engine=engine) as opened:
+        dataset = opened.load()
+    name = dataset.attrs.get(_DATAARRAY)
+    return dataset if name is None else dataset[name]

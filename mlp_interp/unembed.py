@@ -1,0 +1,95 @@
+"""The readout: from a residual stream to logits, with the final LayerNorm folded in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models.weights import Weights
+
+__all__ = ["Unembed"]
+
+
+@dataclass(frozen=True)
+class Unembed:
+    """``logits(x) = x W' / sigma(x) + b'``, whatever processing the model has had.
+
+    With final LayerNorm scale ``gamma``, shift ``beta`` and unembedding ``W_U, b_U``, let ``D``
+    subtract the mean over ``d_model``. Then ``W' = D diag(gamma) W_U``, ``b' = beta W_U + b_U`` and
+    ``sigma(x) = sqrt(|D x|^2 / d_model + eps)``. Folded, centred and raw weights give the same
+    log-probabilities through it; logits themselves differ between processings by a constant per
+    position, because centring the unembedding removes one.
+
+    Attributes:
+        weight: ``W'``, ``[d_model, d_vocab]``.
+        bias: ``b'``, ``[d_vocab]``.
+        eps: The LayerNorm's epsilon.
+
+    References:
+        Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, on folding.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> model = load_model("nano")
+        >>> unembed = Unembed.of(model)
+        >>> logits, cache = model.run_with_cache(torch.tensor([[0, 5, 6]]))
+        >>> final = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+        >>> bool(torch.allclose(unembed.logits(final), logits, atol=1e-4))
+        True
+    """
+
+    weight: Float[Tensor, "d_model d_vocab"]
+    bias: Float[Tensor, " d_vocab"]
+    eps: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any) -> "Unembed":
+        """Fold a model's final LayerNorm and unembedding; the model is not changed.
+
+        Raises:
+            ValueError: The model's stream does not end in a LayerNorm.
+        """
+        weights = Weights.of(model)
+        norm = weights.ln_final
+        folded = norm.w[:, None] * weights.W_U
+        return cls(
+            weight=folded - folded.mean(0),
+            bias=norm.b @ weights.W_U + weights.b_U,
+            eps=weights.eps,
+        )
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of logits."""
+        return self.weight.shape[1]
+
+    def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
+        """``sigma(x)``: what the final LayerNorm divides by."""
+        centred = x - x.mean(-1, keepdim=True)
+        return (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def normalize(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """``D x / sigma(x)``: the stream as the unembedding reads it, without scale and shift."""
+        return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
+
+    def logits(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
+        """Logits of a residual stream."""
+        return self.normalize(x) @ self.weight + self.bias
+
+    def directions(self, tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest d_model"]:
+        """Columns of ``W'``: the direction in the stream that raises each token's logit.
+
+        Raises:
+            ValueError: A token id is outside the vocabulary.
+        """
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.d_vocab):
+            raise ValueError(
+                f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to "
+                f"{self.d_vocab - 1}"
+            )
+        return self.weight.T[tokens.to(self.weight.device)]
