@@ -1,0 +1,91 @@
+# `make report` and `make test` are complete on a fresh clone: they make the environment they need.
+# `make help` lists the rest.
+
+PYTHON ?= python3
+# More arguments for pip, for example an index that has CPU builds of torch.
+PIP_ARGS ?=
+WORKERS ?= 2
+
+VENV := .venv
+VENV4 := .venv-tl4
+RUN := $(VENV)/bin/python -m
+
+# One thread per worker: WORKERS of them share the cores already.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+FAST := -n $(WORKERS)
+ALL := -n $(WORKERS) -m "not bench"
+
+.PHONY: help report test test-all test-tl4 lint format docs pytest bench notebook clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Settings: PYTHON=$(PYTHON) WORKERS=$(WORKERS) PIP_ARGS=$(PIP_ARGS)"
+
+report: $(VENV)/.installed ## The main job, on the embedded model: report.html
+	$(VENV)/bin/mlp-interp report --out report.html
+
+test: lint docs pytest ## Everything that CI runs on the default environment
+
+pytest: $(VENV)/.installed-dev ## Only the tests and the doctests
+	$(PYTEST) $(RUN) pytest $(FAST)
+
+test-all: lint docs ## The same with the slow tests
+	$(PYTEST) $(RUN) pytest $(ALL)
+
+test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
+	$(PYTEST) $(VENV4)/bin/python -m pytest $(FAST)
+
+lint: $(VENV)/.installed-dev ## Style, types and the layers of imports
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.installed-dev ## Put the code into shape
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/html/index.html
+	$(RUN) sphinx -W --keep-going -q docs docs/_build/html
+	@echo "Built docs/_build/html/index.html"
+
+bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
+	$(VENV)/bin/python tests/bench/run.py
+
+notebook: $(VENV)/.installed ## JupyterLab on the demos
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[notebook]'
+	$(RUN) jupyterlab demos
+
+clean: ## Remove what was built, but not the environments
+	rm -rf docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -f report.html report.nc report.json
+	find mlp_interp tests docs demos -name __pycache__ -type d -exec rm -rf {} +
+
+# The environments. They are filled again when the files that say what belongs in them change.
+
+$(VENV)/bin/python $(VENV4)/bin/python:
+	@command -v "$(PYTHON)" > /dev/null || { \
+		echo "There is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed and '$(PYTHON)' is older. Name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -m venv $(patsubst %/bin/python,%,$@) || { \
+		rm -rf $(patsubst %/bin/python,%,$@); \
+		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Filling $(VENV); the first time takes some minutes."
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Filling $(VENV); the first time takes some minutes."
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,docs]'
+	@touch $(VENV)/.installed $@
+
+$(VENV4)/.installed: pyproject.toml constraints-tl4.txt | $(VENV4)/bin/python
+	@echo "Filling $(VENV4); the first time takes some minutes."
+	$(VENV4)/bin/python -m pip install -q -c constraints-tl4.txt $(PIP_ARGS) -e '.[test]'
+	@touch $@
