@@ -1,0 +1,22 @@
+"""Figures of results: every function takes a result and returns a plotly figure.
+
+Nothing here touches a model, and nothing is estimated here: the numbers on a figure are the numbers
+in the result. Signed values use a diverging scale centred at zero (red negative, blue positive),
+magnitudes a sequential one; error bars are one standard error and say so.
+"""
+
+from mlp_interp.plots._attribution import attribution, heads, neurons, sources
+from mlp_interp.plots._importance import direct_vs_total, importance
+from mlp_interp.plots._norms import norms
+from mlp_interp.plots._ranges import ranges
+
+__all__ = [
+    "attribution",
+    "direct_vs_total",
+    "heads",
+    "importance",
+    "neurons",
+    "norms",
+    "ranges",
+    "sources",
+]

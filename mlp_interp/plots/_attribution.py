@@ -1,0 +1,208 @@
+"""Direct logit attribution: bars of components, the grid of heads, the strongest neurons."""
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from mlp_interp.plots import _style as style
+
+MAKER = "attribution.attribute_logits"
+
+
+def attribution(result: xr.DataArray, *, top: int = 30) -> go.Figure:
+    """Each component's share of a logit or logit difference, averaged over prompts.
+
+    Chooses the figure by what the result holds: bars for components, the layer x head grid for
+    heads, the strongest `top` for neurons. The shares of all components sum to the logit.
+
+    Args:
+        result: What `attribution.attribute_logits` returns: [prompt, pos, component]; `prompt` and
+            `pos` may have been selected away.
+        top: How many bars to draw; the axis says what the rest sums to.
+
+    Returns:
+        Bars with one standard error over prompts, or the grid of `heads`.
+
+    Raises:
+        ValueError: If `result` has no `component` dimension, or `top` is less than 1.
+    """
+    _check(result, top)
+    kinds = style.kinds_of(result)
+    if "neuron" in kinds:
+        return neurons(result, top=top)
+    if "head" in kinds:
+        return heads(result)
+    return _bars(result, "Direct logit attribution by component", top)
+
+
+def neurons(result: xr.DataArray, *, top: int = 30) -> go.Figure:
+    """The `top` neurons with the largest average share of the logit, either sign.
+
+    Args:
+        result: What `attribution.attribute_logits` returns at level "neuron".
+        top: How many neurons to draw.
+
+    Returns:
+        Horizontal bars, strongest first, with one standard error over prompts.
+
+    Raises:
+        ValueError: If `result` holds no neurons, or `top` is less than 1.
+    """
+    _check(result, top)
+    chosen = np.flatnonzero(np.array(style.kinds_of(result)) == "neuron")
+    if not chosen.size:
+        raise ValueError('result holds no neurons; attribute with level="neuron"')
+    only = result.isel(component=chosen)
+    title = f"Direct logit attribution of neurons: the strongest of {chosen.size:,}"
+    return _bars(only, title, top)
+
+
+def heads(result: xr.DataArray) -> go.Figure:
+    """Grid, layer x head, of average shares of the logit; the MLPs stand beside it for comparison.
+
+    Args:
+        result: What `attribution.attribute_logits` returns at level "head" (or "neuron").
+
+    Returns:
+        A heatmap centred at zero: blue raises the answer, red lowers it.
+
+    Raises:
+        ValueError: If `result` holds no heads.
+    """
+    _check(result, 1)
+    kinds = np.array(style.kinds_of(result))
+    if not (kinds == "head").any():
+        raise ValueError('result holds no heads; attribute with level="head"')
+    mean, error, count = _mean_and_error(result)
+    layer, head = np.array(style.whole(result, "layer")), np.array(style.whole(result, "head"))
+    rows = sorted(set(layer[kinds == "head"].tolist()))
+    columns = [str(h) for h in range(head.max() + 1)] + (["MLP"] if "mlp" in kinds else [])
+    grid = np.full((len(rows), len(columns), 2), np.nan)
+    names = np.full((len(rows), len(columns)), "", dtype=object)
+    for i, label in enumerate(style.labels_of(result)):
+        if kinds[i] in ("head", "mlp") and layer[i] in rows:
+            column = head[i] if kinds[i] == "head" else len(columns) - 1
+            grid[rows.index(layer[i]), column] = mean[i], error[i]
+            names[rows.index(layer[i]), column] = label
+    unit = style.unit_of(result, default="logits")
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid[..., 0], x=columns, y=[str(row) for row in rows],
+            customdata=np.stack([names, grid[..., 1]], axis=-1),
+            colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1, hoverongaps=False,
+            texttemplate="%{z:.2f}" if len(columns) <= 17 else None,
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
+            hovertemplate="<b>%{customdata[0]}</b><br>%{z:.4g} " + unit
+            + (" ± %{customdata[1]:.2g} (standard error)" if count > 1 else "")
+            + "<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="head", type="category", showgrid=False)
+    figure.update_yaxes(title="layer", type="category", autorange="reversed", showgrid=False)
+    title = "Direct logit attribution by head"
+    height = 200 + 45 * min(len(rows), 12)
+    return style.finish(figure, title, result, height=height)
+
+
+def sources(result: xr.DataArray, *, prompt: int = 0) -> go.Figure:
+    """Which source tokens the heads' shares of the logit came from, for one prompt.
+
+    Args:
+        result: What `attribution.attribute_sources` returns: [prompt, pos, head, source]; `pos`
+            must have length 1 or have been selected away.
+        prompt: Which prompt to draw (tokens differ between prompts, so they are not averaged).
+
+    Returns:
+        A heatmap, head x source token, centred at zero.
+
+    Raises:
+        ValueError: If dimensions are missing, there is more than one position, or no such prompt.
+    """
+    maker = "attribution.attribute_sources"
+    style.need_dims(result, "head", "source", maker=maker)
+    if "prompt" in result.dims:
+        if not 0 <= prompt < result.sizes["prompt"]:
+            raise ValueError(f"prompt must be 0 to {result.sizes['prompt'] - 1}, got {prompt}")
+        result = result.isel(prompt=prompt)
+    if result.sizes.get("pos", 1) != 1:
+        raise ValueError(f"select one position first; result has {result.sizes['pos']}")
+    if "pos" in result.dims:
+        result = result.isel(pos=0)
+    values = result.transpose("head", "source")
+    tokens = _token_labels(values)
+    label = next((c for c in ("component", "label") if c in values.coords), "head")
+    unit = style.unit_of(result, default="logits")
+    figure = go.Figure(
+        go.Heatmap(
+            z=values.values.astype(float), x=list(range(len(tokens))),
+            y=[str(name) for name in values[label].values],
+            colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1,
+            customdata=np.tile(np.array(tokens, dtype=object), (values.sizes["head"], 1)),
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
+            hovertemplate="<b>%{y}</b> from %{customdata}<br>%{z:.4g} " + unit + "<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(
+        title="source token", tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-60,
+        showgrid=False,
+    )  # fmt: skip
+    figure.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False)
+    height = 240 + 26 * min(values.sizes["head"], 30)
+    return style.finish(figure, "Heads' shares by source token", result, height=height)
+
+
+def _token_labels(values: xr.DataArray) -> list[str]:
+    """Source tokens as axis labels: a space is drawn as a dot, text is escaped, plain numbers if unknown."""
+    for name in ("source_str", "token_str"):
+        if name in values.coords and values[name].dims == ("source",):
+            texts = [str(text) for text in values[name].values]
+            return [style.plain(t.replace(" ", "·").replace("\n", "⏎")) for t in texts]
+    return [str(number) for number in values["source"].values]
+
+
+def _check(result: xr.DataArray, top: int) -> None:
+    if not isinstance(result, xr.DataArray):
+        raise ValueError(f"result must be the DataArray of {MAKER}, got {type(result).__name__}")
+    style.need_dims(result, "component", maker=MAKER)
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+
+
+def _mean_and_error(result: xr.DataArray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean over prompts (positions first), its standard error, and how many prompts there are."""
+    others = [dim for dim in result.dims if dim not in ("prompt", "component")]
+    values = result.mean(others) if others else result
+    if "prompt" not in values.dims:
+        return values.values.astype(float), np.full(values.shape, np.nan), 1
+    values = values.transpose("prompt", "component").values.astype(float)
+    count = values.shape[0]
+    if count == 1:
+        return values[0], np.full_like(values[0], np.nan), 1
+    return values.mean(0), values.std(0, ddof=1) / np.sqrt(count), count
+
+
+def _bars(result: xr.DataArray, title: str, top: int) -> go.Figure:
+    """Horizontal bars of the strongest `top`; the axis says what everything else sums to."""
+    mean, error, count = _mean_and_error(result)
+    labels = style.labels_of(result)
+    order = np.argsort(-np.abs(mean), kind="stable")
+    kept = order[:top] if len(order) > top else np.arange(len(order))
+    names, values, errors = [labels[i] for i in kept], mean[kept].tolist(), error[kept].tolist()
+    rest = mean[order[top:]]
+    others = f"; the other {len(rest):,} sum to {rest.sum():+.3g}" if len(rest) else ""
+    unit = style.unit_of(result, default="logits")
+    figure = go.Figure(
+        go.Bar(
+            x=values, y=names, orientation="h",
+            marker_color=[style.POSITIVE if value >= 0 else style.NEGATIVE for value in values],
+            error_x={"array": errors, "width": 3, "thickness": 1} if count > 1 else None,
+            hovertemplate="<b>%{y}</b><br>%{x:.4g} " + unit
+            + (" ± %{error_x.array:.2g} (standard error)" if count > 1 else "")
+            + "<extra></extra>",
+        )
+    )  # fmt: skip
+    prompts = f", mean of {count} prompts" if count > 1 else ""
+    figure.update_xaxes(title=f"{unit}{prompts}{others}", zeroline=True, zerolinecolor=style.GREY)
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    height = 190 + 20 * len(names)
+    return style.finish(figure, title, result, height=height)

@@ -1,0 +1,141 @@
+"""What all figures share: colours, number formats, checks of the result, and honest log axes."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+# Okabe & Ito's palette: told apart with every common kind of colour blindness.
+BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7f7f7f", "#CC79A7"
+SKY, AMBER = "#56B4E9", "#E69F00"
+
+KIND_COLOURS = {
+    "embed": GREEN,
+    "pos_embed": GREEN,
+    "attn": BLUE,
+    "head": SKY,
+    "mlp": ORANGE,
+    "neuron": AMBER,
+    "bias": GREY,
+}
+KIND_SYMBOLS = {
+    "embed": "diamond",
+    "pos_embed": "diamond-open",
+    "attn": "circle",
+    "head": "circle-open",
+    "mlp": "square",
+    "neuron": "square-open",
+    "bias": "x",
+}
+KIND_NAMES = {
+    "embed": "embedding",
+    "pos_embed": "position embedding",
+    "attn": "attention",
+    "head": "attention head",
+    "mlp": "MLP",
+    "neuron": "neuron",
+    "bias": "bias",
+}
+DIVERGING = "RdBu"  # red is negative, blue is positive, as in CircuitsVis
+SEQUENTIAL = "Viridis"
+NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # the ends of RdBu
+
+
+def need(result: xr.Dataset | xr.DataArray, *names: str, maker: str) -> None:
+    """Raise a ValueError unless `result` is a Dataset that holds the variables `names`."""
+    if not isinstance(result, xr.Dataset):
+        raise ValueError(f"result must be the Dataset of {maker}, got a {type(result).__name__}")
+    missing = [name for name in names if name not in result.variables]
+    if missing:
+        held = ", ".join(map(str, result.variables)) or "nothing"
+        raise ValueError(
+            f"result lacks {', '.join(map(repr, missing))}; it holds {held}. "
+            f"This figure draws the Dataset of {maker}"
+        )
+
+
+def need_dims(result: xr.DataArray | xr.Dataset, *dims: str, maker: str) -> None:
+    """Raise a ValueError unless `result` has the dimensions `dims`."""
+    missing = [dim for dim in dims if dim not in result.dims]
+    if missing:
+        raise ValueError(
+            f"result has no dimension {', '.join(map(repr, missing))}; it has "
+            f"{tuple(map(str, result.dims))}. This figure draws the result of {maker}"
+        )
+
+
+def unit_of(values: xr.DataArray, parent: xr.Dataset | None = None, default: str = "") -> str:
+    """The unit a result carries, or `default`."""
+    fallback = parent.attrs.get("unit", default) if parent is not None else default
+    return str(values.attrs.get("unit", fallback))
+
+
+def labels_of(result: xr.DataArray | xr.Dataset) -> list[str]:
+    """The labels along `component`."""
+    return [str(label) for label in result["component"].values]
+
+
+def kinds_of(result: xr.DataArray | xr.Dataset) -> list[str]:
+    """The kind of every component, "group" where the result has none."""
+    if "kind" not in result.coords:
+        return ["group"] * result.sizes["component"]
+    return [str(kind) for kind in result["kind"].values]
+
+
+def whole(result: xr.DataArray | xr.Dataset, name: str) -> list[int]:
+    """An integer coordinate along `component`, -1 where the result has none."""
+    if name not in result.coords:
+        return [-1] * result.sizes["component"]
+    return [int(number) for number in result[name].values]
+
+
+def subtitle(result: xr.DataArray | xr.Dataset) -> str:
+    """The model, processing and data that a result came from, on one line."""
+    model = str(result.attrs.get("model", ""))
+    revision = str(result.attrs.get("revision", ""))
+    parts = [f"{model}@{revision}" if revision and revision != "none" else model]
+    parts += [str(result.attrs.get(key, "")) for key in ("processing", "data")]
+    return plain(", ".join(part for part in parts if part))
+
+
+def plain(text: str) -> str:
+    """Text with the characters escaped that plotly would read as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def drawable(values: np.ndarray, *, log: bool) -> np.ndarray:
+    """`values` with NaN wherever the axis cannot show them (zero or less on a log axis)."""
+    values = np.asarray(values, dtype=float)
+    return np.where(values > 0, values, np.nan) if log else values
+
+
+def say_hidden(figure: go.Figure, labels: list[str]) -> None:
+    """Name, below the figure, what a log axis cannot show."""
+    if not labels:
+        return
+    names = list(dict.fromkeys(labels))
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    figure.add_annotation(
+        text=plain(f"Not on the log axis (zero or below): {shown}"),
+        xref="paper", yref="paper", x=0, y=0, yshift=-62, xanchor="left", yanchor="top",
+        showarrow=False, font_size=11,
+    )  # fmt: skip
+
+
+def finish(figure: go.Figure, title: str, result: xr.DataArray | xr.Dataset, **layout: Any):
+    """Give a figure its title, its provenance and the look that all figures share."""
+    below = subtitle(result)
+    figure.update_layout(
+        template="plotly_white",
+        title={
+            "text": f"{title}<br><sup>{below}</sup>" if below else title,
+            "font_size": 16, "x": 0, "xref": "paper", "y": 1, "yref": "container",
+            "yanchor": "top", "pad": {"t": 14},
+        },
+        font_size=12,
+        margin={"l": 70, "r": 30, "t": 80, "b": 80},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )  # fmt: skip
+    return figure.update_layout(**layout)
