@@ -1,0 +1,11 @@
+"""Tokens and attention heads as circuitsvis views that need no network.
+
+Each function takes plain values and returns a `View`, which shows itself in Jupyter (as often per
+page as you like), and gives a stand-alone page as `view.html()`.
+"""
+
+from mlp_interp.views._heads import attention
+from mlp_interp.views._page import View
+from mlp_interp.views._tokens import token_values, tokens
+
+__all__ = ["View", "attention", "token_values", "tokens"]

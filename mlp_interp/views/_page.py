@@ -1,0 +1,121 @@
+"""A view: what to draw, and the ways to put it on a page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from mlp_interp.views._bundle import MOUNT, UNPACK, circuitsvis
+
+NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # as in the plots
+DIGITS = 4
+STYLE = """
+body { margin: 8px; font: 14px/1.5 system-ui, sans-serif; background: white; color: black; }
+figure { margin: 0; } figcaption { color: #555; font-size: 13px; margin-top: 6px; }
+.mlp-view[data-view=AttentionHeads] { max-width: 760px; }
+"""
+# Inside Jupyter the frame is as high as what it shows; elsewhere `frameElement` is null or closed.
+FIT = """
+new ResizeObserver(() => {
+  try { frameElement.style.height = document.documentElement.scrollHeight + 4 + "px"; } catch {}
+}).observe(document.body);
+"""
+
+
+@dataclass(frozen=True)
+class View:
+    """One circuitsvis component with its data.
+
+    Shows itself in Jupyter. `html` gives a page of its own, `fragment` a piece for a page that
+    already has the bundle.
+
+    Attributes:
+        component: The name of the circuitsvis component, such as "ColoredTokens".
+        props: Its properties, plain Python values only.
+        caption: One sentence below the view; plain text.
+        height: Height of the frame in a notebook before it fits itself, in pixels.
+    """
+
+    component: str
+    props: dict[str, Any]
+    caption: str = ""
+    height: int = 160
+
+    def fragment(self) -> str:
+        """HTML without the bundle: an element to draw in and its data, both closed."""
+        caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
+        return (
+            f'<figure class="mlp-view" data-view="{self.component}">'
+            '<div class="mlp-view-place"></div>'
+            f'<script type="application/json" class="mlp-view-data">'
+            f"{to_json(self.props)}</script>{caption}</figure>"
+        )
+
+    def html(self) -> str:
+        """A complete document that draws the view and asks no server for anything."""
+        return (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>view</title>'
+            f"<style>{STYLE}</style></head><body>{self.fragment()}"
+            f'<script type="text/plain" id="circuitsvis">{circuitsvis()}</script>'
+            f"<script>{UNPACK}{MOUNT}{FIT}"
+            'runPacked("circuitsvis").then(() => mountViews(document));</script></body></html>'
+        )
+
+    def _repr_html_(self) -> str:
+        """A frame, so that any number of views on one page stay out of each other's way."""
+        return (
+            f'<iframe srcdoc="{escape(self.html())}" title="{escape(self.component)}" '
+            f'style="width: 100%; height: {self.height}px; border: 0;"></iframe>'
+        )
+
+    def __repr__(self) -> str:
+        """Name and size; a notebook draws the view instead."""
+        size = len(self.props.get("tokens", ()))
+        return f"View({self.component}, {size} tokens)"
+
+
+def to_json(value: Any) -> str:
+    """JSON that cannot end, or change the meaning of, the script element around it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # "</script>", "<!--" and HTML entities need these; the last two end a line in old JavaScript.
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def as_numbers(name: str, values: Any, ndim: int) -> np.ndarray:
+    """A finite float array with `ndim` axes, rounded to four significant digits.
+
+    Raises:
+        ValueError: If the shape is wrong or a value is not finite.
+    """
+    values = values.detach().cpu().float() if hasattr(values, "detach") else values
+    array = np.asarray(values, dtype=float)
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {(~np.isfinite(array)).sum()} NaN or inf")
+    with np.errstate(divide="ignore"):
+        power = np.where(array == 0, 0, np.floor(np.log10(np.abs(array))))
+    scale = 10.0 ** (DIGITS - 1 - np.clip(power, -300, 300))
+    return np.round(array * scale) / scale
+
+
+def as_texts(tokens: Sequence[str], *, limit: int) -> list[str]:
+    """Tokens as a list of plain strings.
+
+    Raises:
+        ValueError: If one is no string, there are none, or more than `limit`.
+    """
+    if isinstance(tokens, str):
+        raise ValueError(f"tokens must be a list of strings, one per token, got {tokens[:40]!r}")
+    texts = [str(token) if isinstance(token, str) else token for token in tokens]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"tokens must be strings, got {text!r}; decode the ids first")
+    if not 0 < len(texts) <= limit:
+        raise ValueError(f"a view shows 1 to {limit:,} tokens, got {len(texts):,}; slice them")
+    return texts

@@ -1,0 +1,98 @@
+"""Text with every token coloured by a signed value."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlp_interp.views._page import NEGATIVE, POSITIVE, View, as_numbers, as_texts
+
+MAX_TOKENS = 2_000
+# circuitsvis writes a token's text into the page as HTML. What HTML would read as a tag or an
+# entity is escaped here, and nothing else: its hover text is plain, and would show the escapes.
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
+
+
+def tokens(
+    token_strs: Sequence[str], values: Any, *, limit: float | None = None, caption: str = ""
+) -> View:
+    """Tokens coloured by one signed value each: red negative, white zero, blue positive.
+
+    Args:
+        token_strs: The tokens as text, one string each.
+        values: One number per token (list, numpy, torch or DataArray).
+        limit: The value of full colour, either sign; by default the largest value shown. Give the
+            same limit to views that are to be compared.
+        caption: One sentence to put below.
+
+    Returns:
+        A view; hovering over a token shows its value.
+
+    Raises:
+        ValueError: If lengths differ, a value is not finite, there are more than 2,000 tokens, or
+            `limit` is not positive.
+
+    Example:
+        >>> tokens(["The", " cat"], [0.5, -1.0])
+        View(ColoredTokens, 2 tokens)
+    """
+    texts = as_texts(token_strs, limit=MAX_TOKENS)
+    numbers = as_numbers("values", values, 1)
+    if len(numbers) != len(texts):
+        raise ValueError(f"values must match tokens: {len(numbers)} values, {len(texts)} tokens")
+    if limit is None:
+        limit = float(abs(numbers).max()) or 1.0
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+    props = {
+        "tokens": [show_as_text(text) for text in texts],
+        "values": numbers.tolist(),
+        "minValue": -limit,
+        "maxValue": limit,
+        "negativeColor": NEGATIVE,
+        "positiveColor": POSITIVE,
+        "paddingBottom": 0,
+    }
+    return View("ColoredTokens", props, caption, height=90 + 26 * (len(texts) // 16))
+
+
+def token_values(token_strs: Sequence[str], rows: Mapping[str, Any], *, caption: str = "") -> View:
+    """Tokens coloured by one of several values, chosen by name above the text.
+
+    Args:
+        token_strs: The tokens as text, one string each.
+        rows: A name and one number per token for each kind of value.
+        caption: One sentence to put below.
+
+    Returns:
+        A view; hovering over a name colours by it, hovering over a token shows all its values.
+
+    Raises:
+        ValueError: If there are no rows, lengths differ or a value is not finite.
+
+    Example:
+        >>> token_values(["The", " cat"], {"direct": [0.5, -1.0], "total": [1.0, 0.0]})
+        View(ColoredTokensMulti, 2 tokens)
+    """
+    texts = as_texts(token_strs, limit=MAX_TOKENS)
+    if not rows:
+        raise ValueError("rows must name at least one kind of value, got none")
+    numbers = {name: as_numbers(f"rows[{name!r}]", row, 1) for name, row in rows.items()}
+    for name, row in numbers.items():
+        if len(row) != len(texts):
+            raise ValueError(
+                f"rows[{name!r}] must match tokens: {len(row)} values, {len(texts)} tokens"
+            )
+    bounds = [float(abs(row).max()) or 1.0 for row in numbers.values()]
+    props = {
+        "tokens": [show_as_text(text) for text in texts],
+        "values": [list(column) for column in zip(*map(list, numbers.values()), strict=True)],
+        "labels": list(map(str, numbers)),
+        "positiveBounds": bounds,
+        "negativeBounds": [-bound for bound in bounds],
+    }
+    return View("ColoredTokensMulti", props, caption, height=200 + 26 * (len(texts) // 16))
+
+
+def show_as_text(token: str) -> str:
+    """A token that reads the same when HTML is made of it."""
+    return _MARKUP.sub(lambda match: "&lt;" if match[0] == "<" else "&amp;", token)

@@ -1,0 +1,140 @@
+"""Views: what goes into them, what a browser makes of them, and that text stays text."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from browser import needs_browser, open_page
+
+from mlp_interp import views
+from mlp_interp.views._page import as_numbers, to_json
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+TOKENS = ["<|endoftext|>", " Mary", HOSTILE, "&lt;", "<!--", "\u2028", "<b>"]
+CAUSAL = np.tril(np.full((2, 7, 7), 0.5))
+
+
+def data_of(html):
+    return json.loads(re.search(r'view-data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_values_become_plain_rounded_numbers():
+    for values in (torch.tensor([0.123456, -2.0]), np.float32([0.123456, -2.0]), [0.123456, -2]):
+        props = views.tokens(["a", "b"], values).props
+        assert props["values"] == [0.1235, -2.0]
+        assert all(type(value) is float for value in props["values"])
+        assert (props["minValue"], props["maxValue"]) == (-2.0, 2.0)
+
+
+def test_rounding_keeps_four_digits_at_any_size():
+    rounded = as_numbers("x", [123456.0, 1.23456e-9, 0.0, -9.99996], 1)
+    np.testing.assert_allclose(rounded, [123500.0, 1.235e-9, 0.0, -10.0], rtol=1e-12)
+
+
+def test_zero_everywhere_still_has_a_scale():
+    assert views.tokens(["a"], [0.0]).props["maxValue"] == 1.0
+    assert views.tokens(["a"], [0.5], limit=2.0).props["minValue"] == -2
+
+
+def test_rows_become_columns():
+    props = views.token_values(["a", "b", "c"], {"x": [1, 2, 3], "y": [-4, 5, 6]}).props
+    assert props["values"] == [[1, -4], [2, 5], [3, 6]]
+    assert props["labels"] == ["x", "y"]
+    assert props["positiveBounds"] == [3, 6]
+
+
+def test_the_mask_follows_the_pattern():
+    assert views.attention(TOKENS, CAUSAL).props["maskUpperTri"] is True
+    assert views.attention(TOKENS, CAUSAL.transpose(0, 2, 1)).props["maskUpperTri"] is False
+
+
+def test_json_in_a_script_reads_back_and_holds_no_markup():
+    text = to_json({"tokens": TOKENS})
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text)["tokens"] == TOKENS
+
+
+def test_the_page_names_no_server():
+    html = views.tokens(TOKENS, range(7)).html()
+    assert "http" not in re.sub(r"[A-Za-z0-9+/=]{1000,}", "", html)
+    assert html.count('id="circuitsvis"') == 1
+    assert len(html) < 600_000
+
+
+def test_fragments_leave_the_bundle_to_the_page_and_close_what_they_open():
+    fragment = views.tokens(TOKENS, range(7), caption=HOSTILE).fragment()
+    assert len(fragment) < 3_000
+    for tag in ("figure", "div", "script", "figcaption"):
+        assert fragment.count(f"<{tag}") == fragment.count(f"</{tag}>") == 1
+    assert "<img" not in fragment
+
+
+def test_hover_text_is_escaped_only_where_it_must_be():
+    shown = data_of(views.tokens(TOKENS, range(7)).fragment())["tokens"]
+    assert shown[:2] == ["<|endoftext|>", " Mary"]
+    assert shown[2] == "&lt;/script>&lt;img src=x onerror=alert(1)>"
+    assert shown[3:5] == ["&amp;lt;", "&lt;!--"]
+
+
+@needs_browser
+def test_text_is_text_and_views_share_a_page(tmp_path):
+    """Four views in one notebook page: each draws, none injects, nothing is asked of a network."""
+    shown = [
+        views.tokens(TOKENS, range(7), caption=HOSTILE),
+        views.token_values(TOKENS, {"one": range(7), "<i>two</i>": range(7)}),
+        views.attention(TOKENS, CAUSAL, names=["L0H0", "<i>"]),
+        views.tokens([" again"], [1.0]),
+    ]
+    for number, view in enumerate(shown):
+        dom, console = open_page(view.html(), tmp_path)
+        page = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+        assert not console, (number, console)
+        assert "<img" not in page
+        assert "<b>" not in page
+        assert "<i>" not in page
+        if number < 2:
+            assert "&lt;/script&gt;&lt;img" in page
+            assert "&amp;lt;" in page
+        if number == 2:
+            assert page.count("<canvas") == 3
+
+
+@needs_browser
+def test_frames_in_one_page(tmp_path):
+    """What Jupyter puts on a page: the frames stay apart, and fit what they show."""
+    view = views.tokens(TOKENS, range(7), caption=HOSTILE)
+    report = (
+        "<script>setTimeout(() => { document.title = [...document.querySelectorAll('iframe')]"
+        ".map(f => f.contentDocument.querySelectorAll('.colored-tokens > span').length"
+        " + ':' + f.contentDocument.images.length + ':' + f.style.height).join(' '); }, 3000)"
+        "</script>"
+    )
+    dom, console = open_page(view._repr_html_() * 3 + report, tmp_path)
+    assert not console, console
+    seen = re.search(r"<title>(.*?)</title>", dom)[1].split()
+    assert [part.split(":")[:2] for part in seen] == [["7", "0"]] * 3
+    assert all(part.split(":")[2] != "160px" for part in seen)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: views.tokens(["a", "b"], [1.0]), "1 values, 2 tokens"),
+        (lambda: views.tokens([], []), "1 to 2,000 tokens, got 0"),
+        (lambda: views.tokens(["a"] * 2001, [0.0] * 2001), "got 2,001"),
+        (lambda: views.tokens(["a"], [float("nan")]), "finite"),
+        (lambda: views.tokens(["a"], [[1.0]]), "1 axes"),
+        (lambda: views.tokens(["a"], [1.0], limit=0.0), "limit must be positive"),
+        (lambda: views.tokens("ab", [1.0, 2.0]), "list of strings"),
+        (lambda: views.token_values(["a"], {}), "at least one"),
+        (lambda: views.token_values(["a"], {"x": [1, 2]}), "2 values, 1 tokens"),
+        (lambda: views.attention(["a"], [[[1.0, 0.0]]]), r"\[head, 1, 1\]"),
+        (lambda: views.attention(["a"], [[[1.0]]], names=["x", "y"]), "2 names, 1 heads"),
+        (lambda: views.attention(["a"] * 256, np.zeros((9, 256, 256))), "fewer of the 9 heads"),
+    ],
+)
+def test_bad_input_is_one_clear_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
