@@ -9,7 +9,8 @@ import torch
 from browser import needs_browser, open_page
 
 from mlp_interp import views
-from mlp_interp.views._page import as_numbers, to_json
+from mlp_interp.views._page import as_numbers
+from mlp_interp.views.bundle import to_json
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TOKENS = ["<|endoftext|>", " Mary", HOSTILE, "&lt;", "<!--", "\u2028", "<b>"]

@@ -152,7 +152,7 @@ def sources(result: xr.DataArray, *, prompt: int = 0) -> go.Figure:
 
 
 def _token_labels(values: xr.DataArray) -> list[str]:
-    """Source tokens as axis labels: a space is drawn as a dot, text is escaped, plain numbers if unknown."""
+    """Source tokens as axis labels, spaces drawn as dots; plain numbers where unknown."""
     for name in ("source_str", "token_str"):
         if name in values.coords and values[name].dims == ("source",):
             texts = [str(text) for text in values[name].values]

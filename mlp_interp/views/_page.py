@@ -1,6 +1,5 @@
 """A view: what to draw, and the ways to put it on a page."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlp_interp.views._bundle import MOUNT, UNPACK, circuitsvis
+from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, to_json
 
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # as in the plots
 DIGITS = 4
@@ -75,15 +74,6 @@ class View:
         """Name and size; a notebook draws the view instead."""
         size = len(self.props.get("tokens", ()))
         return f"View({self.component}, {size} tokens)"
-
-
-def to_json(value: Any) -> str:
-    """JSON that cannot end, or change the meaning of, the script element around it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # "</script>", "<!--" and HTML entities need these; the last two end a line in old JavaScript.
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
 
 
 def as_numbers(name: str, values: Any, ndim: int) -> np.ndarray:

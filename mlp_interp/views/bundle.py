@@ -1,9 +1,14 @@
-"""JavaScript that travels inside a page: packed small, unpacked by the browser, never fetched."""
+"""What a page needs to draw views by itself: the packed JavaScript, and data it cannot trip over.
+
+JavaScript travels inside the page, packed small and unpacked by the browser; nothing is fetched.
+"""
 
 import base64
 import gzip
+import json
 from functools import cache
 from importlib import resources
+from typing import Any
 
 # Unpacks `<script type="text/plain" id=…>` and runs it. DecompressionStream is in every browser
 # since May 2023; packing makes a page three and a half times smaller.
@@ -45,3 +50,17 @@ def circuitsvis() -> str:
     source = folder.joinpath("dist", "cdn", "iife.js").read_text(encoding="utf-8")
     # The map is for debugging the bundle, and no page of ours comes with it.
     return pack(source.replace("//# sourceMappingURL=iife.js.map", ""))
+
+
+def to_json(value: Any) -> str:
+    """JSON that cannot end, or change the meaning of, the script element around it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return script_safe(text)
+
+
+def script_safe(json_text: str) -> str:
+    """The same JSON with every letter escaped that HTML, or old JavaScript, could stumble over."""
+    # "</script>", "<!--" and entities need the first three; the last two once ended a line.
+    for letter in "<>&\u2028\u2029":
+        json_text = json_text.replace(letter, f"\\u{ord(letter):04x}")
+    return json_text
