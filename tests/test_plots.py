@@ -78,12 +78,9 @@ def neuron_shares(count=100):
 
 def source_shares():
     return xr.DataArray(
-        np.arange(6.0).reshape(1, 1, 2, 3) - 2,
-        dims=("prompt", "pos", "head", "source"),
-        coords={
-            "component": ("head", ["L0H1", "L3H5"]),
-            "source_str": ("source", ["<|endoftext|>", " Mary", "<b>"]),
-        },
+        np.arange(6.0).reshape(1, 2, 3) - 2,
+        dims=("prompt", "component", "source"),
+        coords={"component": ["L0H1", "L3H5"], "source": range(3)},
         attrs=ATTRS | {"unit": "logits"},
     )
 
@@ -201,7 +198,7 @@ def test_neurons_are_the_strongest_and_the_axis_tells_the_rest():
 
 
 def test_sources_writes_tokens_on_the_axis_as_text():
-    figure = plots.sources(source_shares())
+    figure = plots.sources(source_shares(), tokens=["<|endoftext|>", " Mary", "<b>"])
     assert list(figure.layout.xaxis.ticktext) == ["&lt;|endoftext|&gt;", "·Mary", "&lt;b&gt;"]
     assert list(figure.data[0].y) == ["L0H1", "L3H5"]
     assert figure.data[0].zmid == 0
@@ -225,8 +222,9 @@ def test_provenance_stands_in_the_title_as_text(importance):
         (lambda d: plots.attribution(d["kl_total"].isel(component=0)), "no dimension 'component'"),
         (lambda d: plots.heads(d["kl_total"]), "holds no heads"),
         (lambda d: plots.neurons(d["kl_total"]), "holds no neurons"),
-        (lambda d: plots.sources(d["kl_total"]), "no dimension 'head', 'source'"),
+        (lambda d: plots.sources(d["kl_total"]), "no dimension 'source'"),
         (lambda d: plots.sources(source_shares(), prompt=3), "prompt must be 0 to 0, got 3"),
+        (lambda d: plots.sources(source_shares(), tokens=["a"]), "1 tokens, 3 sources"),
     ],
 )
 def test_a_wrong_result_is_one_clear_error(importance, call, message):

@@ -1,5 +1,7 @@
 """Direct logit attribution: bars of components, the grid of heads, the strongest neurons."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -104,60 +106,54 @@ def heads(result: xr.DataArray) -> go.Figure:
     return style.finish(figure, title, result, height=height)
 
 
-def sources(result: xr.DataArray, *, prompt: int = 0) -> go.Figure:
+def sources(
+    result: xr.DataArray, *, prompt: int = 0, tokens: Sequence[str] | None = None
+) -> go.Figure:
     """Which source tokens the heads' shares of the logit came from, for one prompt.
 
     Args:
-        result: What `attribution.attribute_sources` returns: [prompt, pos, head, source]; `pos`
-            must have length 1 or have been selected away.
+        result: What `attribution.attribute_sources` returns: [prompt, component, source].
         prompt: Which prompt to draw (tokens differ between prompts, so they are not averaged).
+        tokens: That prompt's tokens as text, for the axis; positions are shown without.
 
     Returns:
         A heatmap, head x source token, centred at zero.
 
     Raises:
-        ValueError: If dimensions are missing, there is more than one position, or no such prompt.
+        ValueError: If dimensions are missing, there is no such prompt, or `tokens` has another
+            length than the sources.
     """
-    maker = "attribution.attribute_sources"
-    style.need_dims(result, "head", "source", maker=maker)
+    style.need_dims(result, "component", "source", maker="attribution.attribute_sources")
     if "prompt" in result.dims:
         if not 0 <= prompt < result.sizes["prompt"]:
             raise ValueError(f"prompt must be 0 to {result.sizes['prompt'] - 1}, got {prompt}")
         result = result.isel(prompt=prompt)
-    if result.sizes.get("pos", 1) != 1:
-        raise ValueError(f"select one position first; result has {result.sizes['pos']}")
-    if "pos" in result.dims:
-        result = result.isel(pos=0)
-    values = result.transpose("head", "source")
-    tokens = _token_labels(values)
-    label = next((c for c in ("component", "label") if c in values.coords), "head")
+    values = result.transpose("component", "source")
+    places = [int(place) for place in values["source"].values]
+    if tokens is not None and len(tokens) != len(places):
+        raise ValueError(f"tokens must match sources: {len(tokens)} tokens, {len(places)} sources")
+    shown = [str(place) for place in places] if tokens is None else [_visible(t) for t in tokens]
     unit = style.unit_of(result, default="logits")
     figure = go.Figure(
         go.Heatmap(
-            z=values.values.astype(float), x=list(range(len(tokens))),
-            y=[str(name) for name in values[label].values],
+            z=values.values.astype(float), x=places, y=style.labels_of(values),
             colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1,
-            customdata=np.tile(np.array(tokens, dtype=object), (values.sizes["head"], 1)),
+            customdata=np.tile(np.array(shown, dtype=object), (values.sizes["component"], 1)),
             colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
             hovertemplate="<b>%{y}</b> from %{customdata}<br>%{z:.4g} " + unit + "<extra></extra>",
         )
     )  # fmt: skip
     figure.update_xaxes(
-        title="source token", tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-60,
-        showgrid=False,
-    )  # fmt: skip
+        title="source token", tickvals=places, ticktext=shown, tickangle=-60, showgrid=False
+    )
     figure.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False)
-    height = 240 + 26 * min(values.sizes["head"], 30)
+    height = 240 + 26 * min(values.sizes["component"], 30)
     return style.finish(figure, "Heads' shares by source token", result, height=height)
 
 
-def _token_labels(values: xr.DataArray) -> list[str]:
-    """Source tokens as axis labels, spaces drawn as dots; plain numbers where unknown."""
-    for name in ("source_str", "token_str"):
-        if name in values.coords and values[name].dims == ("source",):
-            texts = [str(text) for text in values[name].values]
-            return [style.plain(t.replace(" ", "·").replace("\n", "⏎")) for t in texts]
-    return [str(number) for number in values["source"].values]
+def _visible(token: str) -> str:
+    """A token as it can stand on an axis: spaces and line ends drawn, markup escaped."""
+    return style.plain(token.replace(" ", "·").replace("\n", "⏎"))
 
 
 def _check(result: xr.DataArray, top: int) -> None:

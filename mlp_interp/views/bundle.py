@@ -7,7 +7,8 @@ import base64
 import gzip
 import json
 from functools import cache
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # Unpacks `<script type="text/plain" id=…>` and runs it. DecompressionStream is in every browser
@@ -45,9 +46,10 @@ def pack(source: str) -> str:
 
 @cache
 def circuitsvis() -> str:
-    """The packed bundle that circuitsvis ships (read from its files: importing it loads torch)."""
-    folder = resources.files("circuitsvis")
-    source = folder.joinpath("dist", "cdn", "iife.js").read_text(encoding="utf-8")
+    """The packed bundle that circuitsvis ships; found without importing it, which loads torch."""
+    spec = find_spec("circuitsvis")
+    folder = Path((spec.submodule_search_locations or [""])[0] if spec else "")
+    source = (folder / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     # The map is for debugging the bundle, and no page of ours comes with it.
     return pack(source.replace("//# sourceMappingURL=iife.js.map", ""))
 
