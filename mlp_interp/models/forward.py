@@ -19,7 +19,7 @@ from torch import Tensor
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
-__all__ = ["Forward", "UnsupportedModel"]
+__all__ = ["Forward", "Observer", "UnsupportedModel", "keep"]
 
 Observer = Callable[[str, int, Tensor], Tensor]
 """Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
@@ -51,7 +51,8 @@ class _Projections:
     mlp_out_bias: Tensor
 
 
-def _keep(_name: str, _layer: int, x: Tensor) -> Tensor:
+def keep(_name: str, _layer: int, x: Tensor) -> Tensor:
+    """The observer that changes nothing."""
     return x
 
 
@@ -68,6 +69,8 @@ class Forward:
         >>> bool(torch.allclose(final, forward.run(forward.embed(tokens)), atol=1e-5))
         True
     """
+
+    engine = "lean"
 
     def __init__(self, weights: Weights) -> None:
         """Read the weights; `Forward.of` also checks them against the model."""
@@ -109,7 +112,7 @@ class Forward:
         *,
         start: int = 0,
         stop: int | None = None,
-        observe: Observer = _keep,
+        observe: Observer = keep,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop`` (not included) on the stream that enters ``start``.
 

@@ -1,0 +1,301 @@
+"""Direct logit attribution: what does each component add to a logit?"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models import Weights, describe
+from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
+from mlp_interp.residual import Level, Residual, decompose
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site, component_coords
+from mlp_interp.unembed import Unembed
+
+__all__ = ["attribute_logits", "attribute_sources", "top"]
+
+Tokens = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " prompt"]
+
+
+@torch.no_grad()
+def attribute_logits(
+    model: Any,
+    cache: Any,
+    answers: Tokens,
+    foils: Tokens | Literal["mean"] | None = None,
+    *,
+    level: Level = "component",
+    positions: int | Sequence[int] | None = -1,
+    norm: Literal["freeze", "recompute"] = "freeze",
+) -> xr.DataArray:
+    """What each component adds directly to a logit or a difference of logits.
+
+    With ``norm="freeze"`` the final LayerNorm's scale is held at its value in the full run; the
+    shares, with the readout's own ``bias``, then sum exactly to the model's logit. With
+    ``"recompute"`` a share is how much the logit falls when the component is removed and the scale
+    taken anew; those do not sum. Neither counts what a component does through later layers: see
+    `mlp_interp.ablation`.
+
+    Args:
+        model: The model the cache was made with.
+        cache: An `ActivationCache` with the entries of `needed(model, level=level)`.
+        answers: One token (id or single-token string) for all prompts, or one for each.
+        foils: The same, to attribute ``logit(answer) - logit(foil)``; ``"mean"`` attributes the
+            logit less its mean over the vocabulary, which is the part of the log-probability that
+            is linear in the stream (the other part, a log-sum-exp, is not); None attributes the
+            plain logit, which depends on processing by a constant per position.
+        level: How fine: ``"component"``, ``"head"``, or ``"neuron"`` (every neuron of every layer).
+        positions: Which positions' logits; None for all.
+        norm: ``"freeze"`` or ``"recompute"``.
+
+    Returns:
+        A DataArray ``[prompt, pos, component]`` in logits, components as in `decompose` plus
+        ``bias``; answer and foil strings lie along ``prompt``.
+
+    Raises:
+        ValueError: Missing cache entries, tokens that are not one each, wrong lengths or options.
+
+    References:
+        Elhage et al. 2021 (direct paths); nostalgebraist, "interpreting GPT: the logit lens", 2020.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> from mlp_interp.residual import cache_for
+        >>> model = load_model("nano")
+        >>> task = prompts.facts(model, n=4, seed=0)
+        >>> cache = cache_for(model, task.clean_tokens, level="head")
+        >>> shares = attribute_logits(model, cache, task.answers, task.foils, level="head")
+        >>> logits = model(task.clean_tokens)[:, -1]
+        >>> index = torch.arange(4)
+        >>> difference = logits[index, task.answers] - logits[index, task.foils]
+        >>> bool(np.allclose(shares.sum("component").squeeze(), difference.detach(), atol=1e-4))
+        True
+    """
+    if norm not in ("freeze", "recompute"):
+        raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
+    residual = decompose(model, cache, level=level, position=positions)
+    unembed = Unembed.of(model)
+    directions, bias, names = _readout(model, unembed, residual.total.shape[0], answers, foils)
+    shares = _frozen(unembed, residual, directions)
+    if norm == "recompute":
+        shares = _recomputed(unembed, residual, directions, shares)
+    bias_share = bias[:, None, None].expand(*shares.shape[:2], 1)
+    return xr.DataArray(
+        to_numpy(torch.cat([shares, bias_share], dim=-1)),
+        dims=("prompt", "pos", "component"),
+        coords={
+            **component_coords([*residual.sites, Site("bias")]),
+            "prompt": np.arange(shares.shape[0]),
+            "pos": list(residual.positions),
+            **names,
+        },
+        name="attribution",
+        attrs={
+            **residual.attrs,
+            "unit": "logits",
+            "long_name": _long_name(foils),
+            "level": level,
+            "norm": norm,
+            "data": f"{shares.shape[0]} prompts",
+        },
+    )
+
+
+@torch.no_grad()
+def attribute_sources(
+    model: Any,
+    cache: Any,
+    answers: Tokens,
+    foils: Tokens | Literal["mean"] | None = None,
+    *,
+    heads: Sequence[str | Site] | None = None,
+    position: int = -1,
+) -> xr.DataArray:
+    """Split each head's direct share over the tokens it read, through its attention pattern.
+
+    A head's output is the sum over source positions of ``pattern * v W_O``; each term's share of
+    the logit is its dot product with the answer's direction, the LayerNorm's scale held. Sources
+    sum to the head's share in `attribute_logits` at level ``"head"``. Where value biases are not
+    folded away (raw weights) they are part of ``v`` and so of every source.
+
+    Args:
+        model: The model the cache was made with.
+        cache: An `ActivationCache` with ``v``, ``pattern`` and the final stream.
+        answers: As in `attribute_logits`.
+        foils: As in `attribute_logits`.
+        heads: Heads such as ``"L3H5"``; None for all.
+        position: The position whose logit is attributed.
+
+    Returns:
+        A DataArray ``[prompt, component, source]`` in logits.
+
+    Raises:
+        ValueError: Missing cache entries; a component that is not a head; wrong tokens.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> model = load_model("nano")
+        >>> task = prompts.ioi(model, n=2, seed=0)
+        >>> _, cache = model.run_with_cache(task.clean_tokens)
+        >>> attribute_sources(model, cache, task.answers, task.foils, heads=["L3H0"]).dims
+        ('prompt', 'component', 'source')
+    """
+    weights, unembed = Weights.of(model), Unembed.of(model)
+    sites = _heads(weights, heads)
+    final = _entry(cache, Site("resid_post", weights.n_layers - 1))
+    if not -final.shape[1] <= position < final.shape[1]:
+        raise ValueError(
+            f"position={position}; wanted {-final.shape[1]} to {final.shape[1] - 1}"
+        )
+    position %= final.shape[1]
+    directions, _, names = _readout(model, unembed, final.shape[0], answers, foils)
+    directions = directions / unembed.scale(final[:, position])
+    shares = []
+    for site in sites:
+        pattern = _entry(cache, Site("pattern", site.layer))[:, site.head, position]
+        value = _entry(cache, Site("v", site.layer))[:, :, site.head]
+        read = directions @ weights.block(site.layer or 0).W_O[site.head].T
+        shares.append(pattern * torch.einsum("bsh,bh->bs", value, read))
+    return xr.DataArray(
+        to_numpy(torch.stack(shares, dim=1)),
+        dims=("prompt", "component", "source"),
+        coords={
+            **component_coords(sites),
+            "prompt": np.arange(final.shape[0]),
+            "source": np.arange(final.shape[1]),
+            "pos": position,
+            **names,
+        },
+        name="attribution",
+        attrs={
+            **describe(model),
+            "unit": "logits",
+            "long_name": f"{_long_name(foils)}, by the token that the head read",
+            "norm": "freeze",
+            "data": f"{final.shape[0]} prompts",
+        },
+    )
+
+
+def top(result: xr.DataArray, k: int = 10, *, dim: str = "component") -> xr.DataArray:
+    """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
+
+    Raises:
+        ValueError: `dim` is not in the result, or `k` is not positive.
+
+    Example:
+        >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
+        array(['b', 'c'], dtype='<U1')
+    """
+    if dim not in result.dims:
+        raise ValueError(f"dim={dim!r} is not a dimension of the result {result.dims}")
+    if k < 1:
+        raise ValueError(f"k={k}; wanted at least 1")
+    mean = result.mean([d for d in result.dims if d != dim], keep_attrs=True)
+    order = np.argsort(-np.abs(mean.values), kind="stable")[:k]
+    return mean.isel({dim: order})
+
+
+def _frozen(
+    unembed: Unembed, residual: Residual, directions: Float[Tensor, "prompt d_model"]
+) -> Float[Tensor, "prompt pos component"]:
+    # Directions of the folded readout have mean zero over d_model, so components need no centring.
+    return residual.project(directions[:, None]) / unembed.scale(residual.total)
+
+
+def _recomputed(
+    unembed: Unembed,
+    residual: Residual,
+    directions: Float[Tensor, "prompt d_model"],
+    frozen: Float[Tensor, "prompt pos component"],
+) -> Float[Tensor, "prompt pos component"]:
+    """Fall of the logit on removing each component, from norms and dot products alone."""
+    centred = residual.centred()
+    scale = unembed.scale(residual.total)
+    d_model = residual.total.shape[-1]
+    dots, squares = centred.project(centred.total), centred.square_norms()
+    variance = scale.square() - (2 * dots - squares) / d_model
+    removed_scale = variance.clamp_min(unembed.eps).sqrt()
+    logit = (centred.total * directions[:, None]).sum(-1, keepdim=True) / scale
+    # logit(r) - logit(r - c) with the scale of r - c
+    return logit - (logit - frozen) * scale / removed_scale
+
+
+def _readout(
+    model: Any, unembed: Unembed, n_prompts: int, answers: Tokens, foils: Any
+) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"], dict[str, Any]]:
+    """Direction, bias and names of the number that is attributed, per prompt."""
+    answer_ids = _ids(model, unembed, answers, n_prompts, "answers")
+    directions, bias = unembed.directions(answer_ids), unembed.bias[answer_ids]
+    names = {"answer": ("prompt", _strings(model, answer_ids))}
+    if isinstance(foils, str) and foils == "mean":
+        return directions - unembed.weight.mean(-1), bias - unembed.bias.mean(), names
+    if foils is not None:
+        foil_ids = _ids(model, unembed, foils, n_prompts, "foils")
+        if bool((foil_ids == answer_ids).any()):
+            raise ValueError("foils equal answers in some prompt; wanted two different tokens")
+        directions = directions - unembed.directions(foil_ids)
+        bias = bias - unembed.bias[foil_ids]
+        names["foil"] = ("prompt", _strings(model, foil_ids))
+    return directions, bias, names
+
+
+def _ids(model: Any, unembed: Unembed, tokens: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
+    listed = tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens
+    many = [listed] * n if isinstance(listed, int | str) else list(listed)
+    if len(many) != n:
+        raise ValueError(f"{name} has {len(many)} tokens for {n} prompts; wanted one each, or one")
+    ids = [
+        single_token(tokenizer_of(model), token, what=name) if isinstance(token, str) else int(token)
+        for token in many
+    ]
+    if any(not 0 <= i < unembed.d_vocab for i in ids):
+        raise ValueError(f"{name}={ids} has ids outside the vocabulary of {unembed.d_vocab}")
+    return torch.tensor(ids, device=unembed.weight.device)
+
+
+def _strings(model: Any, ids: Int[Tensor, " prompt"]) -> list[str]:
+    return token_strings(getattr(model, "tokenizer", None), ids.tolist())
+
+
+def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
+    if heads is None:
+        return [
+            Site("z", layer, head=head)
+            for layer in range(weights.n_layers)
+            for head in range(weights.n_heads)
+        ]
+    sites = [Site.parse(head) if isinstance(head, str) else head for head in heads]
+    for site in sites:
+        if (
+            site.kind != "head"
+            or not 0 <= (site.layer or 0) < weights.n_layers
+            or not 0 <= (-1 if site.head is None else site.head) < weights.n_heads
+        ):
+            raise ValueError(
+                f"heads holds {site.label!r}; wanted heads L0H0 to "
+                f"L{weights.n_layers - 1}H{weights.n_heads - 1}"
+            )
+    return sites
+
+
+def _entry(cache: Any, site: Site) -> Tensor:
+    if site.hook_name not in cache:
+        raise ValueError(
+            f"cache lacks {site.hook_name}; run the model with a names_filter that lets "
+            "hook_v, hook_pattern and the last hook_resid_post pass, or with none"
+        )
+    value = cache[site.hook_name].detach()
+    return value if getattr(cache, "has_batch_dim", True) else value[None]
+
+
+def _long_name(foils: Any) -> str:
+    if foils is None:
+        return "share of the answer's logit"
+    if isinstance(foils, str) and foils == "mean":
+        return "share of the answer's logit less the mean logit"
+    return "share of logit(answer) - logit(foil)"

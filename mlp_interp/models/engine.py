@@ -1,0 +1,81 @@
+"""The forward pass that analyses use: lean where the model allows, through hooks elsewhere."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models.forward import Forward, Observer, UnsupportedModel, keep
+from mlp_interp.models.weights import Weights
+from mlp_interp.sites import Site
+
+__all__ = ["HookForward", "forward_of"]
+
+_OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
+
+
+class HookForward:
+    """`Forward`'s interface over the model's own forward pass and hooks: slower, always right."""
+
+    engine = "hooks"
+
+    def __init__(self, weights: Weights) -> None:
+        """Wrap a model; nothing is read yet."""
+        self.weights = weights
+
+    @torch.no_grad()
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The stream before the first block."""
+        name = Site("resid_pre", 0).hook_name
+        _, cache = self.weights.model.run_with_cache(tokens, names_filter=[name])
+        return cache[name].clone()
+
+    @torch.no_grad()
+    def run(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        observe: Observer = keep,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """As `Forward.run`; blocks outside ``start`` to ``stop`` run too, unseen."""
+        model, n_layers = self.weights.model, self.weights.n_layers
+        stop = n_layers if stop is None else stop
+        result: list[Tensor] = [resid]
+
+        def enter(_x: Tensor, hook: Any = None) -> Tensor:
+            return resid.clone()
+
+        def leave(x: Tensor, hook: Any = None) -> None:
+            result[0] = x.clone()
+
+        def seen(name: str, layer: int) -> Any:
+            # Clones: the bridge's hook points share storage, and an observer may keep what it sees.
+            return lambda x, hook=None: observe(name, layer, x.clone())
+
+        hooks: list[tuple[str, Any]] = []
+        if start < stop:
+            hooks = [(Site("resid_pre", start).hook_name, enter)]
+            hooks += [
+                (Site(name, layer).hook_name, seen(name, layer))
+                for layer in range(start, stop)
+                for name in _OBSERVED
+            ]
+            hooks.append((Site("resid_post", stop - 1).hook_name, leave))
+            tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
+            model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+        return result[0]
+
+
+def forward_of(model: Any) -> Forward | HookForward:
+    """The fastest forward pass that computes what this model computes.
+
+    Raises:
+        ValueError: The model is of a kind that the package cannot read.
+    """
+    try:
+        return Forward.of(model)
+    except UnsupportedModel:
+        return HookForward(Weights.of(model))

@@ -1,0 +1,11 @@
+"""Decomposition of a residual stream into the components that wrote it."""
+
+from mlp_interp.residual.decompose import LEVELS as LEVELS
+from mlp_interp.residual.decompose import Level as Level
+from mlp_interp.residual.decompose import Residual as Residual
+from mlp_interp.residual.decompose import cache_for as cache_for
+from mlp_interp.residual.decompose import components as components
+from mlp_interp.residual.decompose import decompose as decompose
+from mlp_interp.residual.decompose import needed as needed
+from mlp_interp.residual.norms import norms as norms
+from mlp_interp.residual.parts import Part as Part

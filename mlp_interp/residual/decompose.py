@@ -1,0 +1,387 @@
+"""From an activation cache to the named components that sum to a residual stream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models import Weights, describe
+from mlp_interp.models.weights import Block
+from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
+from mlp_interp.sites import Site
+
+__all__ = ["LEVELS", "Level", "Residual", "cache_for", "components", "decompose", "needed"]
+
+Level = Literal["component", "head", "neuron"]
+LEVELS: tuple[str, ...] = get_args(Level)
+
+_MAX_DENSE = 2**30  # numbers; 4 GiB in float32
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One residual stream as a sum of named components.
+
+    Components come in the order in which they are written: the embeddings, then for each layer the
+    attention's, then the MLP's. Made by `decompose`.
+
+    Attributes:
+        parts: The components, grouped by kind; see `mlp_interp.residual.parts`.
+        total: The stream itself, from the cache.
+        positions: Token positions that the ``pos`` axis holds.
+        level: ``"component"``, ``"head"`` or ``"neuron"``.
+        where: Which stream: ``"final"`` or ``"3.resid_pre"``.
+        attrs: What results made from this say of the model.
+    """
+
+    parts: tuple[Part, ...]
+    total: Float[Tensor, "batch pos d_model"]
+    positions: tuple[int, ...]
+    level: Level | Literal["selected"]
+    where: str
+    attrs: dict[str, Any]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The components' sites, in order."""
+        return tuple(site for part in self.parts for site in part.sites)
+
+    @property
+    def labels(self) -> list[str]:
+        """The components' names: ``embed``, ``0.attn``, ``L3H5``, ``L3N669``, ``3.b_out``."""
+        return [site.label for site in self.sites]
+
+    def __len__(self) -> int:
+        return sum(len(part.sites) for part in self.parts)
+
+    def vectors(self) -> Float[Tensor, "batch pos component d_model"]:
+        """What each component wrote, as one dense tensor.
+
+        Raises:
+            ValueError: It would hold more than 2^30 numbers; use `project`, `square_norms` or
+                `select` instead.
+        """
+        size = self.total.numel() * len(self)
+        if size > _MAX_DENSE:
+            raise ValueError(
+                f"vectors of {len(self)} components at {tuple(self.total.shape[:2])} positions hold "
+                f"{size:.1e} numbers; wanted at most {_MAX_DENSE:.1e}: use project() or select()"
+            )
+        return torch.cat([part.vectors() for part in self.parts], dim=-2)
+
+    def project(
+        self, directions: Float[Tensor, "#batch #pos d_model"]
+    ) -> Float[Tensor, "batch pos component"]:
+        """Dot product of every component with one direction per position, or one for all.
+
+        Neurons are projected through their value vectors: nothing of size
+        ``neurons * d_model`` per position is made.
+        """
+        shares = [part.project(directions) for part in self.parts]
+        return torch.cat(shares, dim=-1)
+
+    def square_norms(self) -> Float[Tensor, "batch pos component"]:
+        """Squared L2 norm of every component."""
+        return torch.cat([part.square_norm() for part in self.parts], dim=-1)
+
+    def sum(self) -> Float[Tensor, "batch pos d_model"]:
+        """Sum of all components; equals `total` up to rounding."""
+        return torch.stack([part.sum() for part in self.parts]).sum(0)
+
+    def centred(self) -> "Residual":
+        """The same with the mean over ``d_model`` taken out of everything, as LayerNorm does."""
+        total = self.total - self.total.mean(-1, keepdim=True)
+        return self._with(tuple(part.centred() for part in self.parts), total)
+
+    def select(self, sites: Sequence[Site | str]) -> "Residual":
+        """Only some components, in the stream's order; `total` stays the whole stream.
+
+        Raises:
+            ValueError: A site is not a component at this level.
+        """
+        wanted = {Site.parse(s) if isinstance(s, str) else s for s in sites}
+        unknown = wanted - set(self.sites)
+        if unknown:
+            raise ValueError(
+                f"sites={sorted(s.label for s in unknown)} are not among the {len(self)} "
+                f"components of level={self.level!r} ({', '.join(self.labels[:4])}, …)"
+            )
+        picked = []
+        for part in self.parts:
+            index = [i for i, site in enumerate(part.sites) if site in wanted]
+            if index:
+                picked.append(part.take(index))
+        return self._with(tuple(picked), self.total)
+
+    def error(self) -> float:
+        """Largest entry of total minus sum: how exactly the components add up."""
+        return float((self.total - self.sum()).abs().max())
+
+    def _with(self, parts: tuple[Part, ...], total: Tensor) -> "Residual":
+        return Residual(parts, total, self.positions, self.level, self.where, self.attrs)
+
+    def __repr__(self) -> str:
+        batch, pos, d_model = self.total.shape
+        runs = [f"{len(list(run))} {kind}" for kind, run in groupby(sorted(s.kind for s in self.sites))]
+        shown = self.labels if len(self) <= 8 else [*self.labels[:4], "…", *self.labels[-3:]]
+        return (
+            f"Residual of {self.attrs.get('model', 'a model')}, {self.where} stream, "
+            f"level={self.level!r}\n"
+            f"  {batch} prompt(s) x {pos} position(s) x d_model {d_model}\n"
+            f"  {len(self)} components: {', '.join(runs)}\n"
+            f"  {', '.join(shown)}\n"
+            f"  sum differs from the stream by at most {self.error():.1e} "
+            f"(median norm {float(self.total.norm(dim=-1).median()):.3g})"
+        )
+
+
+def needed(model: Any, *, level: Level = "component", layer: int | None = None) -> list[str]:
+    """Hook names that `decompose` reads: the ``names_filter`` to run the model with.
+
+    Raises:
+        ValueError: Unknown level, or a layer that the model does not have.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> needed(load_model("nano"), level="head", layer=1)
+        ['hook_embed', 'blocks.0.attn.hook_z', 'blocks.0.hook_mlp_out', 'blocks.1.hook_resid_pre']
+    """
+    weights = Weights.of(model)
+    layer = _checked_layer(weights, layer)
+    return _hook_names(_sites(weights, level, layer), _stream(weights, layer))
+
+
+@torch.no_grad()
+def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "component") -> Any:
+    """Run the model and cache just what `decompose` needs at this level.
+
+    Returns:
+        The model's `ActivationCache`, with the tokens under the key ``"tokens"`` so that losses can
+        be computed from it.
+
+    Raises:
+        ValueError: Unknown level.
+    """
+    tokens = tokens.to(Weights.of(model).device)
+    _, cache = model.run_with_cache(tokens, names_filter=needed(model, level=level))
+    cache.cache_dict["tokens"] = tokens
+    return cache
+
+
+@torch.no_grad()
+def decompose(
+    model: Any,
+    cache: Any,
+    *,
+    level: Level = "component",
+    layer: int | None = None,
+    position: int | Sequence[int] | None = None,
+) -> Residual:
+    """Split a residual stream into the components that wrote it.
+
+    At level ``"component"`` these are the embedding(s) and every layer's whole attention and MLP
+    output, biases inside, as TransformerLens caches them and as ablating them removes them. Level
+    ``"head"`` splits the attention outputs into heads and the bias ``3.b_O``; level ``"neuron"``
+    splits the MLP outputs too, into neurons and the bias ``3.b_out``. At every level the components
+    sum to the stream (`Residual.error`).
+
+    Args:
+        model: The model the cache was made with.
+        cache: An `ActivationCache` (or mapping) that holds at least `needed` names.
+        level: How fine to split.
+        layer: The stream at the input of this block; None or ``n_layers`` for the final stream.
+        position: One position or several; negative counts from the end; None takes all.
+
+    Raises:
+        ValueError: Unknown level, layer or position; missing cache entries (the text says which
+            ``names_filter`` to use); NaN in the stream.
+
+    References:
+        Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> model = load_model("nano")
+        >>> _, cache = model.run_with_cache(torch.tensor([[0, 5, 6]]))
+        >>> residual = decompose(model, cache, level="head", layer=1)
+        >>> residual.labels
+        ['embed', 'L0H0', 'L0H1', 'L0H2', 'L0H3', 'L0H4', 'L0H5', '0.b_O', '0.mlp']
+        >>> residual.error() < 1e-4
+        True
+    """
+    weights = Weights.of(model)
+    layer = _checked_layer(weights, layer)
+    return _collect(weights, cache, _sites(weights, level, layer), layer, position, level)
+
+
+@torch.no_grad()
+def components(
+    model: Any,
+    cache: Any,
+    sites: Sequence[Site | str],
+    *,
+    position: int | Sequence[int] | None = None,
+) -> Residual:
+    """Just some components of the final stream, of any kinds: ``["3.mlp", "L4H2", "L5N7"]``.
+
+    Returns:
+        A `Residual` of level ``"selected"`` whose `total` is the whole final stream, so its parts
+        need not sum to it.
+
+    Raises:
+        ValueError: As `decompose`; also for a label that is no component of this model.
+    """
+    weights = Weights.of(model)
+    parsed = [Site.parse(site) if isinstance(site, str) else site for site in sites]
+    for site in parsed:
+        _check_site(weights, site)
+    # Parts hold neighbours of one kind, so bring those of one layer and kind together.
+    ordered = sorted(parsed, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
+    return _collect(weights, cache, ordered, weights.n_layers, position, "selected")
+
+
+def _collect(
+    weights: Weights,
+    cache: Any,
+    sites: Sequence[Site],
+    layer: int,
+    position: int | Sequence[int] | None,
+    level: Level | Literal["selected"],
+) -> Residual:
+    stream = _stream(weights, layer)
+    names = _hook_names(sites, stream)
+    missing = [name for name in names if name not in cache]
+    if missing:
+        how = (
+            f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
+            f"level={level!r})"
+            if level in LEVELS
+            else "a names_filter that lets them pass"
+        )
+        raise ValueError(
+            f"cache lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} "
+            f"({len(missing)} of the {len(names)} entries needed); run the model with {how}"
+        )
+    positions = _positions(position, _batched(cache, stream).shape[1])
+    total = _at(cache, stream, positions)
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError("cache holds NaN or infinity in the residual stream; wanted finite values")
+    runs = groupby(sites, key=lambda site: Site(site.name, site.layer))
+    parts = tuple(_part(weights, cache, whole, tuple(run), positions, total) for whole, run in runs)
+    where = "final" if layer == weights.n_layers else stream.label
+    return Residual(parts, total, positions, level, where, describe(weights.model))
+
+
+def _part(
+    weights: Weights,
+    cache: Any,
+    whole: Site,
+    sites: tuple[Site, ...],
+    positions: tuple[int, ...],
+    total: Tensor,
+) -> Part:
+    """The part that holds `sites`, which all lie in the activation (or bias) `whole`."""
+    if whole.name in ("b_O", "b_out"):
+        bias: Tensor = getattr(_block(weights, whole), whole.name)
+        return Scaled(sites, total.new_ones((*total.shape[:2], 1)), bias[None])
+    values = _at(cache, whole, positions)
+    if whole.name == "z":
+        heads = [site.head for site in sites]
+        return Heads(sites, values[:, :, heads], _block(weights, whole).W_O[heads])
+    if whole.name == "post":
+        W_out = _block(weights, whole).W_out
+        if len(sites) == weights.d_mlp:
+            return Scaled(sites, values, W_out)
+        neurons = [site.neuron for site in sites]
+        return Scaled(sites, values[:, :, neurons], W_out[neurons])
+    return Dense(sites, values.expand_as(total).unsqueeze(2))
+
+
+def _sites(weights: Weights, level: str, layers: int) -> list[Site]:
+    """The components of a level, in the order in which they are written."""
+    if level not in LEVELS:
+        raise ValueError(f"level={level!r}; wanted one of {', '.join(map(repr, LEVELS))}")
+    sites = [Site("embed")] + ([Site("pos_embed")] if weights.has_pos_embed else [])
+    for layer in range(layers):
+        if level == "component":
+            sites.append(Site("attn_out", layer))
+        else:
+            sites += [Site("z", layer, head=h) for h in range(weights.n_heads)]
+            sites.append(Site("b_O", layer))
+        if level == "neuron":
+            sites += [Site("post", layer, neuron=n) for n in range(weights.d_mlp)]
+            sites.append(Site("b_out", layer))
+        else:
+            sites.append(Site("mlp_out", layer))
+    return sites
+
+
+def _hook_names(sites: Sequence[Site], stream: Site) -> list[str]:
+    """Cache entries that hold `sites`, then the stream; each once."""
+    wholes = [Site(s.name, s.layer) for s in sites if s.name not in ("b_O", "b_out")]
+    return list(dict.fromkeys(site.hook_name for site in [*wholes, stream]))
+
+
+def _check_site(weights: Weights, site: Site) -> None:
+    sizes = {
+        "layer": (site.layer, weights.n_layers),
+        "head": (site.head, weights.n_heads),
+        "neuron": (site.neuron, weights.d_mlp),
+    }
+    outside = [f"{k}={v} (of {n})" for k, (v, n) in sizes.items() if v is not None and not v < n]
+    embedding = site.name == "embed" or (site.name == "pos_embed" and weights.has_pos_embed)
+    layered = site.name in ("attn_out", "mlp_out", "b_O", "b_out")
+    unit = site.head is not None if site.name == "z" else site.neuron is not None
+    if outside or not (embedding or layered or (site.name in ("z", "post") and unit)):
+        why = f" has {', '.join(outside)}" if outside else ""
+        raise ValueError(
+            f"site {site.label!r}{why} is not a component of this model; wanted e.g. 'embed', "
+            f"'0.attn', '{weights.n_layers - 1}.mlp', 'L0H{weights.n_heads - 1}' or "
+            f"'L0N{weights.d_mlp - 1}'"
+        )
+
+
+def _stream(weights: Weights, layer: int) -> Site:
+    return Site("resid_post", layer - 1) if layer == weights.n_layers else Site("resid_pre", layer)
+
+
+def _block(weights: Weights, site: Site) -> Block:
+    return weights.block(site.layer or 0)
+
+
+def _checked_layer(weights: Weights, layer: int | None) -> int:
+    layer = weights.n_layers if layer is None else layer
+    if not 0 <= layer <= weights.n_layers:
+        raise ValueError(f"layer={layer}; wanted 0 to {weights.n_layers} (the final stream)")
+    return layer
+
+
+def _positions(position: int | Sequence[int] | None, length: int) -> tuple[int, ...]:
+    if position is None:
+        return tuple(range(length))
+    asked = [position] if isinstance(position, int | np.integer) else list(position)
+    wrong = [p for p in asked if not -length <= p < length]
+    if wrong or not asked:
+        raise ValueError(f"position={position}; wanted indices from {-length} to {length - 1}")
+    return tuple(int(p) % length for p in asked)
+
+
+def _at(cache: Any, site: Site, positions: tuple[int, ...]) -> Tensor:
+    """A cached activation at some positions, ``[batch, pos, ...]``."""
+    value = _batched(cache, site)
+    whole = positions == tuple(range(value.shape[1]))
+    return value if whole else value[:, list(positions)]
+
+
+def _batched(cache: Any, site: Site) -> Tensor:
+    value = cache[site.hook_name].detach()
+    if site.name == "pos_embed" and value.ndim == 2:
+        return value[None]  # the bridge embeds positions once for the whole batch
+    # ActivationCache.remove_batch_dim leaves a flag; a plain mapping is taken as it is.
+    return value if getattr(cache, "has_batch_dim", True) else value[None]

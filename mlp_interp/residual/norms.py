@@ -1,0 +1,103 @@
+"""How large is what each sub-update writes?"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.results import tokens_of
+from mlp_interp.sites import Site, component_coords
+
+__all__ = ["norms"]
+
+_STATISTICS = ("q25", "median", "q75", "mean")
+
+
+@torch.no_grad()
+def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = False) -> xr.Dataset:
+    """L2 norm of every sub-update, and of the stream it is written to, over a corpus.
+
+    Sub-updates are the embeddings and each layer's whole attention and MLP output. Beginning-of-
+    sequence positions count as any other and are often outliers: hence quartiles besides the mean.
+    Norms depend on processing: centring takes out the mean over ``d_model``, which the next
+    LayerNorm ignores anyway; compare like with like.
+
+    Args:
+        model: The model.
+        corpus: A `Corpus` or an integer tensor ``[sequence, pos]``.
+        batch_size: Sequences a forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        A Dataset with ``norm[component, stat]`` and ``resid_norm[resid_layer, stat]`` (the stream at
+        each layer's input; ``resid_layer = n_layers`` is the final stream), unit L2 norm; statistics
+        ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
+
+    Raises:
+        ValueError: The corpus is empty or not tokens.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> result = norms(load_model("nano"), torch.arange(40).reshape(4, 10))
+        >>> result.norm.sel(component="0.mlp", stat="median").item() > 0
+        True
+    """
+    tokens, attrs = tokens_of(corpus)
+    weights, forward = Weights.of(model), forward_of(model)
+    embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
+    sites = [*embeddings]
+    for layer in range(weights.n_layers):
+        sites += [Site("attn_out", layer), Site("mlp_out", layer)]
+    stream = [Site("resid_pre", layer) for layer in range(weights.n_layers)]
+    stream.append(Site("resid_post", weights.n_layers - 1))
+    collected: dict[Site, list[Tensor]] = {site: [] for site in [*sites, *stream]}
+
+    def observe(name: str, layer: int, x: Tensor) -> Tensor:
+        site = Site(name, layer)
+        if site in collected:
+            collected[site].append(x.norm(dim=-1).flatten().float().cpu())
+        return x
+
+    for batch in tqdm(tokens.split(batch_size), desc="norms", disable=not progress):
+        batch = batch.to(weights.device)
+        collected[Site("embed")].append(weights.W_E[batch].norm(dim=-1).flatten().float().cpu())
+        if weights.has_pos_embed:
+            positions = weights.W_pos[: batch.shape[1]].norm(dim=-1).float().cpu()
+            collected[Site("pos_embed")].append(positions.repeat(batch.shape[0]))
+        forward.run(forward.embed(batch), observe=observe)
+
+    unit = {"unit": "L2 norm"}
+    return xr.Dataset(
+        {
+            "norm": (("component", "stat"), _statistics([collected[s] for s in sites]), unit),
+            "resid_norm": (
+                ("resid_layer", "stat"),
+                _statistics([collected[s] for s in stream]),
+                unit,
+            ),
+        },
+        coords={
+            **component_coords(sites),
+            "stat": list(_STATISTICS),
+            "resid_layer": np.arange(weights.n_layers + 1),
+        },
+        attrs={
+            **attrs,
+            **describe(model),
+            "unit": "L2 norm",
+            "long_name": "size of what each sub-update writes to the residual stream",
+        },
+    )
+
+
+def _statistics(collected: list[list[Tensor]]) -> np.ndarray:
+    rows = []
+    for pieces in collected:
+        values = torch.cat(pieces).numpy()
+        rows.append([*np.quantile(values, (0.25, 0.5, 0.75)), values.mean()])
+    return np.array(rows)
