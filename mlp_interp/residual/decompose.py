@@ -1,7 +1,7 @@
 """From an activation cache to the named components that sum to a residual stream."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.weights import Block
-from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
+from mlp_interp.residual.parts import Dense, Heads, Part, Scaled, Stand
 from mlp_interp.sites import Site
 
-__all__ = ["LEVELS", "Level", "Residual", "cache_for", "components", "decompose", "needed"]
+__all__ = ["LEVELS", "Level", "Residual", "cache_for", "check_site", "components", "decompose", "needed"]
 
 Level = Literal["component", "head", "neuron"]
 LEVELS: tuple[str, ...] = get_args(Level)
@@ -118,12 +118,29 @@ class Residual:
                 picked.append(part.take(index))
         return self._with(tuple(picked), self.total)
 
+    def less(self, stand: Stand) -> "Residual":
+        """Every component less what stands in for it; `total` stays the whole stream."""
+        return self._with(tuple(part.less(stand) for part in self.parts), self.total)
+
+    def at(self, position: int | Sequence[int] | None) -> "Residual":
+        """The same at some of the positions that this holds; None keeps all.
+
+        Raises:
+            ValueError: A position is outside.
+        """
+        if position is None:
+            return self
+        chosen = _positions(position, len(self.positions))
+        parts = tuple(part.at(chosen) for part in self.parts)
+        kept = tuple(self.positions[i] for i in chosen)
+        return replace(self, parts=parts, total=self.total[:, list(chosen)], positions=kept)
+
     def error(self) -> float:
         """Largest entry of total minus sum: how exactly the components add up."""
         return float((self.total - self.sum()).abs().max())
 
     def _with(self, parts: tuple[Part, ...], total: Tensor) -> "Residual":
-        return Residual(parts, total, self.positions, self.level, self.where, self.attrs)
+        return replace(self, parts=parts, total=total)
 
     def __repr__(self) -> str:
         batch, pos, d_model = self.total.shape
@@ -240,7 +257,7 @@ def components(
     weights = Weights.of(model)
     parsed = [Site.parse(site) if isinstance(site, str) else site for site in sites]
     for site in parsed:
-        _check_site(weights, site)
+        check_site(weights, site)
     # Parts hold neighbours of one kind, so bring those of one layer and kind together.
     ordered = sorted(parsed, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
     return _collect(weights, cache, ordered, weights.n_layers, position, "selected")
@@ -328,7 +345,12 @@ def _hook_names(sites: Sequence[Site], stream: Site) -> list[str]:
     return list(dict.fromkeys(site.hook_name for site in [*wholes, stream]))
 
 
-def _check_site(weights: Weights, site: Site) -> None:
+def check_site(weights: Weights, site: Site) -> None:
+    """Refuse a site that is not a component of this model's stream.
+
+    Raises:
+        ValueError: It is not; the text says what is.
+    """
     sizes = {
         "layer": (site.layer, weights.n_layers),
         "head": (site.head, weights.n_heads),

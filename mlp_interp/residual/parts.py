@@ -6,7 +6,7 @@ stay as activations and value vectors, heads as ``z`` and ``W_O``, so that nothi
 ``[neurons, batch, pos, d_model]`` ever exists unless it is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from mlp_interp.sites import Site
 
-__all__ = ["Dense", "Heads", "Part", "Scaled"]
+__all__ = ["Dense", "Heads", "Part", "Scaled", "Stand"]
+
+Stand = Callable[[Site, Tensor], Tensor]
+"""From a place and its activation ``[batch, pos, ...]`` to what stands in for it."""
 
 
 class Part(Protocol):
@@ -53,9 +56,21 @@ class Part(Protocol):
         """Some of the components, in the order of `index`."""
         ...
 
+    def less(self, stand: Stand) -> "Part":
+        """The components less what stands in for them."""
+        ...
+
+    def at(self, positions: Sequence[int]) -> "Part":
+        """The components at some of the positions."""
+        ...
+
 
 def _centre(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
+
+
+def _whole(sites: Sequence[Site]) -> Site:
+    return Site(sites[0].name, sites[0].layer)
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,14 @@ class Dense:
     def take(self, index: Sequence[int]) -> "Dense":
         """Some of the components, in the order of `index`."""
         return Dense(tuple(self.sites[i] for i in index), self.values[..., list(index), :])
+
+    def less(self, stand: Stand) -> "Dense":
+        """The components less what stands in for them."""
+        return replace(self, values=self.values - stand(_whole(self.sites), self.values))
+
+    def at(self, positions: Sequence[int]) -> "Dense":
+        """The components at some of the positions."""
+        return replace(self, values=self.values[:, list(positions)])
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,14 @@ class Scaled:
         sites = tuple(self.sites[i] for i in chosen)
         return Scaled(sites, self.coefficients[..., chosen], self.basis[chosen])
 
+    def less(self, stand: Stand) -> "Scaled":
+        """The components less what stands in for them."""
+        return replace(self, coefficients=self.coefficients - stand(_whole(self.sites), self.coefficients))
+
+    def at(self, positions: Sequence[int]) -> "Scaled":
+        """The components at some of the positions."""
+        return replace(self, coefficients=self.coefficients[:, list(positions)])
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -164,3 +195,11 @@ class Heads:
         """Some of the heads, in the order of `index`."""
         chosen = list(index)
         return Heads(tuple(self.sites[i] for i in chosen), self.z[..., chosen, :], self.W_O[chosen])
+
+    def less(self, stand: Stand) -> "Heads":
+        """The components less what stands in for them."""
+        return replace(self, z=self.z - stand(_whole(self.sites), self.z))
+
+    def at(self, positions: Sequence[int]) -> "Heads":
+        """The components at some of the positions."""
+        return replace(self, z=self.z[:, list(positions)])

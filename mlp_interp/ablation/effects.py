@@ -1,0 +1,97 @@
+"""From changed streams to a labelled account of what the changes do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.metrics import Effects
+from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.sites import Site, component_coords
+
+__all__ = ["MEASURES", "account", "group_coords", "next_tokens"]
+
+MEASURES = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
+"""The measures of an ablation and their units."""
+
+
+def next_tokens(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """The token that follows each position; -1 after the last."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
+
+
+def group_coords(groups: Mapping[str, Sequence[Site]]) -> dict[str, Any]:
+    """Coordinates of a ``component`` dimension of groups; a group of many has kind ``group``."""
+    coords = component_coords([sites[0] for sites in groups.values()])
+    several = np.array([len(sites) > 1 for sites in groups.values()])
+    coords["component"] = ("component", np.array(list(groups), dtype=object).astype(str))
+    coords["kind"] = ("component", np.where(several, "group", coords["kind"][1]))
+    for name in ("layer", "head", "neuron"):
+        coords[name] = ("component", np.where(several, -1, coords[name][1]))
+    return coords
+
+
+def account(
+    effects: Effects,
+    groups: Mapping[str, Sequence[Site]],
+    *,
+    positions: Sequence[int],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Per-token effects and their means with standard errors over sequences.
+
+    Args:
+        effects: Tensors ``[component, prompt, pos]``.
+        groups: What was ablated, in order.
+        positions: What the pos axis holds.
+        attrs: What to say of the model and the data.
+    """
+    per_token = {
+        name: (("component", "prompt", "pos"), to_numpy(values), {"unit": MEASURES[name]})
+        for name, values in effects._asdict().items()
+    }
+    return xr.Dataset(
+        {**per_token, **_aggregated(effects)},
+        coords={
+            **group_coords(groups),
+            "prompt": np.arange(effects.kl.shape[1]),
+            "pos": list(positions),
+        },
+        attrs={
+            **attrs,
+            "unit": "nats",
+            "long_name": "what taking each component away does to the predicted distribution",
+            "errors": "standard error over sequences; NaN with a single one",
+        },
+    )
+
+
+def _aggregated(effects: Effects) -> dict[str, Any]:
+    variables: dict[str, Any] = {}
+
+    def add(name: str, mean: Tensor, error: Tensor, unit: str) -> None:
+        variables[name] = ("component", to_numpy(mean), {"unit": unit})
+        variables[f"{name.removesuffix('_mean')}_se"] = (
+            "component",
+            to_numpy(error),
+            {"unit": unit},
+        )
+
+    kl = _over_sequences(effects.kl)
+    loss, loss_error = _over_sequences(effects.delta_loss)
+    add("kl_mean", *kl, unit="nats")
+    add("delta_loss_mean", loss, loss_error, unit="nats per token")
+    # d exp(x) = exp(x) dx carries the standard error over to the ratio.
+    add("perplexity_ratio", loss.exp(), loss.exp() * loss_error, unit="ratio")
+    add("top1_change_rate", *_over_sequences(effects.top1_changed), unit="fraction")
+    return variables
+
+
+def _over_sequences(
+    values: Float[Tensor, "component prompt pos"],
+) -> tuple[Float[Tensor, " component"], Float[Tensor, " component"]]:
+    return mean_and_error(values.nanmean(-1))

@@ -1,0 +1,76 @@
+"""Which components are taken away together."""
+
+from collections.abc import Mapping, Sequence
+
+from mlp_interp.models import Weights
+from mlp_interp.residual import LEVELS, check_site
+from mlp_interp.sites import Site
+
+__all__ = ["Groups", "resolve"]
+
+Groups = str | Sequence[str | Site] | Mapping[str, Sequence[str | Site]]
+"""A level (``"component"``: every attention and MLP output; ``"head"``: every head; ``"neuron"``:
+every neuron), a list of components each ablated alone, or named sets of components."""
+
+# Ablating the whole and a part of it would take the part away twice.
+_WHOLE_OF = {"z": "attn_out", "b_O": "attn_out", "post": "mlp_out", "b_out": "mlp_out"}
+
+
+def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
+    """Named groups of checked, non-overlapping sites.
+
+    Raises:
+        ValueError: An unknown level or component, an empty or doubled group, or a group that holds
+            both a whole output and a part of it.
+    """
+    if isinstance(groups, str):
+        named = {site.label: (site,) for site in _level(weights, groups)}
+    elif isinstance(groups, Mapping):
+        named = {str(name): tuple(map(_parse, members)) for name, members in groups.items()}
+    else:
+        sites = [_parse(member) for member in groups]
+        named = {site.label: (site,) for site in sites}
+        if len(named) != len(sites):
+            raise ValueError(f"groups={[s.label for s in sites]} names a component twice")
+    if not named:
+        raise ValueError("groups is empty; wanted at least one component")
+    for name, sites in named.items():
+        _check(weights, name, sites)
+    return named
+
+
+def _parse(member: str | Site) -> Site:
+    return Site.parse(member) if isinstance(member, str) else member
+
+
+def _level(weights: Weights, level: str) -> list[Site]:
+    layers = range(weights.n_layers)
+    if level == "component":
+        return [Site(name, layer) for layer in layers for name in ("attn_out", "mlp_out")]
+    if level == "head":
+        heads = range(weights.n_heads)
+        return [Site("z", layer, head=head) for layer in layers for head in heads]
+    if level == "neuron":
+        neurons = range(weights.d_mlp)
+        return [Site("post", layer, neuron=n) for layer in layers for n in neurons]
+    wanted = ", ".join(map(repr, LEVELS))
+    raise ValueError(
+        f"groups={level!r}; wanted one of {wanted}, a list of components such as ['3.mlp', "
+        "'L2H5'], or a mapping of names to such lists"
+    )
+
+
+def _check(weights: Weights, name: str, sites: tuple[Site, ...]) -> None:
+    if not sites:
+        raise ValueError(f"group {name!r} is empty; wanted at least one component")
+    members = set(sites)
+    if len(members) != len(sites):
+        raise ValueError(f"group {name!r} names a component twice: {[s.label for s in sites]}")
+    for site in sites:
+        check_site(weights, site)
+        whole = _WHOLE_OF.get(site.name)
+        if whole and Site(whole, site.layer) in members:
+            raise ValueError(
+                f"group {name!r} holds {site.label!r} and the whole "
+                f"{Site(whole, site.layer).label!r} that contains it; wanted one of them"
+            )

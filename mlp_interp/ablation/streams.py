@@ -1,0 +1,90 @@
+"""How the normalised stream changes when something is taken out of it."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.metrics import Effects, LogitChange, rows_for
+from mlp_interp.unembed import Unembed
+
+__all__ = ["chunks", "clean_loss", "joined", "read_changes", "stream_change", "stream_scale"]
+
+T = TypeVar("T")
+
+_CHANGES = 2**25  # numbers held at once: 128 MiB in float32
+
+
+def chunks(groups: Sequence[T], rows: int, d_model: int) -> Iterator[Sequence[T]]:
+    """As many groups at a time as leave their changes ``[group, row, d_model]`` small."""
+    size = max(1, _CHANGES // (rows * d_model))
+    for start in range(0, len(groups), size):
+        yield groups[start : start + size]
+
+
+def joined(pieces: Sequence[Effects], dim: int = 0) -> Effects:
+    """Effects of several pieces as one."""
+    return Effects(*(torch.cat(kind, dim=dim) for kind in zip(*pieces, strict=True)))
+
+
+def read_changes(
+    unembed: Unembed,
+    normalized: Float[Tensor, "row d_model"],
+    targets: Int[Tensor, " row"],
+    changes: Float[Tensor, "group row d_model"],
+) -> Effects:
+    """Effects ``[group, row]`` of changes of the normalised stream, a few rows at a time.
+
+    Each row's clean distribution is computed once for all groups, each change unembedded once, and
+    never more than a fixed number of logits is held.
+    """
+    rows = rows_for(unembed)
+    columns: list[Effects] = []
+    for chosen in torch.arange(len(targets)).split(max(1, min(len(targets), rows // 2))):
+        clean = LogitChange.of(unembed, normalized[chosen], targets[chosen])
+        together = max(1, rows // len(chosen))
+        columns.append(joined([clean.effects(c[:, chosen]) for c in changes.split(together)]))
+    return joined(columns, dim=1)
+
+
+def stream_scale(unembed: Unembed, total: Float[Tensor, "*rows d_model"]) -> Tensor:
+    """The final LayerNorm's scale of a centred stream."""
+    return (total.square().mean(-1, keepdim=True) + unembed.eps).sqrt()
+
+
+def stream_change(
+    unembed: Unembed,
+    total: Float[Tensor, "row d_model"],
+    removed: Float[Tensor, "*more row d_model"],
+    *,
+    norm: str,
+) -> Float[Tensor, "*more row d_model"]:
+    """Change of the normalised stream when `removed` is taken out; both centred.
+
+    Computed from the change of the variance, so that a small removal gives a small change to full
+    relative precision instead of the difference of two nearly equal streams.
+    """
+    scale = stream_scale(unembed, total)
+    if norm == "freeze":
+        return -removed / scale
+    fall = (removed * (2 * total - removed)).mean(-1, keepdim=True)
+    new_scale = (scale.square() - fall).clamp_min(unembed.eps).sqrt()
+    inverse_rise = fall / (scale * new_scale * (scale + new_scale))
+    return total * inverse_rise - removed / new_scale
+
+
+def clean_loss(
+    unembed: Unembed,
+    final: Float[Tensor, "batch pos d_model"],
+    targets: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos"]:
+    """Loss on the next token, nats; NaN where it is unknown."""
+    flat, flat_targets = unembed.normalize(final).flatten(0, 1), targets.flatten()
+    size = max(1, rows_for(unembed) // 2)
+    losses = [
+        LogitChange.of(unembed, rows, wanted).loss()
+        for rows, wanted in zip(flat.split(size), flat_targets.split(size), strict=True)
+    ]
+    return torch.cat(losses).view(targets.shape)

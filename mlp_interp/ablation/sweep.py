@@ -1,0 +1,139 @@
+"""Ablations over a corpus: batch by batch, per sequence, and resumable."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlp_interp.ablation.baselines import Baseline, stand_in
+from mlp_interp.ablation.effects import next_tokens
+from mlp_interp.ablation.streams import clean_loss
+from mlp_interp.ablation.total import read_sites
+from mlp_interp.edits import Run, Runner
+from mlp_interp.residual import Stand
+from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
+
+__all__ = ["Batch", "Sweep"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few sequences, run clean, and what stands in for what is taken away."""
+
+    clean: Run
+    stand: Stand
+
+    @property
+    def targets(self) -> Int[Tensor, "batch pos"]:
+        """The next token of each position; -1 after the last."""
+        return next_tokens(self.clean.tokens)
+
+    def loss(self, unembed: Unembed) -> Float[Tensor, " batch"]:
+        """Clean loss per sequence, nats per token."""
+        return clean_loss(unembed, self.clean.final, self.targets).nanmean(-1)
+
+    def cache(self) -> dict[str, Tensor]:
+        """The clean activations under their hook names, as `decompose` reads them."""
+        last = Site("resid_post", len(self.clean.streams) - 2)
+        seen = {site.hook_name: value for site, value in self.clean.seen.items()}
+        return {**seen, last.hook_name: self.clean.final}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is run over which tokens; `run` does it.
+
+    Raises:
+        ValueError: Unknown baseline, a batch size below one, or resampling a single sequence.
+    """
+
+    runner: Runner
+    tokens: Int[Tensor, "sequence pos"]
+    groups: Mapping[str, tuple[Site, ...]]
+    baseline: Baseline
+    batch_size: int
+    seed: int
+    model: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}; wanted at least 1")
+        if self.tokens.shape[1] < 2:
+            raise ValueError(f"sequences of {self.tokens.shape[1]} token have no next token")
+        stand_in(self.baseline, len(self._batches()[0]))
+
+    def run(
+        self,
+        measure: Callable[[Batch], dict[str, Tensor]],
+        name: str,
+        *,
+        progress: bool,
+        checkpoint: str | Path | None,
+    ) -> dict[str, Float[Tensor, "*rest sequence"]]:
+        """Measure every batch and join the results along their last axis, the sequences.
+
+        Args:
+            measure: From a batch to named tensors whose last axis is the batch.
+            name: What is measured; keeps the checkpoints of different measurements apart.
+            progress: Show a progress bar.
+            checkpoint: Directory for finished batches, or None.
+        """
+        sites = read_sites(self.groups)
+        batches = self._batches()
+        means = self._means(sites) if self.baseline == "mean" else None
+        folder = None if checkpoint is None else Path(checkpoint) / self._fingerprint(name)
+        done: list[dict[str, Tensor]] = []
+        for number, tokens in enumerate(tqdm(batches, desc=name, disable=not progress)):
+            file = None if folder is None else folder / f"{number:06d}.safetensors"
+            if file is not None and file.exists():
+                done.append(load_file(file))
+                continue
+            clean = self.runner.run(tokens, sites=sites)
+            stand = stand_in(self.baseline, len(tokens), seed=self.seed + number, means=means)
+            found = {k: v.cpu().contiguous() for k, v in measure(Batch(clean, stand)).items()}
+            if file is not None:
+                _write(file, found)
+            done.append(found)
+        return {key: torch.cat([found[key] for found in done], dim=-1) for key in done[0]}
+
+    def _batches(self) -> tuple[Tensor, ...]:
+        """Batches of about equal size; none of one sequence where sequences are resampled."""
+        count = -(-len(self.tokens) // self.batch_size)
+        if self.baseline == "resample":
+            count = max(1, min(count, len(self.tokens) // 2))
+        return self.tokens.tensor_split(count)
+
+    def _means(self, sites: list[Site]) -> dict[Site, Tensor]:
+        """Mean of each activation over all sequences and positions of the corpus."""
+        sums: dict[Site, Tensor] = {}
+        for tokens in self._batches():
+            for site, value in self.runner.run(tokens, sites=sites).seen.items():
+                total = value.double().sum((0, 1), keepdim=True)
+                sums[site] = sums[site] + total if site in sums else total
+        return {site: total / self.tokens.numel() for site, total in sums.items()}
+
+    def _fingerprint(self, name: str) -> str:
+        """A name that changes with anything that would change the numbers."""
+        options = [self.baseline, self.batch_size, self.seed, list(self.groups), dict(self.model)]
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+        digest.update(self.tokens.cpu().numpy().tobytes())
+        # Weights by a cheap probe: the same name may stand for weights that were edited since.
+        probe = self.runner.run(self.tokens[:1]).final
+        digest.update(probe.float().cpu().numpy().round(3).tobytes())
+        return f"{name}-{digest.hexdigest()[:16]}"
+
+
+def _write(file: Path, found: dict[str, Tensor]) -> None:
+    """Write beside, then rename: a file that is there is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    save_file(found, unfinished)
+    unfinished.replace(file)

@@ -1,0 +1,152 @@
+"""Total ablation: take components away in the forward pass, so that later layers react."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlp_interp.ablation.baselines import Baseline, stand_in
+from mlp_interp.ablation.effects import account, next_tokens
+from mlp_interp.ablation.groups import Groups, resolve
+from mlp_interp.ablation.streams import chunks, joined, read_changes
+from mlp_interp.edits import Edit, Run, Runner
+from mlp_interp.metrics import Effects
+from mlp_interp.models import Weights, describe
+from mlp_interp.residual import Stand
+from mlp_interp.results import tokens_of
+from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
+
+__all__ = ["ablate_total", "edits_for", "read_sites", "total_effects"]
+
+_EDITED = ("attn_out", "mlp_out", "z", "post")
+_SUMS = {"embed": "resid_pre", "pos_embed": "resid_pre", "b_O": "attn_out", "b_out": "mlp_out"}
+
+
+@torch.no_grad()
+def ablate_total(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    groups: Groups = "component",
+    *,
+    baseline: Baseline = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """What the prediction loses when components are removed in the forward pass.
+
+    Later layers read the ablated stream, so this is the direct effect (`ablate_direct` with
+    ``norm="recompute"``) plus what goes through later layers. Each group restarts from its first
+    ablated layer, on the clean run's stream.
+
+    Args:
+        model: The model.
+        tokens: Tokens ``[batch, pos]``.
+        groups: What to take away: a level, a list of components (each alone), or named sets.
+        baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over batch and
+            positions, or ``"resample"``, the clean activation at the same position of another
+            sequence.
+        seed: Which sequences are resampled.
+        progress: Show a progress bar.
+
+    Returns:
+        A Dataset as of `ablate_direct`.
+
+    Raises:
+        ValueError: Unknown components or options, overlapping groups, tokens of the wrong shape.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> result = ablate_total(load_model("nano"), torch.arange(40).reshape(4, 10), ["0.mlp"])
+        >>> result.kl.dims, result.sizes["pos"]
+        (('component', 'prompt', 'pos'), 10)
+    """
+    tokens, data = tokens_of(tokens)
+    runner, unembed = Runner.of(model), Unembed.of(model)
+    named = resolve(runner.weights, groups)
+    clean = runner.run(tokens, sites=read_sites(named))
+    stand = stand_in(baseline, len(tokens), seed=seed)
+    effects = total_effects(runner, unembed, clean, named, stand, progress=progress)
+    return account(
+        effects,
+        named,
+        positions=range(tokens.shape[1]),
+        attrs={
+            **data,
+            **describe(model),
+            "analysis": "total ablation",
+            "engine": runner.forward.engine,
+            "baseline": baseline,
+            "seed": seed,
+        },
+    )
+
+
+def total_effects(
+    runner: Runner,
+    unembed: Unembed,
+    clean: Run,
+    groups: Mapping[str, tuple[Site, ...]],
+    stand: Stand,
+    *,
+    progress: bool = False,
+) -> Effects:
+    """Effects of removing each group in the forward pass, ``[component, batch, pos]``."""
+    targets = next_tokens(clean.tokens)
+    normalized = unembed.normalize(clean.final)
+    flat, flat_targets = normalized.flatten(0, 1), targets.flatten()
+    pieces: list[Effects] = []
+    with tqdm(total=len(groups), desc="total ablation", disable=not progress, leave=False) as bar:
+        for members in chunks(list(groups.values()), *flat.shape):
+            changes = torch.empty((len(members), *flat.shape), dtype=flat.dtype, device=flat.device)
+            for change, sites in zip(changes, members, strict=True):
+                final = runner.edited(clean, edits_for(runner.weights, clean, sites, stand))
+                change.copy_((unembed.normalize(final) - normalized).flatten(0, 1))
+                bar.update()
+            pieces.append(read_changes(unembed, flat, flat_targets, changes))
+    shape = (len(groups), *targets.shape)
+    return Effects(*(values.view(shape) for values in joined(pieces)))
+
+
+def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
+    """Whole activations that the clean run must keep so that `edits_for` has stand-ins."""
+    sites = (Site(site.name, site.layer) for members in groups.values() for site in members)
+    return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
+
+
+def edits_for(
+    weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand
+) -> list[Edit]:
+    """Edits that take `sites` away and put their stand-ins in their place."""
+    ordered = sorted(sites, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
+    runs = groupby(ordered, key=lambda site: Site(site.name, site.layer))
+    return [_edit(weights, clean, whole, tuple(run), stand) for whole, run in runs]
+
+
+def _edit(
+    weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand
+) -> Edit:
+    if whole.name in _EDITED:
+        replacement = stand(whole, clean.seen[whole])
+        if whole.name in ("attn_out", "mlp_out"):
+            return Edit(whole, "set", replacement)
+        units = tuple(s.head if whole.name == "z" else s.neuron for s in sites)
+        return Edit(whole, "set", replacement[:, :, list(units)], units=units)
+    # Embeddings and biases are no activations of a block: take them out of the sum they are in.
+    value = _constant(weights, clean, whole)
+    place = Site(_SUMS[whole.name], whole.layer or 0)
+    return Edit(place, "add", stand(whole, value) - value)
+
+
+def _constant(weights: Weights, clean: Run, site: Site) -> Float[Tensor, "batch pos d_model"]:
+    shape = clean.final.shape
+    if site.name == "embed":
+        return weights.W_E[clean.tokens]
+    if site.name == "pos_embed":
+        return weights.W_pos[: shape[1]].expand(shape)
+    return getattr(weights.block(site.layer or 0), site.name).expand(shape)
