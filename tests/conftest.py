@@ -129,8 +129,10 @@ def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
 
             hf_model = random_gpt2().to(dtype)
             hf_model.set_attn_implementation("eager")
+            tokenizer = tiny_tokenizer()
+            tokenizer.bos_token = None  # else the library reloads it from its path
             model = TransformerBridge.boot_transformers(
-                "gpt2", hf_model=hf_model, tokenizer=tiny_tokenizer(), dtype=dtype
+                "gpt2", hf_model=hf_model, tokenizer=tokenizer, dtype=dtype
             )
             if processing == "folded":
                 model.enable_compatibility_mode()

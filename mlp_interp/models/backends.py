@@ -23,7 +23,7 @@ def _quiet() -> Iterator[None]:
 
 def boot_hooked(
     hf_model: GPTNeoXForCausalLM,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -67,8 +67,7 @@ def boot_hooked(
             init_weights=False,
         )
         model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
-        if tokenizer is not None:
-            _attach(model, copy.deepcopy(tokenizer))
+        _attach(model, copy.deepcopy(tokenizer))
         model.load_and_process_state_dict(
             convert_neox_weights(hf_model, cfg),
             fold_ln=folded,
@@ -81,7 +80,7 @@ def boot_hooked(
 
 def boot_bridge(
     hf_model: GPTNeoXForCausalLM,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -92,21 +91,23 @@ def boot_bridge(
 
     hf_model = hf_model.to(device=device, dtype=dtype)
     hf_model.set_attn_implementation("eager")  # the only one whose scores the bridge can hook
+    # The library reloads, perhaps from the hub, any tokenizer that has a BOS token and does not
+    # prepend it. So it gets a copy without one, which is given back afterwards.
+    without_bos = copy.deepcopy(tokenizer)
+    without_bos.bos_token = None
     with _quiet():
         model = TransformerBridge.boot_transformers(
-            "gpt_neox",
-            hf_model=hf_model,
-            tokenizer=None if tokenizer is None else copy.deepcopy(tokenizer),
-            dtype=dtype,
-            device=device,
+            "gpt_neox", hf_model=hf_model, tokenizer=without_bos, dtype=dtype, device=device
         )
         if folded:
             model.enable_compatibility_mode()
+    if tokenizer.bos_token is not None:
+        model.tokenizer.bos_token = tokenizer.bos_token
     return model
 
 
 def _attach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What `HookedTransformer.set_tokenizer` does, less its second load from the hub."""
+    """What the library does to a tokenizer it is given, less its second load from the hub."""
     tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -73,7 +73,9 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source: Any = None
     if isinstance(name, torch.nn.Module):
-        hf_model, label = _in_memory(name, tokenizer, dtype), name.config.name_or_path or "memory"
+        if tokenizer is None:
+            raise ValueError("tokenizer=None: a model in memory wants its tokenizer beside it")
+        hf_model, label = _in_memory(name, dtype), name.config.name_or_path or "memory"
     else:
         source, label = _resolve(str(name), revision)
         hf_model, found = _read(source, revision, dtype)
@@ -136,13 +138,9 @@ def _backend(backend: str) -> str:
     return backend if backend != "auto" else ("hooked" if has_hooked else "bridge")
 
 
-def _in_memory(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
-) -> GPTNeoXForCausalLM:
+def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM:
     if not isinstance(model, GPTNeoXForCausalLM):
         raise ValueError(f"name={type(model).__name__}; wanted a GPTNeoXForCausalLM")
-    if tokenizer is None:
-        raise ValueError("tokenizer=None: a model in memory wants its tokenizer beside it")
     # Both backends may keep or change the module they are given; the user's stays as it was.
     copy = GPTNeoXForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
