@@ -15,8 +15,16 @@ __all__ = ["boot_bridge", "boot_hooked"]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the library's deprecation notes and prints: the choice of class is ours."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Hold back the library's deprecation notes and prints, and keep torch's random state.
+
+    The choice of class is ours, and loading weights is no reason to change what comes next from a
+    seed: the library initialises modules at random before it fills them.
+    """
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        torch.random.fork_rng(devices=[]),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -1,5 +1,6 @@
 """Load Pythia and other GPT-NeoX models into TransformerLens, from wherever they are."""
 
+import copy
 import difflib
 import weakref
 from importlib.util import find_spec
@@ -141,10 +142,12 @@ def _backend(backend: str) -> str:
 def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM:
     if not isinstance(model, GPTNeoXForCausalLM):
         raise ValueError(f"name={type(model).__name__}; wanted a GPTNeoXForCausalLM")
-    # Both backends may keep or change the module they are given; the user's stays as it was.
-    copy = GPTNeoXForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.to(dtype)
+    # Both backends may keep or change the module they are given, and its config; the user's stay as
+    # they were, and so does the random state, which initialising a module draws from.
+    with torch.random.fork_rng(devices=[]):
+        copied = GPTNeoXForCausalLM(copy.deepcopy(model.config))
+    copied.load_state_dict(model.state_dict())
+    return copied.to(dtype)
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str]:
@@ -163,8 +166,8 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
         return f"EleutherAI/{short}", short
     near = difflib.get_close_matches(short, PYTHIA, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"name={name!r} is neither 'nano', nor a Pythia model, nor a directory; the nearest name is "
-        f"{near!r}"
+        f"name={name!r} is neither 'nano', nor a Pythia model, nor a directory; the nearest name "
+        f"is {near!r}"
     )
 
 
@@ -199,4 +202,6 @@ def _first_line(error: Exception) -> str:
 def _refuse_nan(model: torch.nn.Module, label: str) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise ValueError(f"name={label!r}: weight {name!r} holds NaN or infinity; wanted finite")
+            raise ValueError(
+                f"name={label!r}: weight {name!r} holds NaN or infinity; wanted finite"
+            )
