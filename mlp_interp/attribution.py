@@ -148,9 +148,7 @@ def attribute_sources(
     sites = _heads(weights, heads)
     final = _entry(cache, Site("resid_post", weights.n_layers - 1))
     if not -final.shape[1] <= position < final.shape[1]:
-        raise ValueError(
-            f"position={position}; wanted {-final.shape[1]} to {final.shape[1] - 1}"
-        )
+        raise ValueError(f"position={position}; wanted {-final.shape[1]} to {final.shape[1] - 1}")
     position %= final.shape[1]
     directions, _, names = _readout(model, unembed, final.shape[0], answers, foils)
     directions = directions / unembed.scale(final[:, position])
@@ -250,7 +248,9 @@ def _ids(model: Any, unembed: Unembed, tokens: Any, n: int, name: str) -> Int[Te
     if len(many) != n:
         raise ValueError(f"{name} has {len(many)} tokens for {n} prompts; wanted one each, or one")
     ids = [
-        single_token(tokenizer_of(model), token, what=name) if isinstance(token, str) else int(token)
+        single_token(tokenizer_of(model), token, what=name)
+        if isinstance(token, str)
+        else int(token)
         for token in many
     ]
     if any(not 0 <= i < unembed.d_vocab for i in ids):

@@ -57,7 +57,9 @@ class Edit:
                 f"site={self.site.label!r} cannot be edited; wanted one of {', '.join(_EDITABLE)}"
             )
         if self.units is not None and self.site.name not in ("z", "q", "k", "v", "pre", "post"):
-            raise ValueError(f"units={self.units}: site {self.site.label!r} has no heads or neurons")
+            raise ValueError(
+                f"units={self.units}: site {self.site.label!r} has no heads or neurons"
+            )
 
     @property
     def _units(self) -> tuple[int, ...] | None:

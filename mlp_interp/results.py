@@ -15,6 +15,7 @@ Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 
 # Marks a file that holds one DataArray, so that `load` gives back the type that was saved.
 _DATAARRAY = "mlp_interp_dataarray"
+_UNNAMED = "result"
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -36,7 +37,10 @@ def tokens_of(source: Any) -> tuple[Tensor, dict[str, Any]]:
     """
     tokens = getattr(source, "tokens", source)
     attrs = dict(getattr(source, "attrs", {}))
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+    integers = isinstance(tokens, Tensor) and not (
+        tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
+    )
+    if not integers or tokens.ndim != 2:
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"tokens={shape} wanted a Corpus or an integer tensor [batch, pos]")
     if tokens.numel() == 0:
@@ -67,14 +71,13 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
     Raises:
         ValueError: The suffix is neither.
     """
-    path = Path(path)
-    if path.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.nc' or '.zarr'")
+    path = _checked(path)
     if isinstance(result, xr.DataArray):
-        name = result.name or "result"
-        result = result.to_dataset(name=name).assign_attrs({_DATAARRAY: str(name)})
+        name = "" if result.name is None else str(result.name)
+        result = result.to_dataset(name=name or _UNNAMED).assign_attrs({_DATAARRAY: name})
     if path.suffix == ".zarr":
-        result.to_zarr(path, mode="w")
+        # Consolidated metadata are no part of the zarr 3 format.
+        result.to_zarr(path, mode="w", consolidated=False)
     else:
         result.to_netcdf(path, engine="h5netcdf")
     return path
@@ -84,13 +87,26 @@ def load(path: str | Path) -> xr.DataArray | xr.Dataset:
     """Read back what `save` wrote: a DataArray if one was saved, else a Dataset.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: There is no such file, or its suffix is neither ``.nc`` nor ``.zarr``.
     """
-    path = Path(path)
+    path = _checked(path)
     if not path.exists():
         raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
-    engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
-    with xr.open_dataset(path, engine=engine) as opened:
+    options: dict[str, Any] = (
+        {"engine": "zarr", "consolidated": False}
+        if path.suffix == ".zarr"
+        else {"engine": "h5netcdf"}
+    )
+    with xr.open_dataset(path, **options) as opened:
         dataset = opened.load()
     name = dataset.attrs.get(_DATAARRAY)
-    return dataset if name is None else dataset[name]
+    if name is None:
+        return dataset
+    return dataset[name] if name else dataset[_UNNAMED].rename(None)
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.nc' or '.zarr'")
+    return path

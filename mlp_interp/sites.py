@@ -47,8 +47,8 @@ _KINDS = {
     "b_out": "bias",
     "bias": "bias",
 }
-_LABEL = re.compile(r"^L(?P<layer>\d+)(?P<unit>[HN])(?P<index>\d+)(?:\.(?P<name>\w+))?$")
-_LAYERED = re.compile(r"^(?P<layer>\d+)\.(?P<name>\w+)$")
+_LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HN])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
+_LAYERED = re.compile(r"(?P<layer>[0-9]+)\.(?P<name>\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,10 @@ class Site:
             raise ValueError(f"head={self.head!r}: only {', '.join(_PER_HEAD)} have heads")
         if self.neuron is not None and self.name not in _PER_NEURON:
             raise ValueError(f"neuron={self.neuron!r}: only {', '.join(_PER_NEURON)} have neurons")
+        for name in ("layer", "head", "neuron"):
+            index = getattr(self, name)
+            if index is not None and index < 0:
+                raise ValueError(f"{name}={index}: sites are counted from 0, not from the end")
 
     @property
     def hook_name(self) -> str:
@@ -113,6 +117,18 @@ class Site:
         return f"{self.layer}.{_SUBUPDATE.get(self.name, self.name)}"
 
     @property
+    def unit(self) -> int:
+        """The head or neuron.
+
+        Raises:
+            ValueError: The site names neither.
+        """
+        unit = self.neuron if self.head is None else self.head
+        if unit is None:
+            raise ValueError(f"site {self.label!r} names neither a head nor a neuron")
+        return unit
+
+    @property
     def kind(self) -> str:
         """What it is in the stream: embed, pos_embed, attn, mlp, head, neuron, bias; else name."""
         return _KINDS.get(self.name, self.name)
@@ -126,11 +142,11 @@ class Site:
         """
         if label in _GLOBAL:
             return cls(label)
-        if match := _LABEL.match(label):
+        if match := _LABEL.fullmatch(label):
             name = match["name"] or ("z" if match["unit"] == "H" else "post")
             unit = {"head" if match["unit"] == "H" else "neuron": int(match["index"])}
             return cls(name, int(match["layer"]), **unit)
-        if match := _LAYERED.match(label):
+        if match := _LAYERED.fullmatch(label):
             names = {short: name for name, short in _SUBUPDATE.items()}
             return cls(names.get(match["name"], match["name"]), int(match["layer"]))
         raise ValueError(

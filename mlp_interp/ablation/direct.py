@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, stand_in

@@ -68,10 +68,11 @@ def subupdate_importance(
 
     Returns:
         A Dataset along ``component``. For the quantities ``kl`` (KL(clean‖ablated), nats) and
-        ``delta_loss`` (nats per token): ``*_direct``, ``*_direct_frozen``, ``*_total``, ``*_later``,
-        ``*_layernorm``; besides ``top1_direct``, ``top1_total`` (fraction of tokens whose likeliest
-        successor changes) and ``perplexity_ratio_direct``, ``perplexity_ratio_total``. Each has its
-        standard error over sequences, ``*_se``. The clean loss is in the attributes.
+        ``delta_loss`` (nats per token): ``*_direct``, ``*_direct_frozen``, ``*_total``,
+        ``*_later``, ``*_layernorm``; besides ``top1_direct``, ``top1_total`` (fraction of tokens
+        whose likeliest successor changes) and ``perplexity_ratio_direct``,
+        ``perplexity_ratio_total``. Each has its standard error over sequences, ``*_se``. The clean
+        loss is in the attributes.
 
     Raises:
         ValueError: An empty corpus, unknown options, or resampling a single sequence.

@@ -119,23 +119,19 @@ def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
 
 
-def edits_for(
-    weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand
-) -> list[Edit]:
+def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand) -> list[Edit]:
     """Edits that take `sites` away and put their stand-ins in their place."""
     ordered = sorted(sites, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
     runs = groupby(ordered, key=lambda site: Site(site.name, site.layer))
     return [_edit(weights, clean, whole, tuple(run), stand) for whole, run in runs]
 
 
-def _edit(
-    weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand
-) -> Edit:
+def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand) -> Edit:
     if whole.name in _EDITED:
         replacement = stand(whole, clean.seen[whole])
         if whole.name in ("attn_out", "mlp_out"):
             return Edit(whole, "set", replacement)
-        units = tuple(s.head if whole.name == "z" else s.neuron for s in sites)
+        units = tuple(site.unit for site in sites)
         return Edit(whole, "set", replacement[:, :, list(units)], units=units)
     # Embeddings and biases are no activations of a block: take them out of the sum they are in.
     value = _constant(weights, clean, whole)

@@ -47,9 +47,11 @@ def boot_hooked(
 
     hf = hf_model.config
     d_head = hf.hidden_size // hf.num_attention_heads
-    rope = getattr(hf, "rope_parameters", None) or {}
-    fraction = rope.get("partial_rotary_factor", getattr(hf, "rotary_pct", None))
-    base = rope.get("rope_theta", getattr(hf, "rotary_emb_base", None))
+    # transformers 5 moved both from attributes of their own into one mapping.
+    rope = getattr(hf, "rope_parameters", None) or {
+        "partial_rotary_factor": getattr(hf, "rotary_pct", 0.25),
+        "rope_theta": getattr(hf, "rotary_emb_base", 10_000),
+    }
     with _quiet():
         cfg = HookedTransformerConfig(
             model_name="gpt_neox",
@@ -65,8 +67,8 @@ def boot_hooked(
             act_fn=hf.hidden_act,
             parallel_attn_mlp=hf.use_parallel_residual,
             positional_embedding_type="rotary",
-            rotary_dim=round(fraction * d_head),
-            rotary_base=base,
+            rotary_dim=round(rope["partial_rotary_factor"] * d_head),
+            rotary_base=rope["rope_theta"],
             rotary_adjacent_pairs=False,
             normalization_type="LNPre" if folded else "LN",
             default_prepend_bos=True,
@@ -87,7 +89,7 @@ def boot_hooked(
 
 
 def boot_bridge(
-    hf_model: GPTNeoXForCausalLM,
+    hf_model: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device,

@@ -102,7 +102,7 @@ def _residual_error(weights: Weights, cache: Any) -> float:
 
 
 def _log_prob_error(model: Any, tokens: Tensor, logits: Float[Tensor, "..."]) -> float:
-    source = reload_source(model)
+    source: Any = reload_source(model)
     if source is None:
         return float("nan")
     theirs = source.to(tokens.device).eval()(tokens).logits.float().log_softmax(-1)

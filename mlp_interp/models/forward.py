@@ -145,7 +145,11 @@ class Forward:
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
         z = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self._scale
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            scale=self._scale,
         ).transpose(1, 2)
         z = observe("z", layer, z)
         attn_out = observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))

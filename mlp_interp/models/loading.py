@@ -145,7 +145,7 @@ def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM
     # Both backends may keep or change the module they are given, and its config; the user's stay as
     # they were, and so does the random state, which initialising a module draws from.
     with torch.random.fork_rng(devices=[]):
-        copied = GPTNeoXForCausalLM(copy.deepcopy(model.config))
+        copied: Any = GPTNeoXForCausalLM(copy.deepcopy(model.config))
     copied.load_state_dict(model.state_dict())
     return copied.to(dtype)
 

@@ -1,8 +1,5 @@
 """Decomposition of a residual stream into the components that wrote it."""
 
-from mlp_interp.residual.decompose import LEVELS as LEVELS
-from mlp_interp.residual.decompose import Level as Level
-from mlp_interp.residual.decompose import Residual as Residual
 from mlp_interp.residual.decompose import cache_for as cache_for
 from mlp_interp.residual.decompose import check_site as check_site
 from mlp_interp.residual.decompose import components as components
@@ -11,3 +8,6 @@ from mlp_interp.residual.decompose import needed as needed
 from mlp_interp.residual.norms import norms as norms
 from mlp_interp.residual.parts import Part as Part
 from mlp_interp.residual.parts import Stand as Stand
+from mlp_interp.residual.stream import LEVELS as LEVELS
+from mlp_interp.residual.stream import Level as Level
+from mlp_interp.residual.stream import Residual as Residual

@@ -33,9 +33,9 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         progress: Show a progress bar.
 
     Returns:
-        A Dataset with ``norm[component, stat]`` and ``resid_norm[resid_layer, stat]`` (the stream at
-        each layer's input; ``resid_layer = n_layers`` is the final stream), unit L2 norm; statistics
-        ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
+        A Dataset with ``norm[component, stat]`` and ``resid_norm[resid_layer, stat]`` (the stream
+        at each layer's input; ``resid_layer = n_layers`` is the final stream), unit L2 norm;
+        statistics ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
 
     Raises:
         ValueError: The corpus is empty or not tokens.

@@ -153,7 +153,9 @@ class Scaled:
 
     def less(self, stand: Stand) -> "Scaled":
         """The components less what stands in for them."""
-        return replace(self, coefficients=self.coefficients - stand(_whole(self.sites), self.coefficients))
+        return replace(
+            self, coefficients=self.coefficients - stand(_whole(self.sites), self.coefficients)
+        )
 
     def at(self, positions: Sequence[int]) -> "Scaled":
         """The components at some of the positions."""

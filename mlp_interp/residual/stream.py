@@ -1,0 +1,171 @@
+"""A residual stream as a sum of named components."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.residual.parts import Part, Stand
+from mlp_interp.sites import Site
+
+__all__ = ["LEVELS", "Level", "Residual", "checked_positions"]
+
+Level = Literal["component", "head", "neuron"]
+LEVELS: tuple[str, ...] = get_args(Level)
+
+_MAX_DENSE = 2**30  # numbers; 4 GiB in float32
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One residual stream as a sum of named components.
+
+    Components come in the order in which they are written: the embeddings, then for each layer the
+    attention's, then the MLP's. Made by `decompose`.
+
+    Attributes:
+        parts: The components, grouped by kind; see `mlp_interp.residual.parts`.
+        total: The stream itself, from the cache.
+        positions: Token positions that the ``pos`` axis holds.
+        level: ``"component"``, ``"head"`` or ``"neuron"``.
+        where: Which stream: ``"final"`` or ``"3.resid_pre"``.
+        attrs: What results made from this say of the model.
+    """
+
+    parts: tuple[Part, ...]
+    total: Float[Tensor, "batch pos d_model"]
+    positions: tuple[int, ...]
+    level: Level | Literal["selected"]
+    where: str
+    attrs: dict[str, Any]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The components' sites, in order."""
+        return tuple(site for part in self.parts for site in part.sites)
+
+    @property
+    def labels(self) -> list[str]:
+        """The components' names: ``embed``, ``0.attn``, ``L3H5``, ``L3N669``, ``3.b_out``."""
+        return [site.label for site in self.sites]
+
+    def __len__(self) -> int:
+        return sum(len(part.sites) for part in self.parts)
+
+    def vectors(self) -> Float[Tensor, "batch pos component d_model"]:
+        """What each component wrote, as one dense tensor.
+
+        Raises:
+            ValueError: It would hold more than 2^30 numbers; use `project`, `square_norms` or
+                `select` instead.
+        """
+        size = self.total.numel() * len(self)
+        if size > _MAX_DENSE:
+            raise ValueError(
+                f"vectors of {len(self)} components at {tuple(self.total.shape[:2])} positions "
+                f"hold {size:.1e} numbers; wanted at most {_MAX_DENSE:.1e}: use project() or "
+                "select()"
+            )
+        return torch.cat([part.vectors() for part in self.parts], dim=-2)
+
+    def project(
+        self, directions: Float[Tensor, "#batch #pos d_model"]
+    ) -> Float[Tensor, "batch pos component"]:
+        """Dot product of every component with one direction per position, or one for all.
+
+        Neurons are projected through their value vectors: nothing of size
+        ``neurons * d_model`` per position is made.
+        """
+        shares = [part.project(directions) for part in self.parts]
+        return torch.cat(shares, dim=-1)
+
+    def square_norms(self) -> Float[Tensor, "batch pos component"]:
+        """Squared L2 norm of every component."""
+        return torch.cat([part.square_norm() for part in self.parts], dim=-1)
+
+    def sum(self) -> Float[Tensor, "batch pos d_model"]:
+        """Sum of all components; equals `total` up to rounding."""
+        return torch.stack([part.sum() for part in self.parts]).sum(0)
+
+    def centred(self) -> "Residual":
+        """The same with the mean over ``d_model`` taken out of everything, as LayerNorm does."""
+        total = self.total - self.total.mean(-1, keepdim=True)
+        return self._with(tuple(part.centred() for part in self.parts), total)
+
+    def select(self, sites: Sequence[Site | str]) -> "Residual":
+        """Only some components, in the stream's order; `total` stays the whole stream.
+
+        Raises:
+            ValueError: A site is not a component at this level.
+        """
+        wanted = {Site.parse(s) if isinstance(s, str) else s for s in sites}
+        unknown = wanted - set(self.sites)
+        if unknown:
+            raise ValueError(
+                f"sites={sorted(s.label for s in unknown)} are not among the {len(self)} "
+                f"components of level={self.level!r} ({', '.join(self.labels[:4])}, …)"
+            )
+        picked = []
+        for part in self.parts:
+            index = [i for i, site in enumerate(part.sites) if site in wanted]
+            if index:
+                picked.append(part.take(index))
+        return self._with(tuple(picked), self.total)
+
+    def less(self, stand: Stand) -> "Residual":
+        """Every component less what stands in for it; `total` stays the whole stream."""
+        return self._with(tuple(part.less(stand) for part in self.parts), self.total)
+
+    def at(self, position: int | Sequence[int] | None) -> "Residual":
+        """The same at some of the positions that this holds; None keeps all.
+
+        Raises:
+            ValueError: A position is outside.
+        """
+        if position is None:
+            return self
+        chosen = checked_positions(position, len(self.positions))
+        parts = tuple(part.at(chosen) for part in self.parts)
+        kept = tuple(self.positions[i] for i in chosen)
+        return replace(self, parts=parts, total=self.total[:, list(chosen)], positions=kept)
+
+    def error(self) -> float:
+        """Largest entry of total minus sum: how exactly the components add up."""
+        return float((self.total - self.sum()).abs().max())
+
+    def _with(self, parts: tuple[Part, ...], total: Tensor) -> "Residual":
+        return replace(self, parts=parts, total=total)
+
+    def __repr__(self) -> str:
+        batch, pos, d_model = self.total.shape
+        kinds = Counter(site.kind for site in self.sites)
+        shown = self.labels if len(self) <= 8 else [*self.labels[:4], "…", *self.labels[-3:]]
+        return (
+            f"Residual of {self.attrs.get('model', 'a model')}, {self.where} stream, "
+            f"level={self.level!r}\n"
+            f"  {batch} prompt(s) x {pos} position(s) x d_model {d_model}\n"
+            f"  {len(self)} components: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}\n"
+            f"  {', '.join(shown)}\n"
+            f"  sum differs from the stream by at most {self.error():.1e} "
+            f"(median norm {float(self.total.norm(dim=-1).median()):.3g})"
+        )
+
+
+def checked_positions(position: int | Sequence[int] | None, length: int) -> tuple[int, ...]:
+    """Indices from the start for one position, several, or (None) all.
+
+    Raises:
+        ValueError: A position is outside, or there are none.
+    """
+    if position is None:
+        return tuple(range(length))
+    asked = [position] if isinstance(position, int | np.integer) else list(position)
+    wrong = [p for p in asked if not -length <= p < length]
+    if wrong or not asked:
+        raise ValueError(f"position={position}; wanted indices from {-length} to {length - 1}")
+    return tuple(int(p) % length for p in asked)
