@@ -76,8 +76,8 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
         name = "" if result.name is None else str(result.name)
         result = result.to_dataset(name=name or _UNNAMED).assign_attrs({_DATAARRAY: name})
     if path.suffix == ".zarr":
-        # Consolidated metadata are no part of the zarr 3 format.
-        result.to_zarr(path, mode="w", consolidated=False)
+        # Format 2: format 3 has no settled way to store strings yet.
+        result.to_zarr(path, mode="w", zarr_format=2)
     else:
         result.to_netcdf(path, engine="h5netcdf")
     return path
@@ -92,12 +92,8 @@ def load(path: str | Path) -> xr.DataArray | xr.Dataset:
     path = _checked(path)
     if not path.exists():
         raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
-    options: dict[str, Any] = (
-        {"engine": "zarr", "consolidated": False}
-        if path.suffix == ".zarr"
-        else {"engine": "h5netcdf"}
-    )
-    with xr.open_dataset(path, **options) as opened:
+    engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
+    with xr.open_dataset(path, engine=engine) as opened:
         dataset = opened.load()
     name = dataset.attrs.get(_DATAARRAY)
     if name is None:
