@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -122,7 +123,11 @@ def build(architecture: str, backend: str, processing: str, dtype: torch.dtype =
 
 
 def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(None),
+        torch.random.fork_rng(devices=[]),
+    ):
         warnings.simplefilter("ignore")
         if backend == "bridge":
             from transformer_lens.model_bridge import TransformerBridge
@@ -167,18 +172,70 @@ def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
 
 
 _built: dict[tuple[Any, ...], Any] = {}
+_states: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """Everything about a model that an analysis could leave changed."""
+    modules = dict(model.named_modules())
+    return {
+        "weights": {name: value.detach().clone() for name, value in model.named_parameters()},
+        "buffers": {name: value.detach().clone() for name, value in model.named_buffers()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "grad": {name: p.grad is None for name, p in model.named_parameters()},
+        "training": {name: module.training for name, module in modules.items()},
+        "hooks": {
+            name: (
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                len(module._backward_hooks),
+                len(getattr(module, "fwd_hooks", ())),
+                len(getattr(module, "bwd_hooks", ())),
+            )
+            for name, module in modules.items()
+        },
+        "flags": {k: v for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str)},
+    }
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Two `state_of` agree to the last bit."""
+    for what in ("weights", "buffers"):
+        assert before[what].keys() == after[what].keys()
+        for name, value in before[what].items():
+            assert torch.equal(value.nan_to_num(), after[what][name].nan_to_num()), name
+    for what in ("requires_grad", "grad", "training", "hooks", "flags"):
+        assert before[what] == after[what], what
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def model(request: pytest.FixtureRequest) -> Any:
-    """Every kind of model in turn; built once, and checked to be left as it was."""
-    return _cached(*request.param)
+def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
+    """Every kind of model in turn."""
+    return kind(*request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both model classes in turn, where the library has both."""
+    return request.param
 
 
 @pytest.fixture
-def kind() -> Callable[..., Any]:
-    """Build (once) a model of a given kind: ``kind("parallel", "bridge", "raw")``."""
-    return _cached
+def kind() -> Iterator[Callable[..., Any]]:
+    """Build (once) a model of a given kind: ``kind("parallel", "bridge", "raw")``.
+
+    After the test each model that it used must be as it was: weights, hooks, gradients, mode.
+    """
+    used: set[tuple[Any, ...]] = set()
+
+    def get(*args: Any, **kwargs: Any) -> Any:
+        key, built = _cached(*args, **kwargs)
+        used.add(key)
+        return built
+
+    yield get
+    for key in used:
+        assert_same_state(_states[key], state_of(_built[key]))
 
 
 def _cached(
@@ -186,11 +243,14 @@ def _cached(
     backend: str = BACKENDS[0],
     processing: str = "folded",
     dtype: torch.dtype = torch.float32,
-) -> Any:
+) -> tuple[tuple[Any, ...], Any]:
     key = (architecture, backend, processing, dtype)
     if key not in _built:
         _built[key] = build(*key)
-    return _built[key]
+        with torch.no_grad():  # the bridge sets up hooks of its own when it first runs
+            _built[key].run_with_cache(torch.zeros(1, 2, dtype=torch.long))
+        _states[key] = state_of(_built[key])
+    return key, _built[key]
 
 
 @pytest.fixture(scope="session")
@@ -216,7 +276,10 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def untouched_rng() -> Iterator[None]:
-    """No test may leave torch's random state changed: then no analysis does."""
-    before = torch.random.get_rng_state()
+    """No test may leave a global random state or the gradient mode changed: then no analysis does."""
+    before = torch.random.get_rng_state(), repr(np.random.get_state())
     yield
-    assert torch.equal(before, torch.random.get_rng_state())
+    after = torch.random.get_rng_state(), repr(np.random.get_state())
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+    assert torch.is_grad_enabled()

@@ -1,0 +1,158 @@
+"""Slow references: plain library calls, one forward a question, float64; no fast path of ours.
+
+Nothing here imports the package. Components are vectors, ablations are subtractions or hooks,
+effects are differences of two log-softmaxes in float64.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def full_cache(model: Any, tokens: Tensor) -> Any:
+    """Everything the library caches."""
+    with torch.no_grad():
+        return model.run_with_cache(tokens)[1]
+
+
+def vectors(model: Any, cache: Any, level: str = "component", layers: int | None = None) -> dict:
+    """What each component wrote, ``label -> [batch, pos, d_model]``, in the order of writing."""
+    n_layers, n_heads, d_mlp = model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_mlp
+    found = {"embed": cache["hook_embed"]}
+    if model.cfg.positional_embedding_type == "standard":
+        found["pos_embed"] = cache["hook_pos_embed"].expand_as(cache["hook_embed"])
+    for layer in range(n_layers if layers is None else layers):
+        block, name = model.blocks[layer], f"blocks.{layer}"
+        like = torch.ones_like(cache["hook_embed"])
+        if level == "component":
+            found[f"{layer}.attn"] = cache[f"{name}.hook_attn_out"]
+        else:
+            z = cache[f"{name}.attn.hook_z"]
+            for head in range(n_heads):
+                found[f"L{layer}H{head}"] = z[:, :, head] @ block.attn.W_O[head]
+            found[f"{layer}.b_O"] = like * block.attn.b_O
+        if level == "neuron":
+            post = cache[f"{name}.mlp.hook_post"]
+            for neuron in range(d_mlp):
+                found[f"L{layer}N{neuron}"] = post[..., neuron, None] * block.mlp.W_out[neuron]
+            found[f"{layer}.b_out"] = like * block.mlp.b_out
+        else:
+            found[f"{layer}.mlp"] = cache[f"{name}.hook_mlp_out"]
+    return {label: value.detach() for label, value in found.items()}
+
+
+def any_vector(model: Any, cache: Any, label: str) -> Tensor:
+    """What one component of any level wrote."""
+    for level in ("component", "head", "neuron"):
+        found = vectors(model, cache, level)
+        if label in found:
+            return found[label]
+    raise KeyError(label)
+
+
+def final_stream(model: Any, cache: Any) -> Tensor:
+    """The final residual stream."""
+    return cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"].detach()
+
+
+def logits(model: Any, stream: Tensor) -> Tensor:
+    """Logits through the model's own final modules."""
+    with torch.no_grad():
+        return model.unembed(model.ln_final(stream))
+
+
+def scale(model: Any, stream: Tensor) -> Tensor:
+    """What the final LayerNorm divides by, from its definition."""
+    return (stream.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
+
+
+def frozen_logits(model: Any, stream: Tensor, clean: Tensor) -> Tensor:
+    """Logits of `stream` with the final LayerNorm's scale held at that of `clean`."""
+    norm = model.ln_final
+    x = (stream - stream.mean(-1, keepdim=True)) / scale(model, clean)
+    w, b = getattr(norm, "w", None), getattr(norm, "b", None)
+    x = x if w is None else x * w
+    x = x if b is None else x + b
+    return (x @ model.W_U + model.b_U).detach()
+
+
+def effects(clean: Tensor, changed: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """KL, loss change and top-1 change per token, by their definitions in float64."""
+    a, b = clean.double().log_softmax(-1), changed.double().log_softmax(-1)
+    loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+    following = tokens[:, 1:, None]
+    loss[:, :-1] = (a - b)[:, :-1].gather(-1, following)[..., 0]
+    return {
+        "kl": (a.exp() * (a - b)).sum(-1),
+        "delta_loss": loss,
+        "top1_changed": (clean.argmax(-1) != changed.argmax(-1)).double(),
+    }
+
+
+def loss(clean: Tensor, tokens: Tensor) -> Tensor:
+    """Loss per sequence, nats per token."""
+    log_probs = clean.double().log_softmax(-1)[:, :-1]
+    return -log_probs.gather(-1, tokens[:, 1:, None])[..., 0].mean(-1)
+
+
+def replacement(values: Tensor, baseline: str, donors: Sequence[int] | None = None) -> Tensor:
+    """What stands in for an activation ``[batch, pos, ...]``."""
+    if baseline == "zero":
+        return torch.zeros_like(values)
+    if baseline == "mean":
+        return values.flatten(0, 1).mean(0).expand_as(values)
+    return values[list(donors or ())]
+
+
+def hooked_logits(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[..., Tensor]]) -> Tensor:
+    """Logits of the library's own forward with hooks."""
+    with torch.no_grad():
+        return model.run_with_hooks(tokens, fwd_hooks=list(hooks.items()))
+
+
+def ablating_hooks(
+    model: Any,
+    cache: Any,
+    labels: Sequence[str],
+    baseline: str = "zero",
+    donors: Sequence[int] | None = None,
+) -> dict[str, Callable[..., Tensor]]:
+    """Hooks that replace components in the forward pass; several of one activation are merged."""
+    chosen: dict[str, list[Any]] = {}
+    for label in labels:
+        name, unit = _place(label)
+        chosen.setdefault(name, []).append(unit)
+    return {
+        name: _replacing(cache[name], units, baseline, donors) for name, units in chosen.items()
+    }
+
+
+def _place(label: str) -> tuple[str, Any]:
+    if label in ("embed", "pos_embed"):
+        return f"hook_{label}", None
+    if label.startswith("L"):
+        kind = "H" if "H" in label else "N"
+        layer, unit = label[1:].split(kind)
+        inner = "attn.hook_z" if kind == "H" else "mlp.hook_post"
+        return f"blocks.{layer}.{inner}", int(unit)
+    layer, name = label.split(".")
+    return f"blocks.{layer}.hook_{name}_out", None
+
+
+def _replacing(
+    clean: Tensor, units: list[Any], baseline: str, donors: Sequence[int] | None
+) -> Callable[..., Tensor]:
+    new = replacement(clean.detach(), baseline, donors)
+
+    def hook(x: Tensor, hook: Any = None) -> Tensor:
+        x = x.clone()
+        for unit in units:
+            if unit is None:
+                x[:] = new
+            else:
+                x[:, :, unit] = new[:, :, unit]
+        return x
+
+    return hook
