@@ -1,14 +1,17 @@
 """Load Pythia and other GPT-NeoX models into TransformerLens, from wherever they are."""
 
+import contextlib
 import copy
 import difflib
 import weakref
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from mlp_interp.models.backends import boot_bridge, boot_hooked
 from mlp_interp.nano import weights_path
@@ -182,7 +185,8 @@ def _read(
                 f"name={source!r} is a {config.model_type!r} model; wanted GPT-NeoX ('gpt_neox'), "
                 "Pythia's architecture"
             )
-        model = GPTNeoXForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        with _no_progress_bar():
+            model = GPTNeoXForCausalLM.from_pretrained(source, dtype=dtype, **options)
         return model, AutoTokenizer.from_pretrained(source, **options)
     except OSError as error:
         if Path(source).is_dir():
@@ -193,6 +197,18 @@ def _read(
             "Check the connection and the revision; or download the model where there is one and "
             "pass its directory; or use load_model('nano'), which needs no network"
         ) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without the bar for reading weights; that of a download, which takes long, stays."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
