@@ -43,6 +43,7 @@ def kl_from_change(
     t: Float[Tensor, "*rows d_vocab"],
     *,
     largest: Float[Tensor, "*rows"] | None = None,
+    logits: Float[Tensor, "*#rows d_vocab"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """KL(clean || changed) in nats from clean probabilities and centred logit changes.
 
@@ -50,6 +51,8 @@ def kl_from_change(
         p: Clean probabilities.
         t: Change of the logits less its expectation under `p`.
         largest: The largest absolute value of `t` in each row, if it is known.
+        logits: The clean logits, if they are known: only they tell how unlikely a token was whose
+            probability is 0 in float32, which matters where `t` exceeds float32's range too.
 
     Returns:
         KL divergence per row, accurate to 1e-3 of itself in float32 down to 1e-9 nats and below,
@@ -67,8 +70,8 @@ def kl_from_change(
     kl = torch.log1p(expected)
     overflown = ~torch.isfinite(kl)
     if overflown.any():  # exp(t) left float32's range: these rows want the log domain
-        log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log().expand_as(t)
-        kl[overflown] = torch.logsumexp(log_p[overflown] + t[overflown], dim=-1)
+        log_p = p.log() if logits is None else logits.log_softmax(-1)
+        kl[overflown] = torch.logsumexp((log_p.expand_as(t) + t)[overflown], dim=-1)
     return kl.clamp_min(0)
 
 
@@ -170,7 +173,7 @@ class LogitChange:
         t_target, t_top = at(self.targets.clamp_min(0)), at(self.top)
         largest = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1)
         top1_changed = self._top1_changed(t, t_top, largest)
-        kl = kl_from_change(self.p, t, largest=largest)
+        kl = kl_from_change(self.p, t, largest=largest, logits=self.logits)
         loss = torch.where(self.targets >= 0, kl - t_target, torch.nan)
         return Effects(kl, loss, top1_changed.to(kl.dtype))
 
