@@ -1,0 +1,72 @@
+"""How a `Contrast` prints in a terminal and in a notebook.
+
+Prompts are data: in HTML every piece of them is escaped.
+"""
+
+from html import escape
+from typing import Any
+
+__all__ = ["contrast_html", "contrast_text"]
+
+_ROWS = 8
+_WIDTH = 400
+
+
+def contrast_text(contrast: Any) -> str:
+    """One summary line and the first pair, with the tokens that differ in ‹ ›."""
+    differs = contrast[0].differs[0].tolist()
+    lines = [
+        f"Contrast(task={contrast.attrs['task']!r}, prompts={len(contrast)}, "
+        f"length={contrast.length})"
+    ]
+    for which in ("clean", "corrupted"):
+        tokens = contrast[0].token_text(which)[0]
+        shown = "".join(f"‹{t}›" if d else t for t, d in zip(tokens, differs, strict=True))
+        lines.append(f"  {which + '[0]':<12} {_shortened(_visible(shown))}")
+    lines.append(f"  answer {contrast[0].answer_text[0]!r}, foil {contrast[0].foil_text[0]!r}")
+    return "\n".join(lines)
+
+
+def contrast_html(contrast: Any) -> str:
+    """A table of the first pairs, the tokens that differ marked."""
+    first = contrast[:_ROWS]
+    head = "".join(f"<th>{name}</th>" for name in ("", "clean", "corrupted", "answer", "foil"))
+    columns = zip(
+        first.token_text("clean"),
+        first.token_text("corrupted"),
+        first.differs.tolist(),
+        first.answer_text,
+        first.foil_text,
+        strict=True,
+    )
+    rows = [
+        f"<tr><th>{row}</th>{_cell(clean, differs)}{_cell(corrupted, differs)}"
+        f"{_cell([answer], [False])}{_cell([foil], [False])}</tr>"
+        for row, (clean, corrupted, differs, answer, foil) in enumerate(columns)
+    ]
+    left = len(contrast) - len(rows)
+    more = f"; {left} more not shown" if left else ""
+    caption = escape(
+        f"{contrast.attrs['task']}: {len(contrast)} pairs of {contrast.length} tokens{more}"
+    )
+    return (
+        f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _cell(tokens: list[str], marked: list[bool]) -> str:
+    pieces = [
+        f"<mark>{escape(_visible(token))}</mark>" if mark else escape(_visible(token))
+        for token, mark in zip(tokens, marked, strict=True)
+    ]
+    return f'<td style="text-align:left; white-space:pre-wrap">{"".join(pieces)}</td>'
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
+
+
+def _shortened(text: str) -> str:
+    # The end of a prompt is where the question stands.
+    return text if len(text) <= _WIDTH else "…" + text[-_WIDTH:]

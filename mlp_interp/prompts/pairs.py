@@ -1,0 +1,175 @@
+"""From pairs of texts to the tensors of a `Contrast`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mlp_interp.prompts.tokenizing import (
+    bos_token_id,
+    encode,
+    single_token,
+    token_strings,
+    tokenizer_of,
+    vocabulary_size,
+)
+
+__all__ = ["encode_prompt", "tokenize_pairs"]
+
+
+def tokenize_pairs(
+    model: Any,
+    prompts: Mapping[str, str | Sequence[str]],
+    words: Mapping[str, str | int | Sequence[str | int]],
+    *,
+    subjects: Sequence[str | None] | None,
+    prepend_bos: bool,
+) -> dict[str, Any]:
+    """Tokenise clean and corrupted prompts, answers and foils.
+
+    Args:
+        model: A model with a tokenizer, or a tokenizer.
+        prompts: ``clean`` and ``corrupted``.
+        words: ``answers`` and ``foils``.
+        subjects: The exchanged phrase of each clean prompt.
+        prepend_bos: Whether prompts begin with BOS.
+
+    Returns:
+        The tensors of a `Contrast`, by field.
+
+    Raises:
+        ValueError: As `Contrast.of` says.
+    """
+    tokenizer = tokenizer_of(model)
+    listed: dict[str, list] = {name: _listed(given) for name, given in {**prompts, **words}.items()}
+    _check_counts({**listed, **({} if subjects is None else {"subjects": list(subjects)})})
+    for name in prompts:
+        for prompt, text in enumerate(listed[name]):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{name}[{prompt}]={text!r}; wanted a prompt of at least one word")
+    clean, corrupted = (
+        [encode_prompt(tokenizer, text, prepend_bos=prepend_bos) for text in listed[name]]
+        for name in prompts
+    )
+    _check_lengths(tokenizer, clean, corrupted)
+    ids = {
+        name: [_token(model, word, what=f"{name}[{i}]") for i, word in enumerate(listed[name])]
+        for name in words
+    }
+    for name, rows in (("clean", clean), ("corrupted", corrupted)):
+        for prompt, row in enumerate(rows):
+            _check_vocabulary(model, max(row), what=f"{name}[{prompt}]")
+    return {
+        "clean_tokens": torch.tensor(clean),
+        "corrupted_tokens": torch.tensor(corrupted),
+        **{name: torch.tensor(tokens) for name, tokens in ids.items()},
+        "subject": None
+        if subjects is None
+        else _subject_mask(tokenizer, listed["clean"], clean, corrupted, subjects),
+    }
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos: bool) -> list[int]:
+    """Token ids of a prompt, beginning with one BOS if that is asked for."""
+    ids = encode(tokenizer, text)
+    if not prepend_bos:
+        return ids
+    bos = bos_token_id(tokenizer)
+    return ids if ids[:1] == [bos] else [bos, *ids]
+
+
+def _listed(given: str | int | Sequence) -> list:
+    return [given] if isinstance(given, str | int) else list(given)
+
+
+def _check_counts(listed: Mapping[str, list]) -> None:
+    counts = {name: len(items) for name, items in listed.items()}
+    if len(set(counts.values())) > 1 or not counts["clean"]:
+        found = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise ValueError(f"got {found}; wanted equally many of each, and at least one")
+
+
+def _check_lengths(
+    tokenizer: PreTrainedTokenizerBase, clean: list[list[int]], corrupted: list[list[int]]
+) -> None:
+    for prompt, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
+        if len(one) != len(other):
+            raise ValueError(
+                f"prompt {prompt}: clean has {len(one)} tokens and corrupted has {len(other)}; "
+                "wanted equal lengths, so that positions line up\n"
+                f"  clean     {_tokens_shown(tokenizer, one)}\n"
+                f"  corrupted {_tokens_shown(tokenizer, other)}"
+            )
+        if len(one) != len(clean[0]):
+            raise ValueError(
+                f"prompt {prompt} has {len(one)} tokens and prompt 0 has {len(clean[0])}; wanted "
+                "one length for all prompts of a Contrast: make one Contrast for each length\n"
+                f"  prompt 0  {_tokens_shown(tokenizer, clean[0])}\n"
+                f"  prompt {prompt}  {_tokens_shown(tokenizer, one)}"
+            )
+
+
+def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return "|".join(token_strings(tokenizer, ids))
+
+
+def _token(model: Any, word: str | int, *, what: str) -> int:
+    is_text = isinstance(word, str)
+    token = single_token(tokenizer_of(model), word, what=what) if is_text else int(word)
+    _check_vocabulary(model, token, what=what)
+    return token
+
+
+def _check_vocabulary(model: Any, token: int, *, what: str) -> None:
+    size = vocabulary_size(model)
+    if not 0 <= token < size:
+        raise ValueError(f"{what}: token {token} is outside the vocabulary; wanted 0 to {size - 1}")
+
+
+def _subject_mask(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    clean: list[list[int]],
+    corrupted: list[list[int]],
+    subjects: Sequence[str | None],
+) -> Bool[Tensor, "prompt pos"] | None:
+    """True at the tokens of each prompt's subject; None if the tokenizer cannot say where it is."""
+    if not tokenizer.is_fast:
+        return None
+    mask = torch.zeros(len(clean), len(clean[0]), dtype=torch.bool)
+    for prompt, subject in enumerate(subjects):
+        if subject is None:
+            continue
+        found = _occurrences(tokenizer, texts[prompt], subject, len(clean[prompt]))
+        if not found:
+            raise ValueError(
+                f"subjects[{prompt}]={subject!r} is not in clean prompt {texts[prompt]!r}"
+            )
+        # A name may stand twice of which one was exchanged: that one is the subject.
+        changed = {
+            i
+            for i, pair in enumerate(zip(clean[prompt], corrupted[prompt], strict=True))
+            if pair[0] != pair[1]
+        }
+        for positions in [p for p in found if changed & p] or found:
+            mask[prompt, sorted(positions)] = True
+    return mask
+
+
+def _occurrences(
+    tokenizer: PreTrainedTokenizerBase, text: str, phrase: str, length: int
+) -> list[set[int]]:
+    """Token positions of each occurrence of a phrase, counted so that the text ends at `length`."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    shift = length - len(spans)  # 1 where BOS was added
+    found, start = [], text.find(phrase) if phrase else -1
+    while start >= 0:
+        end = start + len(phrase)
+        found.append({i + shift for i, (a, b) in enumerate(spans) if a < end and b > start})
+        start = text.find(phrase, start + 1)
+    return found

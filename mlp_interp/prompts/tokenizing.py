@@ -1,0 +1,115 @@
+"""The one place where text becomes tokens and tokens become text.
+
+TransformerLens' own `to_tokens` pads prompts of unequal length and adds BOS by a global setting;
+here nothing is padded, and BOS is added by the caller who asked for it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "bos_token_id",
+    "encode",
+    "is_single_token",
+    "single_token",
+    "token_strings",
+    "tokenizer_name",
+    "tokenizer_of",
+    "vocabulary_size",
+]
+
+
+def tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or the tokenizer itself if that is what was given.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    tokenizer = getattr(model, "tokenizer", model)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"model={type(model).__name__} has no tokenizer; wanted a model with one in "
+            "model.tokenizer, or a Hugging Face tokenizer"
+        )
+    return tokenizer
+
+
+def tokenizer_name(model: Any) -> str:
+    """Name for provenance: of the model, or the tokenizer's hub name or directory."""
+    tokenizer, cfg = tokenizer_of(model), getattr(model, "cfg", None)
+    name = str(getattr(cfg, "model_name", None) or tokenizer.name_or_path)
+    return Path(name).name if Path(name).is_absolute() else name or type(tokenizer).__name__
+
+
+def vocabulary_size(model: Any) -> int:
+    """Number of logits of a model (it may be padded), or of entries of a tokenizer."""
+    cfg = getattr(model, "cfg", None)
+    return int(cfg.d_vocab) if cfg is not None else len(tokenizer_of(model))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = True
+) -> list[int]:
+    """Token ids of a text, with nothing added to it.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: Any text.
+        special_tokens: Whether ``<|endoftext|>`` written in the text means that token, as in a
+            prompt, or is nothing but 13 characters, as in a corpus.
+    """
+    return tokenizer(
+        text, add_special_tokens=False, split_special_tokens=not special_tokens, verbose=False
+    )["input_ids"]
+
+
+def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that begins a document; Pythia has one for begin and end.
+
+    Raises:
+        ValueError: The tokenizer has neither a BOS nor an EOS token.
+    """
+    ids: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    for token in ids:
+        if token is not None:
+            return int(token)
+    raise ValueError(
+        f"tokenizer={tokenizer_name(tokenizer)!r} has neither a BOS nor an EOS token; wanted one, "
+        "or no BOS asked for"
+    )
+
+
+def is_single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    """Whether a word, with its leading space if it has one, is one known token."""
+    ids = encode(tokenizer, word)
+    # An unknown word is one token too, but says nothing.
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return len(ids) == 1 and (ids[0] != unknown or word == tokenizer.unk_token)
+
+
+def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, what: str) -> int:
+    """Id of a word that is one token.
+
+    Raises:
+        ValueError: It is several tokens, none, or unknown; `what` names it in the text.
+    """
+    if is_single_token(tokenizer, word):
+        return encode(tokenizer, word)[0]
+    ids = encode(tokenizer, word)
+    parts = ", ".join(map(repr, token_strings(tokenizer, ids)))
+    hint = "" if word.startswith(" ") else "; with a leading space it may be one"
+    raise ValueError(
+        f"{what}={word!r} is {len(ids)} tokens [{parts}]; wanted one known token{hint}"
+    )
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
+    """How each token reads by itself; ``#17`` for token 17 where there is no tokenizer.
+
+    A character that spans several tokens reads as ``�`` in each of them.
+    """
+    if tokenizer is None:
+        return [f"#{token}" for token in ids]
+    return [str(tokenizer.decode([token], clean_up_tokenization_spaces=False)) for token in ids]
