@@ -92,7 +92,7 @@ def heads(result: xr.DataArray) -> go.Figure:
             z=grid[..., 0], x=columns, y=[str(row) for row in rows],
             customdata=np.stack([names, grid[..., 1]], axis=-1),
             colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1, hoverongaps=False,
-            texttemplate="%{z:.2f}" if len(columns) <= 17 else None,
+            texttemplate="%{z:.2g}" if len(columns) <= 17 else None,
             colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
             hovertemplate="<b>%{customdata[0]}</b><br>%{z:.4g} " + unit
             + (" ± %{customdata[1]:.2g} (standard error)" if count > 1 else "")

@@ -78,7 +78,10 @@ def _decades(low: float, high: float) -> dict:
     marks = [m * 10.0**e for e in range(-3, 16) for m in (1, 2, 5)]
     marks = [m for m in marks if low - 0.02 <= np.log10(m) <= high + 0.02]
     marks = marks[:: max(1, len(marks) // 6)]
-    return {"tickvals": np.log10(marks), "ticktext": [f"{m:,.4g}" for m in marks]}
+    return {
+        "tickvals": np.log10(marks),
+        "ticktext": [f"{m:,.0f}" if m >= 1 else f"{m:g}" for m in marks],
+    }
 
 
 def _short(values: np.ndarray) -> list[list[str]]:

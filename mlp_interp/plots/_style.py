@@ -126,6 +126,7 @@ def say_hidden(figure: go.Figure, labels: list[str]) -> None:
 def finish(figure: go.Figure, title: str, result: xr.DataArray | xr.Dataset, **layout: Any):
     """Give a figure its title, its provenance and the look that all figures share."""
     below = subtitle(result)
+    noted = "annotations" in figure.to_plotly_json()["layout"]
     figure.update_layout(
         template="plotly_white",
         title={
@@ -134,7 +135,7 @@ def finish(figure: go.Figure, title: str, result: xr.DataArray | xr.Dataset, **l
             "yanchor": "top", "pad": {"t": 14},
         },
         font_size=12,
-        margin={"l": 70, "r": 30, "t": 80, "b": 80},
+        margin={"l": 70, "r": 30, "t": 80, "b": 96 if noted else 60},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )  # fmt: skip
