@@ -1,0 +1,192 @@
+"""The answer at a glance: a few computed sentences, a small table, and the numbers behind them."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mlp_interp.attribution import top
+from mlp_interp.report.content import Content
+from mlp_interp.report.examples import Example
+
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sub-update in the table; effects are KL in nats with standard errors."""
+
+    label: str
+    direct: float
+    direct_se: float
+    total: float
+    total_se: float
+    later: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The answer at a glance.
+
+    Attributes:
+        sentences: What to know first, in order; plain text.
+        rows: The sub-updates with the largest total effect.
+        left_out: How many sub-updates the table leaves out.
+        numbers: Everything above as plain numbers, for the JSON file.
+    """
+
+    sentences: list[str]
+    rows: list[Row]
+    left_out: int
+    numbers: dict[str, Any]
+
+
+def summarise(content: Content) -> Summary:
+    """Put the results of a report into a few sentences and one small table."""
+    everything = content.importance
+    chosen = np.isin(everything["kind"].values, ("attn", "mlp"))
+    subs = everything.isel(component=chosen)
+    rows = _rows(subs)
+    model, layers = content.check.attrs["model"], int(content.check.attrs["n_layers"])
+    best, direct = rows[0], max(rows, key=lambda row: row.direct)
+    ratio = _value(subs, "perplexity_ratio_total", best.label)
+    sentences = [
+        f"Of the {len(rows)} sub-updates of {model} (attention and MLP of {layers} layers), the "
+        f"most important in total is {best.label}: removing it changes the prediction by "
+        f"{_nats(best.total, best.total_se)} per token"
+        + (f" and multiplies perplexity by {_number(ratio)}." if np.isfinite(ratio) else "."),
+        "Directly, through the readout alone, "
+        + (
+            f"it is also the largest, with {_nats(direct.direct, direct.direct_se)}."
+            if direct.label == best.label
+            else f"it is {direct.label} with {_nats(direct.direct, direct.direct_se)}."
+        ),
+    ]
+    share = _later_share(rows)
+    sentences.append(_through_later_layers(rows, share))
+    sentences += _compensated(rows)
+    sentences += _without_all(content.ranges)
+    sentences += [_example(example) for example in content.examples]
+    numbers = {
+        "sub_updates": {row.label: asdict(row) for row in rows},
+        "most_important_total": best.label,
+        "most_important_direct": direct.label,
+        "share_through_later_layers": share,
+        "removing_all_layers": {
+            kind: {"perplexity": _corner(r), "clean_perplexity": r.attrs.get("clean_perplexity")}
+            for kind, r in content.ranges.items()
+        },
+        "examples": {example.name: _strongest(example) for example in content.examples},
+    }
+    return Summary(sentences, rows[:ROWS], max(0, len(rows) - ROWS), numbers)
+
+
+def _rows(subs: xr.Dataset) -> list[Row]:
+    names = ("kl_direct", "kl_direct_se", "kl_total", "kl_total_se", "kl_later", "delta_loss_total")
+    columns = [subs[name].values.astype(float).tolist() for name in names]
+    labels = [str(label) for label in subs["component"].values]
+    rows = [Row(*values) for values in zip(labels, *columns, strict=True)]
+    # After the last layer nothing is left to react: there total - direct is rounding alone.
+    rows = [replace(row, later=0.0) if abs(row.later) < 1e-5 * row.total else row for row in rows]
+    return sorted(rows, key=lambda row: -row.total)
+
+
+def _later_share(rows: list[Row]) -> float:
+    total = sum(row.total for row in rows)
+    return sum(row.later for row in rows) / total if total > 0 else float("nan")
+
+
+def _through_later_layers(rows: list[Row], share: float) -> str:
+    if not np.isfinite(share):
+        return "Removing sub-updates has no measurable effect."
+    if share <= 0:
+        return (
+            f"Later layers make up for what is removed: summed over sub-updates, the total effect "
+            f"is {-share:.0%} of itself smaller than the direct one."
+        )
+    most = max(rows, key=lambda row: row.later)
+    return (
+        f"{share:.0%} of the total effect, summed over sub-updates, goes through later layers; "
+        f"most of it from {most.label} ({_number(most.later)} of its {_number(most.total)} nats)."
+    )
+
+
+def _compensated(rows: list[Row]) -> list[str]:
+    """The sub-update whose loss later layers repair most, where that is beyond doubt."""
+    least = min(rows, key=lambda row: row.later)
+    doubt = 2 * float(np.hypot(np.nan_to_num(least.direct_se), np.nan_to_num(least.total_se)))
+    if not least.later < -max(doubt, 1e-6):
+        return []
+    return [
+        f"Later layers repair the loss of {least.label} best: {_number(least.direct)} nats "
+        f"directly, {_number(least.total)} in total."
+    ]
+
+
+def _without_all(ranges: dict[str, xr.Dataset]) -> list[str]:
+    if not {"mlp", "attn"} <= set(ranges):
+        return []
+    clean = float(ranges["mlp"].attrs.get("clean_perplexity", float("nan")))
+    return [
+        f"Without any MLP, perplexity goes from {_number(clean)} to "
+        f"{_number(_corner(ranges['mlp']))}; without any attention, to "
+        f"{_number(_corner(ranges['attn']))}."
+    ]
+
+
+def _corner(result: xr.Dataset) -> float:
+    """Perplexity with every layer removed."""
+    return float(result["perplexity"].isel(start=0, end=-1))
+
+
+def _example(example: Example) -> str:
+    found = _strongest(example)
+    what = "logit(answer) - logit(foil)" if example.foil else "logit(answer)"
+    (component, c), (head, h), (neuron, n) = (found[level] for level in example.shares)
+    return (
+        f"On {found['prompts']} prompts of “{example.name}”, {what} is {found['logits']:+.2f} on "
+        f"average; the largest direct shares are those of {component} ({c:+.2f}), head {head} "
+        f"({h:+.2f}) and neuron {neuron} ({n:+.2f})."
+    )
+
+
+def _strongest(example: Example) -> dict[str, Any]:
+    """The logit attributed, and the strongest component, head and neuron of an example."""
+    found: dict[str, Any] = {
+        "prompts": int(example.shares["component"].sizes["prompt"]),
+        "logits": float(example.shares["component"].sum("component").mean()),
+    }
+    for level, shares in example.shares.items():
+        kinds = ("attn", "mlp") if level == "component" else (level,)
+        first = top(shares.isel(component=np.isin(shares["kind"].values, kinds)), 1)
+        found[level] = (str(first["component"].values[0]), float(first.values[0]))
+    return found
+
+
+def _value(subs: xr.Dataset, name: str, label: str) -> float:
+    return float(subs[name].sel(component=label)) if name in subs else float("nan")
+
+
+def _nats(value: float, error: float) -> str:
+    return f"{with_error(value, error)} nats"
+
+
+def with_error(value: float, error: float) -> str:
+    """A value with its standard error, both to the error's second digit: "6.78 ± 0.17"."""
+    if not (np.isfinite(error) and error > 0):
+        return _number(value)
+    places = max(0, 1 - int(f"{error:.1e}".split("e")[1]))
+    if places > 6:
+        return f"{value:.2e} ± {error:.1e}"
+    return f"{value:,.{places}f} ± {error:,.{places}f}"
+
+
+def _number(value: float) -> str:
+    """Three digits, without exponents where numbers are of everyday size."""
+    if not np.isfinite(value):
+        return "unknown"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
+    return f"{value:.3g}"

@@ -1,0 +1,135 @@
+"""From a model and a corpus to three files: the page, the data, the summary numbers."""
+
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from mlp_interp.report.content import Content, compute
+from mlp_interp.report.page import render
+from mlp_interp.report.store import Store, fingerprint
+from mlp_interp.report.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a report went, and what it says first.
+
+    Attributes:
+        page: The HTML file.
+        data: netCDF, one group per result.
+        numbers: JSON with the summary's numbers.
+        summary: The answer at a glance.
+        reused: Analyses taken over from an interrupted run.
+    """
+
+    page: Path
+    data: Path
+    numbers: Path
+    summary: Summary
+    reused: list[str]
+
+
+def build(
+    model: Any,
+    corpus: Any,
+    *,
+    out: str | Path = "report.html",
+    prompts: int = 16,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Written:
+    """Measure every sub-update of a model and write the report.
+
+    Each finished analysis is kept in ``<out>.parts`` until the page is written: run again after an
+    interruption, with the same model, data and options, and only the rest is computed.
+
+    Args:
+        model: The model, from `load_model`.
+        corpus: The corpus, from `load_corpus`.
+        out: The page; netCDF and JSON files of the same name go beside it.
+        prompts: How many prompts of each task to attribute.
+        seed: Draws the prompts.
+        batch_size: Sequences per forward pass.
+        progress: Show progress bars on stderr.
+
+    Returns:
+        The files and the summary.
+
+    Raises:
+        ValueError: If `out` is no ``.html`` file in a folder that exists, or the analyses refuse
+            the input.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.corpus import load_corpus
+        >>> model = load_model("nano")
+        >>> corpus = load_corpus("nano", model, sequences=4, length=32)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = build(model, corpus, out=f"{folder}/r.html", prompts=2, progress=False)
+        ...     written.page.stat().st_size < 8_000_000
+        True
+    """
+    page = Path(out)
+    if page.suffix not in (".html", ".htm"):
+        raise ValueError(f"out must end in .html, got {str(out)!r}")
+    if not page.absolute().parent.is_dir():
+        raise ValueError(f"out must lie in a folder that exists, got {str(out)!r}")
+    if prompts < 1 or batch_size < 1:
+        raise ValueError(f"prompts and batch_size must be positive, got {prompts}, {batch_size}")
+    # Numbers depend on what is measured, not on how many sequences go through at once.
+    store = Store(
+        page.with_name(page.name + ".parts"), fingerprint(model, corpus.tokens, {"version": 1})
+    )
+    content = compute(
+        model,
+        corpus,
+        store=store,
+        prompts=prompts,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    summary = summarise(content)
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    _write(page, render(content, summary, made=f"Made on {now}.").encode())
+    data = _write_data(content, page.with_suffix(".nc"))
+    numbers = page.with_suffix(".json")
+    facts = {"model": dict(content.check.attrs), "corpus": content.corpus, **summary.numbers}
+    text = json.dumps(_jsonable(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    _write(numbers, text.encode())
+    store.remove()
+    return Written(page, data, numbers, summary, store.reused)
+
+
+def _write_data(content: Content, path: Path) -> Path:
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.unlink(missing_ok=True)
+    for number, (group, part) in enumerate(content.parts()):
+        dataset = part.to_dataset(name="value") if isinstance(part, xr.DataArray) else part
+        mode = "a" if number else "w"
+        dataset.to_netcdf(unfinished, mode=mode, group=group, engine="h5netcdf")
+    unfinished.replace(path)
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write all of a file or nothing."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain JSON types; numpy numbers become Python's, and what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,268 @@
+"""The report: what it says, that it stands by itself, and that a run can be interrupted."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from browser import needs_browser, open_page
+
+from mlp_interp import load_model
+from mlp_interp.corpus import Corpus, load_corpus
+from mlp_interp.report import build, compute, content, render, summarise
+from mlp_interp.report.store import Store, fingerprint
+from mlp_interp.report.summary import with_error
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(model):
+    return load_corpus("nano", model, sequences=4, length=24, seed=3)
+
+
+@pytest.fixture(scope="module")
+def computed(model, corpus, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("parts"), "x")
+    return compute(model, corpus, store=store, prompts=3, progress=False)
+
+
+@pytest.fixture
+def calls(computed, monkeypatch):
+    """The long analyses, done already; the list tells which were asked for."""
+    asked = []
+
+    def done(name, result):
+        return lambda *args, **options: asked.append(name) or result
+
+    def ranges(*args, kind, **options):
+        return done(f"ranges/{kind}", computed.ranges[kind])()
+
+    monkeypatch.setattr(content, "norms", done("norms", computed.norms))
+    monkeypatch.setattr(content, "subupdate_importance", done("importance", computed.importance))
+    monkeypatch.setattr(content, "ablate_ranges", ranges)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def written(model, corpus, computed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlp_interp.report.writing.compute", lambda *args, **options: computed)
+        return build(model, corpus, out=out, prompts=3, progress=False)
+
+
+def with_effects(content, **rows):
+    """The same content with other effects: label=(direct, total)."""
+    importance = content.importance.sel(component=list(rows)).copy(deep=True)
+    for label, (direct, total) in rows.items():
+        values = {"kl_direct": direct, "kl_total": total, "kl_later": total - direct}
+        errors = {"kl_direct_se": 0.01, "kl_total_se": 0.01}
+        for name, value in (values | errors).items():
+            importance[name].loc[{"component": label}] = value
+    return replace(content, importance=importance)
+
+
+def test_three_files_and_nothing_else(written):
+    assert {path.name for path in written.page.parent.iterdir()} == {
+        "report.html",
+        "report.nc",
+        "report.json",
+    }
+    assert written.page.stat().st_size < 4_000_000
+
+
+def test_data_holds_every_result(written):
+    groups = set(xr.open_datatree(written.data, engine="h5netcdf").groups)
+    wanted = {"/check", "/norms", "/importance", "/ranges/mlp", "/ranges/attn", "/ranges/both"}
+    wanted |= {f"/attribution/ioi/{level}" for level in ("component", "head", "neuron", "sources")}
+    assert wanted <= groups
+    importance = xr.open_dataset(written.data, group="importance", engine="h5netcdf")
+    assert importance["kl_total"].attrs["unit"] == "nats"
+    assert importance.attrs["model"] == "nano"
+
+
+def test_numbers_are_those_of_the_data(written):
+    numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
+    importance = xr.open_dataset(written.data, group="importance", engine="h5netcdf")
+    for label, row in numbers["sub_updates"].items():
+        assert row["total"] == pytest.approx(float(importance["kl_total"].sel(component=label)))
+    best = str(importance["component"].values[np.argmax(importance["kl_total"].values)])
+    assert numbers["most_important_total"] == best
+    assert best in written.summary.sentences[0]
+
+
+def test_every_part_is_there_in_order(written):
+    page = written.page.read_text(encoding="utf-8")
+    anchors = re.findall(r'<section id="(\w+)">', page)
+    assert anchors == [
+        "answer", "card", "norms", "importance", "scatter", "ranges", "excerpt", "attribution",
+    ]  # fmt: skip
+    assert page.count('id="plotly"') == page.count('id="circuitsvis"') == 1
+
+
+def test_no_reference_leaves_the_page(written):
+    page = written.page.read_text(encoding="utf-8")
+    packed = re.compile(r"[A-Za-z0-9+/=]{1000,}")
+    assert not re.findall(r"(?:https?:)?//[a-z]", packed.sub("", page).replace("// ", ""))
+    assert "default-src &#39;none&#39;" in page
+
+
+@needs_browser
+def test_the_page_draws_itself(written, tmp_path):
+    dom, console = open_page(written.page.read_text(encoding="utf-8"), tmp_path)
+    assert not console, console
+    # Norms, importance, scatter, three ranges, and four of the first example.
+    assert dom.count('class="plot js-plotly-plot"') == 10
+    assert "colored-tokens" in dom
+    assert 'id="trouble" hidden' in dom
+
+
+@needs_browser
+def test_text_of_the_corpus_is_text(computed, tmp_path):
+    tokens = [HOSTILE, *computed.excerpt.tokens[1:]]
+    example = computed.examples[0]
+    example = replace(example, tokens=[HOSTILE, *example.tokens[1:]], answer=HOSTILE, foil="<b>x")
+    bad = replace(
+        computed,
+        corpus={**computed.corpus, "data": HOSTILE},
+        excerpt=replace(computed.excerpt, tokens=tokens),
+        examples=[example],
+        notes=[HOSTILE],
+    )
+    page = render(bad, summarise(bad)).replace("<details>", "<details open>")
+    dom, console = open_page(page, tmp_path)
+    shown = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+    assert not console, console
+    assert "<img" not in shown
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") >= 4
+
+
+def test_headline_tells_both_ways(computed):
+    made = with_effects(computed, **{"0.mlp": (0.5, 4.0), "1.attn": (0.9, 1.0)})
+    summary = summarise(made)
+    assert "most important in total is 0.mlp" in summary.sentences[0]
+    assert "4.000 ± 0.010 nats" in summary.sentences[0]
+    assert "it is 1.attn with 0.900 ± 0.010 nats" in summary.sentences[1]
+    assert "72% of the total effect" in summary.sentences[2]
+    assert "0.mlp (3.5 of its 4 nats)" in summary.sentences[2]
+    assert summary.numbers["share_through_later_layers"] == pytest.approx(3.6 / 5)
+
+
+def test_headline_tells_of_repair(computed):
+    made = with_effects(computed, **{"0.mlp": (2.0, 1.0), "1.attn": (0.5, 0.6)})
+    text = " ".join(summarise(made).sentences)
+    assert "Later layers make up for what is removed" in text
+    assert "56% of itself smaller" in text
+    assert "repair the loss of 0.mlp best: 2 nats directly, 1 in total" in text
+
+
+def test_headline_without_any_effect(computed):
+    made = with_effects(computed, **{"0.mlp": (0.0, 0.0), "1.attn": (0.0, 0.0)})
+    assert "Removing sub-updates has no measurable effect." in summarise(made).sentences
+
+
+def test_rounding_in_the_last_layer_is_no_effect(computed):
+    rows = {row.label: row for row in summarise(computed).rows}
+    assert rows["3.mlp"].later == rows["3.attn"].later == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (6.7812, 0.168, "6.78 ± 0.17"),
+        (0.0261, 0.00494, "0.0261 ± 0.0049"),
+        (1234.5, 78.9, "1,234 ± 79"),
+        (0.5, float("nan"), "0.5"),
+        (1e-9, 1e-10, "1.00e-09 ± 1.0e-10"),
+    ],
+)
+def test_values_are_as_long_as_their_errors(value, error, text):
+    assert with_error(value, error) == text
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_path, monkeypatch):
+    out, whole = tmp_path / "r.html", content.ablate_ranges
+
+    def interrupted(*args, kind, **options):
+        if kind == "attn":
+            raise KeyboardInterrupt
+        return whole(kind=kind)
+
+    monkeypatch.setattr(content, "ablate_ranges", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, corpus, out=out, prompts=2, progress=False)
+    kept = tmp_path / "r.html.parts"
+    assert sorted(path.name.rsplit("-", 1)[0] for path in kept.iterdir()) == [
+        "importance", "norms", "ranges-mlp",
+    ]  # fmt: skip
+    assert not out.exists()
+
+    monkeypatch.setattr(content, "ablate_ranges", whole)
+    calls.clear()
+    written = build(model, corpus, out=out, prompts=2, progress=False)
+    assert written.reused == ["norms", "importance", "ranges/mlp"]
+    assert calls == ["ranges/attn", "ranges/both"]
+    assert not kept.exists()
+
+
+def test_parts_of_other_data_are_not_taken(model, corpus):
+    other = Corpus(corpus.tokens.flip(0))
+    names = [
+        fingerprint(model, corpus.tokens, {}),
+        fingerprint(model, other.tokens, {}),
+        fingerprint(model, corpus.tokens[:, :-1], {}),
+        fingerprint(model, corpus.tokens, {"version": 2}),
+        fingerprint(load_model("nano", device="cpu", processing="raw"), corpus.tokens, {}),
+    ]
+    assert len(set(names)) == len(names)
+    assert fingerprint(model, corpus.tokens, {}) == names[0]
+
+
+def test_parts_of_other_runs_stay(tmp_path):
+    mine, other = Store(tmp_path / "p", "a"), Store(tmp_path / "p", "b")
+    result = xr.Dataset({"x": 1.0})
+    for store in (mine, other):
+        store.get("norms", lambda: result)
+    mine.remove()
+    assert other.path("norms").exists()
+    assert not mine.path("norms").exists()
+
+
+def test_prompts_of_the_corpus_where_no_task_fits(model, corpus, calls, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("no such words")
+
+    for task in ("ioi", "facts", "agreement"):
+        monkeypatch.setattr(f"mlp_interp.prompts.{task}", refuse)
+    found = compute(model, corpus, store=Store(tmp_path, "x"), prompts=3, progress=False)
+    assert [example.name for example in found.examples] == ["corpus"]
+    assert len(found.notes) == 3
+    page = render(found, summarise(found))
+    assert "no such words" in page
+    shares = found.examples[0].shares
+    for level in ("head", "neuron"):
+        np.testing.assert_allclose(
+            shares[level].sum("component"), shares["component"].sum("component"), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "report.pdf"}, "must end in .html"),
+        ({"out": "no/such/folder/r.html"}, "folder that exists"),
+        ({"prompts": 0}, "must be positive"),
+        ({"batch_size": 0}, "must be positive"),
+    ],
+)
+def test_bad_options_fail_before_the_work(model, corpus, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(model, corpus, **options)
