@@ -193,10 +193,7 @@ class Forward:
             cos, sin = model.rotary_emb._original_component(like, positions)
             return cos[0, :, None], sin[0, :, None]
         attn = model.blocks[0].attn
-        sin, cos = attn.calculate_sin_cos_rotary(
-            model.cfg.rotary_dim, length, base=model.cfg.rotary_base, dtype=like.dtype
-        )
-        return cos[:, None].to(like), sin[:, None].to(like)
+        return attn.rotary_cos[:length, None].to(like), attn.rotary_sin[:length, None].to(like)
 
     @torch.no_grad()
     def _compare_with_model(self) -> None:
