@@ -1,0 +1,237 @@
+"""Weights, the lean forward and its stand-in through hooks agree with the model itself."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import reference
+import torch
+from conftest import HAS_HOOKED
+
+from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
+from mlp_interp.models import forward as forward_module
+from mlp_interp.sites import Site
+
+OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
+ENGINES = {"lean": Forward.of, "hooks": lambda model: HookForward(Weights.of(model))}
+
+
+def recorder(seen):
+    def observe(name, layer, x):
+        seen[Site(name, layer)] = x.clone()
+        return x
+
+    return observe
+
+
+def test_every_observed_activation_is_the_models(model, tokens):
+    cache = reference.full_cache(model, tokens)
+    for engine in ENGINES.values():
+        forward, seen = engine(model), {}
+        final = forward.run(forward.embed(tokens), observe=recorder(seen))
+        assert set(seen) == {Site(name, layer) for name in OBSERVED for layer in range(3)}
+        for site, value in seen.items():
+            expected = cache[site.hook_name]
+            torch.testing.assert_close(value, expected, atol=2e-5, rtol=1e-4, msg=site.label)
+        torch.testing.assert_close(
+            final, reference.final_stream(model, cache), atol=2e-5, rtol=1e-4
+        )
+
+
+def test_any_stretch_of_blocks_can_be_run(model, tokens):
+    cache = reference.full_cache(model, tokens)
+    streams = [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(3)]
+    streams.append(reference.final_stream(model, cache))
+    for engine in ENGINES.values():
+        forward = engine(model)
+        for start, stop in [(0, 2), (1, 3), (2, 2), (2, None), (3, None)]:
+            begin, seen = streams[start].clone(), {}
+            found = forward.run(begin, start=start, stop=stop, observe=recorder(seen))
+            end = 3 if stop is None else stop
+            torch.testing.assert_close(found, streams[end], atol=2e-5, rtol=1e-4)
+            assert {site.layer for site in seen} == set(range(start, end))
+            assert torch.equal(begin, streams[start])  # the input is not changed
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+def test_what_an_observer_returns_is_gone_on_with(kind, architecture, backend, tokens):
+    """Against the library's own hooks, for every place that can be edited."""
+    model = kind(architecture, backend, "raw")
+    clean = reference.hooked_logits(model, tokens, {})
+    engines = [engine(model) for engine in ENGINES.values()]
+    for name in OBSERVED:
+        site, noise = Site(name, 1), torch.Generator().manual_seed(3)
+        change = torch.randn(shape_of(model, name), generator=noise)
+        new = lambda x, hook=None, change=change: x + change
+        expected = reference.hooked_logits(model, tokens, {site.hook_name: new})
+        assert (expected - clean).abs().max() > 0.01
+        for forward in engines:
+            edited = forward.run(
+                forward.embed(tokens),
+                observe=lambda n, layer, x, s=site, f=new: f(x) if Site(n, layer) == s else x,
+            )
+            found = reference.logits(model, edited)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3, msg=site.label)
+
+
+def shape_of(model, name):
+    if name in ("q", "k", "v", "z"):
+        return (4, 9, 4, 8)
+    return (4, 9, model.cfg.d_mlp if name in ("pre", "post") else 32)
+
+
+def test_an_observer_may_keep_what_it_sees(kind, backend, tokens):
+    """Later blocks do not write into what an observer was given."""
+    for engine in ENGINES.values():
+        forward, kept, copies = engine(kind("parallel", backend)), [], []
+
+        def observe(name, layer, x, kept=kept, copies=copies):
+            kept.append(x)
+            copies.append(x.clone())
+            return x
+
+        forward.run(forward.embed(tokens), observe=observe)
+        assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_the_lean_forward_serves_every_kind(model):
+    assert forward_of(model).engine == "lean"
+
+
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_the_lean_forward_is_exact_in_float64(kind, backend, processing, tokens):
+    model = kind("parallel", backend, processing, torch.float64)
+    forward = Forward.of(model)
+    final = reference.final_stream(model, reference.full_cache(model, tokens))
+    torch.testing.assert_close(forward.run(forward.embed(tokens)), final, atol=1e-10, rtol=0)
+
+
+def test_weights_are_the_models(model):
+    weights = Weights.of(model)
+    assert (weights.n_layers, weights.n_heads, weights.d_model) == (3, 4, 32)
+    assert (weights.d_head, weights.d_vocab, weights.d_mlp) == (8, 300, model.cfg.d_mlp)
+    assert weights.eps == 1e-5
+    assert weights.dtype == torch.float32
+    assert weights.has_pos_embed == (model.cfg.positional_embedding_type == "standard")
+    for layer in range(3):
+        block = weights.block(layer)
+        for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
+            assert torch.equal(getattr(block, name), getattr(model.blocks[layer].attn, name))
+        for name in ("W_in", "b_in", "W_out", "b_out"):
+            assert torch.equal(getattr(block, name), getattr(model.blocks[layer].mlp, name))
+        for value in vars(block).values():
+            assert isinstance(value, torch.Tensor) is False or not value.requires_grad
+    for name in ("W_E", "W_U", "b_U"):
+        assert torch.equal(getattr(weights, name), getattr(model, name))
+
+
+def test_layer_norms_are_folded_in_folded_models_only(kind, backend):
+    for processing in ("folded", "raw"):
+        weights = Weights.of(kind("sequential", backend, processing))
+        block = weights.block(1)
+        found = {norm.folded for norm in (block.ln1, block.ln2, weights.ln_final)}
+        assert found == {processing == "folded"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "text"),
+    [
+        ("attn_only", True, "has no MLPs"),
+        ("gated_mlp", True, "gated MLPs"),
+        ("act_fn", "silu", "activation 'silu'"),
+        ("num_experts", 4, "mixture-of-experts"),
+        ("n_key_value_heads", 2, "grouped key/value heads"),
+        ("use_local_attn", True, "local attention"),
+        ("scale_attn_by_inverse_layer_idx", True, "by layer"),
+        ("positional_embedding_type", "alibi", "positions of type 'alibi'"),
+        ("rotary_adjacent_pairs", True, "adjacent pairs"),
+        ("attn_scores_soft_cap", 30.0, "caps attention scores"),
+        ("attention_dir", "bidirectional", "both directions"),
+    ],
+)
+def test_features_it_does_not_have_are_refused_and_hooks_take_over(kind, flag, value, text):
+    model = kind()
+    before = getattr(model.cfg, flag)
+    try:
+        setattr(model.cfg, flag, value)
+        with pytest.raises(UnsupportedModel, match=text):
+            Forward.of(model)
+        assert forward_of(model).engine == "hooks"
+    finally:
+        setattr(model.cfg, flag, before)
+
+
+def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkeypatch):
+    """Each line of the lean forward that is broken is caught by the comparison with the model."""
+    model = kind("parallel", backend, "raw")
+    for name, broken in {
+        "_rotate": lambda x, cos, sin: x,
+        "_fold": lambda norm, weight, bias: (weight.T.contiguous(), bias),
+        "_attention_scale": lambda weights: 1.0,
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(forward_module, name, broken)
+            with pytest.raises(UnsupportedModel, match="differs from the model's own by"):
+                Forward.of(model)
+            assert forward_of(model).engine == "hooks"
+    with monkeypatch.context() as patch:
+        block = Weights.block
+        without = lambda self, layer: dataclasses.replace(
+            block(self, layer), b_O=torch.zeros(32)
+        )
+        patch.setattr(Weights, "block", without)
+        with pytest.raises(UnsupportedModel, match="differs"):
+            Forward.of(model)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="builds a HookedTransformer config")
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]},
+        {"act_fn": "silu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"positional_embedding_type": "shortformer"},
+        {"n_key_value_heads": 2},
+    ],
+    ids=lambda feature: next(iter(feature)),
+)
+def test_unsupported_models_run_through_hooks_with_the_right_numbers(feature, tokens):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    with torch.random.fork_rng(devices=[]), pytest.warns(DeprecationWarning):
+        torch.manual_seed(0)
+        cfg = {
+            "n_layers": 2,
+            "d_model": 16,
+            "d_head": 8,
+            "n_heads": 2,
+            "n_ctx": 16,
+            "d_vocab": 300,
+            "act_fn": "gelu",
+            "normalization_type": "LN",
+            "device": "cpu",
+        }
+        if "n_key_value_heads" in feature:
+            cfg |= {"n_heads": 4, "d_model": 32}
+        model = HookedTransformer(HookedTransformerConfig(**{**cfg, **feature})).eval()
+    forward = forward_of(model)
+    assert forward.engine == "hooks"
+    cache = reference.full_cache(model, tokens)
+    final = forward.run(cache["blocks.1.hook_resid_pre"], start=1)
+    torch.testing.assert_close(final, reference.final_stream(model, cache))
+    edited = forward.run(
+        forward.embed(tokens), observe=lambda n, _, x: 0 * x if n == "mlp_out" else x
+    )
+    hooks = {f"blocks.{i}.hook_mlp_out": lambda x, hook: 0 * x for i in range(2)}
+    expected = reference.hooked_logits(model, tokens, hooks)
+    torch.testing.assert_close(reference.logits(model, edited), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_models_without_layer_norm_are_refused(kind):
+    cfg = SimpleNamespace(normalization_type="RMS", model_name="llama", uses_rms_norm=True)
+    model = SimpleNamespace(cfg=cfg, blocks=[], ln_final=None, W_U=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="model='llama' normalises with RMS; wanted a model with"):
+        Weights.of(model)
+    with pytest.raises(ValueError, match="str has no cfg"):
+        forward_of("pythia-70m")
