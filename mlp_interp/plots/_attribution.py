@@ -191,7 +191,7 @@ def _bars(result: xr.DataArray, title: str, top: int) -> go.Figure:
         go.Bar(
             x=values, y=names, orientation="h",
             marker_color=[style.POSITIVE if value >= 0 else style.NEGATIVE for value in values],
-            error_x={"array": errors, "width": 3, "thickness": 1} if count > 1 else None,
+            error_x=style.bars(errors if count > 1 else None),
             hovertemplate="<b>%{y}</b><br>%{x:.4g} " + unit
             + (" ± %{error_x.array:.2g} (standard error)" if count > 1 else "")
             + "<extra></extra>",

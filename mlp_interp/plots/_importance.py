@@ -55,7 +55,7 @@ def importance(
         hidden += [x for x, y in zip(labels, shown, strict=True) if log and np.isnan(y)]
         figure.add_bar(
             x=labels, y=shown, name=way, marker_color=colour,
-            error_y={"array": error, "width": 3, "thickness": 1} if error is not None else None,
+            error_y=style.bars(error),
             hovertemplate=f"<b>%{{x}}</b><br>{way} %{{y:.4g}} {unit}"
             + (" ± %{error_y.array:.2g} (standard error)" if error is not None else "")
             + "<extra></extra>",
@@ -110,8 +110,8 @@ def direct_vs_total(result: xr.Dataset, *, quantity: str = "kl") -> go.Figure:
                 "color": style.KIND_COLOURS.get(kind), "size": 9,
                 "symbol": style.KIND_SYMBOLS.get(kind),
             },
-            error_x=None if x_error is None else _bars(x_error[chosen]),
-            error_y=None if y_error is None else _bars(y_error[chosen]),
+            error_x=style.bars(None if x_error is None else x_error[chosen]),
+            error_y=style.bars(None if y_error is None else y_error[chosen]),
             customdata=extra,
             hovertemplate=f"<b>%{{customdata[0]}}</b><br>direct %{{x:.4g}} {unit}"
             f"<br>total %{{y:.4g}} {unit}"
@@ -139,7 +139,3 @@ def _value_and_error(result: xr.Dataset, quantity: str, way: str):
     value = result[f"{quantity}_{way}"].values.astype(float)
     name = f"{quantity}_{way}_se"
     return value, result[name].values.astype(float) if name in result else None
-
-
-def _bars(error: np.ndarray) -> dict:
-    return {"array": error, "width": 0, "thickness": 1}

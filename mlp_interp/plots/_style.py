@@ -110,6 +110,12 @@ def drawable(values: np.ndarray, *, log: bool) -> np.ndarray:
     return np.where(values > 0, values, np.nan) if log else values
 
 
+def bars(error: Any) -> dict[str, Any] | None:
+    """Error bars that can be seen on bars of any colour, on light pages and on dark ones."""
+    look = {"width": 3, "thickness": 1.2, "color": "#8a8f98"}
+    return None if error is None else {"array": error, **look}
+
+
 def say_hidden(figure: go.Figure, labels: list[str]) -> None:
     """Name, below the figure, what a log axis cannot show."""
     if not labels:
