@@ -63,18 +63,18 @@ ProcessingOption = Annotated[
     typer.Option(help="Fold LayerNorm into the weights (as TransformerLens does), or leave them."),
 ]
 BackendOption = Annotated[Backend, typer.Option(help="TransformerLens class to load with.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"mlp-interp {metadata.version('mlp-interp')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def main(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
@@ -91,12 +91,10 @@ def main(
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
-    context.obj = {"debug": debug}
 
 
-@app.command()
+@app.command(short_help="Measure every sub-update; write one HTML page.")
 def report(
-    context: typer.Context,
     model: ModelOption = "nano",
     corpus: Annotated[
         str,
@@ -108,10 +106,16 @@ def report(
         ),
     ] = "nano",
     sequences: Annotated[
-        int | None, typer.Option("--sequences", "-n", min=1, help="How many sequences to read.")
+        int | None,
+        typer.Option(
+            "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
+        ),
     ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", "-t", min=2, help="Tokens per sequence.")
+        int | None,
+        typer.Option(
+            "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The page; .nc and .json files go beside it.")
@@ -123,6 +127,7 @@ def report(
     revision: RevisionOption = None,
     processing: ProcessingOption = Processing.folded,
     backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
 ) -> None:
     """Measure every sub-update and write one self-contained HTML page.
 
@@ -136,7 +141,7 @@ def report(
       mlp-interp report --sequences 256 --out big.html
       mlp-interp report -m pythia-160m --revision step1000 -c my.jsonl -n 500 -t 256
     """  # noqa: D301 (click reads the \\b)
-    with _clear_errors(context):
+    with _clear_errors(debug):
         from mlp_interp.corpus import load_corpus
         from mlp_interp.report import build
 
@@ -152,14 +157,14 @@ def report(
     typer.echo(f"\n{written.page} ({size:.1f} MB), with {written.data} and {written.numbers}")
 
 
-@app.command()
+@app.command(short_help="Check that a model computes what it should.")
 def check(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(help=_MODEL)],
     device: DeviceOption = None,
     revision: RevisionOption = None,
     processing: ProcessingOption = Processing.folded,
     backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
 ) -> None:
     """Check that a model, as loaded, computes what its weights and its source say.
 
@@ -172,7 +177,7 @@ def check(
       mlp-interp check pythia-70m --processing raw
       mlp-interp check path/to/a/hugging-face/directory
     """  # noqa: D301 (click reads the \\b)
-    with _clear_errors(context):
+    with _clear_errors(debug):
         from mlp_interp.models import check_model
 
         found = check_model(_load(model, revision, device, processing, backend))
@@ -187,9 +192,8 @@ def check(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(short_help="Show what adds to the logit of an answer.")
 def attribute(
-    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The text up to the word that is asked for.")],
     answer: Annotated[
         str,
@@ -209,6 +213,7 @@ def attribute(
     revision: RevisionOption = None,
     processing: ProcessingOption = Processing.folded,
     backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
 ) -> None:
     """Show what each component adds directly to the logit of an answer.
 
@@ -219,7 +224,7 @@ def attribute(
       mlp-interp attribute "The capital of France is" --answer Paris --foil Rome
       mlp-interp attribute "The capital of France is" -a Paris -f Rome --level neuron --top 30
     """  # noqa: D301 (click reads the \\b)
-    with _clear_errors(context):
+    with _clear_errors(debug):
         from mlp_interp.report.console import attribution_table
 
         loaded = _load(model, revision, device, processing, backend)
@@ -251,7 +256,7 @@ def _load(
 
 
 @contextmanager
-def _clear_errors(context: typer.Context) -> Iterator[None]:
+def _clear_errors(debug: bool) -> Iterator[None]:
     """Bad input becomes one line on stderr and exit status 2, unless --debug asks for more."""
     try:
         yield
@@ -259,7 +264,7 @@ def _clear_errors(context: typer.Context) -> Iterator[None]:
         typer.echo("interrupted; the same command goes on with what is finished", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except (ValueError, OSError) as error:
-        if context.obj["debug"]:
+        if debug:
             traceback.print_exc(file=sys.stderr)
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(BAD_INPUT) from None

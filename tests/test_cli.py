@@ -93,7 +93,7 @@ def test_bad_input_is_one_line_and_status_two(arguments, message):
 
 
 def test_debug_shows_the_traceback():
-    result = run("--debug", "check", "pythia-71m")
+    result = run("check", "pythia-71m", "--debug")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
 
