@@ -79,11 +79,13 @@ def load_model(
     if isinstance(name, torch.nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer=None: a model in memory wants its tokenizer beside it")
+        if revision is not None:
+            raise ValueError(f"revision={revision!r}: only models on the hub have revisions")
         hf_model, label = _in_memory(name, dtype), name.config.name_or_path or "memory"
     else:
         source, label = _resolve(str(name), revision)
-        hf_model, found = _read(source, revision, dtype)
-        tokenizer = tokenizer or found
+        hf_model = _read(source, revision, dtype)
+        tokenizer = _read_tokenizer(source, revision) if tokenizer is None else tokenizer
     _refuse_nan(hf_model, label)
     model = boot(hf_model, tokenizer, device=device, dtype=dtype, folded=processing == "folded")
     model.cfg.model_name = label
@@ -127,7 +129,7 @@ def reload_source(model: Any) -> GPTNeoXForCausalLM | None:
     if source is None:
         return None
     revision = _loaded[model]["revision"]
-    return _read(source, None if revision == "main" else revision, torch.float32)[0]
+    return _read(source, None if revision == "main" else revision, torch.float32)
 
 
 def _backend(backend: str) -> str:
@@ -167,27 +169,56 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     # The first deduped releases carry a suffix and are the reference of older notes.
     if short in PYTHIA or short.removesuffix("-v0") in PYTHIA:
         return f"EleutherAI/{short}", short
-    near = difflib.get_close_matches(short, PYTHIA, n=1, cutoff=0.0)[0]
+    known = ("nano", *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"name={name!r} is neither 'nano', nor a Pythia model, nor a directory; the nearest name "
         f"is {near!r}"
     )
 
 
-def _read(
-    source: str, revision: str | None, dtype: torch.dtype
-) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerBase]:
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    try:
+def _read(source: str, revision: str | None, dtype: torch.dtype) -> GPTNeoXForCausalLM:
+    options = _options(revision)
+    with _explained(source, revision):
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type != "gpt_neox":
             raise ValueError(
                 f"name={source!r} is a {config.model_type!r} model; wanted GPT-NeoX ('gpt_neox'), "
                 "Pythia's architecture"
             )
-        with _no_progress_bar():
-            model = GPTNeoXForCausalLM.from_pretrained(source, dtype=dtype, **options)
-        return model, AutoTokenizer.from_pretrained(source, **options)
+        # Weights that are missing are drawn at random first.
+        with _no_progress_bar(), torch.random.fork_rng(devices=[]):
+            model, found = GPTNeoXForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **options
+            )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"name={source!r} lacks the weights {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}; wanted a whole model"
+        )
+    return model
+
+
+def _read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    with _explained(source, revision):
+        tokenizer = AutoTokenizer.from_pretrained(source, **_options(revision))
+    # Where there are no tokenizer files, the library makes up a tokenizer that knows nothing.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ValueError(
+            f"name={source!r} holds no tokenizer; wanted its files beside the weights, or tokenizer="
+        )
+    return tokenizer
+
+
+def _options(revision: str | None) -> dict[str, Any]:
+    return {} if revision is None else {"revision": revision}
+
+
+@contextlib.contextmanager
+def _explained(source: str, revision: str | None) -> Iterator[None]:
+    """Say what to do where files cannot be read."""
+    try:
+        yield
     except OSError as error:
         if Path(source).is_dir():
             raise ValueError(f"name={source!r} could not be read: {_first_line(error)}") from error
@@ -201,7 +232,7 @@ def _read(
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Without the bar for reading weights; that of a download, which takes long, stays."""
+    """Hold back the bar of loading weights, which takes less than a second."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
