@@ -1,6 +1,7 @@
 """Small random models of every kind that the package must serve, and how to build them."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -206,6 +207,11 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert torch.equal(value.nan_to_num(), after[what][name].nan_to_num()), name
     for what in ("requires_grad", "grad", "training", "hooks", "flags"):
         assert before[what] == after[what], what
+
+
+def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without the tests' runtime type checks: as users call it, who pass wrong things."""
+    return inspect.unwrap(function)
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
