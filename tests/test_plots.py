@@ -162,6 +162,12 @@ def test_ranges_colours_perplexity_by_its_logarithm_but_tells_the_value(ranges):
     assert "clean: 10" in plots.ranges(ranges).layout.title.text
 
 
+def test_a_narrow_range_has_ticks_too(ranges):
+    ranges["perplexity"] = ranges["perplexity"] * 0 + 53_200.0
+    ranges["perplexity"][0, 2] = 66_100.0
+    assert list(plots.ranges(ranges).data[0].colorbar.ticktext)[::2] == ["53,200", "66,100"]
+
+
 def test_ranges_centres_losses_that_also_fall(ranges):
     assert plots.ranges(ranges, quantity="delta_loss").data[0].zmid is None
     ranges["delta_loss"][0, 0] = -5.0

@@ -77,6 +77,8 @@ def _decades(low: float, high: float) -> dict:
     """Colour bar ticks at round numbers for a scale drawn in powers of ten."""
     marks = [m * 10.0**e for e in range(-3, 16) for m in (1, 2, 5)]
     marks = [m for m in marks if low - 0.02 <= np.log10(m) <= high + 0.02]
+    if len(marks) < 2:  # everything lies between two round numbers
+        marks = [float(f"{10**at:.3g}") for at in np.linspace(low, high, 3)]
     marks = marks[:: max(1, len(marks) // 6)]
     return {
         "tickvals": np.log10(marks),
