@@ -30,10 +30,15 @@ def open_page(html: str, folder: Path) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what it wrote to the browser's console."""
     page = folder / "page.html"
     page.write_text(html, encoding="utf-8")
-    command = [PROGRAM, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, page.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
+    try:
+        done = _run(page, folder / "profile")
+    except subprocess.TimeoutExpired:  # on a busy machine a headless browser may hang at its start
+        done = _run(page, folder / "second-profile")
     lines = done.stderr.splitlines()
     # A machine without a graphics card says so; that is no fault of the page.
     return done.stdout, [line for line in lines if "CONSOLE" in line and "WebGL" not in line]
+
+
+def _run(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), *OPTIONS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
