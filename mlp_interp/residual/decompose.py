@@ -173,9 +173,9 @@ def _part(
         return Heads(sites, values[:, :, heads], _block(weights, whole).W_O[heads])
     if whole.name == "post":
         W_out = _block(weights, whole).W_out
-        if len(sites) == weights.d_mlp:
-            return Scaled(sites, values, W_out)
         neurons = [site.unit for site in sites]
+        if neurons == list(range(weights.d_mlp)):  # all of them: no copy
+            return Scaled(sites, values, W_out)
         return Scaled(sites, values[:, :, neurons], W_out[neurons])
     return Dense(sites, values.expand_as(total).unsqueeze(2))
 

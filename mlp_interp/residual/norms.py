@@ -38,7 +38,7 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         statistics ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
 
     Raises:
-        ValueError: The corpus is empty or not tokens.
+        ValueError: The corpus is empty or not tokens, or `batch_size` is below one.
 
     Example:
         >>> import torch
@@ -47,6 +47,8 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         >>> result.norm.sel(component="0.mlp", stat="median").item() > 0
         True
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
     tokens, attrs = tokens_of(corpus)
     weights, forward = Weights.of(model), forward_of(model)
     embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
