@@ -232,7 +232,7 @@ def _explained(source: str, revision: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Hold back the bar of loading weights, which takes less than a second."""
+    """Without the bar for reading weights; that of a download, which takes long, stays."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

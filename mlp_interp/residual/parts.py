@@ -8,7 +8,7 @@ stay as activations and value vectors, heads as ``z`` and ``W_O``, so that nothi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ Stand = Callable[[Site, Tensor], Tensor]
 """From a place and its activation ``[batch, pos, ...]`` to what stands in for it."""
 
 
+@runtime_checkable
 class Part(Protocol):
     """Components of one kind, for one batch of positions."""
 
