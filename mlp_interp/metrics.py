@@ -11,8 +11,9 @@ probabilities ``p`` and logit change ``delta``, let ``t = delta - E_p[delta]``. 
 because ``log E_p[exp(delta)] = E_p[delta] + KL``.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Effects", "LogitChange", "excess", "kl_from_change", "rows_for"]
+__all__ = ["Effects", "LogitChange", "Tally", "blocks", "excess", "kl_from_change", "rows_for"]
 
 _SMALL = 0.03
 """Below this largest |t| a series replaces ``expm1(t) - t``, whose terms would cancel: the terms
@@ -65,9 +66,7 @@ def kl_from_change(
         '1.250e-09'
     """
     largest = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1) if largest is None else largest
-    small = bool((largest < _SMALL).all())
-    expected = _expectation(p, _excess_series(t) if small else torch.expm1(t).sub_(t))
-    kl = torch.log1p(expected)
+    kl = torch.log1p((_excess_by_row(t, largest) * p).sum(-1))
     overflown = ~torch.isfinite(kl)
     if overflown.any():  # exp(t) left float32's range: these rows want the log domain
         log_p = p.log() if logits is None else logits.log_softmax(-1)
@@ -80,14 +79,22 @@ def excess(t: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return torch.where(t.abs() < _SMALL, _excess_series(t), torch.expm1(t) - t)
 
 
+def _excess_by_row(t: Tensor, largest: Tensor) -> Tensor:
+    """`excess` with one decision a row: a row without large entries takes the series.
+
+    In a row with a large entry the small ones lose digits that the large one's share outweighs.
+    """
+    small = largest < _SMALL
+    if small.all():
+        return _excess_series(t)
+    result = torch.expm1(t).sub_(t)
+    if small.any():
+        result[small] = _excess_series(t[small])
+    return result
+
+
 def _excess_series(t: Tensor) -> Tensor:
     return t.mul(1 / 24).add_(1 / 6).mul_(t).add_(0.5).mul_(t).mul_(t)
-
-
-def _expectation(p: Tensor, x: Tensor) -> Tensor:
-    if p.numel() == p.shape[-1]:  # one distribution for all rows: a matrix-vector product
-        return x @ p.flatten()
-    return (p * x).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class LogitChange:
         chosen = self.logits.log_softmax(-1).gather(-1, index)[:, 0]
         return torch.where(known, -chosen, torch.nan)
 
-    def rows(self, row: int) -> "LogitChange":
+    def row(self, row: int) -> "LogitChange":
         """Just one row."""
         one = slice(row, row + 1)
         return LogitChange(
@@ -150,44 +157,107 @@ class LogitChange:
             change: Changed minus clean normalised stream, any number of changes per row.
         """
         mean = (change * self.expected).sum(-1)
-        return self._effects((change @ self.unembed.weight).sub_(mean.unsqueeze(-1)))
+        tally = Tally.of(self, mean, change.norm(dim=-1))
+        flat, minus_mean = change.flatten(0, -2), -mean.flatten()[:, None]
+        for block in blocks(self.unembed, len(flat)):
+            t = torch.addmm(minus_mean, flat, self.unembed.weight[:, block])
+            tally.add(t.view(*mean.shape, -1), block)
 
-    def effects_of_logits(self, delta: Float[Tensor, "more d_vocab"]) -> Effects:
-        """Effects of logit changes of the only row. Overwrites `delta`.
+        def whole(rows: Bool[Tensor, "*more row"]) -> Float[Tensor, "some d_vocab"]:
+            return change[rows] @ self.unembed.weight - mean[rows][:, None]
 
-        Raises:
-            ValueError: There are several rows.
+        t_target = self.change_at(change, self.targets.clamp_min(0)) - mean
+        return tally.effects(t_target, self.change_at(change, self.top) - mean, whole)
+
+    def change_at(
+        self, change: Float[Tensor, "*more row d_model"], token: Int[Tensor, " row"]
+    ) -> Float[Tensor, "*more row"]:
+        """Change of one token's logit in each row."""
+        return (change * self.unembed.weight.T[token]).sum(-1)
+
+
+@dataclass
+class Tally:
+    """Collects the effects of logit changes while the vocabulary goes by in blocks.
+
+    A block of logits is small enough to stay in the processor's cache, and is read many times there
+    while it is; whole rows of a real vocabulary would travel to memory and back each time.
+
+    Attributes:
+        clean: The clean distributions.
+        excess: So far, ``sum_v p_v (expm1(t_v) - t_v)``.
+        best: So far, the largest changed logit, less its mean change.
+        watch_top: Whether any change is large enough to make another token the likeliest.
+    """
+
+    clean: LogitChange
+    excess: Float[Tensor, "*more row"]
+    best: Float[Tensor, "*more row"]
+    watch_top: bool
+
+    @classmethod
+    def of(
+        cls,
+        clean: LogitChange,
+        mean: Float[Tensor, "*more row"],
+        size: Float[Tensor, "*more row"],
+    ) -> "Tally":
+        """An empty tally for changes with expectation `mean` and L2 norm `size`."""
+        best, second = clean.logits.topk(2, dim=-1).values.unbind(-1)
+        furthest = clean.unembed.largest + clean.expected.norm(dim=-1)
+        watch_top = bool((best - second <= 2 * size * furthest).any())
+        return cls(clean, torch.zeros_like(mean), torch.full_like(mean, -torch.inf), watch_top)
+
+    def add(self, t: Float[Tensor, "..."], block: slice, row: int | None = None) -> None:
+        """Take in a block of centred logit changes.
+
+        Args:
+            t: ``[*more, row, block]``, or ``[more, block]`` for a single row. Overwritten.
+            block: Which tokens.
+            row: Which row, if it is a single one.
         """
-        if len(self.top) != 1:
-            raise ValueError(f"effects_of_logits on {len(self.top)} rows; wanted one")
-        found = self._effects(delta.sub_((delta @ self.p[0]).unsqueeze(-1)).unsqueeze(1))
-        return Effects(*(values[:, 0] for values in found))
-
-    def _effects(self, t: Float[Tensor, "*more row d_vocab"]) -> Effects:
-        """Effects of centred logit changes. Overwrites `t`."""
-        rows = t.shape[:-1]
-
-        def at(token: Int[Tensor, " row"]) -> Float[Tensor, "*more row"]:
-            return t.gather(-1, token.expand(rows).unsqueeze(-1)).squeeze(-1)
-
-        t_target, t_top = at(self.targets.clamp_min(0)), at(self.top)
+        rows: Any = slice(None) if row is None else row
+        p, logits = self.clean.p[rows, block], self.clean.logits[rows, block]
         largest = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1)
-        top1_changed = self._top1_changed(t, t_top, largest)
-        kl = kl_from_change(self.p, t, largest=largest, logits=self.logits)
-        loss = torch.where(self.targets >= 0, kl - t_target, torch.nan)
-        return Effects(kl, loss, top1_changed.to(kl.dtype))
+        self.excess[..., rows] += _excess_by_row(t, largest).mul_(p).sum(-1)
+        if self.watch_top:
+            best = self.best[..., rows]
+            self.best[..., rows] = torch.maximum(best, t.add_(logits).amax(-1))
 
-    def _top1_changed(self, t: Tensor, t_top: Tensor, largest: Tensor) -> Bool[Tensor, "*rows"]:
-        best, second = self.logits.topk(2, dim=-1).values.unbind(-1)
-        changed = torch.zeros_like(t_top, dtype=torch.bool)
-        # Only where the change can close the gap to the second token is it worth looking.
-        open_ = best - second <= 2 * largest
-        if open_.any():
-            logits = self.logits.expand_as(t)[open_] + t[open_]
-            changed[open_] = logits.amax(-1) > (best + t_top)[open_]
-        return changed
+    def effects(
+        self,
+        t_target: Float[Tensor, "*more row"],
+        t_top: Float[Tensor, "*more row"],
+        whole: Callable[[Tensor], Tensor],
+    ) -> Effects:
+        """What came together.
+
+        Args:
+            t_target: Centred change of the next token's logit.
+            t_top: Centred change of the likeliest token's logit.
+            whole: Gives the centred changes ``[some, d_vocab]`` of the rows in a mask again, for
+                those few in which ``exp(t)`` leaves the range of the data type.
+        """
+        kl = torch.log1p(self.excess)
+        overflown = ~torch.isfinite(kl)
+        if overflown.any():
+            log_p = self.clean.logits.log_softmax(-1).expand(*kl.shape, -1)[overflown]
+            kl[overflown] = torch.logsumexp(log_p + whole(overflown), dim=-1)
+        kl = kl.clamp_min(0)
+        loss = torch.where(self.clean.targets >= 0, kl - t_target, torch.nan)
+        top = self.clean.logits.gather(-1, self.clean.top[:, None])[:, 0] + t_top
+        # The same logit comes out of two products of different shapes: allow for their rounding.
+        slack = 8 * torch.finfo(top.dtype).eps * top.abs()
+        return Effects(kl, loss, (self.best > top + slack).to(kl.dtype))
 
 
-def rows_for(unembed: Unembed, budget: int = 2**24) -> int:
-    """How many rows of logits hold at most `budget` numbers (default 64 MiB in float32)."""
+def blocks(unembed: Unembed, rows: int) -> Iterator[slice]:
+    """The vocabulary in blocks that, at `rows` rows, hold about a mebibyte of float32."""
+    width = max(256, 2**18 // max(1, rows))
+    for start in range(0, unembed.d_vocab, width):
+        yield slice(start, min(start + width, unembed.d_vocab))
+
+
+def rows_for(unembed: Unembed, budget: int = 2**23) -> int:
+    """How many rows of logits hold at most `budget` numbers (default 32 MiB in float32)."""
     return max(1, budget // unembed.d_vocab)

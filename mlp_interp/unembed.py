@@ -1,6 +1,7 @@
 """The readout: from a residual stream to logits, with the final LayerNorm folded in."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ class Unembed:
     def d_vocab(self) -> int:
         """Number of logits."""
         return self.weight.shape[1]
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest L2 norm of a token's direction: bounds how far any logit can move."""
+        return float(self.squares.max().sqrt())
+
+    @cached_property
+    def squares(self) -> Float[Tensor, " d_vocab"]:
+        """Squared L2 norm of every token's direction."""
+        return self.weight.square().sum(0)
 
     def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
         """``sigma(x)``: what the final LayerNorm divides by."""

@@ -22,6 +22,10 @@ from transformers import (
 
 from mlp_interp import load_model
 
+# The models here are tiny: threads that wait for each other cost more than they save, above all
+# where several test processes share a few cores.
+torch.set_num_threads(1)
+
 HAS_HOOKED = find_spec("transformer_lens.HookedTransformer") is not None
 BACKENDS = ("hooked", "bridge") if HAS_HOOKED else ("bridge",)
 VOCABULARY = 300

@@ -1,25 +1,25 @@
 """Direct ablation of every neuron by itself: thousands of small changes along known directions.
 
-Taking out neuron n changes the logits by ``kappa * (w_n W') + lambda * (r W')`` with two numbers
-per position: ``w_n W'`` is computed once for all positions, and no neuron is unembedded twice.
+Taking out neuron n changes the logits by ``along * (w_n W') + back * (r W')`` with two numbers per
+position: ``w_n W'`` is computed once for all positions, and no neuron is unembedded twice.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.ablation.second_order import SecondOrder
 from mlp_interp.ablation.streams import joined, stream_scale
-from mlp_interp.metrics import Effects, LogitChange, excess, rows_for
+from mlp_interp.metrics import Effects, LogitChange, Tally, blocks, rows_for
 from mlp_interp.residual import Residual
 from mlp_interp.residual.parts import Scaled
 from mlp_interp.unembed import Unembed
 
 __all__ = ["neuron_effects"]
 
-_HEAD = 256
-"""How many of the likeliest tokens the second-order form treats exactly."""
+_TOGETHER = 256  # neurons whose logits are held at a time
 
 
 def neuron_effects(
@@ -43,132 +43,117 @@ def neuron_effects(
     shape = (len(removed), *targets.shape)
     total, flat_targets = removed.total.flatten(0, 1), targets.flatten()
     scale = stream_scale(unembed, total)
-    layers = [part for part in removed.parts if isinstance(part, Scaled)]
     columns: list[Effects] = []
     for rows in torch.arange(len(total)).split(max(1, min(len(total), rows_for(unembed) // 2))):
         clean = LogitChange.of(unembed, total[rows] / scale[rows], flat_targets[rows])
-        pieces = [
-            _layer(unembed, clean, total[rows], part, rows, norm=norm, tolerance=tolerance)
-            for part in layers
+        layers = [
+            _Neurons.of(unembed, total[rows], part, rows, norm=norm)
+            for part in removed.parts
+            if isinstance(part, Scaled)
         ]
-        columns.append(joined(pieces))
+        columns.append(joined(_measure(clean, layers, tolerance)))
     return Effects(*(values.view(shape) for values in joined(columns, dim=1)))
 
 
-def _layer(
-    unembed: Unembed,
-    clean: LogitChange,
-    total: Float[Tensor, "row d_model"],
-    part: Scaled,
-    rows: Int[Tensor, " row"],
-    *,
-    norm: str,
-    tolerance: float | None,
-) -> Effects:
-    """One layer's neurons at some rows, ``[neuron, row]``."""
-    coefficients = part.coefficients.flatten(0, 1)[rows].T  # [neuron, row]
-    along, back = _coordinates(unembed, total, coefficients, part.basis, norm=norm)
-    exact = torch.ones_like(along, dtype=torch.bool)
-    result = Effects(*(torch.full_like(along, torch.nan) for _ in range(3)))
+@dataclass(frozen=True)
+class _Neurons:
+    """One layer's neurons at some rows, and how each changes the normalised stream there.
+
+    The change is ``along * basis + back * total``.
+    """
+
+    basis: Float[Tensor, "neuron d_model"]
+    total: Float[Tensor, "row d_model"]
+    along: Float[Tensor, "neuron row"]
+    back: Float[Tensor, "neuron row"]
+
+    @classmethod
+    def of(
+        cls,
+        unembed: Unembed,
+        total: Float[Tensor, "row d_model"],
+        part: Scaled,
+        rows: Int[Tensor, " row"],
+        *,
+        norm: str,
+    ) -> "_Neurons":
+        """`stream_change` of each neuron alone, as two numbers a row."""
+        basis, coefficients = part.basis, part.coefficients.flatten(0, 1)[rows].T
+        scale = stream_scale(unembed, total)[:, 0]
+        if norm == "freeze":
+            return cls(basis, total, -coefficients / scale, torch.zeros_like(coefficients))
+        dots, squares = basis @ total.T, basis.square().sum(-1, keepdim=True)
+        fall = coefficients * (2 * dots - coefficients * squares) / total.shape[-1]
+        new_scale = (scale.square() - fall).clamp_min(unembed.eps).sqrt()
+        back = fall / (scale * new_scale * (scale + new_scale))
+        return cls(basis, total, -coefficients / new_scale, back)
+
+    def __getitem__(self, neurons: Int[Tensor, " some"]) -> "_Neurons":
+        return _Neurons(self.basis[neurons], self.total, self.along[neurons], self.back[neurons])
+
+    def size(self) -> Float[Tensor, "neuron row"]:
+        """A bound on the change's L2 norm."""
+        along = self.along.abs() * self.basis.norm(dim=-1, keepdim=True)
+        return along + self.back.abs() * self.total.norm(dim=-1)
+
+    def dot(self, directions: Float[Tensor, "row d_model"]) -> Float[Tensor, "neuron row"]:
+        """Dot product of the change with a direction for each row."""
+        along = self.along * (self.basis @ directions.T)
+        return along + self.back * (self.total * directions).sum(-1)
+
+    def changes(self, row: int) -> Float[Tensor, "neuron d_model"]:
+        """The changes at one row."""
+        return self.along[:, row, None] * self.basis + self.back[:, row, None] * self.total[row]
+
+
+def _measure(clean: LogitChange, layers: list[_Neurons], tolerance: float | None) -> list[Effects]:
+    """Effects of each layer's neurons ``[neuron, row]``, exact where the estimate does not hold."""
+    found = [Effects(*(torch.empty_like(layer.along) for _ in range(3))) for layer in layers]
+    wanted = [torch.ones_like(layer.along, dtype=torch.bool) for layer in layers]
     if tolerance is not None:
+        for row in range(len(clean.top)):
+            estimate = SecondOrder.of(clean.row(row))
+            for layer, result, exact in zip(layers, found, wanted, strict=True):
+                effects, holds = estimate(layer.changes(row), tolerance)
+                exact[:, row] = ~holds
+                for values, estimated in zip(result, effects, strict=True):
+                    values[:, row] = estimated
+    for layer, result, exact in zip(layers, found, wanted, strict=True):
+        _fill_exact(clean, layer, result, exact)
+    return found
+
+
+def _fill_exact(
+    clean: LogitChange, layer: _Neurons, result: Effects, wanted: Bool[Tensor, "neuron row"]
+) -> None:
+    # Neurons of like size together: then one choice of formula serves a whole chunk.
+    order = layer.size().amax(-1).argsort()
+    for neurons in order[wanted[order].any(-1)].split(_TOGETHER):
+        measured = _exact(clean, layer[neurons])
+        for values, exact in zip(result, measured, strict=True):
+            values[neurons] = torch.where(wanted[neurons], exact, values[neurons])
+
+
+def _exact(clean: LogitChange, layer: _Neurons) -> Effects:
+    """Exact effects, ``[neuron, row]``; a block of the value vectors' logits serves all rows."""
+    weight, total = clean.unembed.weight, layer.total
+    mean = layer.dot(clean.expected)
+    tally = Tally.of(clean, mean, layer.size())
+    ones = torch.ones_like(total[:1, :1])
+    for block in blocks(clean.unembed, len(layer.basis)):
+        basis_logits, total_logits = layer.basis @ weight[:, block], total @ weight[:, block]
         for row in range(len(total)):
-            change = along[:, row, None] * part.basis + back[:, row, None] * total[row]
-            estimate, holds = _second_order(unembed, clean.rows(row), change, tolerance)
-            exact[:, row] = ~holds
-            for values, estimated in zip(result, estimate, strict=True):
-                values[:, row] = estimated
-    stream_logits = clean.logits - unembed.bias  # r W' / sigma
-    per_sigma = stream_scale(unembed, total)
-    for chunk in torch.arange(len(part.sites)).split(max(1, rows_for(unembed) // 4)):
-        if not exact[chunk].any():
-            continue
-        value_logits = part.basis[chunk] @ unembed.weight
-        for row in exact[chunk].any(0).nonzero().flatten().tolist():
-            wanted = exact[chunk, row]
-            neurons = chunk[wanted.cpu()]
-            here = value_logits if len(neurons) == len(chunk) else value_logits[wanted]
-            delta = here * along[neurons, row, None]
-            if norm == "recompute":
-                back_logits = stream_logits[row] * per_sigma[row]
-                delta.addcmul_(back[neurons, row, None], back_logits.expand_as(delta))
-            one = clean.rows(row)
-            for values, found in zip(result, one.effects_of_logits(delta), strict=True):
-                values[neurons, row] = found
-    return result
+            # t = along * basis_logits + back * total_logits - mean
+            rest = torch.stack([layer.back[:, row], -mean[:, row]], dim=1)
+            other = torch.cat([total_logits[row, None], ones.expand(1, total_logits.shape[1])])
+            t = torch.addmm(basis_logits * layer.along[:, row, None], rest, other)
+            tally.add(t, block, row)
 
+    def whole(mask: Bool[Tensor, "neuron row"]) -> Float[Tensor, "some d_vocab"]:
+        neuron, row = mask.nonzero(as_tuple=True)
+        change = layer.along[mask][:, None] * layer.basis[neuron]
+        change = change + layer.back[mask][:, None] * total[row]
+        return change @ weight - mean[mask][:, None]
 
-def _coordinates(
-    unembed: Unembed,
-    total: Float[Tensor, "row d_model"],
-    coefficients: Float[Tensor, "neuron row"],
-    basis: Float[Tensor, "neuron d_model"],
-    *,
-    norm: str,
-) -> tuple[Float[Tensor, "neuron row"], Float[Tensor, "neuron row"]]:
-    """`stream_change` of one neuron as ``along * value vector + back * stream``."""
-    scale = stream_scale(unembed, total)[:, 0]
-    if norm == "freeze":
-        return -coefficients / scale, torch.zeros_like(coefficients)
-    d_model = total.shape[-1]
-    dots, squares = basis @ total.T, basis.square().sum(-1, keepdim=True)
-    fall = coefficients * (2 * dots - coefficients * squares) / d_model
-    new_scale = (scale.square() - fall).clamp_min(unembed.eps).sqrt()
-    return -coefficients / new_scale, fall / (scale * new_scale * (scale + new_scale))
-
-
-def _second_order(
-    unembed: Unembed,
-    clean: LogitChange,
-    change: Float[Tensor, "neuron d_model"],
-    tolerance: float,
-) -> tuple[Sequence[Tensor], Tensor]:
-    """Exact on the likeliest tokens, half the variance on the rest; and where that holds.
-
-    For a token whose centred logit change is at most m in size, ``t^2 / 2`` stands for
-    ``expm1(t) - t`` with a relative error of at most ``exp(m) * m / 3``. By Cauchy-Schwarz ``m`` is
-    at most the change's norm times the largest distance of a tail token's direction from the mean
-    direction. The tail's share of the whole times that error bounds the relative error of the KL.
-    """
-    p, expected = clean.p[0], clean.expected[0]
-    head = p.topk(min(_HEAD, len(p))).indices
-    tail = p.clone()
-    tail[head] = 0
-    covariance, largest = _tail_moments(unembed, tail, head, expected)
-
-    mean = change @ expected
-    t_head = change @ unembed.weight[:, head] - mean[:, None]
-    tail_half_variance = ((change @ covariance) * change).sum(-1) / 2
-    tail_half_variance = tail_half_variance.clamp_min(0)
-    whole = excess(t_head) @ p[head] + tail_half_variance
-    bound = change.norm(dim=-1) * largest
-    error = bound.exp() * bound / 3 * tail_half_variance / whole.clamp_min(1e-30)
-
-    kl = torch.log1p(whole)
-    target = clean.targets[0]
-    t_target = change @ unembed.weight[:, target.clamp_min(0)] - mean
-    loss = kl - t_target if target >= 0 else torch.full_like(kl, torch.nan)
-    changed_head = clean.logits[0, head] + t_head
-    best, winner = changed_head.max(-1)
-    top1_changed = (head[winner] != clean.top[0]).to(kl.dtype)
-    rest = clean.logits[0].clone()
-    rest[head] = -torch.inf
-    undecided = rest.max() + bound >= best
-    return (kl, loss, top1_changed), (error <= tolerance) & ~undecided
-
-
-def _tail_moments(
-    unembed: Unembed, tail: Tensor, head: Tensor, expected: Tensor
-) -> tuple[Float[Tensor, "d_model d_model"], Tensor]:
-    """Second moment of the tail tokens' directions about the mean one, and their largest distance.
-
-    The moment is ``sum_v p_v (W'_v - e)(W'_v - e)^T`` over the tail, one ``d x d`` matrix.
-    """
-    weighted = unembed.weight * tail.sqrt()
-    first = unembed.weight @ tail
-    moment = weighted @ weighted.T
-    moment -= torch.outer(first, expected) + torch.outer(expected, first)
-    moment += tail.sum() * torch.outer(expected, expected)
-    squares = unembed.weight.square().sum(0) - 2 * (expected @ unembed.weight)
-    squares[head] = -torch.inf
-    largest = (squares.max() + expected.square().sum()).clamp_min(0).sqrt()
-    return moment, largest
+    t_target = layer.dot(weight.T[clean.targets.clamp_min(0)]) - mean
+    return tally.effects(t_target, layer.dot(weight.T[clean.top]) - mean, whole)

@@ -84,11 +84,12 @@ def compute(
         ValueError: What the analyses raise for bad input.
     """
     sweep = {"batch_size": batch_size, "progress": progress}
+    resumable = {**sweep, "checkpoint": store.batches}
     long: dict[str, Callable[[], Part]] = {
         "norms": lambda: norms(model, corpus, **sweep),
-        "importance": lambda: subupdate_importance(model, corpus, **sweep),
+        "importance": lambda: subupdate_importance(model, corpus, **resumable),
         **{
-            f"ranges/{kind}": lambda kind=kind: ablate_ranges(model, corpus, kind=kind, **sweep)
+            f"ranges/{kind}": lambda kind=kind: ablate_ranges(model, corpus, kind=kind, **resumable)
             for kind in KINDS
         },
     }

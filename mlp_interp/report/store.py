@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Store:
         self.fingerprint = fingerprint
         self.reused: list[str] = []
 
+    @property
+    def batches(self) -> Path:
+        """Folder for the finished batches of an analysis that is not finished."""
+        return self.folder / f"batches-{self.fingerprint}"
+
     def path(self, name: str) -> Path:
         """The file of one part."""
         return self.folder / f"{name.replace('/', '-')}-{self.fingerprint}.nc"
@@ -54,6 +60,7 @@ class Store:
         """Delete the parts of this run, and the folder if nothing else is in it."""
         for path in self.folder.glob(f"*-{self.fingerprint}.nc"):
             path.unlink()
+        shutil.rmtree(self.batches, ignore_errors=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -1,0 +1,80 @@
+"""The KL of a small change without its logits: half its variance, and a bound on the error."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mlp_interp.metrics import Effects, LogitChange, excess
+
+__all__ = ["SecondOrder"]
+
+_HEAD = 256
+"""How many of the likeliest tokens are treated exactly. They carry most of a trained model's
+probability, so that the approximation has only the tail to be wrong about."""
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """Estimates effects at one position from one ``d_model x d_model`` covariance.
+
+    ``KL = log1p(E_p[expm1(t) - t])``: exact on the head of the distribution, ``t^2 / 2`` on the
+    tail. For a token whose centred logit change is at most m in size, ``t^2 / 2`` stands for
+    ``expm1(t) - t`` with a relative error of at most ``exp(m) * m / 3``. By Cauchy-Schwarz m is at
+    most the change's norm times the largest distance of a tail token's direction from the mean
+    direction. The tail's share of the whole times that error bounds the relative error of the KL.
+
+    Attributes:
+        clean: The clean distribution, one row.
+        head: The likeliest tokens.
+        covariance: ``sum_v p_v (W'_v - e)(W'_v - e)^T`` over the tail, ``e = E_p[W']``.
+        largest: Largest distance of a tail token's direction from ``e``.
+        highest: Largest logit in the tail.
+    """
+
+    clean: LogitChange
+    head: Int[Tensor, " head"]
+    covariance: Float[Tensor, "d_model d_model"]
+    largest: Float[Tensor, ""]
+    highest: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, clean: LogitChange) -> "SecondOrder":
+        """The moments of one row's distribution."""
+        p, e, weight = clean.p[0], clean.expected[0], clean.unembed.weight
+        head = p.topk(min(_HEAD, len(p))).indices
+        tail = p.clone()
+        tail[head] = 0
+        first = weight @ tail
+        covariance = (weight * tail) @ weight.T
+        covariance -= torch.outer(first, e) + torch.outer(e, first)
+        covariance += tail.sum() * torch.outer(e, e)
+        squares = clean.unembed.squares - 2 * (e @ weight)
+        logits = clean.logits[0].clone()
+        squares[head] = logits[head] = -torch.inf
+        largest = (squares.max() + e.square().sum()).clamp_min(0).sqrt()
+        return cls(clean, head, covariance, largest, logits.max())
+
+    def __call__(
+        self, change: Float[Tensor, "neuron d_model"], tolerance: float
+    ) -> tuple[Effects, Bool[Tensor, " neuron"]]:
+        """Effects of changes of the normalised stream, and where they are within `tolerance`."""
+        clean, head = self.clean, self.head
+        weight, p = clean.unembed.weight, clean.p[0]
+        mean = change @ clean.expected[0]
+        t_head = change @ weight[:, head] - mean[:, None]
+        tail = ((change @ self.covariance) * change).sum(-1).clamp_min(0) / 2
+        whole = excess(t_head) @ p[head] + tail
+        bound = change.norm(dim=-1) * self.largest
+        error = bound.exp() * bound / 3 * tail / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+        kl = torch.log1p(whole)
+        target = clean.targets[0]
+        t_target = change @ weight[:, target.clamp_min(0)] - mean
+        loss = kl - t_target if target >= 0 else torch.full_like(kl, torch.nan)
+        best, winner = (clean.logits[0, head] + t_head).max(-1)
+        top1_changed = (head[winner] != clean.top[0]).to(kl.dtype)
+        # A token of the tail may win only if it can rise above the head's best.
+        decided = self.highest + bound < best
+        return Effects(kl, loss, top1_changed), (error <= tolerance) & decided

@@ -1,0 +1,232 @@
+"""Shares sum to the model's logits and are what their formula says."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+import xarray as xr
+from conftest import unchecked
+
+from mlp_interp import attribute_logits, attribute_sources, top
+from mlp_interp.residual import LEVELS, cache_for
+from mlp_interp.unembed import Unembed
+
+ANSWERS, FOILS = [5, 6, 7, 299], [9, 8, 5, 0]
+ROWS = torch.arange(4)
+
+
+def the_logits(model, tokens):
+    return reference.hooked_logits(model, tokens, {}).numpy()
+
+
+def test_shares_sum_to_the_logit_the_difference_and_the_centred_logit(model, tokens):
+    logits = the_logits(model, tokens)
+    for level in LEVELS:
+        cache = cache_for(model, tokens, level=level)
+        for foils in (None, FOILS, "mean"):
+            found = attribute_logits(model, cache, ANSWERS, foils, level=level, positions=None)
+            expected = logits[ROWS, :, ANSWERS]
+            if foils == "mean":
+                expected = expected - logits.mean(-1)
+            elif foils is not None:
+                expected = expected - logits[ROWS, :, foils]
+            assert found.dims == ("prompt", "pos", "component")
+            np.testing.assert_allclose(found.sum("component"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "gpt2"])
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_each_share_is_its_formula(kind, architecture, processing, backend, tokens):
+    """Frozen: c . (W'_answer - W'_foil) / sigma. In float64, from the cache and plain algebra."""
+    model = kind(architecture, backend, processing, torch.float64)
+    cache = reference.full_cache(model, tokens)
+    final = reference.final_stream(model, cache)
+    w = getattr(model.ln_final, "w", None)
+    unembedding = model.W_U.detach() if w is None else w.detach()[:, None] * model.W_U.detach()
+    direction = unembedding[:, ANSWERS] - unembedding[:, FOILS]
+    for level in LEVELS:
+        found = attribute_logits(model, cache, ANSWERS, FOILS, level=level, positions=[2, -1])
+        assert list(found.pos.values) == [2, 8]
+        for label, vector in reference.vectors(model, cache, level).items():
+            centred = vector - vector.mean(-1, keepdim=True)
+            share = torch.einsum("bpd,db->bp", centred, direction)
+            share = share / reference.scale(model, final)[..., 0]
+            np.testing.assert_allclose(
+                found.sel(component=label), share[:, [2, 8]], atol=1e-10, err_msg=label
+            )
+        bias = reference.frozen_logits(model, 0 * final, final)[:, -1]
+        np.testing.assert_allclose(
+            found.sel(component="bias")[:, -1], bias[ROWS, ANSWERS] - bias[ROWS, FOILS], atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_recomputed_shares_are_what_removal_costs(kind, processing, backend, tokens):
+    """Brute force: take each component out, run ln_final and unembed, and see the logit fall."""
+    model = kind("sequential", backend, processing, torch.float64)
+    cache = reference.full_cache(model, tokens)
+    final = reference.final_stream(model, cache)
+    clean = reference.logits(model, final)
+    for level in LEVELS:
+        found = attribute_logits(
+            model, cache, ANSWERS, FOILS, level=level, positions=None, norm="recompute"
+        )
+        for label, vector in list(reference.vectors(model, cache, level).items())[::7]:
+            fall = clean - reference.logits(model, final - vector)
+            expected = fall[ROWS, :, ANSWERS] - fall[ROWS, :, FOILS]
+            np.testing.assert_allclose(
+                found.sel(component=label), expected, atol=1e-9, err_msg=label
+            )
+
+
+def test_sources_sum_to_the_heads_share(model, tokens):
+    cache = reference.full_cache(model, tokens)
+    for foils, position in ((FOILS, -1), (None, 4), ("mean", 0)):
+        sources = attribute_sources(model, cache, ANSWERS, foils, position=position)
+        shares = attribute_logits(model, cache, ANSWERS, foils, level="head", positions=position)
+        assert sources.dims == ("prompt", "component", "source")
+        heads = shares.sel(component=sources.component).squeeze("pos")
+        assert len(heads.component) == 12
+        np.testing.assert_allclose(sources.sum("source"), heads, atol=1e-4)
+        at = position % 9
+        assert int(sources.pos) == at
+        assert (sources.values[..., at + 1 :] == 0).all()  # nothing is read from the future
+
+
+def test_a_source_is_pattern_times_value(kind, backend, tokens):
+    model = kind("gpt2", backend, "raw", torch.float64)
+    cache = reference.full_cache(model, tokens)
+    found = attribute_sources(model, cache, 7, heads=["L1H2", "L0H3"], position=6)
+    assert list(found.component.values) == ["L1H2", "L0H3"]
+    v = cache["blocks.1.attn.hook_v"][:, :, 2]
+    written = cache["blocks.1.attn.hook_pattern"][:, 2, 6, :, None] * (v @ model.W_O[1, 2])
+    final = reference.final_stream(model, cache)[:, 6]
+    direction = model.ln_final.w * model.W_U[:, 7]
+    expected = (written - written.mean(-1, keepdim=True)) @ direction
+    expected = expected / reference.scale(model, final)
+    np.testing.assert_allclose(found.sel(component="L1H2"), expected.detach(), atol=1e-10)
+
+
+def test_as_many_prompts_as_positions_with_one_token_each(kind, backend):
+    """The library's own logit_attrs broadcasts wrongly here, by whole logits."""
+    model = kind("parallel", backend)
+    tokens = torch.randint(300, (6, 6), generator=torch.Generator().manual_seed(5))
+    answers = torch.tensor([1, 2, 3, 4, 5, 6])
+    logits = the_logits(model, tokens)
+    found = attribute_logits(model, cache_for(model, tokens), answers, positions=None)
+    np.testing.assert_allclose(
+        found.sum("component"), logits[torch.arange(6), :, answers], atol=1e-4
+    )
+
+
+def test_tokens_may_be_ids_strings_tensors_one_or_many(kind, tokens):
+    model = kind()
+    cache = cache_for(model, tokens)
+    token = model.tokenizer.encode(" the")
+    assert len(token) == 1
+    expected = attribute_logits(model, cache, [token[0]] * 4, [4] * 4)
+    for answers in (" the", token[0], [" the"] * 4, torch.tensor(token * 4), np.array(token * 4)):
+        for foils in (4, [4] * 4):
+            found = unchecked(attribute_logits)(model, cache, answers, foils)
+            xr.testing.assert_identical(found, expected)
+    assert list(expected.answer.values) == [" the"] * 4
+    assert expected.foil.dims == ("prompt",)
+
+
+def test_attributes_and_coordinates(kind, tokens):
+    model = kind("gpt2")
+    found = attribute_logits(model, cache_for(model, tokens, level="neuron"), 5, 6, level="neuron")
+    assert found.attrs["unit"] == "logits"
+    assert found.attrs["norm"] == "freeze"
+    assert found.attrs["level"] == "neuron"
+    assert list(found.pos.values) == [8]
+    neuron = found.sel(component="L2N127")
+    assert (int(neuron.layer), int(neuron.neuron), str(neuron.kind)) == (2, 127, "neuron")
+    assert found.component.values[-1] == "bias"
+    assert found.component.values[1] == "pos_embed"
+
+
+def test_a_model_without_tokenizer_names_tokens_by_number(kind, tokens):
+    model = kind()
+    tokenizer, model.tokenizer = model.tokenizer, None
+    try:
+        found = attribute_logits(model, cache_for(model, tokens), 5)
+        assert list(found.answer.values) == ["#5"] * 4
+        with pytest.raises(ValueError, match="has no tokenizer"):
+            attribute_logits(model, cache_for(model, tokens), " the")
+    finally:
+        model.tokenizer = tokenizer
+
+
+def test_top_keeps_signs_and_order():
+    result = xr.DataArray(
+        [[[1.0, -5.0, 3.0]], [[1.0, -1.0, -2.0]]],
+        dims=("prompt", "pos", "component"),
+        coords={"component": ["a", "b", "c"]},
+        attrs={"unit": "logits"},
+    )
+    found = top(result, 2)
+    assert list(found.component.values) == ["b", "a"]
+    assert list(found.values) == [-3, 1]
+    assert found.attrs["unit"] == "logits"
+    assert list(top(result, 99).component.values) == ["b", "a", "c"]
+    assert list(top(result, 1, dim="prompt").values) == pytest.approx([-1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"answers": [1, 2]}, "answers has 2 tokens for 4 prompts"),
+        ({"answers": [1] * 5}, "answers has 5 tokens for 4 prompts"),
+        ({"answers": 1, "foils": [1, 2, 3]}, "foils has 3 tokens for 4 prompts"),
+        ({"answers": 300}, "answers=.*outside the vocabulary of 300"),
+        ({"answers": -1}, "answers=.*outside the vocabulary"),
+        ({"answers": 1, "foils": [2, 3, 400, 5]}, "foils=.*outside the vocabulary"),
+        ({"answers": [1, 2, 3, 4], "foils": [5, 2, 6, 7]}, "foils equal answers in some prompt"),
+        ({"answers": "the cat sat"}, r"answers='the cat sat' is \d tokens"),
+        ({"answers": ""}, "answers='' is 0 tokens"),
+        ({"answers": 1, "foils": ["the cat"] * 4}, "foils='the cat' is"),
+        ({"answers": 1, "positions": 9}, "wanted indices from -9 to 8"),
+        ({"answers": 1, "norm": "frozen"}, "norm='frozen'; wanted 'freeze' or 'recompute'"),
+        ({"answers": 1, "level": "heads"}, "level='heads'"),
+        ({"answers": 1, "level": "neuron"}, r"level='neuron'\)"),
+    ],
+)
+def test_bad_arguments(kind, tokens, arguments, text):
+    model = kind()
+    with pytest.raises(ValueError, match=text):
+        unchecked(attribute_logits)(model, cache_for(model, tokens), **arguments)
+
+
+def test_bad_arguments_of_sources(kind, tokens):
+    model = kind()
+    cache = reference.full_cache(model, tokens)
+    for heads in (["3.mlp"], ["L3H0"], ["L0H4"], ["L0N3"], ["L0H1.q"]):
+        with pytest.raises(ValueError, match=r"heads holds .*; wanted heads L0H0 to L2H3"):
+            attribute_sources(model, cache, 1, heads=heads)
+    with pytest.raises(ValueError, match="heads is empty"):
+        attribute_sources(model, cache, 1, heads=[])
+    for position in (9, -10):
+        with pytest.raises(ValueError, match=f"position={position}; wanted -9 to 8"):
+            attribute_sources(model, cache, 1, position=position)
+    with pytest.raises(ValueError, match=r"cache lacks blocks\.0\.attn\.hook_pattern"):
+        attribute_sources(model, cache_for(model, tokens), 1)
+
+
+def test_bad_arguments_of_top():
+    result = xr.DataArray([1.0], dims="component")
+    with pytest.raises(ValueError, match="dim='head' is not a dimension"):
+        top(result, dim="head")
+    with pytest.raises(ValueError, match="k=0; wanted at least 1"):
+        top(result, 0)
+
+
+def test_the_readout_is_where_the_scale_comes_from(kind, tokens):
+    """The epsilon is in the scale: a stream near zero shows it, a usual one does not."""
+    model = kind("parallel", processing="raw")
+    cache = {k: v * 1e-3 for k, v in cache_for(model, tokens).items() if k != "tokens"}
+    found = attribute_logits(model, cache, ANSWERS)
+    stream = cache["blocks.2.hook_resid_post"]
+    expected = reference.logits(model, stream)[ROWS, -1, ANSWERS]
+    np.testing.assert_allclose(found.sum("component").squeeze(), expected, atol=1e-4)
+    assert Unembed.of(model).eps == 1e-5
