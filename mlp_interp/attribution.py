@@ -269,6 +269,8 @@ def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
             for layer in range(weights.n_layers)
             for head in range(weights.n_heads)
         ]
+    if not heads:
+        raise ValueError("heads is empty; wanted at least one head, or None for all")
     sites = [Site.parse(head) if isinstance(head, str) else head for head in heads]
     for site in sites:
         if (

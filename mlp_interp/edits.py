@@ -150,8 +150,12 @@ class Runner:
 
     @torch.no_grad()
     def run(self, tokens: Int[Tensor, "batch pos"], *, sites: Sequence[Site] = ()) -> Run:
-        """Run without edits; keep every block's input, and the activations at `sites`."""
-        tokens = tokens.to(self.weights.device)
+        """Run without edits; keep every block's input, and the activations at `sites`.
+
+        Raises:
+            ValueError: The tokens are not ones that the model can take.
+        """
+        tokens = self.weights.checked(tokens)
         streams: list[Tensor] = []
         wanted = {Site(site.name, site.layer) for site in sites}
         seen: dict[Site, Tensor] = {}

@@ -52,17 +52,20 @@ class Unembed:
     def of(cls, model: Any) -> "Unembed":
         """Fold a model's final LayerNorm and unembedding; the model is not changed.
 
+        Where the model's own weights are folded and centred already, they are shared, not copied.
+
         Raises:
             ValueError: The model's stream does not end in a LayerNorm.
         """
         weights = Weights.of(model)
         norm = weights.ln_final
-        folded = norm.w[:, None] * weights.W_U
-        return cls(
-            weight=folded - folded.mean(0),
-            bias=norm.b @ weights.W_U + weights.b_U,
-            eps=weights.eps,
-        )
+        folded = weights.W_U if norm.folded else norm.w[:, None] * weights.W_U
+        mean = folded.mean(0)
+        # Processing that folds the LayerNorm centres the columns too, up to rounding; leaving them
+        # as they are then saves a copy of the largest matrix of the model.
+        if float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
+            folded = folded - mean
+        return cls(folded, norm.b @ weights.W_U + weights.b_U, weights.eps)
 
     @property
     def d_vocab(self) -> int:
@@ -77,7 +80,8 @@ class Unembed:
     @cached_property
     def squares(self) -> Float[Tensor, " d_vocab"]:
         """Squared L2 norm of every token's direction."""
-        return self.weight.square().sum(0)
+        # By blocks that stay in cache: the square of the whole matrix would be a copy of it.
+        return torch.cat([part.square().sum(0) for part in self.weight.split(1024, dim=1)])
 
     def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
         """``sigma(x)``: what the final LayerNorm divides by."""

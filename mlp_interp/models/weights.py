@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["Affine", "Block", "Weights"]
@@ -159,6 +159,24 @@ class Weights:
     def ln_final(self) -> Affine:
         """The final LayerNorm's scale and shift."""
         return self._affine(self.model.ln_final)
+
+    def checked(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """Tokens that this model can take, on its device.
+
+        Raises:
+            ValueError: An id is outside the vocabulary, or there are more positions than the
+                model's context has; some libraries would go on with something else.
+        """
+        lowest, highest, size = int(tokens.min()), int(tokens.max()), self.W_E.shape[0]
+        if lowest < 0 or highest >= size:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"tokens hold {wrong}; wanted ids from 0 to {size - 1}")
+        context = int(self.model.cfg.n_ctx)
+        if tokens.shape[1] > context:
+            raise ValueError(
+                f"sequences of {tokens.shape[1]} tokens exceed the model's context of {context}"
+            )
+        return tokens.to(self.device)
 
     def block(self, layer: int) -> Block:
         """The weights of one block."""

@@ -42,9 +42,9 @@ def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "c
         be computed from it.
 
     Raises:
-        ValueError: Unknown level.
+        ValueError: Unknown level, or tokens that the model cannot take.
     """
-    tokens = tokens.to(Weights.of(model).device)
+    tokens = Weights.of(model).checked(tokens)
     _, cache = model.run_with_cache(tokens, names_filter=needed(model, level=level))
     cache.cache_dict["tokens"] = tokens
     return cache

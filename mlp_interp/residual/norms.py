@@ -51,6 +51,7 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         raise ValueError(f"batch_size={batch_size}; wanted at least 1")
     tokens, attrs = tokens_of(corpus)
     weights, forward = Weights.of(model), forward_of(model)
+    tokens = weights.checked(tokens)
     embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
     sites = [*embeddings]
     for layer in range(weights.n_layers):
@@ -66,7 +67,6 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         return x
 
     for batch in tqdm(tokens.split(batch_size), desc="norms", disable=not progress):
-        batch = batch.to(weights.device)
         collected[Site("embed")].append(weights.W_E[batch].norm(dim=-1).flatten().float().cpu())
         if weights.has_pos_embed:
             positions = weights.W_pos[: batch.shape[1]].norm(dim=-1).float().cpu()
