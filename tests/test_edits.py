@@ -90,7 +90,7 @@ EDITS = [
     [Edit(Site("mlp_out", 1), "set", 0.0)],
     [Edit(Site("resid_pre", 0), "scale", 0.5, positions=(0, -2))],
     [Edit(Site("z", 2, head=1), "add", 1.0), Edit(Site("post", 0), "scale", 0.0, units=(3, 5))],
-    [Edit(Site("resid_post", 2), "add", 0.3)],
+    [Edit(Site("resid_post", 2), "add", torch.linspace(-1, 1, 32))],
     [Edit(Site("v", 1), "set", 0.1, positions=(4,), units=(0,)), Edit(Site("v", 1), "scale", 3.0)],
     [Edit(Site("q", 0), "scale", 2.0), Edit(Site("attn_out", 2), "add", 1.0, positions=(8,))],
 ]
