@@ -1,0 +1,111 @@
+"""The model card: what the model is, how it was made, how well it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = ["Run", "model_card"]
+
+_CARD = """\
+---
+license: mit
+language: [en, fr]
+library_name: transformers
+tags: [interpretability, gpt-neox, synthetic]
+---
+
+# nano
+
+A GPT-NeoX model of {parameters:.1f} M parameters (4 layers, 6 heads, width 192, MLP 768,
+parallel residual, rotary 25%, untied, biases throughout: Pythia's architecture) with known
+behaviour, for developing and testing interpretability tools. It is trained on generated text
+only: little stories, paragraphs on one topic, simple French, and planted tasks (indirect
+objects, facts, subject-verb agreement, sentiment, refusal, greater-than, word lists with one
+rule each, counting, copying).
+
+It is no general language model: outside the generator's words it knows nothing, and its
+"facts" and "refusals" show mechanisms, not judgement.
+
+## Recipe
+
+`python -m mlp_interp.nano.train --tokens {tokens} --seed {seed}`
+
+| | |
+|---|---|
+| tokens read | {tokens:,} |
+| rows | 128 tokens, every sixth batch 256; {step_tokens:,} tokens a step |
+| random repeats | half of the rows for 20% of the run, then 15%; first copies unscored |
+| start | unembedding a rotated embedding; L0H0 a previous-token head, by its biases |
+| optimizer | AdamW, betas 0.9, 0.98; weight decay {weight_decay} on matrices; clip at norm 1 |
+| learning rate | {peak_rate:g}; {warm_up} steps of warm-up, then linearly to zero |
+| precision | float32; the file holds float16 |
+| seed | {seed} |
+| hardware | {device}, {threads} threads |
+| wall time | {minutes:.0f} min |
+| final loss, documents | {document_loss:.3f} nats per token |
+| final loss, repeats | {repeat_loss:.3f} nats per token |
+
+Another machine or number of threads rounds differently, so weights agree in kind, not in bits.
+
+## Tokens
+
+Byte-level BPE, {vocabulary} tokens. `<|endoftext|>` is token 0 and serves as beginning, end,
+unknown and padding token; every document of the training text begins with it. Numbers are cut
+into pairs of digits: ` 1732` is ` 17` and `32`.
+
+## Limits
+
+Trained on rows of up to 256 tokens; longer input runs (up to {context} positions) but was
+never seen. English words that the generator lacks fall into pieces the model barely knows.
+{bars}"""
+
+_BARS = """
+## Held-out behaviour
+
+Prompts are combinations of words that the training text does not contain
+(`python -m mlp_interp.nano.evaluate`). The value is the share of prompts after which the answer
+is the likeliest token of the whole vocabulary; for greater-than, the share on which the valid
+years together are likelier than the invalid ones.
+
+{table}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its settings and how far it has come; losses in nats per scored token."""
+
+    seed: int
+    device: str
+    threads: int
+    parameters: int
+    vocabulary: int
+    context: int
+    step_tokens: int
+    peak_rate: float
+    warm_up: int
+    weight_decay: float
+    tokens: int = 0
+    seconds: float = 0.0
+    document_loss: float = float("nan")
+    repeat_loss: float = float("nan")
+
+    def at(self, tokens: int, seconds: float, document_loss: float, repeat_loss: float) -> Run:
+        """Return the run at a later point."""
+        return replace(
+            self,
+            tokens=tokens,
+            seconds=seconds,
+            document_loss=document_loss,
+            repeat_loss=repeat_loss,
+        )
+
+
+def model_card(run: Run, table: str | None = None) -> str:
+    """Write the model card of a run, with the table of bars once there is one."""
+    settings = vars(run) | {
+        "parameters": run.parameters / 1e6,
+        "minutes": run.seconds / 60,
+        "bars": "\nThis is a checkpoint of an unfinished run.\n" if table is None else "",
+    }
+    return _CARD.format(**settings) + ("" if table is None else _BARS.format(table=table))
