@@ -90,6 +90,8 @@ def ablate_direct(
         raise ValueError(f"norm={norm!r}; wanted 'recompute' or 'freeze'")
     if method not in ("exact", "second_order"):
         raise ValueError(f"method={method!r}; wanted 'exact' or 'second_order'")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance={tolerance}; wanted 0 or more")
     weights, unembed = Weights.of(model), Unembed.of(model)
     named = resolve(weights, groups)
     single_neurons = all(len(m) == 1 and m[0].kind == "neuron" for m in named.values())
@@ -169,6 +171,8 @@ def _targets(cache: Any, tokens: Tensor | None, residual: Residual) -> Int[Tenso
         tokens = cache["tokens"]
     if tokens is None:
         return torch.full(shape, -1)
+    if tokens.ndim == 1:  # ActivationCache.remove_batch_dim takes it off here too
+        tokens = tokens[None]
     if tokens.shape != shape:
         raise ValueError(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"
