@@ -27,6 +27,9 @@ _SMALL = 0.03
 """Below this largest |t| a series replaces ``expm1(t) - t``, whose terms would cancel: the terms
 left out are below 1e-7 of it."""
 
+_CANCELS = 1e-8
+"""Below this expectation of ``expm1(t) - t`` that formula is off by more than about 1e-3."""
+
 
 class Effects(NamedTuple):
     """What changes of the logits do, one number a row; NaN loss where no next token is known."""
@@ -43,7 +46,6 @@ def kl_from_change(
     p: Float[Tensor, "*#rows d_vocab"],
     t: Float[Tensor, "*rows d_vocab"],
     *,
-    largest: Float[Tensor, "*rows"] | None = None,
     logits: Float[Tensor, "*#rows d_vocab"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """KL(clean || changed) in nats from clean probabilities and centred logit changes.
@@ -51,7 +53,6 @@ def kl_from_change(
     Args:
         p: Clean probabilities.
         t: Change of the logits less its expectation under `p`.
-        largest: The largest absolute value of `t` in each row, if it is known.
         logits: The clean logits, if they are known: only they tell how unlikely a token was whose
             probability is 0 in float32, which matters where `t` exceeds float32's range too.
 
@@ -65,8 +66,7 @@ def kl_from_change(
         >>> f"{kl_from_change(p, delta - (p * delta).sum()).item():.3e}"
         '1.250e-09'
     """
-    largest = torch.linalg.vector_norm(t, ord=torch.inf, dim=-1) if largest is None else largest
-    kl = torch.log1p((_excess_by_row(t, largest) * p).sum(-1))
+    kl = torch.log1p((excess(t) * p).sum(-1))
     overflown = ~torch.isfinite(kl)
     if overflown.any():  # exp(t) left float32's range: these rows want the log domain
         log_p = p.log() if logits is None else logits.log_softmax(-1)
@@ -241,13 +241,16 @@ class Tally:
             t_target: Centred change of the next token's logit.
             t_top: Centred change of the likeliest token's logit.
             whole: Gives the centred changes ``[some, d_vocab]`` of the rows in a mask again, for
-                those few in which ``exp(t)`` leaves the range of the data type.
+                those few in which ``exp(t)`` leaves the range of the data type, or ``expm1(t) - t``
+                cancels.
         """
         kl = torch.log1p(self.excess)
-        overflown = ~torch.isfinite(kl)
-        if overflown.any():
-            log_p = self.clean.logits.log_softmax(-1).expand(*kl.shape, -1)[overflown]
-            kl[overflown] = torch.logsumexp(log_p + whole(overflown), dim=-1)
+        # exp(t) overflowed; or the effect is small but its bound is not, because some token's
+        # direction is very long. Both are rare.
+        wrong = ~torch.isfinite(kl) | ((self.largest >= _SMALL) & (self.excess < _CANCELS))
+        if wrong.any():
+            p, logits = (x.expand(*kl.shape, -1)[wrong] for x in (self.clean.p, self.clean.logits))
+            kl[wrong] = kl_from_change(p, whole(wrong), logits=logits)
         kl = kl.clamp_min(0)
         loss = torch.where(self.clean.targets >= 0, kl - t_target, torch.nan)
         top = self.clean.logits.gather(-1, self.clean.top[:, None])[:, 0] + t_top
