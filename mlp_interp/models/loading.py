@@ -205,7 +205,8 @@ def _read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
     # Where there are no tokenizer files, the library makes up a tokenizer that knows nothing.
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ValueError(
-            f"name={source!r} holds no tokenizer; wanted its files beside the weights, or tokenizer="
+            f"name={source!r} holds no tokenizer; wanted its files beside the weights, or the "
+            "argument tokenizer"
         )
     return tokenizer
 
