@@ -117,7 +117,9 @@ def _randomise(model: torch.nn.Module, spread: float) -> None:
             parameter.data.normal_(0.0, spread / 2)
 
 
-def build(architecture: str, backend: str, processing: str, dtype: torch.dtype = torch.float32) -> Any:
+def build(
+    architecture: str, backend: str, processing: str, dtype: torch.dtype = torch.float32
+) -> Any:
     """A random model of one of `KINDS`."""
     if architecture == "gpt2":
         return _gpt2(backend, processing, dtype)
@@ -199,7 +201,9 @@ def state_of(model: Any) -> dict[str, Any]:
             )
             for name, module in modules.items()
         },
-        "flags": {k: v for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str)},
+        "flags": {
+            k: v for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str)
+        },
     }
 
 
@@ -214,7 +218,7 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function without the tests' runtime type checks: as users call it, who pass wrong things."""
+    """A function without the runtime type checks of the tests, as users call it."""
     return inspect.unwrap(function)
 
 
@@ -286,10 +290,11 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def untouched_rng() -> Iterator[None]:
-    """No test may leave a global random state or the gradient mode changed: then no analysis does."""
-    before = torch.random.get_rng_state(), repr(np.random.get_state())
+    """No test may leave random states or the gradient mode changed: then no analysis does."""
+    numpy_state = np.random.get_state
+    before = torch.random.get_rng_state(), repr(numpy_state())
     yield
-    after = torch.random.get_rng_state(), repr(np.random.get_state())
+    after = torch.random.get_rng_state(), repr(numpy_state())
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert torch.is_grad_enabled()

@@ -68,7 +68,7 @@ def test_edits_that_cannot_be_are_refused(make, text):
 
 def unchecked_edit(site, action):
     edit = object.__new__(Edit)
-    for name, value in dict(site=site, action=action, value=0.0, units=None).items():
+    for name, value in {"site": site, "action": action, "value": 0.0, "units": None}.items():
         object.__setattr__(edit, name, value)
     unchecked(Edit.__post_init__)(edit)
 
@@ -146,7 +146,9 @@ def test_edits_that_never_fire_are_refused(kind, backend, tokens, layers):
     runner = Runner.of(kind("parallel", backend))
     clean = runner.run(tokens)
     edits = [Edit(Site("mlp_out", layer), "set", 0.0) for layer in layers]
-    with pytest.raises(ValueError, match=rf"edits at {layers[-1]}\.mlp never fired; wanted layers 0"):
+    with pytest.raises(
+        ValueError, match=rf"edits at {layers[-1]}\.mlp never fired; wanted layers 0"
+    ):
         runner.edited(clean, edits)
 
 

@@ -90,6 +90,19 @@ def test_changes_beyond_the_range_of_exp_are_right(size):
     torch.testing.assert_close(found.double(), by_definition(logits, delta), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("size", [3e-6, 6e-5, 2e-4, 1e-3])
+def test_a_long_unlikely_direction_does_not_spoil_small_changes(size):
+    """Bounds on the change are then large, and the formula for large changes would cancel."""
+    weight = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 3000.0]])
+    unembed = Unembed(weight, torch.tensor([0.0, 0.0, -30.0]), 1e-5)
+    clean = LogitChange.of(unembed, torch.zeros(1, 2), torch.tensor([0]))
+    for i in range(40):
+        a = size * (1 + i / 40)
+        found = clean.effects(torch.tensor([[a, 0.0]])).kl
+        expected = tiny_by_definition(clean.logits, torch.tensor([[a, -a, 0.0]]))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
 def test_a_clean_probability_below_floats_range_is_not_lost():
     """A token at exp(-150) rises by 200 nats: its probability is 0 in float32, not its logit."""
     weight = torch.zeros(2, 3)

@@ -176,9 +176,7 @@ def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkey
             assert forward_of(model).engine == "hooks"
     with monkeypatch.context() as patch:
         block = Weights.block
-        without = lambda self, layer: dataclasses.replace(
-            block(self, layer), b_O=torch.zeros(32)
-        )
+        without = lambda self, layer: dataclasses.replace(block(self, layer), b_O=torch.zeros(32))
         patch.setattr(Weights, "block", without)
         with pytest.raises(UnsupportedModel, match="differs"):
             Forward.of(model)
@@ -199,22 +197,21 @@ def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkey
 def test_unsupported_models_run_through_hooks_with_the_right_numbers(feature, tokens):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    with torch.random.fork_rng(devices=[]), pytest.warns(DeprecationWarning):
+    cfg = {
+        "n_layers": 2,
+        "d_model": 32,
+        "d_head": 8,
+        "n_heads": 4,
+        "n_ctx": 16,
+        "d_vocab": 300,
+        "act_fn": "gelu",
+        "normalization_type": "LN",
+        "device": "cpu",
+        **feature,
+    }
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        cfg = {
-            "n_layers": 2,
-            "d_model": 16,
-            "d_head": 8,
-            "n_heads": 2,
-            "n_ctx": 16,
-            "d_vocab": 300,
-            "act_fn": "gelu",
-            "normalization_type": "LN",
-            "device": "cpu",
-        }
-        if "n_key_value_heads" in feature:
-            cfg |= {"n_heads": 4, "d_model": 32}
-        model = HookedTransformer(HookedTransformerConfig(**{**cfg, **feature})).eval()
+        model = HookedTransformer(HookedTransformerConfig(**cfg)).eval()
     forward = forward_of(model)
     assert forward.engine == "hooks"
     cache = reference.full_cache(model, tokens)

@@ -115,13 +115,17 @@ def hub(monkeypatch):
         return from_pretrained
 
     source = random_neox(layers=1)
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", answer("config", lambda: source.config))
+    monkeypatch.setattr(
+        loading.AutoConfig, "from_pretrained", answer("config", lambda: source.config)
+    )
     monkeypatch.setattr(
         loading.GPTNeoXForCausalLM,
         "from_pretrained",
         answer("weights", lambda: (random_neox(layers=1), {"missing_keys": set()})),
     )
-    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", answer("tokenizer", tiny_tokenizer))
+    monkeypatch.setattr(
+        loading.AutoTokenizer, "from_pretrained", answer("tokenizer", tiny_tokenizer)
+    )
     return asked
 
 
@@ -244,7 +248,9 @@ def test_weights_that_are_not_finite(neox_directory, tmp_path, bad):
     weights = load_file(path / "model.safetensors")
     weights["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"][3, 5] = bad
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.dense_4h_to_h\.weight' holds NaN or inf"):
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.dense_4h_to_h\.weight' holds NaN or inf"
+    ):
         load_model(path)
 
 

@@ -88,7 +88,10 @@ def test_select(kind, backend, tokens):
     some = residual.select(labels)
     assert some.labels == ["embed", "L0H0", "L1H3", "1.b_out", "L2N1", "L2N5"]
     for i, label in enumerate(some.labels):
-        close(some.vectors()[:, :, i], reference.any_vector(model, reference.full_cache(model, tokens), label))
+        close(
+            some.vectors()[:, :, i],
+            reference.any_vector(model, reference.full_cache(model, tokens), label),
+        )
     assert torch.equal(some.total, residual.total)
     assert residual.select([Site("z", 1, head=2)]).labels == ["L1H2"]
     with pytest.raises(ValueError, match=r"sites=\['3\.mlp'\] are not among the 211 components"):
@@ -177,7 +180,9 @@ def test_needed_names_are_enough(kind, backend, tokens, level):
 def test_bad_arguments(kind, tokens):
     model = kind()
     cache = cache_for(model, tokens)
-    with pytest.raises(ValueError, match=r"level='heads'; wanted one of 'component', 'head', 'neuron'"):
+    with pytest.raises(
+        ValueError, match=r"level='heads'; wanted one of 'component', 'head', 'neuron'"
+    ):
         unchecked(decompose)(model, cache, level="heads")
     with pytest.raises(ValueError, match="level='x'"):
         unchecked(needed)(model, level="x")
@@ -225,7 +230,11 @@ def test_inputs_are_not_changed(kind, backend, tokens):
 
 def test_no_gradient_reaches_the_parameters(kind, tokens):
     model = kind()
-    cache = {k: v.requires_grad_() for k, v in cache_for(model, tokens, level="neuron").items() if v.is_floating_point()}
+    cache = {
+        k: v.requires_grad_()
+        for k, v in cache_for(model, tokens, level="neuron").items()
+        if v.is_floating_point()
+    }
     residual = decompose(model, cache, level="neuron")
     assert not residual.total.requires_grad
     assert not residual.vectors().requires_grad

@@ -65,8 +65,8 @@ def test_saving_changes_nothing(tmp_path):
 def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ends in '\.csv'; wanted '\.nc' or '\.zarr'"):
         save(an_array(), tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("a,b")
     with pytest.raises(ValueError, match=r"ends in '\.csv'; wanted '\.nc' or '\.zarr'"):
-        (tmp_path / "x.csv").write_text("a,b")
         load(tmp_path / "x.csv")
 
 

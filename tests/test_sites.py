@@ -65,10 +65,11 @@ def test_a_site_that_cannot_be_is_refused(arguments, text):
 
 
 @pytest.mark.parametrize(
-    "label", ["", "L3", "L3X5", "3.", "mlp", "L-1H2", "-1.mlp", "3.mlp ", "L3H5\n", "3.mlp\n", "٣.mlp"]
+    "label",
+    ["", "L3", "L3X5", "3.", "mlp", "L-1H2", "-1.mlp", "3.mlp ", "L3H5\n", "3.mlp\n", "٣.mlp"],
 )
 def test_text_that_is_no_label_is_refused(label):
-    with pytest.raises(ValueError, match="is not a component label|is not a site"):
+    with pytest.raises(ValueError, match=r"is not a component label|is not a site"):
         Site.parse(label)
 
 

@@ -1,0 +1,268 @@
+"""Ablations over a corpus: sums, resumption, ranges, standard errors."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+import scipy.stats
+import torch
+import xarray as xr
+from conftest import unchecked
+
+from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
+from mlp_interp.ablation import importance
+from mlp_interp.residual import cache_for
+
+LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
+
+
+@pytest.fixture
+def rows():
+    return torch.randint(300, (7, 6), generator=torch.Generator().manual_seed(11))
+
+
+def per_sequence(values):
+    return np.nanmean(values.transpose("component", "prompt", "pos"), axis=-1)
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+@pytest.mark.parametrize("level", ["component", "head"])
+def test_importance_is_the_two_ablations_over_all_sequences_at_once(
+    kind, backend, rows, level, baseline
+):
+    model = kind("parallel", backend, "raw")
+    found = subupdate_importance(model, rows, level=level, baseline=baseline, batch_size=3)
+    cache = cache_for(model, rows, level=level)
+    ways = {
+        "direct": ablate_direct(model, cache, level, baseline=baseline),
+        "direct_frozen": ablate_direct(model, cache, level, baseline=baseline, norm="freeze"),
+        "total": ablate_total(model, rows, level, baseline=baseline),
+    }
+    assert list(found.component.values) == list(ways["total"].component.values)
+    by_way = {
+        quantity: {way: per_sequence(result[quantity]) for way, result in ways.items()}
+        for quantity in ("kl", "delta_loss", "top1_changed")
+    }
+    for quantity in ("kl", "delta_loss"):
+        values = by_way[quantity]
+        values["later"] = values["total"] - values["direct"]
+        values["layernorm"] = values["direct"] - values["direct_frozen"]
+        for way, sequences in values.items():
+            name = f"{quantity}_{way}"
+            np.testing.assert_allclose(
+                found[name], sequences.mean(-1), rtol=1e-3, atol=2e-5, err_msg=name
+            )
+            error = scipy.stats.sem(sequences, axis=-1)
+            np.testing.assert_allclose(found[f"{name}_se"], error, rtol=1e-2, atol=2e-5)
+    for way in ("direct", "total"):
+        changed = by_way["top1_changed"][way]
+        np.testing.assert_allclose(found[f"top1_{way}"], changed.mean(-1), atol=0.03)
+        ratio = np.exp(found[f"delta_loss_{way}"])
+        np.testing.assert_allclose(found[f"perplexity_ratio_{way}"], ratio, rtol=1e-5)
+        np.testing.assert_allclose(
+            found[f"perplexity_ratio_{way}_se"], ratio * found[f"delta_loss_{way}_se"], rtol=1e-4
+        )
+    loss = reference.loss(reference.hooked_logits(model, rows, {}), rows)
+    assert found.attrs["clean_loss"] == pytest.approx(loss.mean().item(), rel=1e-5)
+    assert found.attrs["clean_loss_se"] == pytest.approx(scipy.stats.sem(loss), rel=1e-4)
+    assert found.attrs["sequences"] == 7
+
+
+def test_identities_of_the_summary(model, rows):
+    found = subupdate_importance(model, rows, batch_size=4)
+    for q in ("kl", "delta_loss"):
+        total = found[f"{q}_direct"] + found[f"{q}_later"]
+        np.testing.assert_allclose(total, found[f"{q}_total"], rtol=1e-5, atol=1e-6)
+        direct = found[f"{q}_direct_frozen"] + found[f"{q}_layernorm"]
+        np.testing.assert_allclose(direct, found[f"{q}_direct"], rtol=1e-5, atol=1e-6)
+        # Nothing comes after the last MLP, and in a parallel block nothing after its attention.
+        last = LABELS[-2:] if model.cfg.parallel_attn_mlp else LABELS[-1:]
+        later = found[f"{q}_later"].sel(component=last)
+        np.testing.assert_allclose(later, 0, atol=2e-5)
+        assert float(abs(found[f"{q}_later"].sel(component="0.mlp"))) > 1e-4
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+def test_the_batch_size_makes_no_difference(kind, rows, baseline):
+    found = [
+        subupdate_importance(kind(), rows, baseline=baseline, batch_size=size)
+        for size in (1, 4, 99)
+    ]
+    for one in found[1:]:
+        for name in found[0].data_vars:
+            np.testing.assert_allclose(one[name], found[0][name], rtol=1e-3, atol=1e-5)
+        assert one.attrs["clean_loss"] == pytest.approx(found[0].attrs["clean_loss"])
+
+
+def test_resampling_takes_every_sequence_from_its_batch(kind, rows):
+    """Seven sequences in batches of three: no sequence is left alone with itself."""
+    model = kind()
+    found = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=1)
+    assert (found.kl_total > 1e-4).all()
+    other = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=2)
+    assert not np.allclose(found.kl_total, other.kl_total)
+    again = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=1)
+    xr.testing.assert_identical(found, again)
+
+
+@pytest.mark.parametrize("which", ["mlp", "attn", "both"])
+def test_ranges_are_what_plain_hooks_give(model, rows, which):
+    found = ablate_ranges(model, rows, kind=which, batch_size=4)
+    names = ["attn", "mlp"] if which == "both" else [which]
+    cache = reference.full_cache(model, rows)
+    clean = reference.loss(reference.hooked_logits(model, rows, {}), rows)
+    assert found.attrs["clean_perplexity"] == pytest.approx(clean.mean().exp().item(), rel=1e-4)
+    for start, end in itertools.product(range(3), repeat=2):
+        cell = found.sel(start=start, end=end)
+        if end < start:
+            assert all(cell[name].isnull() for name in found.data_vars)
+            continue
+        labels = [f"{layer}.{name}" for layer in range(start, end + 1) for name in names]
+        hooks = reference.ablating_hooks(model, cache, labels)
+        loss = reference.loss(reference.hooked_logits(model, rows, hooks), rows)
+        assert float(cell.perplexity) == pytest.approx(loss.mean().exp().item(), rel=1e-3)
+        error = loss.mean().exp().item() * scipy.stats.sem(loss)
+        assert float(cell.perplexity_se) == pytest.approx(error, rel=1e-2)
+        assert float(cell.delta_loss) == pytest.approx((loss - clean).mean().item(), abs=1e-4)
+        assert float(cell.delta_loss_se) == pytest.approx(
+            scipy.stats.sem(loss - clean), rel=1e-2, abs=1e-4
+        )
+
+
+def counting(monkeypatch, fail_at=None):
+    """Count the batches that are computed; break off at one of them."""
+    real, calls = importance.total_effects, []
+
+    def effects(*args, **kwargs):
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(importance, "total_effects", effects)
+    return calls
+
+
+ANALYSES = {
+    "importance": subupdate_importance,
+    "ranges": ablate_ranges,
+}
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.mark.parametrize("baseline", ["zero", "mean", "resample"])
+def test_an_interrupted_run_goes_on_where_it_was(
+    kind, rows, analysis, baseline, tmp_path, monkeypatch
+):
+    model, run = kind(), ANALYSES[analysis]
+    options = {"baseline": baseline, "batch_size": 2}
+    whole = run(model, rows, **options)
+    with monkeypatch.context() as patch:
+        counting(patch, fail_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, rows, checkpoint=tmp_path, **options)
+    with monkeypatch.context() as patch:
+        calls = counting(patch)
+        resumed = run(model, rows, checkpoint=tmp_path, **options)
+        batches = 3 if baseline == "resample" else 4
+        assert len(calls) == batches - 2
+        again = run(model, rows, checkpoint=tmp_path, **options)
+        assert len(calls) == batches - 2
+    xr.testing.assert_identical(resumed, whole)
+    xr.testing.assert_identical(again, whole)
+
+
+def test_other_options_models_and_tokens_do_not_reuse_batches(
+    kind, rows, tmp_path, monkeypatch, backend
+):
+    model = kind("parallel", backend)
+    calls = counting(monkeypatch)
+    run = lambda m=model, r=rows, f=subupdate_importance, **options: f(
+        m, r, checkpoint=tmp_path, **{"batch_size": 7, **options}
+    )
+    others = [
+        run,
+        lambda: run(baseline="mean"),
+        lambda: run(baseline="resample"),
+        lambda: run(baseline="resample", seed=1),
+        lambda: run(batch_size=6),
+        lambda: run(level="head"),
+        lambda: run(r=rows.flip(0)),
+        lambda: run(r=rows[:, :5]),
+        lambda: run(r=rows[:6]),
+        lambda: run(m=kind("parallel", backend, "raw")),
+        lambda: run(m=kind("sequential", backend)),
+        lambda: run(f=ablate_ranges, kind="mlp"),
+        lambda: run(f=ablate_ranges, kind="attn"),
+    ]
+    for number, other in enumerate(others):
+        before = len(calls)
+        other()
+        assert len(calls) > before, number
+        after = len(calls)
+        other()
+        assert len(calls) == after, number
+
+
+def test_edited_weights_do_not_reuse_batches(kind, rows, tmp_path, monkeypatch, backend):
+    model = kind("parallel", backend)
+    calls = counting(monkeypatch)
+    subupdate_importance(model, rows, checkpoint=tmp_path)
+    weight = model.blocks[1].mlp.W_out.data
+    kept = weight.clone()
+    try:
+        weight.mul_(1.001)
+        subupdate_importance(model, rows, checkpoint=tmp_path)
+        assert len(calls) == 2
+    finally:
+        weight.copy_(kept)
+
+
+def test_a_half_written_batch_is_not_read(kind, rows, tmp_path):
+    model = kind()
+    whole = subupdate_importance(model, rows, checkpoint=tmp_path, batch_size=4)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2
+    files[1].rename(files[1].with_suffix(".unfinished"))
+    files[1].with_suffix(".unfinished").write_bytes(b"half")
+    again = subupdate_importance(model, rows, checkpoint=tmp_path, batch_size=4)
+    xr.testing.assert_identical(whole, again)
+    assert sorted(tmp_path.rglob("*.safetensors")) == files
+
+
+def test_where_numbers_come_from_is_kept(kind, rows):
+    corpus = SimpleNamespace(tokens=rows, attrs={"data": "seven lines", "sha256": "abc"})
+    for run in ANALYSES.values():
+        found = run(kind(), corpus, baseline="mean", seed=5)
+        assert found.attrs["data"] == "seven lines"
+        assert found.attrs["sha256"] == "abc"
+        assert found.attrs["baseline"] == "mean"
+        assert found.attrs["seed"] == 5
+        assert found.attrs["model"] == "memory"
+        assert all(isinstance(v, str | int | float) for v in found.attrs.values())
+
+
+def test_bad_arguments(kind, rows):
+    model = kind()
+    for name, run in ANALYSES.items():
+        run = unchecked(run)
+        with pytest.raises(ValueError, match="is empty"):
+            run(model, rows[:0])
+        with pytest.raises(ValueError, match="wanted a Corpus or an integer tensor"):
+            run(model, "nano")
+        with pytest.raises(ValueError, match="sequences of 1 token have no next token"):
+            run(model, rows[:, :1])
+        with pytest.raises(ValueError, match="batch_size=0; wanted at least 1"):
+            run(model, rows, batch_size=0)
+        with pytest.raises(ValueError, match="baseline='resample' with 1 sequence"):
+            run(model, rows[:1], baseline="resample")
+        with pytest.raises(ValueError, match="tokens hold 300"):
+            run(model, rows + 300 - rows.max())
+        if name == "importance":
+            with pytest.raises(ValueError, match="level='neuron'; wanted 'component' or 'head'"):
+                run(model, rows, level="neuron")
+        else:
+            with pytest.raises(ValueError, match="kind='mlps'; wanted 'mlp', 'attn' or 'both'"):
+                run(model, rows, kind="mlps")
