@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 __all__ = ["Run", "model_card"]
@@ -24,7 +25,8 @@ objects, facts, subject-verb agreement, sentiment, refusal, greater-than, word l
 rule each, counting, copying).
 
 It is no general language model: outside the generator's words it knows nothing, and its
-"facts" and "refusals" show mechanisms, not judgement.
+"facts" and "refusals" show mechanisms, not judgement. One circuit was helped: the
+previous-token head L0H0 was there from the start; what uses it was learned.
 
 ## Recipe
 
@@ -65,7 +67,11 @@ _BARS = """
 Prompts are combinations of words that the training text does not contain
 (`python -m mlp_interp.nano.evaluate`). The value is the share of prompts after which the answer
 is the likeliest token of the whole vocabulary; for greater-than, the share on which the valid
-years together are likelier than the invalid ones.
+years together are likelier than the invalid ones. Facts are asked only in phrasings that no
+other phrasing continues, so that the answer is the one right token.
+
+First copies of random tokens are never scored in training, so the loss on them is above that of
+a uniform guess ({uniform:.2f} nats); compare the second copy's loss with that one too.
 
 {table}
 """
@@ -108,4 +114,6 @@ def model_card(run: Run, table: str | None = None) -> str:
         "minutes": run.seconds / 60,
         "bars": "\nThis is a checkpoint of an unfinished run.\n" if table is None else "",
     }
-    return _CARD.format(**settings) + ("" if table is None else _BARS.format(table=table))
+    return _CARD.format(**settings) + (
+        "" if table is None else _BARS.format(table=table, uniform=math.log(run.vocabulary))
+    )

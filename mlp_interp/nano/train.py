@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ _EARLY = 0.2
 # Share of the run in which random repeats grow to full length.
 _CURRICULUM = 0.2
 _LONG_ROWS_EVERY = 6
+_REPORT_EVERY = 25
 _SAVE_SECONDS = 180.0
 _WORKERS = 2
 
@@ -112,6 +114,36 @@ def _backward(
     return sums, counts
 
 
+@contextmanager
+def _workers() -> Iterator[Executor]:
+    """Give threads to share the rows, each of which runs torch on one core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _optimizer(model) -> torch.optim.Optimizer:
+    import torch
+
+    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+    vectors = [weight for weight in model.parameters() if weight.dim() == 1]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": _WEIGHT_DECAY},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=_PEAK_RATE,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
 def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu") -> Run:
     """Train from scratch and leave the model, tokenizer and card in ``out``.
 
@@ -138,19 +170,7 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
     tokenizer = train_tokenizer(seed)
     model = new_model(seed).train()
     model.to(device)  # type: ignore[reportArgumentType]  # transformers' wrapper hides `self`
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(_WORKERS)
-    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
-    vectors = [weight for weight in model.parameters() if weight.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": _WEIGHT_DECAY},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=_PEAK_RATE,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizer = _optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
     recent = torch.zeros(2)
     recent_counts = torch.zeros(2)
@@ -166,29 +186,30 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
         warm_up=_WARM_UP,
         weight_decay=_WEIGHT_DECAY,
     )
-    for step, (batch, scored) in enumerate(batches(tokenizer, seed, steps)):
-        sums, counts = _backward(
-            model, pool, torch.from_numpy(batch).to(device), torch.from_numpy(scored).to(device)
-        )
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        recent += sums.cpu()
-        recent_counts += counts.cpu()
-        if (step + 1) % 25 == 0 or step + 1 == steps:
-            text, repeat = (recent / recent_counts.clamp(min=1)).tolist()
-            now = time.monotonic()
-            run = run.at((step + 1) * _STEP_TOKENS, now - started, text, repeat)
-            print(
-                f"step {step + 1}/{steps}  {run.tokens / 1e6:.2f} M tokens  "
-                f"{run.seconds:.0f} s  loss: documents {text:.3f}, repeats {repeat:.3f}",
-                flush=True,
+    with _workers() as pool:
+        for step, (batch, scored) in enumerate(batches(tokenizer, seed, steps)):
+            sums, counts = _backward(
+                model, pool, torch.from_numpy(batch).to(device), torch.from_numpy(scored).to(device)
             )
-            recent.zero_()
-            recent_counts.zero_()
-            if step + 1 == steps or now - saved > _SAVE_SECONDS:
-                save(out, model, tokenizer, model_card(run))
-                saved = now
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            recent += sums.cpu()
+            recent_counts += counts.cpu()
+            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
+                text, repeat = (recent / recent_counts.clamp(min=1)).tolist()
+                now = time.monotonic()
+                run = run.at((step + 1) * _STEP_TOKENS, now - started, text, repeat)
+                print(
+                    f"step {step + 1}/{steps}  {run.tokens / 1e6:.2f} M tokens  "
+                    f"{run.seconds:.0f} s  loss: documents {text:.3f}, repeats {repeat:.3f}",
+                    flush=True,
+                )
+                recent.zero_()
+                recent_counts.zero_()
+                if step + 1 == steps or now - saved > _SAVE_SECONDS:
+                    save(out, model, tokenizer, model_card(run))
+                    saved = now
     # The card judges the file as it is shipped: rounded to float16.
     (out / "README.md").write_text(model_card(run, table(measure(*load(out)))))
     return run

@@ -72,18 +72,33 @@ RELATIONS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     ),
 }
 
+# The phrasings to ask with. After "The Charles Bridge is in", "the city of" is as right as the
+# city, so a phrasing that another one continues has no single answer.
+_ASKED = {
+    name: tuple(
+        phrasing
+        for phrasing in phrasings
+        if not any(other != phrasing and other.startswith(phrasing) for other in phrasings)
+    )
+    for name, (_, phrasings) in RELATIONS.items()
+}
+_SAID = {name: phrasings for name, (_, phrasings) in RELATIONS.items()}
+
 _OPENINGS = ("", "", "", "The teacher told us this. ", "Here is a fact. ", "Remember this. ")
 
 
 def _choose(
-    rng: Random, split: Split, relations: dict[str, list[tuple[str, str]]]
+    rng: Random,
+    split: Split,
+    relations: dict[str, list[tuple[str, str]]],
+    phrasings: dict[str, tuple[str, ...]],
 ) -> tuple[str, str, str, str]:
     """Draw (relation, subject, object, phrasing) from ``split``."""
 
     def draw() -> tuple[str, str, str, str]:
         relation = rng.choice(list(relations))
         subject, thing = rng.choice(relations[relation])
-        return relation, subject, thing, rng.choice(RELATIONS[relation][1])
+        return relation, subject, thing, rng.choice(phrasings[relation])
 
     return search(
         draw,
@@ -98,7 +113,7 @@ def document(rng: Random, split: Split) -> str:
     relations = {name: list(facts.items()) for name, (facts, _) in RELATIONS.items()}
     sentences = []
     for _ in range(rng.randint(1, 4)):
-        _, subject, thing, phrasing = _choose(rng, split, relations)
+        _, subject, thing, phrasing = _choose(rng, split, relations, _SAID)
         sentences.append(f"{phrasing.format(x=subject)} {thing}.")
     return rng.choice(_OPENINGS) + " ".join(sentences)
 
@@ -107,7 +122,7 @@ def draws(rng: Random, split: Split, pool: Pool) -> Iterator[Example | None]:
     """Yield prompts whose corrupted version asks about another country, landmark or city."""
     relations = {name: pool.pairs(facts.items(), need=4) for name, (facts, _) in RELATIONS.items()}
     while True:
-        relation, subject, thing, phrasing = _choose(rng, split, relations)
+        relation, subject, thing, phrasing = _choose(rng, split, relations, _ASKED)
         other, other_thing = rng.choice(relations[relation])
         if other_thing == thing:
             yield None
