@@ -114,6 +114,7 @@ def model_card(run: Run, table: str | None = None) -> str:
         "minutes": run.seconds / 60,
         "bars": "\nThis is a checkpoint of an unfinished run.\n" if table is None else "",
     }
-    return _CARD.format(**settings) + (
-        "" if table is None else _BARS.format(table=table, uniform=math.log(run.vocabulary))
-    )
+    card = _CARD.format(**settings)
+    if table is None:
+        return card
+    return card + _BARS.format(table=table, uniform=math.log(run.vocabulary))

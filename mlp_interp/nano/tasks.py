@@ -34,8 +34,8 @@ _TASKS = {
     "induction": copying,
 }
 
-# Draws per wanted example after which the task counts as exhausted.
-_PATIENCE = 200
+# Draws without a new example after which the task counts as exhausted.
+_PATIENCE = 2_000
 
 
 def task_names() -> tuple[str, ...]:
@@ -86,10 +86,14 @@ def examples(
     rng = Random(f"{task} {split} {seed}")
     draws = _TASKS[task].draws(rng, check_split(split), Pool(task, accept))
     found: dict[Example, None] = {}
-    for _ in range(_PATIENCE * n + 1000):
+    in_vain = 0
+    while in_vain < _PATIENCE:
         drawn = next(draws)
-        if drawn is not None:
-            found[drawn] = None
+        if drawn is None or drawn in found:
+            in_vain += 1
+            continue
+        in_vain = 0
+        found[drawn] = None
         if len(found) == n:
             return list(found)
     raise ValueError(
