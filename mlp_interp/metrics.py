@@ -248,9 +248,11 @@ class Tally:
         # exp(t) overflowed; or the effect is small but its bound is not, because some token's
         # direction is very long. Both are rare.
         wrong = ~torch.isfinite(kl) | ((self.largest >= _SMALL) & (self.excess < _CANCELS))
-        if wrong.any():
-            p, logits = (x.expand(*kl.shape, -1)[wrong] for x in (self.clean.p, self.clean.logits))
-            kl[wrong] = kl_from_change(p, whole(wrong), logits=logits)
+        for some in wrong.nonzero().split(rows_for(self.clean.unembed)):
+            rows = torch.zeros_like(wrong)
+            rows[tuple(some.T)] = True
+            p, logits = (x.expand(*kl.shape, -1)[rows] for x in (self.clean.p, self.clean.logits))
+            kl[rows] = kl_from_change(p, whole(rows), logits=logits)
         kl = kl.clamp_min(0)
         loss = torch.where(self.clean.targets >= 0, kl - t_target, torch.nan)
         top = self.clean.logits.gather(-1, self.clean.top[:, None])[:, 0] + t_top
