@@ -188,9 +188,10 @@ def _read(source: str, revision: str | None, dtype: torch.dtype) -> GPTNeoXForCa
             )
         # Weights that are missing are drawn at random first.
         with _no_progress_bar(), torch.random.fork_rng(devices=[]):
-            model, found = GPTNeoXForCausalLM.from_pretrained(
+            loaded: Any = GPTNeoXForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **options
             )
+        model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"name={source!r} lacks the weights {', '.join(missing[:3])}"
