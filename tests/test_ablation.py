@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import unchecked
+from random_models import unchecked
 
 from mlp_interp import ablate_direct, ablate_total
 from mlp_interp.ablation import neurons

@@ -9,7 +9,7 @@ import reference
 import scipy.stats
 import torch
 import xarray as xr
-from conftest import unchecked
+from random_models import unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
 from mlp_interp.ablation import importance

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 import xarray as xr
-from conftest import unchecked
+from random_models import unchecked
 
 from mlp_interp import attribute_logits, attribute_sources, top
 from mlp_interp.residual import LEVELS, cache_for

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import tiny_tokenizer
 
 from mlp_interp.corpus import load_corpus
 from mlp_interp.corpus.packing import Packer, shuffled

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zstandard
-from conftest import tiny_tokenizer
 from datasets.exceptions import DatasetNotFoundError
+from random_models import tiny_tokenizer
 
 from mlp_interp.corpus import Corpus, files, load_corpus
 

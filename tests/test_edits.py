@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from conftest import unchecked
+from random_models import unchecked
 
 from mlp_interp.edits import Edit, Runner
 from mlp_interp.models import HookForward, Weights

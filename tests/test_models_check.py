@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import build, random_neox, tiny_tokenizer
+from random_models import build, random_neox, tiny_tokenizer
 
 from mlp_interp.models import check_model, load_model
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import reference
 import torch
-from conftest import HAS_HOOKED
+from random_models import HAS_HOOKED
 
 from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
 from mlp_interp.models import forward as forward_module

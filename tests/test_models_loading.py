@@ -8,7 +8,7 @@ import weakref
 import pytest
 import reference
 import torch
-from conftest import (
+from random_models import (
     BACKENDS,
     HAS_HOOKED,
     assert_same_state,

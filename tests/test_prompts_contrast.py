@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import jaxtyping
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import tiny_tokenizer
 
 from mlp_interp.prompts import Contrast
 

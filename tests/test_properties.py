@@ -3,9 +3,9 @@
 import numpy as np
 import reference
 import torch
-from conftest import BACKENDS, random_neox, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_models import BACKENDS, random_neox, tiny_tokenizer
 
 from mlp_interp import ablate_direct, ablate_total, attribute_logits, load_model
 from mlp_interp.metrics import kl_from_change

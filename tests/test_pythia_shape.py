@@ -5,7 +5,7 @@ import resource
 import numpy as np
 import pytest
 import torch
-from conftest import random_neox, tiny_tokenizer
+from random_models import random_neox, tiny_tokenizer
 
 import mlp_interp as mi
 

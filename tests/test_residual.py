@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import unchecked
+from random_models import unchecked
 
 from mlp_interp.models import Weights
 from mlp_interp.residual import LEVELS, cache_for, components, decompose, needed, norms, stream

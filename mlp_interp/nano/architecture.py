@@ -68,13 +68,15 @@ def new_model(seed: int) -> GPTNeoXForCausalLM:
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    torch.manual_seed(seed)
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(**config_dict()))
-    with torch.no_grad():
-        embedding = model.get_parameter("gpt_neox.embed_in.weight").normal_(std=_EMBEDDING_STD)
-        rotation, _ = torch.linalg.qr(torch.randn(embedding.shape[1], embedding.shape[1]))
-        model.get_output_embeddings().get_parameter("weight").copy_(embedding @ rotation)
-    _start_previous_token_head(model)
+    # A copy of torch's random state, so that the caller's is left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**config_dict()))
+        with torch.no_grad():
+            embedding = model.get_parameter("gpt_neox.embed_in.weight").normal_(std=_EMBEDDING_STD)
+            rotation, _ = torch.linalg.qr(torch.randn(embedding.shape[1], embedding.shape[1]))
+            model.get_output_embeddings().get_parameter("weight").copy_(embedding @ rotation)
+        _start_previous_token_head(model)
     return model
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mlp_interp.nano.example import Example
@@ -91,13 +92,13 @@ def last_logits(
 
 
 def _single_ids(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> list[int]:
-    ids = []
-    for word in words:
+    ids = {}
+    for word in dict.fromkeys(words):
         pieces = tokenizer.encode(word)
         if len(pieces) != 1:
             raise ValueError(f"word {word!r} is {len(pieces)} tokens, expected 1")
-        ids.append(pieces[0])
-    return ids
+        ids[word] = pieces[0]
+    return [ids[word] for word in words]
 
 
 def task_accuracy(
@@ -137,11 +138,16 @@ def year_mass(
         than to the invalid ones, and the mean difference of the two probabilities.
     """
     probabilities = last_logits(model, tokenizer, [pair.clean for pair in pairs]).softmax(-1)
+    years = sorted({year for pair in pairs for year in (*pair.answers, *pair.foils)})
+    columns = dict(zip(years, _single_ids(tokenizer, years), strict=True))
+
+    def mass(row: torch.Tensor, some: Sequence[str]) -> float:
+        return row[[columns[year] for year in some]].sum().item()
+
     differences = [
-        (row[_single_ids(tokenizer, pair.answers)].sum()
-         - row[_single_ids(tokenizer, pair.foils)].sum()).item()
+        mass(row, pair.answers) - mass(row, pair.foils)
         for row, pair in zip(probabilities, pairs, strict=True)
-    ]  # fmt: skip
+    ]
     share = sum(difference > 0 for difference in differences) / len(differences)
     return share, sum(differences) / len(differences)
 

@@ -66,7 +66,8 @@ def repeat_row(
             )
         tokens[start : start + first] = END
         tokens[start + first : start + size] = body
-        # The first token of the second copy is a guess too.
+        # The first token of the second copy is a guess too. (So is the step from the last to the
+        # first token of a copy that began inside: one target in many, left in.)
         scored[start + first + period + 1 : start + size] = True
     return tokens, scored
 

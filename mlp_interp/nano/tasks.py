@@ -85,17 +85,18 @@ def examples(
         raise ValueError(f"n is {n}, expected at least 1")
     rng = Random(f"{task} {split} {seed}")
     draws = _TASKS[task].draws(rng, check_split(split), Pool(task, accept))
-    found: dict[Example, None] = {}
+    # One example a pair of texts, whatever answer of several right ones was drawn with it.
+    found: dict[tuple[str, str], Example] = {}
     in_vain = 0
     while in_vain < _PATIENCE:
         drawn = next(draws)
-        if drawn is None or drawn in found:
+        if drawn is None or (drawn.clean, drawn.corrupted) in found:
             in_vain += 1
             continue
         in_vain = 0
-        found[drawn] = None
+        found[drawn.clean, drawn.corrupted] = drawn
         if len(found) == n:
-            return list(found)
+            return list(found.values())
     raise ValueError(
         f"n is {n}, expected at most {len(found)}: task {task!r} has no more different "
         f"{split} examples"

@@ -21,7 +21,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import tiny_tokenizer
+from random_models import tiny_tokenizer
 
 import mlp_interp as mi
 from mlp_interp.ablation import ablate_direct, ablate_total

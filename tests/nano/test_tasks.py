@@ -1,6 +1,7 @@
 """Planted tasks as clean/corrupted pairs."""
 
 import dataclasses
+import re
 from itertools import combinations, islice, permutations
 
 import pytest
@@ -30,10 +31,10 @@ def test_pairs_are_equally_long_and_answers_single_tokens(task, tokenizer):
 @pytest.mark.parametrize("task", task_names())
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_pairs_are_different_and_deterministic(task, split):
-    pairs = examples(task, n=60, seed=5, split=split)
-    assert len(set(pairs)) == 60
-    assert pairs == examples(task, n=60, seed=5, split=split)
-    assert pairs != examples(task, n=60, seed=6, split=split)
+    pairs = examples(task, n=30, seed=5, split=split)
+    assert len(set(pairs)) == 30
+    assert pairs == examples(task, n=30, seed=5, split=split)
+    assert pairs != examples(task, n=30, seed=6, split=split)
     assert pairs[:10] == examples(task, n=10, seed=5, split=split)
 
 
@@ -49,15 +50,16 @@ def test_answer_and_foil(task):
 
 @pytest.fixture(scope="module")
 def training_text():
-    return "\n".join(islice(documents("train", 0), 15_000))
+    return "\n\n".join(islice(documents("train", 0), 5_000))
 
 
 @pytest.mark.parametrize("task", SEPARATE)
 def test_training_text_holds_no_heldout_prompt(task, training_text):
-    for pair in examples(task, n=200, seed=2):
+    for pair in examples(task, n=100, seed=2):
         # Antonym lists are held out by their last two questions, so the last lines decide.
         prompt = "\n".join(pair.clean.split("\n")[-4:])
-        assert f"{prompt}{pair.answer}" not in training_text
+        # Whole words: " win" is not " winter".
+        assert not re.search(re.escape(prompt + pair.answer) + r"\b", training_text)
 
 
 def test_no_fact_is_asked_where_a_longer_phrasing_goes_on():
@@ -111,8 +113,8 @@ def test_bad_arguments():
         examples("ioi", n=0, seed=0)
     with pytest.raises(ValueError, match="split is 'test'"):
         examples("ioi", n=1, seed=0, split="test")
-    with pytest.raises(ValueError, match=r"n is 100000, expected at most \d+: task 'counting'"):
-        examples("counting", n=100_000, seed=0)
+    with pytest.raises(ValueError, match=r"n is 1000, expected at most \d+: task 'counting'"):
+        examples("counting", n=1000, seed=0)
 
 
 def test_example_defaults():

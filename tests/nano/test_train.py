@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from mlp_interp.nano import train as training
 from mlp_interp.nano import weights_path
 from mlp_interp.nano.architecture import config_dict, new_model
+from mlp_interp.nano.bars import Measurement
 from mlp_interp.nano.card import Run, model_card
 from mlp_interp.nano.checkpoint import load, save
 from mlp_interp.nano.rows import END, document_rows, repeat_row
@@ -18,14 +19,20 @@ from mlp_interp.nano.rows import END, document_rows, repeat_row
 
 @pytest.mark.parametrize("seed", range(20))
 def test_scored_repeats_can_be_copied(seed):
-    tokens, scored = repeat_row(np.random.default_rng(seed), 128, 2048)
+    tokens, scored = repeat_row(np.random.default_rng(seed), 128, 10_000_000)
     assert tokens.shape == scored.shape == (128,)
     assert scored.any()
-    for position in np.flatnonzero(scored):
-        # The pair (token before, token) has been seen earlier in the row, unless a token
-        # was drawn twice.
-        pair = tuple(tokens[position - 1 : position + 1])
-        assert pair in set(pairwise(tokens[:position]))
+    new = [at for at in np.flatnonzero(scored) if _pair(tokens, at) not in _pairs(tokens[:at])]
+    # One step for each of two windows at most: the end of a copy that began inside.
+    assert len(new) <= 2
+
+
+def _pair(tokens, at):
+    return int(tokens[at - 1]), int(tokens[at])
+
+
+def _pairs(tokens):
+    return set(pairwise(tokens.tolist()))
 
 
 def test_first_copies_are_not_scored():
@@ -67,11 +74,12 @@ def test_rate_factor():
     rates = [training.rate_factor(step, 1000) for step in range(1000)]
     peak = max(rates)
     assert rates.index(peak) < 300
-    assert rates[0] < peak / 100
-    assert 0 < rates[-1] < peak / 100
+    assert rates[0] <= peak / 50
+    assert 0 < rates[-1] <= peak / 50
 
 
-def test_a_short_run_leaves_a_model_that_loads(tmp_path):
+def test_a_short_run_leaves_a_model_that_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "measure", lambda *_: [Measurement("ioi", 0.0, 0.98)])
     run = training.train(out=tmp_path, tokens=2 * 2048, seed=1)
     assert run.tokens == 2 * 2048
     assert math.isfinite(run.document_loss)
