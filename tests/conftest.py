@@ -24,6 +24,8 @@ from mlp_interp import load_model
 # where several test processes share a few cores.
 torch.set_num_threads(1)
 
+_built: dict[tuple[Any, ...], Any] = {}
+
 
 @pytest.fixture(params=KINDS, ids="-".join)
 def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:

@@ -171,7 +171,6 @@ def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
         return model.eval()
 
 
-_built: dict[tuple[Any, ...], Any] = {}
 _states: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
