@@ -25,6 +25,7 @@ from mlp_interp import load_model
 torch.set_num_threads(1)
 
 _built: dict[tuple[Any, ...], Any] = {}
+_states: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 @pytest.fixture(params=KINDS, ids="-".join)

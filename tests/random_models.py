@@ -171,9 +171,6 @@ def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
         return model.eval()
 
 
-_states: dict[tuple[Any, ...], dict[str, Any]] = {}
-
-
 def state_of(model: Any) -> dict[str, Any]:
     """Everything about a model that an analysis could leave changed."""
     modules = dict(model.named_modules())
