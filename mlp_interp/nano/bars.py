@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mlp_interp.nano.example import Example
@@ -203,9 +204,14 @@ def measure(
     Returns:
         One measurement per line of the table.
     """
+
+    @cache
+    def is_single(word: str) -> bool:
+        return len(tokenizer.encode(word)) == 1
+
     lines = []
     for task in task_names():
-        pairs = examples(task, n=n, seed=seed, accept=lambda word: len(tokenizer.encode(word)) == 1)
+        pairs = examples(task, n=n, seed=seed, accept=is_single)
         if task == "greater_than":
             share, difference = year_mass(model, tokenizer, pairs)
             note = f"mean probability difference {difference:.3f}"

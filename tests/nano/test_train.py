@@ -78,14 +78,15 @@ def test_rate_factor():
     assert 0 < rates[-1] <= peak / 50
 
 
-def test_a_short_run_leaves_a_model_that_loads(tmp_path, monkeypatch):
+def test_a_short_run_leaves_a_model_that_loads(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(training, "train_tokenizer", lambda seed: tokenizer)
     monkeypatch.setattr(training, "measure", lambda *_: [Measurement("ioi", 0.0, 0.98)])
     run = training.train(out=tmp_path, tokens=2 * 2048, seed=1)
     assert run.tokens == 2 * 2048
     assert math.isfinite(run.document_loss)
-    model, tokenizer = load(tmp_path)
+    model, loaded = load(tmp_path)
     assert model.dtype == torch.float32
-    assert tokenizer.encode("<|endoftext|>") == [0]
+    assert loaded.encode("<|endoftext|>") == [0]
     card = (tmp_path / "README.md").read_text()
     assert "--tokens 4096 --seed 1" in card
     assert "| ioi |" in card
