@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models.weights import Weights
 
-__all__ = ["Unembed"]
+__all__ = ["Unembed", "directions"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +108,22 @@ class Unembed:
                 f"{self.d_vocab - 1}"
             )
         return self.weight.T[tokens.to(self.weight.device)]
+
+
+def directions(
+    weights: Weights, tokens: Int[Tensor, "*rest"]
+) -> tuple[Float[Tensor, "*rest d_model"], Float[Tensor, "*rest"]]:
+    """Some columns of ``W'`` and entries of ``b'``, without folding the rest of the matrix.
+
+    Raises:
+        ValueError: A token id is outside the vocabulary.
+    """
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < weights.d_vocab):
+        raise ValueError(
+            f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to "
+            f"{weights.d_vocab - 1}"
+        )
+    norm, columns = weights.ln_final, weights.W_U.T[tokens.to(weights.device)]
+    bias = columns @ norm.b + weights.b_U[tokens.to(weights.device)]
+    folded = columns * norm.w
+    return folded - folded.mean(-1, keepdim=True), bias

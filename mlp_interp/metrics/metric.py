@@ -1,0 +1,176 @@
+"""Metrics: one number per prompt, read from the logits at the positions that the metric names.
+
+A metric says what it reads, so that an engine can leave the rest out: a logit difference at the
+last position needs one stream and two columns of the unembedding, not fifty thousand logits at
+every position.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.metrics.change import kl_from_change, rows_for
+from mlp_interp.models import Weights
+from mlp_interp.unembed import Unembed, directions
+
+__all__ = ["KL", "Custom", "Linear", "Metric", "Reader"]
+
+Reader = Callable[[Tensor, Tensor], Tensor]
+"""From final streams ``[item, read, d_model]`` at the metric's positions, and the prompt of each
+item ``[item]``, to one number an item ``[item]``. Gradients pass through it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What all metrics have: a name, a unit, and the positions that they read.
+
+    Attributes:
+        name: How a result calls it.
+        unit: ``"logits"``, ``"nats"`` or ``"probability"``.
+        positions: Which positions are read; negative counts from the end.
+    """
+
+    name: str
+    unit: str
+    positions: tuple[int, ...] = (-1,)
+
+    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+        """Prepare to read the metric from final streams of this model.
+
+        Args:
+            model: The model.
+            reference: Final streams of the clean run at the metric's positions.
+        """
+        raise TypeError(f"{type(self).__name__} is no metric by itself; use one of its subclasses")
+
+    def read(self, length: int) -> list[int]:
+        """The positions in prompts of `length` tokens, counted from 0.
+
+        Raises:
+            ValueError: One lies outside the prompts, or there is none.
+        """
+        if not self.positions or any(not -length <= p < length for p in self.positions):
+            raise ValueError(
+                f"metric {self.name!r} reads positions={self.positions}; wanted some from "
+                f"{-length} to {length - 1}"
+            )
+        return [p % length for p in self.positions]
+
+    def check_prompts(self, prompts: int) -> None:
+        """Refuse a batch of another size than the metric was made for.
+
+        Raises:
+            ValueError: The metric names tokens for another number of prompts.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Metric):
+    """A weighted sum of logits, ``sum_k coefficients_k logit(tokens_k)``, at one position.
+
+    Attributes:
+        tokens: Token ids, ``[prompt, k]``.
+        coefficients: Their weights.
+    """
+
+    tokens: Int[Tensor, "prompt k"]
+    coefficients: tuple[float, ...]
+
+    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+        """Two dot products an item: the directions are folded into one per prompt."""
+        weights = Weights.of(model)
+        columns, biases = directions(weights, self.tokens)
+        coefficients = columns.new_tensor(self.coefficients)
+        direction = torch.einsum("pkd,k->pd", columns, coefficients)
+        bias = biases @ coefficients
+
+        def read(streams: Tensor, prompts: Tensor) -> Tensor:
+            normalized = F.layer_norm(streams[:, 0], streams.shape[-1:], eps=weights.eps)
+            return (normalized * direction[prompts]).sum(-1) + bias[prompts]
+
+        return read
+
+    def check_prompts(self, prompts: int) -> None:
+        """As `Metric.check_prompts`."""
+        _check_rows(self.name, self.tokens, prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom(Metric):
+    """Any function of the logits at the positions read.
+
+    Attributes:
+        function: From logits ``[item, read, d_vocab]`` and the prompt of each item ``[item]`` to
+            one number an item. It sees as many items at a time as the memory allows.
+        tokens: Token ids by prompt that the function uses, if any; only their number is checked.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    tokens: Tensor | None = field(default=None)
+
+    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+        """Unembeds the positions read, some items at a time."""
+        unembed = Unembed.of(model)
+        together = max(1, rows_for(unembed) // len(self.positions))
+
+        def read(streams: Tensor, prompts: Tensor) -> Tensor:
+            parts = [
+                self._values(unembed.logits(some), which)
+                for some, which in zip(
+                    streams.split(together), prompts.split(together), strict=True
+                )
+            ]
+            return torch.cat(parts)
+
+        return read
+
+    def _values(self, logits: Tensor, prompts: Tensor) -> Tensor:
+        values = self.function(logits, prompts)
+        if values.shape != prompts.shape:
+            raise ValueError(
+                f"metric {self.name!r} gave shape {tuple(values.shape)} for logits "
+                f"{tuple(logits.shape)}; wanted one number an item, {tuple(prompts.shape)}"
+            )
+        return values
+
+    def check_prompts(self, prompts: int) -> None:
+        """As `Metric.check_prompts`."""
+        if self.tokens is not None:
+            _check_rows(self.name, self.tokens, prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Metric):
+    """KL(clean || run) at the positions read, averaged over them: from the change of the logits."""
+
+    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+        """Keeps the clean distributions, and unembeds only changes of the normalised stream."""
+        unembed = Unembed.of(model)
+        normalized = unembed.normalize(reference)
+        logits = normalized @ unembed.weight + unembed.bias
+        p = logits.softmax(-1)
+        expected = p @ unembed.weight.T
+        together = max(1, rows_for(unembed) // len(self.positions))
+
+        def read(streams: Tensor, prompts: Tensor) -> Tensor:
+            parts = []
+            for some, which in zip(streams.split(together), prompts.split(together), strict=True):
+                change = unembed.normalize(some) - normalized[which]
+                t = change @ unembed.weight - (change * expected[which]).sum(-1, keepdim=True)
+                parts.append(kl_from_change(p[which], t, logits=logits[which]).mean(-1))
+            return torch.cat(parts)
+
+        return read
+
+
+def _check_rows(name: str, tokens: Tensor, prompts: int) -> None:
+    if len(tokens) != prompts:
+        raise ValueError(
+            f"metric {name!r} names tokens for {len(tokens)} prompts; wanted {prompts}, one row a "
+            "prompt"
+        )

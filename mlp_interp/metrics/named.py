@@ -1,0 +1,180 @@
+"""The usual metrics by name, and from a contrast."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.metrics.metric import KL, Custom, Linear, Metric
+
+__all__ = [
+    "METRICS",
+    "Pairs",
+    "kl",
+    "log_probability",
+    "logit",
+    "logit_difference",
+    "metric_for",
+    "probability",
+    "probability_difference",
+]
+
+METRICS = (
+    "logit_difference",
+    "logit",
+    "log_probability",
+    "probability",
+    "probability_difference",
+    "kl",
+)
+
+
+class Pairs(Protocol):
+    """What a metric needs to know of a `Contrast`."""
+
+    @property
+    def answers(self) -> Tensor:
+        """Right after clean, ``[prompt]``."""
+        ...
+
+    @property
+    def foils(self) -> Tensor:
+        """Right after corrupted, ``[prompt]``."""
+        ...
+
+    @property
+    def all_answers(self) -> Sequence[Sequence[int]]:
+        """Every right continuation of each prompt."""
+        ...
+
+    @property
+    def all_foils(self) -> Sequence[Sequence[int]]:
+        """Every wrong one of the same kind."""
+        ...
+
+
+def logit_difference(
+    answers: Int[Tensor, " prompt"], foils: Int[Tensor, " prompt"], *, position: int = -1
+) -> Linear:
+    """Logit of the answer less that of the foil: log-odds between the two, in logits.
+
+    Raises:
+        ValueError: Not as many foils as answers.
+    """
+    if answers.shape != foils.shape:
+        raise ValueError(
+            f"answers={tuple(answers.shape)} and foils={tuple(foils.shape)}; wanted as many foils "
+            "as answers"
+        )
+    return Linear(
+        name="logit_difference",
+        unit="logits",
+        positions=(position,),
+        tokens=torch.stack([answers, foils], dim=-1),
+        coefficients=(1.0, -1.0),
+    )
+
+
+def logit(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Linear:
+    """Logit of one token per prompt. Models that centre their unembedding shift it by a constant
+    per position, so compare logits between runs of one model only.
+    """
+    return Linear(
+        name="logit",
+        unit="logits",
+        positions=(position,),
+        tokens=tokens[:, None],
+        coefficients=(1.0,),
+    )
+
+
+def log_probability(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Custom:
+    """Log-probability of one token per prompt, in nats."""
+
+    def function(logits: Tensor, prompts: Tensor) -> Tensor:
+        chosen = tokens.to(logits.device)[prompts]
+        return logits[:, 0].log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+
+    return Custom(
+        name="log_probability",
+        unit="nats",
+        positions=(position,),
+        function=function,
+        tokens=tokens,
+    )
+
+
+def probability(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Custom:
+    """Probability of one token per prompt, as in causal tracing."""
+
+    def function(logits: Tensor, prompts: Tensor) -> Tensor:
+        chosen = tokens.to(logits.device)[prompts]
+        return logits[:, 0].softmax(-1).gather(-1, chosen[:, None])[:, 0]
+
+    return Custom(
+        name="probability",
+        unit="probability",
+        positions=(position,),
+        function=function,
+        tokens=tokens,
+    )
+
+
+def probability_difference(
+    answers: Sequence[Sequence[int]], foils: Sequence[Sequence[int]], *, position: int = -1
+) -> Custom:
+    """Probability of all right tokens less that of all wrong ones (greater-than's measure).
+
+    References:
+        Hanna et al., "How does GPT-2 compute greater-than?", 2023.
+    """
+    if len(answers) != len(foils):
+        raise ValueError(
+            f"answers for {len(answers)} prompts and foils for {len(foils)}; wanted as many"
+        )
+
+    def function(logits: Tensor, prompts: Tensor) -> Tensor:
+        sign = torch.zeros_like(logits[:, 0])
+        for row, prompt in enumerate(prompts.tolist()):
+            sign[row, list(answers[prompt])] = 1.0
+            sign[row, list(foils[prompt])] = -1.0
+        return (logits[:, 0].softmax(-1) * sign).sum(-1)
+
+    return Custom(
+        name="probability_difference",
+        unit="probability",
+        positions=(position,),
+        function=function,
+        tokens=torch.zeros(len(answers), 1),
+    )
+
+
+def kl(*, positions: Sequence[int] = (-1,)) -> KL:
+    """KL(clean || run) in nats, averaged over `positions`: 0 for the clean run itself."""
+    return KL(name="kl", unit="nats", positions=tuple(positions))
+
+
+def metric_for(metric: str | Metric, pairs: Pairs) -> Metric:
+    """The metric, or the one of that name for these pairs.
+
+    Raises:
+        ValueError: There is no metric of that name, or it was made for another number of prompts.
+    """
+    if isinstance(metric, Metric):
+        metric.check_prompts(len(pairs.answers))
+        return metric
+    makers = {
+        "logit_difference": lambda: logit_difference(pairs.answers, pairs.foils),
+        "logit": lambda: logit(pairs.answers),
+        "log_probability": lambda: log_probability(pairs.answers),
+        "probability": lambda: probability(pairs.answers),
+        "probability_difference": lambda: probability_difference(
+            pairs.all_answers, pairs.all_foils
+        ),
+        "kl": kl,
+    }
+    if metric not in makers:
+        raise ValueError(f"metric={metric!r}; wanted a Metric or one of {', '.join(METRICS)}")
+    return makers[metric]()
