@@ -7,7 +7,7 @@ and computes what the model computes. `Forward.of` compares the two on a few tok
 used, so a model with a feature that is not implemented here is refused instead of being wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
-__all__ = ["Forward", "Observer", "UnsupportedModel", "keep"]
+__all__ = ["Forward", "Memory", "Observer", "UnsupportedModel", "keep"]
 
 Observer = Callable[[str, int, Tensor], Tensor]
 """Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
@@ -54,6 +54,38 @@ class _Projections:
 def keep(_name: str, _layer: int, x: Tensor) -> Tensor:
     """The observer that changes nothing."""
     return x
+
+
+class Memory:
+    """Keys (rotated) and values of the positions that have been run, for `Forward.run` to extend.
+
+    Each pass adds the positions it is given after those that are there, so a text can be run token
+    by token, with edits of earlier positions in force as they were when those were run.
+    """
+
+    def __init__(self) -> None:
+        """Start with no positions."""
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Positions remembered."""
+        return next((keys.shape[1] for keys, _ in self._layers.values()), 0)
+
+    def extend(
+        self,
+        layer: int,
+        keys: Float[Tensor, "batch pos head d_head"],
+        values: Float[Tensor, "batch pos head d_head"],
+    ) -> tuple[
+        Float[Tensor, "batch all_pos head d_head"], Float[Tensor, "batch all_pos head d_head"]
+    ]:
+        """Add positions to a layer; give all of its keys and values back."""
+        if layer in self._layers:
+            earlier = self._layers[layer]
+            keys, values = torch.cat((earlier[0], keys), 1), torch.cat((earlier[1], values), 1)
+        self._layers[layer] = keys, values
+        return keys, values
 
 
 class Forward:
@@ -97,15 +129,22 @@ class Forward:
             raise UnsupportedModel(f"model={model.cfg.model_name!r}: {error}") from error
         return forward
 
-    @torch.no_grad()
-    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The stream before the first block."""
+    def embed(
+        self, tokens: Int[Tensor, "batch pos"], *, first: int = 0, observe: Observer = keep
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream before the first block.
+
+        Args:
+            tokens: Token ids.
+            first: Position of the first of them.
+            observe: Called on ``embed``, as if it were of layer 0.
+        """
         embedded = F.embedding(tokens.to(self.weights.W_E.device), self.weights.W_E)
+        embedded = observe("embed", 0, embedded)
         if self.weights.has_pos_embed:
-            embedded = embedded + self.weights.W_pos[: tokens.shape[1]]
+            embedded = embedded + self.weights.W_pos[first : first + tokens.shape[1]]
         return embedded
 
-    @torch.no_grad()
     def run(
         self,
         resid: Float[Tensor, "batch pos d_model"],
@@ -113,6 +152,8 @@ class Forward:
         start: int = 0,
         stop: int | None = None,
         observe: Observer = keep,
+        patterns: Collection[int] = (),
+        memory: Memory | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop`` (not included) on the stream that enters ``start``.
 
@@ -124,17 +165,26 @@ class Forward:
                 ``z``, ``attn_out``, ``pre``, ``post``, ``mlp_out`` and ``resid_post`` of every
                 block. What it returns is what the block goes on with, so it can both record and
                 edit.
+            patterns: Layers whose attention pattern ``[batch, head, pos, source pos]`` is shown
+                too, as ``pattern``: it is computed as a matrix there, and only there.
+            memory: Positions that were run before those of `resid`. It is extended.
 
         Returns:
             The stream at the input of block `stop`.
         """
-        rotary = self._rotary(resid.shape[1], resid)
+        rotary = self._rotary(resid.shape[1], resid, memory.length if memory else 0)
         for layer in range(start, self.weights.n_layers if stop is None else stop):
-            resid = self._block(layer, resid, rotary, observe)
+            resid = self._block(layer, resid, rotary, observe, layer in patterns, memory)
         return resid
 
     def _block(
-        self, layer: int, resid: Tensor, rotary: tuple[Tensor, Tensor] | None, observe: Observer
+        self,
+        layer: int,
+        resid: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        observe: Observer,
+        pattern: bool = False,
+        memory: Memory | None = None,
     ) -> Tensor:
         p, weights = self._blocks[layer], self.weights
         resid = observe("resid_pre", layer, resid)
@@ -144,14 +194,17 @@ class Forward:
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
-        z = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=True,
-            scale=self._scale,
-        ).transpose(1, 2)
-        z = observe("z", layer, z)
+        if memory is not None:
+            k, v = memory.extend(layer, k, v)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if pattern:
+            z = observe("pattern", layer, self._pattern(q, k)) @ v
+        elif q.shape[2] == k.shape[2]:
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale)
+        else:
+            mask = _causal(q, k)
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
+        z = observe("z", layer, z.transpose(1, 2))
         attn_out = observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
         if not weights.parallel:
             resid = resid + attn_out
@@ -161,6 +214,10 @@ class Forward:
         mlp_out = observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
         resid = resid + attn_out + mlp_out if weights.parallel else resid + mlp_out
         return observe("resid_post", layer, resid)
+
+    def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = self._scale * q @ k.transpose(2, 3)
+        return scores.masked_fill(~_causal(q, k), -torch.inf).softmax(-1)
 
     def _normalize(self, resid: Tensor) -> Tensor:
         return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
@@ -183,17 +240,18 @@ class Forward:
             mlp_out_bias=b.b_out,
         )
 
-    def _rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rotary(self, length: int, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor] | None:
         """Cosine and sine tables ``[pos, 1, rotary_dim]``, the model's own; None without rotary."""
         model = self.weights.model
         if model.cfg.positional_embedding_type != "rotary":
             return None
         if hasattr(model, "rotary_emb"):  # TransformerBridge keeps Hugging Face's module
-            positions = torch.arange(length, device=like.device)[None]
+            positions = torch.arange(first, first + length, device=like.device)[None]
             cos, sin = model.rotary_emb._original_component(like, positions)
             return cos[0, :, None], sin[0, :, None]
         attn = model.blocks[0].attn
-        return attn.rotary_cos[:length, None].to(like), attn.rotary_sin[:length, None].to(like)
+        rows = slice(first, first + length)
+        return attn.rotary_cos[rows, None].to(like), attn.rotary_sin[rows, None].to(like)
 
     @torch.no_grad()
     def _compare_with_model(self) -> None:
@@ -216,6 +274,13 @@ class Forward:
 def _fold(norm: Affine, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Weight in `F.linear` layout and bias that take a LayerNorm's scale and shift in."""
     return (norm.w[:, None] * weight).T.contiguous(), norm.b @ weight + bias
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """Which keys each query reads, ``[query, key]``; the queries are the last positions."""
+    queries, keys = q.shape[2], k.shape[2]
+    every = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
+    return every.tril(keys - queries)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
