@@ -10,6 +10,7 @@ from random_models import HAS_HOOKED
 
 from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
 from mlp_interp.models import forward as forward_module
+from mlp_interp.models.forward import Memory
 from mlp_interp.sites import Site
 
 OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
@@ -72,6 +73,50 @@ def test_what_an_observer_returns_is_gone_on_with(kind, architecture, backend, t
             )
             found = reference.logits(model, edited)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3, msg=site.label)
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_patterns_and_embeddings_are_seen_and_edited_where_asked(
+    kind, architecture, backend, processing, tokens
+):
+    model = kind(architecture, backend, processing)
+    cache = reference.full_cache(model, tokens)
+    halve = lambda x, hook=None: x * torch.linspace(0.2, 2, x.shape[-1])
+    for engine in ENGINES.values():
+        forward, seen = engine(model), {}
+        observe = lambda n, layer, x, seen=seen: seen.setdefault((n, layer), x)
+        forward.run(forward.embed(tokens, observe=observe), observe=observe, patterns=(0, 2))
+        assert {layer for name, layer in seen if name == "pattern"} == {0, 2}
+        found = {"hook_embed": seen["embed", 0]}
+        found |= {f"blocks.{i}.attn.hook_pattern": seen["pattern", i] for i in (0, 2)}
+        for name, value in found.items():
+            torch.testing.assert_close(value, cache[name], atol=1e-5, rtol=1e-4)
+        for chosen, name in [
+            (("pattern", 1), "blocks.1.attn.hook_pattern"),
+            (("embed", 0), "hook_embed"),
+        ]:
+            edit = lambda n, layer, x, c=chosen: halve(x) if (n, layer) == c else x
+            edited = forward.run(forward.embed(tokens, observe=edit), observe=edit, patterns=[1])
+            expected = reference.hooked_logits(model, tokens, {name: halve})
+            found = reference.logits(model, edited)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+            assert (found - reference.hooked_logits(model, tokens, {})).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 1, 3, 1)])
+def test_a_text_can_be_run_in_pieces(model, tokens, pieces):
+    """Keys and values remembered; with and without attention patterns as matrices."""
+    forward = Forward.of(model)
+    whole = forward.run(forward.embed(tokens))
+    for patterns in ((), (0, 1, 2)):
+        memory, done, first = Memory(), [], 0
+        for piece in tokens.split(pieces, dim=1):
+            assert memory.length == first
+            stream = forward.embed(piece, first=first)
+            done.append(forward.run(stream, memory=memory, patterns=patterns))
+            first += piece.shape[1]
+        torch.testing.assert_close(torch.cat(done, 1), whole, atol=2e-5, rtol=1e-4)
 
 
 def shape_of(model, name):

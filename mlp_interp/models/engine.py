@@ -1,5 +1,6 @@
 """The forward pass that analyses use: lean where the model allows, through hooks elsewhere."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -25,11 +26,21 @@ class HookForward:
         self.weights = weights
 
     @torch.no_grad()
-    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The stream before the first block."""
-        name = Site("resid_pre", 0).hook_name
-        _, cache = self.weights.model.run_with_cache(tokens, names_filter=[name])
-        return cache[name].clone()
+    def embed(
+        self, tokens: Int[Tensor, "batch pos"], *, observe: Observer = keep
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """As `Forward.embed`, of a text's beginning."""
+        result: list[Tensor] = []
+
+        def embedded(x: Tensor, hook: Any = None) -> Tensor:
+            return observe("embed", 0, x.clone())
+
+        def enter(x: Tensor, hook: Any = None) -> None:
+            result.append(x.clone())
+
+        hooks = [(Site("embed").hook_name, embedded), (Site("resid_pre", 0).hook_name, enter)]
+        self.weights.model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+        return result[0]
 
     @torch.no_grad()
     def run(
@@ -39,6 +50,7 @@ class HookForward:
         start: int = 0,
         stop: int | None = None,
         observe: Observer = keep,
+        patterns: Collection[int] = (),
     ) -> Float[Tensor, "batch pos d_model"]:
         """As `Forward.run`; blocks outside ``start`` to ``stop`` run too, unseen."""
         model, n_layers = self.weights.model, self.weights.n_layers
@@ -61,7 +73,7 @@ class HookForward:
             hooks += [
                 (Site(name, layer).hook_name, seen(name, layer))
                 for layer in range(start, stop)
-                for name in _OBSERVED
+                for name in (*_OBSERVED, *(("pattern",) if layer in patterns else ()))
             ]
             hooks.append((Site("resid_post", stop - 1).hook_name, leave))
             tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
