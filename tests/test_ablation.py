@@ -10,10 +10,13 @@ from mlp_interp import ablate_direct, ablate_total
 from mlp_interp.ablation import neurons
 from mlp_interp.ablation.baselines import stand_in
 from mlp_interp.ablation.groups import resolve
+from mlp_interp.ablation.second_order import SecondOrder
+from mlp_interp.metrics import LogitChange
 from mlp_interp.models import HookForward, Weights
 from mlp_interp.residual import LEVELS, cache_for
 from mlp_interp.residual import decompose as residual_decompose
 from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
 
 GROUPS = {
     "1.attn": ["1.attn"],
@@ -395,6 +398,19 @@ def test_second_order_falls_back_where_its_bound_does_not_hold(nano, monkeypatch
     assert shares == sorted(shares, reverse=True)
     assert shares[2] < 0.5  # it is worth having
     assert shares[1] > shares[2]
+
+
+def test_second_order_leaves_open_whether_an_unlikely_token_wins():
+    """However large the tolerance: the estimate looks at the likeliest 256 tokens only."""
+    weight, bias = torch.zeros(2, 600), torch.zeros(600)
+    weight[0, 599] = 1.0
+    bias[:256] = 0.02
+    clean = LogitChange.of(Unembed(weight, bias, 1e-5), torch.zeros(1, 2), torch.tensor([-1]))
+    changes = torch.tensor([[0.1, 0.0], [0.001, 0.0]])
+    assert clean.effects(changes[:, None]).top1_changed.flatten().tolist() == [1, 0]
+    effects, holds = SecondOrder.of(clean)(changes, 1e9)
+    assert holds.tolist() == [False, True]
+    assert effects.top1_changed[1] == 0
 
 
 @pytest.mark.parametrize("norm", ["recompute", "freeze"])

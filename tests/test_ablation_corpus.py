@@ -12,7 +12,7 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
-from mlp_interp.ablation import importance
+from mlp_interp.ablation import importance, sweep
 from mlp_interp.residual import cache_for
 
 LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
@@ -105,6 +105,19 @@ def test_resampling_takes_every_sequence_from_its_batch(kind, rows):
     assert not np.allclose(found.kl_total, other.kl_total)
     again = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=1)
     xr.testing.assert_identical(found, again)
+
+
+def test_every_batch_is_resampled_in_its_own_way(kind, rows, monkeypatch):
+    real, seeds = sweep.stand_in, []
+
+    def noted(baseline, batch, *, seed=None, means=None):
+        if seed is not None:
+            seeds.append(seed)
+        return real(baseline, batch, seed=seed or 0, means=means)
+
+    monkeypatch.setattr(sweep, "stand_in", noted)
+    ablate_ranges(kind(), rows, baseline="resample", batch_size=2, seed=5)
+    assert len(seeds) == len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("which", ["mlp", "attn", "both"])

@@ -73,8 +73,11 @@ class SecondOrder:
         target = clean.targets[0]
         t_target = change @ weight[:, target.clamp_min(0)] - mean
         loss = kl - t_target if target >= 0 else torch.full_like(kl, torch.nan)
-        best, winner = (clean.logits[0, head] + t_head).max(-1)
-        top1_changed = (head[winner] != clean.top[0]).to(kl.dtype)
+        best = (clean.logits[0, head] + t_head).amax(-1)
+        top = clean.logits[0, clean.top[0]] + change @ weight[:, clean.top[0]] - mean
+        # One logit out of two products: as in `Tally.effects`, allow for their rounding.
+        slack = 8 * torch.finfo(top.dtype).eps * top.abs()
+        top1_changed = (best > top + slack).to(kl.dtype)
         # A token of the tail may win only if it can rise above the head's best.
         decided = self.highest + bound < best
         return Effects(kl, loss, top1_changed), (error <= tolerance) & decided
