@@ -1,0 +1,120 @@
+"""Edits in a forward pass: checked before it, applied and counted in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mlp_interp.edits.actions import act
+from mlp_interp.edits.edit import Edit
+from mlp_interp.edits.selection import Placed, place
+from mlp_interp.models import Weights
+
+__all__ = ["Applier", "Fired"]
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What an edit did.
+
+    Attributes:
+        times: How many passes came to it: 1 in a run; in a generation the steps in which a position
+            that it selects was run.
+        changed: How many entries of the activation it changed, over all passes. An edit may fire
+            and change nothing, for example one that sets what is there already.
+    """
+
+    times: int
+    changed: int
+
+
+class Applier:
+    """The observer that applies edits to what a forward pass shows it.
+
+    Attributes:
+        start: Position in the text of the first one that is run.
+        patterns: Layers whose attention pattern the edits want.
+    """
+
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        weights: Weights,
+        shape: tuple[int, int],
+        *,
+        longest: int | None = None,
+    ) -> None:
+        """Check the edits for prompts of this shape, which may grow to `longest` positions.
+
+        Raises:
+            ValueError: An edit could never fire, or its value does not fit.
+        """
+        self.start = 0
+        self._edits: dict[tuple[str, int], list[tuple[int, Placed]]] = {}
+        for n, edit in enumerate(edits):
+            key, whole = _key(edit), _whole(edit, weights, shape)
+            self._edits.setdefault(key, []).append((n, place(edit, whole, longest=longest)))
+        self.patterns = {layer for name, layer in self._edits if name == "pattern"}
+        self._labels = [edit.site.label for edit in edits]
+        self._times = [0] * len(edits)
+        self._changed: list[Tensor | int] = [0] * len(edits)
+
+    @property
+    def first(self) -> int:
+        """The first edited layer; -1 for the embedding."""
+        return min(-1 if name == "embed" else layer for name, layer in self._edits)
+
+    @property
+    def fired(self) -> tuple[Fired, ...]:
+        """What each edit did until now, in the order given."""
+        pairs = zip(self._times, self._changed, strict=True)
+        return tuple(Fired(times, int(changed)) for times, changed in pairs)
+
+    def __call__(self, name: str, layer: int, x: Tensor) -> Tensor:
+        """The activation with the edits of this place done."""
+        for n, placed in self._edits.get((name, layer), ()):
+            found = act(placed, x, self.start)
+            if found is not None:
+                x = found[0]
+                self._times[n] += 1
+                self._changed[n] = self._changed[n] + found[1]
+        return x
+
+    def check(self) -> None:
+        """After a pass over the whole text.
+
+        Raises:
+            ValueError: An edit never fired.
+        """
+        silent = [
+            label for label, times in zip(self._labels, self._times, strict=True) if not times
+        ]
+        if silent:
+            raise ValueError(f"edits at {', '.join(silent)} never fired in this forward pass")
+
+
+def _key(edit: Edit) -> tuple[str, int]:
+    return edit.site.name, edit.site.layer or 0
+
+
+def _whole(edit: Edit, weights: Weights, shape: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of the activation that an edit is for.
+
+    Raises:
+        ValueError: The model has no such layer.
+    """
+    name, layer, (batch, length) = edit.site.name, edit.site.layer or 0, shape
+    if layer >= weights.n_layers:
+        raise ValueError(
+            f"edits at {edit.site.label} never fire; wanted layers 0 to {weights.n_layers - 1}"
+        )
+    if name == "pattern":
+        return batch, weights.n_heads, length, length
+    if name in ("pre", "post"):
+        return batch, length, weights.d_mlp
+    if name in ("q", "z"):
+        return batch, length, weights.n_heads, weights.d_head
+    if name in ("k", "v"):
+        heads = getattr(weights.model.cfg, "n_key_value_heads", None) or weights.n_heads
+        return batch, length, heads, weights.d_head
+    return batch, length, weights.d_model

@@ -1,0 +1,164 @@
+"""Continuing texts with edits held on."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.edits.applying import Applier, Fired
+from mlp_interp.edits.edit import Edit
+from mlp_interp.models import Forward, HookForward
+from mlp_interp.models.forward import Memory
+from mlp_interp.unembed import Unembed
+
+__all__ = ["Generation", "Sampling", "generate"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Texts that a model continued.
+
+    Attributes:
+        tokens: Prompts and what was added to them. A text that ended early is filled up with the
+            token that ended it.
+        prompt: How many of the positions were given.
+        fired: What each edit did, in the order given. One on positions that the text did not reach
+            because it ended fired no times.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    prompt: int
+    fired: tuple[Fired, ...]
+
+    @property
+    def new(self) -> Int[Tensor, "batch new"]:
+        """What was added."""
+        return self.tokens[:, self.prompt :]
+
+
+class Sampling:
+    """How a next token is chosen from logits.
+
+    Args:
+        temperature: 0 for the most likely one; else what logits are divided by.
+        top_k: How many of the most likely tokens to draw from; None for all.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+
+    def __init__(self, temperature: float | int, top_k: int | None, seed: int) -> None:
+        """Check the options."""
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature={temperature}; wanted a number from 0")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k}; wanted at least 1, or None")
+        self._temperature, self._top_k = temperature, top_k
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch 1"]:
+        """One token for each row."""
+        if self._temperature == 0:
+            return logits.argmax(-1, keepdim=True)
+        # On the processor and in float64, so that a seed gives the same text on every device.
+        scores = logits.double().cpu() / self._temperature
+        if self._top_k is not None and self._top_k < scores.shape[-1]:
+            least = scores.topk(self._top_k).values[:, -1:]
+            scores = scores.masked_fill(scores < least, -torch.inf)
+        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+        return drawn.to(logits.device)
+
+
+def generate(
+    forward: Forward | HookForward,
+    unembed: Unembed,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    edits: Sequence[Edit],
+    where: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos: int | Literal["model"] | None,
+    remember: bool,
+) -> Generation:
+    """Continue prompts; see `Runner.generate`."""
+    weights = forward.weights
+    if where not in ("all", "new"):
+        raise ValueError(f"where={where!r}; wanted 'all' or 'new'")
+    batch, prompt = tokens.shape
+    _check_room(prompt, max_new_tokens, int(weights.model.cfg.n_ctx))
+    tokens = weights.checked(tokens)
+    end = _end(weights.model, eos, weights.W_E.shape[0])
+    longest = prompt + max_new_tokens - 1  # the last new token is not read
+    if where == "new":
+        edits = [_on_new(edit, prompt, longest) for edit in edits]
+    applier = Applier(edits, weights, (batch, prompt), longest=longest)
+    step = _stepper(forward, applier, remember)
+    ended = torch.zeros(batch, 1, dtype=torch.bool, device=tokens.device)
+    for _ in range(max_new_tokens):
+        new = sampling(unembed.logits(step(tokens)))
+        if end is not None:
+            new = new.masked_fill(ended, end)
+            ended = ended | (new == end)
+        tokens = torch.cat((tokens, new), dim=1)
+        if end is not None and ended.all():
+            break
+    return Generation(tokens, prompt, applier.fired)
+
+
+def _stepper(
+    forward: Forward | HookForward, applier: Applier, remember: bool
+) -> Callable[[Tensor], Tensor]:
+    """From the text until now to the final stream at its last position."""
+    patterns = applier.patterns
+
+    def whole(tokens: Tensor) -> Tensor:
+        embedded = forward.embed(tokens, observe=applier)
+        return forward.run(embedded, observe=applier, patterns=patterns)[:, -1]
+
+    if not (remember and isinstance(forward, Forward)):
+        return whole
+    memory = Memory()
+
+    def onward(tokens: Tensor) -> Tensor:
+        first = applier.start = memory.length
+        embedded = forward.embed(tokens[:, first:], first=first, observe=applier)
+        final = forward.run(embedded, observe=applier, patterns=patterns, memory=memory)
+        return final[:, -1]
+
+    return onward
+
+
+def _on_new(edit: Edit, prompt: int, longest: int) -> Edit:
+    if edit.positions is not None:
+        return edit
+    if longest == prompt:
+        raise ValueError(
+            f"max_new_tokens=1 with where='new': the edit at {edit.site.label!r} never fires, as "
+            "no new token is read; wanted at least 2"
+        )
+    return dataclasses.replace(edit, positions=tuple(range(prompt, longest)))
+
+
+def _check_room(prompt: int, new: int, context: int) -> None:
+    if new < 1:
+        raise ValueError(f"max_new_tokens={new}; wanted at least 1")
+    if prompt < 1:
+        raise ValueError("tokens have no positions; wanted prompts of at least one token")
+    if prompt + new > context:
+        raise ValueError(
+            f"max_new_tokens={new} after {prompt} tokens exceeds the model's context of {context}"
+        )
+
+
+def _end(model: Any, eos: int | Literal["model"] | None, size: int) -> int | None:
+    if eos == "model":
+        return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
+    if eos is not None and not 0 <= eos < size:
+        raise ValueError(f"eos={eos}; wanted a token id from 0 to {size - 1}, 'model' or None")
+    return eos
