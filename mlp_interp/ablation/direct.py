@@ -41,7 +41,7 @@ def ablate_direct(
     tokens: Int[Tensor, "batch pos"] | None = None,
     positions: int | list[int] | None = None,
     method: Literal["exact", "second_order"] = "exact",
-    tolerance: float = 1e-2,
+    tolerance: float = 0.1,
     seed: int = 0,
 ) -> xr.Dataset:
     """What the logits lose when components are taken out of the final stream, later layers aside.
@@ -65,7 +65,9 @@ def ablate_direct(
             tokens and half the variance of the logit change on the rest, which is many times faster
             for thousands of neurons. Neurons for which the bound on its relative error exceeds
             `tolerance` are computed exactly.
-        tolerance: Largest relative error of the KL that ``"second_order"`` may make.
+        tolerance: Largest relative error of the KL that ``"second_order"`` may make, whatever the
+            weights. The errors it makes are far smaller: below 0.004 on nano at the default, and
+            2e-4 on a random model. The smaller, the more neurons are computed exactly.
         seed: Which sequences are resampled.
 
     Returns:

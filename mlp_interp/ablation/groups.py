@@ -23,9 +23,9 @@ def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
         ValueError: An unknown level or component, an empty or doubled group, or a group that holds
             both a whole output and a part of it.
     """
-    if isinstance(groups, str):
-        named = {site.label: (site,) for site in _level(weights, groups)}
-    elif isinstance(groups, Mapping):
+    if isinstance(groups, str):  # nothing to check, and there may be very many
+        return {site.label: (site,) for site in _level(weights, groups)}
+    if isinstance(groups, Mapping):
         named = {str(name): tuple(map(_parse, members)) for name, members in groups.items()}
     else:
         sites = [_parse(member) for member in groups]
@@ -68,7 +68,7 @@ def _check(weights: Weights, name: str, sites: tuple[Site, ...]) -> None:
         raise ValueError(f"group {name!r} names a component twice: {[s.label for s in sites]}")
     for site in sites:
         check_site(weights, site)
-        whole = _WHOLE_OF.get(site.name)
+        whole = _WHOLE_OF.get(site.name) if len(sites) > 1 else None
         if whole and Site(whole, site.layer) in members:
             raise ValueError(
                 f"group {name!r} holds {site.label!r} and the whole "

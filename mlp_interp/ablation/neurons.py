@@ -51,7 +51,10 @@ def neuron_effects(
             for part in removed.parts
             if isinstance(part, Scaled)
         ]
-        columns.append(joined(_measure(clean, layers, tolerance)))
+        if tolerance is None:
+            columns.append(joined([_measure(clean, layer) for layer in layers]))
+        else:
+            columns.append(joined(_estimate(clean, layers, tolerance)))
     return Effects(*(values.view(shape) for values in joined(columns, dim=1)))
 
 
@@ -106,32 +109,35 @@ class _Neurons:
         return self.along[:, row, None] * self.basis + self.back[:, row, None] * self.total[row]
 
 
-def _measure(clean: LogitChange, layers: list[_Neurons], tolerance: float | None) -> list[Effects]:
-    """Effects of each layer's neurons ``[neuron, row]``, exact where the estimate does not hold."""
-    found = [Effects(*(torch.empty_like(layer.along) for _ in range(3))) for layer in layers]
-    wanted = [torch.ones_like(layer.along, dtype=torch.bool) for layer in layers]
-    if tolerance is not None:
-        for row in range(len(clean.top)):
-            estimate = SecondOrder.of(clean.row(row))
-            for layer, result, exact in zip(layers, found, wanted, strict=True):
-                effects, holds = estimate(layer.changes(row), tolerance)
-                exact[:, row] = ~holds
-                for values, estimated in zip(result, effects, strict=True):
-                    values[:, row] = estimated
-    for layer, result, exact in zip(layers, found, wanted, strict=True):
-        _fill_exact(clean, layer, result, exact)
-    return found
-
-
-def _fill_exact(
-    clean: LogitChange, layer: _Neurons, result: Effects, wanted: Bool[Tensor, "neuron row"]
-) -> None:
+def _measure(clean: LogitChange, layer: _Neurons) -> Effects:
+    """Exact effects of a layer's neurons, ``[neuron, row]``."""
     # Neurons of like size together: then one choice of formula serves a whole chunk.
     order = layer.size().amax(-1).argsort()
-    for neurons in order[wanted[order].any(-1)].split(_TOGETHER):
-        measured = _exact(clean, layer[neurons])
-        for values, exact in zip(result, measured, strict=True):
-            values[neurons] = torch.where(wanted[neurons], exact, values[neurons])
+    sorted_effects = joined([_exact(clean, layer[some]) for some in order.split(_TOGETHER)])
+    return Effects(*(values[order.argsort()] for values in sorted_effects))
+
+
+def _estimate(clean: LogitChange, layers: list[_Neurons], tolerance: float) -> list[Effects]:
+    """Effects of each layer's neurons, exact only where the estimate does not hold.
+
+    Few neurons are left open, and others at each row: rows share nothing here.
+    """
+    found = [Effects(*(torch.empty_like(layer.along) for _ in range(3))) for layer in layers]
+    for row in range(len(clean.top)):
+        one = clean.row(row)
+        estimate = SecondOrder.of(one)
+        for layer, result in zip(layers, found, strict=True):
+            changes = layer.changes(row)
+            effects, holds = estimate(changes, tolerance)
+            left = (~holds).nonzero()[:, 0]
+            left = left[changes[left].norm(dim=-1).argsort()]
+            for start in range(0, len(left), _TOGETHER):
+                some = left[start : start + _TOGETHER]
+                for values, exact in zip(effects, one.effects(changes[some, None]), strict=True):
+                    values[some] = exact[:, 0]
+            for values, estimated in zip(result, effects, strict=True):
+                values[:, row] = estimated
+    return found
 
 
 def _exact(clean: LogitChange, layer: _Neurons) -> Effects:

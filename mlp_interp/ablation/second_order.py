@@ -10,24 +10,29 @@ from mlp_interp.metrics import Effects, LogitChange, excess
 
 __all__ = ["SecondOrder"]
 
-_HEAD = 256
-"""How many of the likeliest tokens are treated exactly. They carry most of a trained model's
-probability, so that the approximation has only the tail to be wrong about."""
+_LIKELIEST, _FURTHEST = 512, 256
+"""How many tokens are treated exactly. The likeliest carry most of a trained model's probability,
+so that the approximation has only the tail to be wrong about; those whose directions are longest
+would loosen the bound for all others."""
 
 
 @dataclass(frozen=True)
 class SecondOrder:
     """Estimates effects at one position from one ``d_model x d_model`` covariance.
 
-    ``KL = log1p(E_p[expm1(t) - t])``: exact on the head of the distribution, ``t^2 / 2`` on the
-    tail. For a token whose centred logit change is at most m in size, ``t^2 / 2`` stands for
-    ``expm1(t) - t`` with a relative error of at most ``exp(m) * m / 3``. By Cauchy-Schwarz m is at
-    most the change's norm times the largest distance of a tail token's direction from the mean
-    direction. The tail's share of the whole times that error bounds the relative error of the KL.
+    ``KL = log1p(E_p[expm1(t) - t])``: exact on the head of the vocabulary, ``t^2 / 2`` on the tail.
+    For a token whose centred logit change is at most ``m < 4`` in size, ``t^2 / 2`` stands for
+    ``expm1(t) - t`` with a relative error of at most ``m / 3 / (1 - m / 4)``: the series of
+    ``exp``, each of whose further terms is at most ``m / 4`` of the one before. By Cauchy-Schwarz m
+    is at most the change's norm times the largest distance of a tail token's direction from the
+    mean direction. The tail's share of the whole times that error bounds the relative error of the
+    KL, whatever the weights. The error itself is far smaller than its bound, because a change lies
+    along the directions of few tokens and raises some while it lowers others.
 
     Attributes:
         clean: The clean distribution, one row.
-        head: The likeliest tokens.
+        head: The likeliest tokens and those with the longest directions.
+        directions: ``W'`` of the head.
         covariance: ``sum_v p_v (W'_v - e)(W'_v - e)^T`` over the tail, ``e = E_p[W']``.
         largest: Largest distance of a tail token's direction from ``e``.
         highest: Largest logit in the tail.
@@ -35,6 +40,7 @@ class SecondOrder:
 
     clean: LogitChange
     head: Int[Tensor, " head"]
+    directions: Float[Tensor, "d_model head"]
     covariance: Float[Tensor, "d_model d_model"]
     largest: Float[Tensor, ""]
     highest: Float[Tensor, ""]
@@ -43,18 +49,19 @@ class SecondOrder:
     def of(cls, clean: LogitChange) -> "SecondOrder":
         """The moments of one row's distribution."""
         p, e, weight = clean.p[0], clean.expected[0], clean.unembed.weight
-        head = p.topk(min(_HEAD, len(p))).indices
-        tail = p.clone()
+        squares = clean.unembed.squares - 2 * (e @ weight) + e.square().sum()
+        likeliest = p.topk(min(_LIKELIEST, len(p))).indices
+        furthest = squares.topk(min(_FURTHEST, len(p))).indices
+        head = torch.cat([likeliest, furthest]).unique()
+        tail, logits = p.clone(), clean.logits[0].clone()
         tail[head] = 0
+        squares[head] = logits[head] = -torch.inf
         first = weight @ tail
-        covariance = (weight * tail) @ weight.T
+        covariance = _gram(weight, tail)
         covariance -= torch.outer(first, e) + torch.outer(e, first)
         covariance += tail.sum() * torch.outer(e, e)
-        squares = clean.unembed.squares - 2 * (e @ weight)
-        logits = clean.logits[0].clone()
-        squares[head] = logits[head] = -torch.inf
-        largest = (squares.max() + e.square().sum()).clamp_min(0).sqrt()
-        return cls(clean, head, covariance, largest, logits.max())
+        largest = squares.max().clamp_min(0).sqrt()
+        return cls(clean, head, weight[:, head], covariance, largest, logits.max())
 
     def __call__(
         self, change: Float[Tensor, "neuron d_model"], tolerance: float
@@ -63,11 +70,12 @@ class SecondOrder:
         clean, head = self.clean, self.head
         weight, p = clean.unembed.weight, clean.p[0]
         mean = change @ clean.expected[0]
-        t_head = change @ weight[:, head] - mean[:, None]
+        t_head = change @ self.directions - mean[:, None]
         tail = ((change @ self.covariance) * change).sum(-1).clamp_min(0) / 2
         whole = excess(t_head) @ p[head] + tail
         bound = change.norm(dim=-1) * self.largest
-        error = bound.exp() * bound / 3 * tail / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        share = tail / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        holds = share * bound <= tolerance * 3 * (1 - bound / 4)
 
         kl = torch.log1p(whole)
         target = clean.targets[0]
@@ -80,4 +88,16 @@ class SecondOrder:
         top1_changed = (best > top + slack).to(kl.dtype)
         # A token of the tail may win only if it can rise above the head's best.
         decided = self.highest + bound < best
-        return Effects(kl, loss, top1_changed), (error <= tolerance) & decided
+        return Effects(kl, loss, top1_changed), holds & decided
+
+
+def _gram(
+    weight: Float[Tensor, "d_model d_vocab"], p: Float[Tensor, " d_vocab"]
+) -> Float[Tensor, "d_model d_model"]:
+    """``sum_v p_v W'_v W'_v^T``: the upper triangle in blocks, mirrored."""
+    d_model = len(weight)
+    upper = weight.new_empty(d_model, d_model)
+    for rows in torch.arange(d_model).split(128):
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        upper[first:last, first:] = (weight[first:last] * p) @ weight[first:].T
+    return upper.triu() + upper.triu(1).T
