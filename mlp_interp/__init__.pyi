@@ -1,3 +1,4 @@
+from . import metrics as metrics
 from . import plots as plots
 from . import prompts as prompts
 from . import views as views
@@ -14,6 +15,8 @@ from .edits import Edit as Edit
 from .edits import Runner as Runner
 from .models import check_model as check_model
 from .models import load_model as load_model
+from .patching import causal_trace as causal_trace
+from .patching import patch as patch
 from .prompts import Contrast as Contrast
 from .residual import cache_for as cache_for
 from .residual import decompose as decompose

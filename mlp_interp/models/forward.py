@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.rotary import Rotary
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
@@ -38,7 +39,7 @@ class UnsupportedModel(ValueError):
 
 
 @dataclass(frozen=True)
-class _Projections:
+class Projections:
     """One block's matrices in `F.linear` layout, LayerNorm scale and shift folded in."""
 
     qkv: Tensor
@@ -177,6 +178,30 @@ class Forward:
             resid = self._block(layer, resid, rotary, observe, layer in patterns, memory)
         return resid
 
+    @property
+    def attention_scale(self) -> float:
+        """What attention scores are multiplied by, as a rule one over the root of ``d_head``."""
+        return self._scale
+
+    def projections(self, layer: int) -> Projections:
+        """One block's matrices, its LayerNorms' scales and shifts folded in."""
+        return self._blocks[layer]
+
+    def normalize(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """What every block's folded matrices read: the stream, centred and at unit variance."""
+        return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
+
+    _normalize = normalize
+
+    def activate(self, pre: Float[Tensor, "*rest d_mlp"]) -> Float[Tensor, "*rest d_mlp"]:
+        """The MLPs' nonlinearity."""
+        return self._act(pre)
+
+    def rotary(self, positions: Int[Tensor, " row"], like: Tensor) -> Rotary:
+        """The rotary embedding at these positions, in the data type and on the device of `like`."""
+        tables = self._rotary(int(positions.max()) + 1, like) if len(positions) else None
+        return Rotary() if tables is None else Rotary(*(table[positions] for table in tables))
+
     def _block(
         self,
         layer: int,
@@ -188,7 +213,7 @@ class Forward:
     ) -> Tensor:
         p, weights = self._blocks[layer], self.weights
         resid = observe("resid_pre", layer, resid)
-        normalized = self._normalize(resid)
+        normalized = self.normalize(resid)
         shape = (*resid.shape[:2], 3, weights.n_heads, weights.d_head)
         q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
@@ -208,7 +233,7 @@ class Forward:
         attn_out = observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
         if not weights.parallel:
             resid = resid + attn_out
-            normalized = self._normalize(resid)
+            normalized = self.normalize(resid)
         pre = observe("pre", layer, F.linear(normalized, p.mlp_in, p.mlp_in_bias))
         post = observe("post", layer, self._act(pre))
         mlp_out = observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
@@ -219,17 +244,14 @@ class Forward:
         scores = self._scale * q @ k.transpose(2, 3)
         return scores.masked_fill(~_causal(q, k), -torch.inf).softmax(-1)
 
-    def _normalize(self, resid: Tensor) -> Tensor:
-        return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
-
-    def _projections(self, layer: int) -> _Projections:
+    def _projections(self, layer: int) -> Projections:
         b = self.weights.block(layer)
         # [head d_model d_head] of q, k, v -> [d_model, 3 * head * d_head]
         qkv = torch.stack([b.W_Q, b.W_K, b.W_V]).permute(2, 0, 1, 3).flatten(1)
         qkv_bias = torch.stack([b.b_Q, b.b_K, b.b_V]).flatten()
         qkv, qkv_bias = _fold(b.ln1, qkv, qkv_bias)
         mlp_in, mlp_in_bias = _fold(b.ln2, b.W_in, b.b_in)
-        return _Projections(
+        return Projections(
             qkv=qkv,
             qkv_bias=qkv_bias,
             out=b.W_O.flatten(0, 1).T.contiguous(),

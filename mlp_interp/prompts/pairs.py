@@ -17,7 +17,7 @@ from mlp_interp.prompts.tokenizing import (
     vocabulary_size,
 )
 
-__all__ = ["encode_prompt", "tokenize_pairs"]
+__all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
 
 
 def tokenize_pairs(
@@ -79,6 +79,25 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos:
         return ids
     bos = bos_token_id(tokenizer)
     return ids if ids[:1] == [bos] else [bos, *ids]
+
+
+def phrase_positions(model: Any, text: str, phrase: str, *, prepend_bos: bool) -> list[int]:
+    """Positions of the tokens of a phrase where it first stands in a prompt.
+
+    Raises:
+        ValueError: The phrase is not in the text, or the tokenizer cannot say where tokens begin.
+    """
+    tokenizer = tokenizer_of(model)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer={type(tokenizer).__name__} does not say where its tokens begin; wanted a "
+            "fast tokenizer, or positions"
+        )
+    length = len(encode_prompt(tokenizer, text, prepend_bos=prepend_bos))
+    found = _occurrences(tokenizer, text, phrase, length)
+    if not found:
+        raise ValueError(f"subject={phrase!r} is not in the prompt {text!r}")
+    return sorted(found[0])
 
 
 def _listed(given: str | int | Sequence) -> list:

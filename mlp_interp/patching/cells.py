@@ -1,0 +1,165 @@
+"""Which cells a grid of patches has, and what is asked for in vain."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mlp_interp.models import Weights
+
+__all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
+
+Positions = Literal["each", "all"] | Sequence[int]
+Family = Literal["stream", "head", "neuron"]
+
+FAMILIES: dict[Family, tuple[str, ...]] = {
+    "stream": ("resid_pre", "resid_post", "attn_out", "mlp_out"),
+    "head": ("z", "q", "k", "v", "pattern"),
+    "neuron": ("pre", "post"),
+}
+"""Sites by what they hold at a layer and position: one vector, one a head, or one number a neuron.
+Sites of one family share the axes of their results."""
+
+_WINDOWED = ("attn_out", "mlp_out")
+
+
+class Cell(NamedTuple):
+    """One patch: a site, a layer, a head or neuron (None for streams), a position (None for all).
+
+    `where` is its place in the array of results.
+    """
+
+    where: tuple[int, ...]
+    site: str
+    layer: int
+    unit: int | None
+    position: int | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The axes of a grid of patches.
+
+    Attributes:
+        family: What kind of sites.
+        sites: Site names.
+        layers: Layers, or the middles of windows of layers.
+        units: Heads or neurons; None where the sites have none.
+        positions: Positions that are patched one at a time; None if all are patched together.
+        length: Tokens of each prompt.
+        window: How many layers are patched together.
+        n_layers: Layers of the model.
+    """
+
+    family: Family
+    sites: tuple[str, ...]
+    layers: tuple[int, ...]
+    units: tuple[int, ...] | None
+    positions: tuple[int, ...] | None
+    length: int
+    window: int
+    n_layers: int
+
+    @property
+    def axes(self) -> dict[str, Sequence[str] | Sequence[int]]:
+        """Dimensions of the result in order, with their coordinates."""
+        axes: dict[str, Sequence[str] | Sequence[int]] = {"site": self.sites, "layer": self.layers}
+        if self.units is not None:
+            axes[self.family] = self.units
+        if self.positions is not None:
+            axes["pos"] = self.positions
+        return axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return tuple(len(values) for values in self.axes.values())
+
+    def cells(self) -> Iterator[Cell]:
+        """Every patch, in the order of the result."""
+        for where in np.ndindex(self.shape):
+            places = iter(where[2:])
+            yield Cell(
+                where,
+                self.sites[where[0]],
+                self.layers[where[1]],
+                None if self.units is None else self.units[next(places)],
+                None if self.positions is None else self.positions[next(places)],
+            )
+
+    def window_at(self, layer: int) -> range:
+        """The layers patched together around `layer`, as many below it as above."""
+        first = layer - self.window // 2
+        return range(max(0, first), min(self.n_layers, first + self.window))
+
+
+def grid_of(
+    weights: Weights,
+    sites: str | Sequence[str],
+    *,
+    length: int,
+    positions: Positions | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
+    window: int = 1,
+) -> Grid:
+    """Check what is asked for and lay out its grid.
+
+    Raises:
+        ValueError: Sites that do not exist or do not share their axes; layers, heads, neurons or
+            positions that the model or the prompts lack; a window where there can be none.
+    """
+    names = (sites,) if isinstance(sites, str) else tuple(sites)
+    family = _family(names)
+    n_layers = weights.n_layers
+    if window < 1 or (window > 1 and not set(names) <= set(_WINDOWED)):
+        raise ValueError(
+            f"window={window} for sites={list(names)}; wanted at least 1, and 1 unless the sites "
+            f"are {' or '.join(_WINDOWED)}"
+        )
+    units = {
+        "stream": None,
+        "head": _indices("heads", heads, weights.n_heads),
+        "neuron": _indices("neurons", neurons, weights.d_mlp),
+    }
+    for name, given, belongs in (("heads", heads, "head"), ("neurons", neurons, "neuron")):
+        if given is not None and family != belongs:
+            raise ValueError(f"{name}={list(given)}: sites={list(names)} have no {name}")
+    return Grid(
+        family=family,
+        sites=names,
+        layers=_indices("layers", layers, n_layers),
+        units=units[family],
+        positions=_positions(positions, family, length),
+        length=length,
+        window=window,
+        n_layers=n_layers,
+    )
+
+
+def _family(names: tuple[str, ...]) -> Family:
+    for family, members in FAMILIES.items():
+        if names and set(names) <= set(members):
+            return family
+    wanted = "; or ".join(", ".join(members) for members in FAMILIES.values())
+    raise ValueError(f"sites={list(names)}; wanted some of {wanted}, of one of these kinds a call")
+
+
+def _indices(name: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...]:
+    if chosen is None:
+        return tuple(range(size))
+    if not len(chosen) or any(not -size <= i < size for i in chosen):
+        raise ValueError(f"{name}={list(chosen)}; wanted some from {-size} to {size - 1}")
+    return tuple(int(i) % size for i in chosen)
+
+
+def _positions(positions: Positions | None, family: Family, length: int) -> tuple[int, ...] | None:
+    if positions is None:
+        positions = "each" if family == "stream" else "all"
+    if isinstance(positions, str):
+        if positions not in ("each", "all"):
+            raise ValueError(f"positions={positions!r}; wanted 'each', 'all' or a list of them")
+        return tuple(range(length)) if positions == "each" else None
+    return _indices("positions", positions, length)
