@@ -105,7 +105,7 @@ def subupdate_importance(
         }
         return {**found, "loss": batch.loss(unembed)}
 
-    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, describe(model))
+    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, model)
     sums = sweep.run(measure, f"importance-{level}", progress=progress, checkpoint=checkpoint)
     ways = {
         way: {measure: sums[f"{way}.{measure}"] for measure in MEASURES}
@@ -188,7 +188,7 @@ def ablate_ranges(
         found = total_effects(runner, unembed, batch.clean, groups, batch.stand)
         return {"delta_loss": found.delta_loss.nanmean(-1), "loss": batch.loss(unembed)}
 
-    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, describe(model))
+    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, model)
     sums = sweep.run(measure, f"ranges-{kind}", progress=progress, checkpoint=checkpoint)
     clean_loss, clean_error = mean_and_error(sums["loss"])
     delta, delta_error = mean_and_error(sums["delta_loss"])

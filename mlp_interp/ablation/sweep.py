@@ -1,10 +1,9 @@
 """Ablations over a corpus: batch by batch, per sequence, and resumable."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +16,7 @@ from mlp_interp.ablation.effects import next_tokens
 from mlp_interp.ablation.streams import clean_loss
 from mlp_interp.ablation.total import read_sites
 from mlp_interp.edits import Run, Runner
+from mlp_interp.models import fingerprint
 from mlp_interp.residual import Stand
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -61,7 +61,7 @@ class Sweep:
     baseline: Baseline
     batch_size: int
     seed: int
-    model: Mapping[str, str]
+    model: Any
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -89,7 +89,7 @@ class Sweep:
         sites = read_sites(self.groups)
         batches = self._batches()
         means = self._means(sites) if self.baseline == "mean" else None
-        folder = None if checkpoint is None else Path(checkpoint) / self._fingerprint(name)
+        folder = None if checkpoint is None else Path(checkpoint) / f"{name}-{self._name()}"
         done: list[dict[str, Tensor]] = []
         for number, tokens in enumerate(tqdm(batches, desc=name, disable=not progress)):
             file = None if folder is None else folder / f"{number:06d}.safetensors"
@@ -103,6 +103,15 @@ class Sweep:
                 _write(file, found)
             done.append(found)
         return {key: torch.cat([found[key] for found in done], dim=-1) for key in done[0]}
+
+    def _name(self) -> str:
+        options = {
+            "baseline": self.baseline,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "groups": list(self.groups),
+        }
+        return fingerprint(self.model, self.tokens, options)
 
     def _batches(self) -> tuple[Tensor, ...]:
         """Batches of about equal size; none of one sequence where sequences are resampled."""
@@ -119,16 +128,6 @@ class Sweep:
                 total = value.double().sum((0, 1), keepdim=True)
                 sums[site] = sums[site] + total if site in sums else total
         return {site: total / self.tokens.numel() for site, total in sums.items()}
-
-    def _fingerprint(self, name: str) -> str:
-        """A name that changes with anything that would change the numbers."""
-        options = [self.baseline, self.batch_size, self.seed, list(self.groups), dict(self.model)]
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-        digest.update(self.tokens.cpu().numpy().tobytes())
-        # Weights by a cheap probe: the same name may stand for weights that were edited since.
-        probe = self.runner.run(self.tokens[:1]).final
-        digest.update(probe.float().cpu().numpy().round(3).tobytes())
-        return f"{name}-{digest.hexdigest()[:16]}"
 
 
 def _write(file: Path, found: dict[str, Tensor]) -> None:

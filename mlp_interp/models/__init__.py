@@ -3,6 +3,7 @@
 from mlp_interp.models.check import check_model as check_model
 from mlp_interp.models.engine import HookForward as HookForward
 from mlp_interp.models.engine import forward_of as forward_of
+from mlp_interp.models.fingerprint import fingerprint as fingerprint
 from mlp_interp.models.forward import Forward as Forward
 from mlp_interp.models.forward import UnsupportedModel as UnsupportedModel
 from mlp_interp.models.loading import PYTHIA as PYTHIA

@@ -8,9 +8,10 @@ from typing import Any
 
 import xarray as xr
 
+from mlp_interp.models import fingerprint
 from mlp_interp.report.content import Content, compute
 from mlp_interp.report.page import render
-from mlp_interp.report.store import Store, fingerprint
+from mlp_interp.report.store import Store
 from mlp_interp.report.summary import Summary, summarise
 
 

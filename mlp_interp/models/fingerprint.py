@@ -1,0 +1,66 @@
+"""A short name for all that numbers depend on, so that kept ones are only read back where valid."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.models.loading import describe
+from mlp_interp.models.weights import Affine, Weights
+
+__all__ = ["fingerprint"]
+
+_CONFIG = ("act_fn", "eps", "n_ctx", "parallel_attn_mlp", "rotary_base", "rotary_dim")
+
+
+@torch.no_grad()
+def fingerprint(
+    model: Any, tokens: Int[Tensor, "sequence pos"], options: Mapping[str, Any] | None = None
+) -> str:
+    """Sixteen hexadecimal digits that change with the model, its weights, the tokens and options.
+
+    Of each weight, the shape, the sum and a thousand evenly spaced entries go in; that tells two
+    checkpoints apart, and a model from the same one edited, without hashing gigabytes.
+
+    Args:
+        model: The model that is measured.
+        tokens: The tokens that it is measured on.
+        options: Whatever else the numbers depend on; anything that JSON can hold.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> tokens = torch.arange(6).reshape(2, 3)
+        >>> names = {fingerprint(load_model("nano"), tokens, {"seed": s}) for s in (0, 1, 1)}
+        >>> len(names)
+        2
+    """
+    weights = Weights.of(model)
+    config = {name: str(getattr(model.cfg, name, None)) for name in _CONFIG}
+    facts = [describe(model), config, dict(options or {})]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for tensor in _tensors(weights):
+        flat = tensor.reshape(-1)
+        some = flat[:: max(1, len(flat) // 1000)].double().cpu()
+        total = flat.sum(dtype=torch.float64).item()
+        digest.update(f"{tuple(tensor.shape)} {total!r}".encode())
+        digest.update(some.numpy().tobytes())
+    digest.update(f"{tuple(tokens.shape)}".encode())
+    digest.update(tokens.detach().long().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _tensors(weights: Weights) -> Iterator[Tensor]:
+    """Every weight of a model, in a fixed order."""
+    yield from (weights.W_E, weights.W_U, weights.b_U, weights.ln_final.w, weights.ln_final.b)
+    if weights.has_pos_embed:
+        yield weights.W_pos
+    for layer in range(weights.n_layers):
+        block = weights.block(layer)
+        for field in fields(block):
+            value = getattr(block, field.name)
+            yield from (value.w, value.b) if isinstance(value, Affine) else (value,)
