@@ -1,7 +1,7 @@
 """The usual metrics by name, and from a contrast."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -31,6 +31,7 @@ METRICS = (
 )
 
 
+@runtime_checkable
 class Pairs(Protocol):
     """What a metric needs to know of a `Contrast`."""
 

@@ -99,7 +99,7 @@ def grid_of(
     sites: str | Sequence[str],
     *,
     length: int,
-    positions: Positions | None = None,
+    positions: Positions | str | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     neurons: Sequence[int] | None = None,
@@ -155,7 +155,9 @@ def _indices(name: str, chosen: Sequence[int] | None, size: int) -> tuple[int, .
     return tuple(int(i) % size for i in chosen)
 
 
-def _positions(positions: Positions | None, family: Family, length: int) -> tuple[int, ...] | None:
+def _positions(
+    positions: Positions | str | None, family: Family, length: int
+) -> tuple[int, ...] | None:
     if positions is None:
         positions = "each" if family == "stream" else "all"
     if isinstance(positions, str):

@@ -1,6 +1,7 @@
 """Causal tracing: corrupt a phrase with noise, restore one state, see how much comes back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,7 @@ class _Traced:
         rows = self.tokens.expand(len(self.noise), -1)
         noisy = [Edit(Site("resid_pre", 0), "add", self.noise)]
         base = runner.run(rows, sites=sites, edits=noisy)
+        base = replace(base, fired=())  # from here on the noise belongs to the prompts
         prompts = torch.arange(len(rows))
 
         def measure(final: Float[Tensor, "sample pos d_model"]) -> Float[Tensor, " sample"]:

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from random_models import unchecked
+
+from mlp_interp import causal_trace
+from mlp_interp.models import engine
+
+PROMPT, SUBJECT = "The capital of France is", "France"
+
+
+def by_hooks(model, trace, *, site, layer, position, window):
+    """ROME's protocol with plain hooks: noise on the subject, one state restored."""
+    tokens = model.to_tokens(PROMPT)
+    subject = trace.subject.values.nonzero()[0].tolist()
+    samples = trace.sizes["sample"]
+    generator = torch.Generator().manual_seed(trace.attrs["seed"])
+    noise = torch.randn((samples, len(subject), model.cfg.d_model), generator=generator)
+    noise = noise * 3.0 * model.W_E.std()
+    first = layer - window // 2
+    layers = range(max(0, first), min(model.cfg.n_layers, first + window))
+    names = [f"blocks.{n}.hook_{site}" for n in layers]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=names)
+
+        def corrupt(x, hook=None):
+            x = x.clone()
+            x[:, subject] += noise
+            return x
+
+        def restore(x, hook=None):
+            x = x.clone()
+            x[:, position] = cache[hook.name][:, position]
+            return x
+
+        hooks = [("hook_embed", corrupt), *((name, restore) for name in names)]
+        logits = model.run_with_hooks(tokens.expand(samples, -1), fwd_hooks=hooks)
+    answer = model.to_single_token(trace.attrs["answer"])
+    return logits[:, -1].softmax(-1)[:, answer].numpy()
+
+
+def test_traces_are_what_plain_hooks_give(nano):
+    trace = causal_trace(nano, PROMPT, SUBJECT, samples=3, window=2, seed=5)
+    for site, window in (("resid_post", 1), ("mlp_out", 2), ("attn_out", 2)):
+        for layer, position in ((0, 4), (1, 4), (2, 5), (3, 5), (3, 2)):
+            expected = by_hooks(
+                nano, trace, site=site, layer=layer, position=position, window=window
+            )
+            found = trace.indirect.sel(site=site, layer=layer, pos=position) + trace.corrupted
+            np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_model_that_runs_through_hooks_is_traced_alike(nano, monkeypatch):
+    fast = causal_trace(nano, PROMPT, SUBJECT, samples=2, sites=["mlp_out", "resid_pre"])
+
+    def refuse(_model):
+        raise engine.UnsupportedModel("for the test")
+
+    monkeypatch.setattr(engine.Forward, "of", refuse)
+    slow = causal_trace(nano, PROMPT, SUBJECT, samples=2, sites=["mlp_out", "resid_pre"])
+    assert (fast.engine, slow.engine) == ("branches", "hooks")
+    np.testing.assert_allclose(fast.indirect, slow.indirect, atol=2e-5)
+
+
+def test_what_adds_up(nano):
+    trace = causal_trace(nano, PROMPT, SUBJECT, samples=4)
+    np.testing.assert_allclose(trace.total, trace.clean - trace.corrupted)
+    np.testing.assert_allclose(trace.average_indirect, trace.indirect.mean("sample"), atol=1e-6)
+    error = trace.indirect.std("sample", ddof=1) / 2
+    np.testing.assert_allclose(trace.average_indirect_se, error, atol=1e-6)
+    np.testing.assert_allclose(
+        trace.restored, (trace.indirect + trace.corrupted).mean("sample"), atol=1e-6
+    )
+
+
+def test_the_last_state_restores_everything_and_the_subject_decides_early(nano):
+    trace = causal_trace(nano, PROMPT, SUBJECT, samples=4)
+    assert trace.attrs["answer"] == " Paris"
+    states = trace.average_indirect.sel(site="resid_post")
+    end = states.isel(layer=-1, pos=-1)
+    np.testing.assert_allclose(end, trace.total_mean, atol=1e-5)
+    early = states.sel(layer=0)
+    assert trace.subject[int(early.values.argmax())]
+
+
+def test_noise_is_seeded_and_scaled(nano):
+    first, again, other = (
+        causal_trace(nano, PROMPT, SUBJECT, samples=2, seed=seed) for seed in (1, 1, 2)
+    )
+    assert (first.corrupted == again.corrupted).all()
+    assert (first.corrupted != other.corrupted).all()
+    quiet = causal_trace(nano, PROMPT, SUBJECT, samples=2, noise=1e-4)
+    assert abs(quiet.total).max() < 1e-3
+
+
+def test_subject_by_position_and_answer_by_word(nano):
+    by_name = causal_trace(nano, PROMPT, SUBJECT, samples=2, answer=" Paris")
+    where = by_name.subject.values.nonzero()[0].tolist()
+    by_place = causal_trace(nano, PROMPT, where, samples=2)
+    np.testing.assert_array_equal(by_name.corrupted, by_place.corrupted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subject": "Italy"}, "subject='Italy' is not in the prompt"),
+        ({"subject": [17]}, r"subject=\[17\]; wanted positions from 0"),
+        ({"samples": 0}, "samples=0"),
+        ({"noise": 0.0}, r"noise=0\.0"),
+        ({"sites": ["z"]}, r"sites=\['z'\]; wanted some of resid_pre"),
+        ({"answer": " Paris Rome"}, "answer=' Paris Rome' is 2 tokens"),
+        ({"answer": 10**6}, "answer=1000000"),
+        ({"window": 0}, "window=0"),
+    ],
+    ids=str,
+)
+def test_bad_input(nano, options, message):
+    with pytest.raises(ValueError, match=message):
+        unchecked(causal_trace)(nano, PROMPT, **{"subject": SUBJECT, "samples": 2, **options})
