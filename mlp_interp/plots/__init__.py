@@ -8,15 +8,19 @@ magnitudes a sequential one; error bars are one standard error and say so.
 from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._norms import norms
+from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
+from mlp_interp.plots._trace import causal_trace
 
 __all__ = [
     "attribution",
+    "causal_trace",
     "direct_vs_total",
     "heads",
     "importance",
     "neurons",
     "norms",
+    "patching",
     "ranges",
     "sources",
 ]

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from mlp_interp.plots import _style as style
+from mlp_interp.plots._tokens import visible
 
 MAKER = "attribution.attribute_logits"
 
@@ -132,7 +133,7 @@ def sources(
     places = [int(place) for place in values["source"].values]
     if tokens is not None and len(tokens) != len(places):
         raise ValueError(f"tokens must match sources: {len(tokens)} tokens, {len(places)} sources")
-    shown = [str(place) for place in places] if tokens is None else [_visible(t) for t in tokens]
+    shown = [str(place) for place in places] if tokens is None else [visible(t) for t in tokens]
     unit = style.unit_of(result, default="logits")
     figure = go.Figure(
         go.Heatmap(
@@ -149,11 +150,6 @@ def sources(
     figure.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False)
     height = 240 + 26 * min(values.sizes["component"], 30)
     return style.finish(figure, "Heads' shares by source token", result, height=height)
-
-
-def _visible(token: str) -> str:
-    """A token as it can stand on an axis: spaces and line ends drawn, markup escaped."""
-    return style.plain(token.replace(" ", "·").replace("\n", "⏎"))
 
 
 def _check(result: xr.DataArray, top: int) -> None:

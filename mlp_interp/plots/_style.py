@@ -129,9 +129,39 @@ def say_hidden(figure: go.Figure, labels: list[str]) -> None:
     )  # fmt: skip
 
 
-def finish(figure: go.Figure, title: str, result: xr.DataArray | xr.Dataset, **layout: Any):
-    """Give a figure its title, its provenance and the look that all figures share."""
-    below = subtitle(result)
+def diverging(title: str, size: float, *, centre: float = 0.0, length: int = 200) -> dict[str, Any]:
+    """A colour axis that several panels share: white at `centre`, as far to either side."""
+    return {
+        "colorscale": DIVERGING, "cmin": centre - size, "cmax": centre + size,
+        "colorbar": {
+            "title": {"text": title, "side": "right"}, "thickness": 14,
+            "lenmode": "pixels", "len": length, "y": 1, "yanchor": "top",
+        },
+    }  # fmt: skip
+
+
+def mean_and_error(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean over a dimension and its standard error, NaN entries left out.
+
+    The error is NaN where fewer than two entries are left.
+    """
+    count = values.notnull().sum(dim)
+    mean = values.sum(dim) / count.where(count > 0)
+    squares = ((values - mean) ** 2).sum(dim)
+    error = (squares / (count - 1).where(count > 1) / count.where(count > 0)) ** 0.5
+    return mean, error
+
+
+def finish(
+    figure: go.Figure,
+    title: str,
+    result: xr.DataArray | xr.Dataset,
+    *,
+    note: str = "",
+    **layout: Any,
+):
+    """Give a figure its title, its provenance (and a note) and the look that all figures share."""
+    below = "; ".join(part for part in (subtitle(result), plain(note)) if part)
     noted = "annotations" in figure.to_plotly_json()["layout"]
     figure.update_layout(
         template="plotly_white",
