@@ -1,0 +1,200 @@
+"""How wrong the estimates are: exact patching beside them."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from mlp_interp.gradients.nodes import as_grid
+
+__all__ = ["compare"]
+
+_CELLS = ("layer", "head", "neuron", "pos", "prompt")
+_NOTES = {
+    "pearson": "correlation of estimated and exact effects",
+    "spearman": "correlation of their ranks",
+    "sign_agreement": "share of cells whose effect has the right sign",
+    "error": "root mean square error, as a share of the exact effects' root mean square",
+    "slope": "estimated per exact effect, by least squares",
+}
+
+
+def compare(
+    exact: xr.Dataset, estimate: xr.Dataset, *, worst: int = 10, negligible: float = 1e-3
+) -> xr.Dataset:
+    """Hold estimated effects of patching against exact ones, layer by layer and site by site.
+
+    Published comparisons found attribution patching good for heads and late outputs, and poor for
+    residual streams and the first MLP, where the patch changes far more than a gradient can see.
+    A high correlation says that the order of cells can be trusted, not their size: see ``slope``
+    and ``error`` for that.
+
+    Args:
+        exact: From exact patching: ``raw`` ``[site, layer, ...]``, ``clean`` and ``corrupted``
+            ``[prompt]``, and ``direction`` among its attributes.
+        estimate: From `attribution_patch` with the same prompts, metric and direction, or from
+            `as_grid`. Where `exact` patched all positions together, estimates are summed over them.
+        worst: How many of the cells that are furthest off to list.
+        negligible: Exact effects below this share of the site's largest have no sign to agree with.
+
+    Returns:
+        A Dataset: ``pearson``, ``spearman``, ``sign_agreement``, ``error`` and ``slope`` ``[site,
+        layer]`` over all other dimensions, NaN where nothing varies; ``exact`` and ``estimate``,
+        every cell's effect, positive toward clean; and the worst cells along ``rank``: ``worst``
+        (their names), ``worst_exact``, ``worst_estimate``.
+
+    Raises:
+        ValueError: Results of other prompts, sites, layers or directions; a bad option; NaN.
+
+    References:
+        Nanda, "Attribution patching", 2023; Kramár et al., "AtP*", 2024.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> from mlp_interp.gradients import as_grid, attribution_patch
+        >>> model = load_model("nano")
+        >>> estimate = as_grid(attribution_patch(model, prompts.ioi(model, n=4, seed=0)), "z")
+        >>> compare(estimate, estimate).sign_agreement.values.tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    _check_options(exact, estimate, worst, negligible)
+    true, guess = _aligned(exact, estimate)
+    for name, cells in (("exact", true), ("estimate", guess)):
+        if not np.isfinite(cells.values).all():
+            raise ValueError(f"{name} holds NaN or infinite effects; wanted finite ones")
+    # Only the site decides what is negligible: a layer without effects has no signs to agree.
+    others = [dim for dim in true.dims if dim not in ("site", "layer")]
+    floor = negligible * abs(true).max([d for d in true.dims if d != "site"])
+    found: dict[str, Any] = {}
+    for name, function in (
+        ("pearson", _pearson),
+        ("spearman", _spearman),
+        ("sign_agreement", _signs),
+        ("error", _error),
+        ("slope", _slope),
+    ):
+        flat = [x.stack(cell=others) for x in (true, guess)]
+        values = xr.apply_ufunc(
+            function, *flat, floor, input_core_dims=[["cell"], ["cell"], []], vectorize=True
+        )
+        found[name] = values.transpose("site", "layer").assign_attrs(
+            unit="", long_name=_NOTES[name]
+        )
+    unit = estimate.attrs["unit"]
+    cells = {"exact": true, "estimate": guess}
+    return xr.Dataset(
+        {
+            **found,
+            **{name: x.assign_attrs(unit=unit) for name, x in cells.items()},
+            **_worst(true, guess, worst, unit),
+        },
+        attrs={**estimate.attrs, "long_name": "estimated beside exact effects of patching"},
+    )
+
+
+def _check_options(exact: xr.Dataset, estimate: xr.Dataset, worst: int, negligible: float) -> None:
+    if worst < 1:
+        raise ValueError(f"worst={worst}; wanted at least 1")
+    if not 0 <= negligible < 1:
+        raise ValueError(f"negligible={negligible}; wanted a share from 0 to below 1")
+    missing = [name for name in ("raw", "clean", "corrupted") if name not in exact]
+    if missing or "site" not in exact.coords:
+        raise ValueError(
+            f"exact holds {list(exact.data_vars)} and {list(exact.coords)}; wanted raw, clean, "
+            "corrupted, and the sites, as from exact patching"
+        )
+    directions = exact.attrs.get("direction"), estimate.attrs.get("direction")
+    if directions[0] != directions[1]:
+        raise ValueError(
+            f"exact has direction={directions[0]!r} and estimate {directions[1]!r}; wanted the same"
+        )
+
+
+def _aligned(exact: xr.Dataset, estimate: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Exact and estimated effects of the same cells."""
+    sites = np.atleast_1d(exact.site.values).tolist()
+    grid = estimate if "estimate" in estimate else as_grid(estimate, sites)
+    noising = exact.attrs["direction"] == "noising"
+    true = exact.clean - exact.raw if noising else exact.raw - exact.corrupted
+    true = true if "site" in true.dims else true.expand_dims("site")
+    guess = grid.estimate
+    for dim in set(guess.dims) - set(true.dims):
+        if dim != "pos":
+            raise ValueError(f"exact={dict(true.sizes)} lacks {dim!r}, which estimate has")
+        guess = guess.sum("pos")
+    if set(true.dims) != set(guess.dims):
+        raise ValueError(
+            f"exact={dict(true.sizes)} and estimate={dict(guess.sizes)}; wanted the same dimensions"
+        )
+    labels = {d: true[d].values for d in true.dims if d in true.coords and d in guess.coords}
+    try:
+        guess = guess.sel(labels)
+    except KeyError as error:
+        raise ValueError(f"estimate lacks cells that exact has: {error}") from error
+    if true.sizes != guess.sizes:
+        raise ValueError(
+            f"exact={dict(true.sizes)} and estimate={dict(guess.sizes)}; wanted the same cells"
+        )
+    for name in ("clean", "corrupted"):
+        if not np.allclose(exact[name], grid[name], rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"exact has {name}={exact[name].values} and estimate {grid[name].values}; wanted "
+                "the same prompts and metric"
+            )
+    order = [dim for dim in ("site", *_CELLS) if dim in true.dims]
+    return true.transpose(*order), guess.transpose(*order)
+
+
+def _worst(
+    true: xr.DataArray, guess: xr.DataArray, worst: int, unit: str
+) -> dict[str, xr.DataArray]:
+    """The cells that are furthest off, the worst first."""
+    off = np.abs((guess - true).values).ravel()
+    order = np.argsort(-off, kind="stable")[:worst]
+    at = np.unravel_index(order, true.shape)
+    names = [
+        " ".join(
+            str(true[dim].values[i]) if dim == "site" else f"{dim} {true[dim].values[i]}"
+            for dim, i in zip(true.dims, cell, strict=True)
+        )
+        for cell in zip(*at, strict=True)
+    ]
+    return {
+        "worst": xr.DataArray(np.array(names, dtype=str), dims="rank"),
+        "worst_exact": xr.DataArray(true.values[at], dims="rank", attrs={"unit": unit}),
+        "worst_estimate": xr.DataArray(guess.values[at], dims="rank", attrs={"unit": unit}),
+    }
+
+
+Cells = Float[np.ndarray, " cell"]
+
+
+def _pearson(true: Cells, guess: Cells, _floor: Any = None) -> float:
+    a, b = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (true, guess))
+    size = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size > 0 else np.nan
+
+
+def _spearman(true: Cells, guess: Cells, _floor: Any = None) -> float:
+    return _pearson(rankdata(true), rankdata(guess))
+
+
+def _signs(true: Cells, guess: Cells, floor: Any) -> float:
+    counts = (np.abs(true) > floor) | ((floor == 0) & (true != 0))
+    return float((np.sign(true) == np.sign(guess))[counts].mean()) if counts.any() else np.nan
+
+
+def _error(true: Cells, guess: Cells, _floor: Any = None) -> float:
+    size = np.sqrt(np.mean(np.square(true, dtype=np.float64)))
+    return (
+        float(np.sqrt(np.mean(np.square(guess - true, dtype=np.float64))) / size)
+        if size
+        else np.nan
+    )
+
+
+def _slope(true: Cells, guess: Cells, _floor: Any = None) -> float:
+    size = float(true @ true)
+    return float(true @ guess) / size if size else np.nan

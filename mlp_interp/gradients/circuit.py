@@ -1,0 +1,301 @@
+"""Faithfulness: what a circuit of edges does by itself, everything else being corrupted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mlp_interp.gradients.graph import Graph
+from mlp_interp.gradients.lean import Lean
+from mlp_interp.gradients.problem import Part, Problem
+from mlp_interp.gradients.runs import Plan
+from mlp_interp.gradients.span import Span
+from mlp_interp.metrics import Metric
+from mlp_interp.prompts import Contrast
+from mlp_interp.results import to_numpy
+
+__all__ = ["FRACTIONS", "faithfulness"]
+
+FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The fractions of the Mechanistic Interpretability Benchmark."""
+
+
+@torch.no_grad()
+def faithfulness(
+    model: Any,
+    contrast: Contrast,
+    edges: xr.Dataset | xr.DataArray,
+    fractions: Sequence[float | int] = FRACTIONS,
+    metric: str | Metric = "logit_difference",
+    *,
+    rank: Literal["absolute", "signed"] = "absolute",
+    memory: float = 512.0,
+) -> xr.Dataset:
+    """How much of a metric the best-scored edges keep when all others carry corrupted activations.
+
+    For each fraction the edges with the best scores form a circuit. Its forward pass runs on the
+    clean prompts, but every input of every component hears its senders over circuit edges only;
+    over the others it hears what they wrote in the corrupted run. This is an intervention, no
+    estimate. 1 means that the circuit does what the model does, 0 that it does no more than the
+    corrupted model; both can be passed. All fractions run in one batch.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        contrast: Pairs of clean and corrupted prompts; best not those that scored the edges.
+        edges: Scores ``[sender, receiver(, prompt)]`` as from `edge_attribution`; prompts are
+            averaged.
+        fractions: Shares of the edges to keep, from 0 to 1.
+        metric: Name of a metric or a `Metric`.
+        rank: ``"absolute"`` keeps the largest scores of either sign, to behave as the model does;
+            ``"signed"`` the most positive, to do best.
+        memory: About how many MiB to use at most; prompts are divided accordingly.
+
+    Returns:
+        A Dataset with ``faithfulness`` ``[fraction]``, ``(m(circuit) - m(corrupted)) / (m(clean) -
+        m(corrupted))`` of metrics averaged over prompts; ``metric`` ``[fraction, prompt]`` of each
+        circuit, ``clean`` and ``corrupted`` ``[prompt]``, in the metric's unit; ``edges``
+        ``[fraction]``, how many were kept; ``cpr``, the area under the curve over fractions from 0
+        to 1 (its ends are known), and ``cmd``, the area between the curve and 1.
+
+    Raises:
+        ValueError: Fractions outside 0 to 1 or none; scores that belong to another model or are not
+            finite; prompts on which clean and corrupted metric are equal on average; a model that
+            the lean forward refuses; and as `edge_attribution`.
+
+    References:
+        Mueller et al., "MIB: A Mechanistic Interpretability Benchmark", 2025 (CPR, CMD); Hanna et
+        al., "Have faith in faithfulness", 2024.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> from mlp_interp.gradients import edge_attribution
+        >>> model = load_model("nano")
+        >>> task = prompts.ioi(model, n=4, seed=0)
+        >>> curve = faithfulness(model, task, edge_attribution(model, task), [0, 0.1, 1])
+        >>> curve.faithfulness.round(3).values[[0, -1]]
+        array([0., 1.], dtype=float32)
+    """
+    fractions = _checked_fractions(fractions)
+    if rank not in ("absolute", "signed"):
+        raise ValueError(f"rank={rank!r}; wanted 'absolute' or 'signed'")
+    # No gradients are taken; but each circuit has as many streams as edges have receivers.
+    plan = Plan((), (), ("q_in",), steps=len(fractions))
+    problem = Problem.of(model, contrast, metric, plan, memory)
+    if not isinstance(problem.engine, Lean):
+        raise ValueError(
+            f"model={model.cfg.model_name!r} has a feature that the lean forward lacks; wanted one "
+            "whose heads' inputs can be set apart"
+        )
+    graph = Graph.of(problem.weights)
+    kept = _circuits(graph, edges, fractions, rank)
+    found: dict[str, list[np.ndarray]] = {"metric": [], "clean": [], "corrupted": []}
+    masks = torch.from_numpy(kept).to(problem.weights.device, problem.weights.dtype)
+    for part in problem.parts(problem.scorer()):
+        tokens = tuple(x[part.prompts] for x in (contrast.clean_tokens, contrast.corrupted_tokens))
+        circuit = _Circuit.of(problem.engine, graph, tokens, problem.plan.read)
+        found["metric"].append(_metrics(circuit, masks, part, problem.plan.together))
+        for name, values in zip(("clean", "corrupted"), part.metrics(), strict=True):
+            found[name].append(values)
+    values = {name: np.concatenate(parts, axis=-1) for name, parts in found.items()}
+    return _curve(problem, fractions, kept, values, rank)
+
+
+@dataclass
+class _Circuit:
+    """The corrupted run, and what it takes to run parts of the clean one inside it."""
+
+    lean: Lean
+    graph: Graph
+    span: Span
+    read: tuple[int, ...]
+    embedded: Tensor
+    """Clean less corrupted embeddings at the rows of the span."""
+    corrupted: dict[tuple[str, int], Tensor]
+    final: Tensor
+    memory: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(
+        cls, lean: Lean, graph: Graph, tokens: tuple[Tensor, ...], read: tuple[int, ...]
+    ) -> "_Circuit":
+        stop = max(read) + 1
+        clean, corrupted = (x.to(lean.weights.device)[:, :stop] for x in tokens)
+        first = min((clean != corrupted).any(0).tolist().index(True), *read)
+        span = Span(first, stop, tuple(range(first, stop)))
+        here, base = lean.embed(clean), lean.embed(corrupted)
+        memory = lean.past(base[:, :first])
+        found: dict[tuple[str, int], Tensor] = {}
+
+        def note(name: str, layer: int, x: Tensor) -> None:
+            if name in ("resid_pre", "attn_out", "z", "mlp_out"):
+                found[name, layer] = x
+
+        final = lean.run(base[:, first:], span, memory, observe=note).final
+        embedded = (here - base)[:, first:]
+        return cls(lean, graph, span, read, embedded, found, final, memory)
+
+    def run(
+        self, masks: Float[Tensor, "circuit sender receiver"]
+    ) -> Float[Tensor, "circuit prompt read d_model"]:
+        """Final streams of the circuits at the positions read."""
+        lean, graph, parallel = self.lean, self.graph, self.lean.weights.parallel
+        shape = (len(masks), len(graph.senders), *self.embedded.shape)
+        changes = self.embedded.new_zeros(shape)  # what each sender writes, less when corrupted
+        changes[:, 0] = self.embedded
+        for layer in range(graph.n_layers):
+            stream = self.corrupted["resid_pre", layer]
+            wrote, heard = graph.wrote(layer), graph.heard(layer)
+            z = self._attend(
+                layer,
+                [
+                    stream + _heard(changes[:, :heard], masks[:, :heard, graph.heads(layer, name)])
+                    for name in ("q", "k", "v")
+                ],
+            )
+            z = z - self.corrupted["z", layer].permute(2, 0, 1, 3)
+            written = z.flatten(2, 3) @ lean.weights.block(layer).W_O
+            changes[:, wrote][:, :-1] = written.view(*z.shape[:-1], -1)
+            if not parallel:
+                stream = stream + self.corrupted["attn_out", layer]
+            heard, mlp = graph.heard(layer, by_mlp=True), graph.mlp(layer)
+            read = stream + _heard(changes[:, :heard], masks[:, :heard, mlp : mlp + 1])
+            changes[:, wrote][:, -1] = (
+                self._mlp(layer, read[:, 0]) - self.corrupted["mlp_out", layer]
+            )
+        rows = [p - self.span.first for p in self.read]
+        final = _heard(changes[..., rows, :], masks[..., -1:])
+        return self.final[:, rows] + final[:, 0]
+
+    def _attend(self, layer: int, inputs: list[Tensor]) -> Tensor:
+        """Each head's `z`, ``[circuit, head, prompt, row, d_head]``, from inputs of its own."""
+        lean, block = self.lean, self.lean.blocks[layer]
+        found = []
+        for name, x in zip(("Q", "K", "V"), inputs, strict=True):
+            x = lean.scaled(F.layer_norm(x, x.shape[-1:], eps=lean.weights.eps), block.ln1)
+            weight, bias = getattr(block, f"W_{name}"), getattr(block, f"b_{name}")
+            projected = (x.flatten(2, 3) @ weight).view(*x.shape[:-1], -1)
+            found.append(projected + bias[:, None, None])
+        q, k, v = found
+        q, k = lean.rotate(q, self.span.rows), lean.rotate(k, self.span.rows)
+        if self.span.first:
+            past = (x.expand(len(q), *x.shape) for x in self.memory[layer])
+            k, v = (torch.cat([p, x], dim=3) for p, x in zip(past, (k, v), strict=True))
+        return lean.pattern(q, k, self.span.rows) @ v
+
+    def _mlp(self, layer: int, x: Tensor) -> Tensor:
+        lean, block = self.lean, self.lean.blocks[layer]
+        x = lean.scaled(F.layer_norm(x, x.shape[-1:], eps=lean.weights.eps), block.ln2)
+        return lean.frame._act(x @ block.W_in + block.b_in) @ block.W_out + block.b_out
+
+
+def _heard(
+    changes: Float[Tensor, "circuit sender prompt row d_model"],
+    masks: Float[Tensor, "circuit sender receiver"],
+) -> Float[Tensor, "circuit receiver prompt row d_model"]:
+    """The sum of what each receiver hears."""
+    heard = masks.transpose(1, 2) @ changes.flatten(2)
+    return heard.view(*heard.shape[:2], *changes.shape[2:])
+
+
+def _metrics(
+    circuit: _Circuit, masks: Tensor, part: Part, together: int
+) -> Float[np.ndarray, "circuit prompt"]:
+    found = []
+    for some in masks.split(together):
+        streams = circuit.run(some)
+        prompts = part.prompts.repeat(len(some))
+        values = part.scorer.values(streams.flatten(0, 1), prompts)
+        found.append(values.view(len(some), -1))
+    return to_numpy(torch.cat(found))
+
+
+def _circuits(
+    graph: Graph, edges: xr.Dataset | xr.DataArray, fractions: list[float], rank: str
+) -> Bool[np.ndarray, "circuit sender receiver"]:
+    """Which edges each circuit keeps; of equal scores the earlier edge."""
+    scores = edges.estimate if isinstance(edges, xr.Dataset) else edges
+    if "prompt" in scores.dims:
+        scores = scores.mean("prompt")
+    labels = [list(scores[d].values) if d in scores.coords else [] for d in ("sender", "receiver")]
+    if labels != [graph.senders, graph.receivers]:
+        raise ValueError(
+            f"edges={dict(scores.sizes)} do not belong to this model; wanted "
+            f"{len(graph.senders)} senders and {len(graph.receivers)} receivers as from "
+            "edge_attribution"
+        )
+    there = graph.edges
+    values = scores.transpose("sender", "receiver").values[there]
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"edges hold {int((~np.isfinite(values)).sum())} scores that are NaN or infinite; "
+            "wanted a number for every edge of the model"
+        )
+    order = np.argsort(-(np.abs(values) if rank == "absolute" else values), kind="stable")
+    kept = np.zeros((len(fractions), *there.shape), dtype=bool)
+    senders, receivers = (x[order] for x in np.nonzero(there))
+    for row, fraction in enumerate(fractions):
+        count = round(fraction * len(order))
+        kept[row, senders[:count], receivers[:count]] = True
+    return kept
+
+
+def _curve(
+    problem: Problem,
+    fractions: list[float],
+    kept: np.ndarray,
+    values: dict[str, np.ndarray],
+    rank: str,
+) -> xr.Dataset:
+    clean, corrupted = values["clean"].mean(), values["corrupted"].mean()
+    if clean == corrupted:
+        raise ValueError(
+            f"metric {problem.metric.name!r} is {clean} on average after clean and after corrupted "
+            "prompts; wanted a difference to recover"
+        )
+    faithful = (values["metric"].mean(-1) - corrupted) / (clean - corrupted)
+    # No edges give the corrupted run and all of them the clean one, whether measured or not.
+    curve = {0.0: 0.0, 1.0: 1.0, **dict(zip(fractions, faithful.tolist(), strict=True))}
+    at = np.array(sorted(curve))
+    height = np.array([curve[x] for x in at])
+    unit, share = {"unit": problem.metric.unit}, {"unit": "share of clean - corrupted"}
+    coords = {n: x for n, x in problem.coords().items() if n not in ("pos", "token")}
+    attrs = {n: x for n, x in problem.attrs().items() if n not in ("steps", "direction")}
+    return xr.Dataset(
+        {
+            "faithfulness": ("fraction", faithful, share),
+            "metric": (("fraction", "prompt"), values["metric"], unit),
+            "clean": ("prompt", values["clean"], unit),
+            "corrupted": ("prompt", values["corrupted"], unit),
+            "edges": ("fraction", kept.sum((1, 2)), {"unit": "edges"}),
+            "cpr": ((), _area(at, height), share),
+            "cmd": ((), _area(at, 1 - height, absolute=True), share),
+        },
+        coords={"fraction": fractions, **coords},
+        attrs={**attrs, "rank": rank, "method": "edges outside the circuit are corrupted"},
+    )
+
+
+def _area(at: np.ndarray, height: np.ndarray, *, absolute: bool = False) -> float:
+    """Under straight lines between points, or under their absolute value: they may cross zero."""
+    left, right = height[:-1], height[1:]
+    areas = (left + right) / 2
+    if absolute:
+        size = np.abs(left) + np.abs(right)
+        crosses = left * right < 0
+        # Two triangles, which meet where the line crosses.
+        triangles = (left**2 + right**2) / (2 * np.where(crosses, size, 1.0))
+        areas = np.where(crosses, triangles, size / 2)
+    return float((areas * np.diff(at)).sum())
+
+
+def _checked_fractions(fractions: Sequence[float | int]) -> list[float]:
+    found = sorted({float(fraction) for fraction in fractions})
+    if not found or not all(0 <= fraction <= 1 for fraction in found):
+        raise ValueError(f"fractions={list(fractions)}; wanted some from 0 to 1")
+    return found

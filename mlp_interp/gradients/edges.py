@@ -1,0 +1,177 @@
+"""Edge attribution patching: every edge between what writes to the stream and what reads it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.gradients.graph import Graph
+from mlp_interp.gradients.problem import Part, Problem, check_options
+from mlp_interp.gradients.runs import Direction, Plan, Runs
+from mlp_interp.metrics import Metric
+from mlp_interp.models import Weights
+from mlp_interp.prompts import Contrast
+from mlp_interp.results import to_numpy
+
+__all__ = ["edge_attribution"]
+
+_GRADIENTS = ("q_in", "k_in", "v_in", "mlp_in", "mlp_out")
+
+
+@torch.no_grad()
+def edge_attribution(
+    model: Any,
+    contrast: Contrast,
+    metric: str | Metric = "logit_difference",
+    *,
+    direction: Direction = "denoising",
+    steps: int = 1,
+    per_prompt: bool = True,
+    memory: float = 512.0,
+) -> xr.Dataset:
+    """Estimate the effect of every edge of a model (EAP; with more steps, EAP-IG).
+
+    An edge carries what one component wrote to one input of a later one. Its score is the sender's
+    change, clean less corrupted, times the gradient of the metric with respect to that input alone,
+    through the input's LayerNorm, summed over positions: an estimate of what patching this edge and
+    no other would do. Positive points toward clean. Scores of all senders into a receiver sum to
+    the estimate for patching its whole input; scores along a path do not multiply or add up to
+    anything. `faithfulness` tests a circuit that is chosen by them.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        contrast: Pairs of clean and corrupted prompts.
+        metric: Name of a metric or a `Metric`.
+        direction: ``"denoising"`` takes gradients at the corrupted run, as EAP does; ``"noising"``
+            at the clean run.
+        steps: 1 for EAP; more for EAP-IG, which averages gradients over so many Gauss-Legendre
+            points between the embeddings of the two runs. (The original implementation takes
+            equally spaced points; both approach the same integral, this one sooner.)
+        per_prompt: Keep prompts apart; else average over them while they are computed.
+        memory: About how many MiB to use at most; prompts and steps are divided accordingly.
+
+    Returns:
+        A Dataset with ``estimate`` ``[sender, receiver(, prompt)]`` in the metric's unit, NaN where
+        there is no such edge, and the metric of both runs, ``clean`` and ``corrupted``
+        ``[prompt]``. Senders are ``embed``, heads (``L0H1``) and MLPs (``0.mlp``); receivers the
+        inputs of each head's queries, keys and values (``L0H1.q``), of MLPs, and of the ``logits``.
+
+    Raises:
+        ValueError: An unknown metric or option; steps below 1; a metric made for another number of
+            prompts or that is NaN; a model whose heads share keys and values.
+
+    References:
+        Syed et al., "Attribution patching outperforms automated circuit discovery", 2023 (EAP);
+        Hanna et al., "Have faith in faithfulness", 2024 (EAP-IG).
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> model = load_model("nano")
+        >>> edges = edge_attribution(model, prompts.ioi(model, n=2, seed=0))
+        >>> (
+        ...     edges.estimate.dims,
+        ...     bool(edges.estimate.sel(sender="3.mlp", receiver="0.mlp").isnull().all()),
+        ... )
+        (('sender', 'receiver', 'prompt'), True)
+    """
+    check_options(direction, steps)
+    names = ("resid_pre", "z", "mlp_out")
+    plan = Plan((), names, _GRADIENTS, direction, False, steps)
+    problem = Problem.of(model, contrast, metric, plan, memory)
+    graph = Graph.of(problem.weights)
+    estimates: list[np.ndarray] = []
+    metrics: list[tuple[np.ndarray, np.ndarray]] = []
+    for part in problem.parts(problem.scorer()):
+        scores = _scores(problem.weights, graph, part)
+        estimates.append(to_numpy(scores if per_prompt else scores.sum(0, keepdim=True)))
+        metrics.append(part.metrics())
+    estimate = np.concatenate(estimates).transpose(1, 2, 0)
+    estimate[~graph.edges] = np.nan
+    if not per_prompt:
+        estimate = estimate.sum(-1) / len(contrast)
+    unit = problem.metric.unit
+    note = {"unit": unit, "long_name": "estimated effect of the edge, positive toward clean"}
+    dims = ("sender", "receiver", "prompt") if per_prompt else ("sender", "receiver")
+    clean, corrupted = (np.concatenate(values) for values in zip(*metrics, strict=True))
+    coords = {name: x for name, x in problem.coords().items() if name not in ("pos", "token")}
+    return xr.Dataset(
+        {
+            "estimate": (dims, estimate, note),
+            "clean": ("prompt", clean, {"unit": unit}),
+            "corrupted": ("prompt", corrupted, {"unit": unit}),
+        },
+        coords={**graph.coords(), **coords},
+        attrs={
+            **problem.attrs(),
+            "parallel": int(graph.parallel),
+            "n_layers": graph.n_layers,
+            "n_heads": graph.n_heads,
+            "method": "EAP" if steps == 1 else "EAP-IG",
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Senders:
+    """What every sender changed: all blocks but the last, and the last, which has fewer rows."""
+
+    early: Float[Tensor, "prompt sender row d_model"]
+    last: Float[Tensor, "prompt late row_read d_model"]
+    first: int
+    early_rows: int
+
+    @classmethod
+    def of(cls, weights: Weights, graph: Graph, runs: Runs) -> "_Senders":
+        changes, last = runs.differences, graph.n_layers - 1
+        embedded = changes["resid_pre", 0]
+        prompts, rows, width = embedded.shape
+        early = embedded.new_empty(prompts, graph.heard(last), rows, width)
+        early[:, 0] = embedded
+        final = early
+        for layer in range(graph.n_layers):
+            z, mlp = changes["z", layer], changes["mlp_out", layer]
+            if layer < last:
+                here = early[:, graph.wrote(layer)]
+            else:
+                here = final = z.new_empty(prompts, graph.n_heads + 1, z.shape[1], width)
+            here[:, :-1] = z.transpose(1, 2) @ weights.block(layer).W_O
+            here[:, -1] = mlp
+        return cls(early, final, runs.positions("resid_pre", 0)[0], rows)
+
+    def scores(
+        self, grad: Float[Tensor, "prompt receiver row d_model"], positions: list[int], heard: int
+    ) -> Float[Tensor, "prompt sender receiver"]:
+        """Of the first `heard` senders into some receivers, summed over positions."""
+        early = self.early[:, :heard]
+        if len(positions) < self.early_rows:
+            early = early[:, :, [p - self.first for p in positions]]
+        grad = grad.flatten(2).transpose(1, 2)
+        found = early.flatten(2) @ grad
+        if heard > self.early.shape[1]:
+            late = self.last[:, : heard - self.early.shape[1]].flatten(2) @ grad
+            found = torch.cat([found, late], dim=1)
+        return found
+
+
+def _scores(weights: Weights, graph: Graph, part: Part) -> Float[Tensor, "prompt sender receiver"]:
+    senders = _Senders.of(weights, graph, part.runs)
+    shape = (len(part.prompts), len(graph.senders), len(graph.receivers))
+    found = senders.early.new_zeros(shape)
+    for layer, grads in part.gradients():
+        for name in ("q", "k", "v"):
+            grad = grads[f"{name}_in"].transpose(1, 2)
+            heard = graph.heard(layer)
+            rows = part.runs.positions(f"{name}_in", layer)
+            found[:, :heard, graph.heads(layer, name)] += senders.scores(grad, rows, heard)
+        heard, rows = graph.heard(layer, by_mlp=True), part.runs.positions("mlp_out", layer)
+        scores = senders.scores(grads["mlp_in"][:, None], rows, heard)
+        found[:, :heard, graph.mlp(layer)] += scores[..., 0]
+        if layer == graph.n_layers - 1:
+            # The gradient at the last MLP's output is that at the final stream.
+            scores = senders.scores(grads["mlp_out"][:, None], rows, len(graph.senders))
+            found[..., -1] += scores[..., 0]
+    return found

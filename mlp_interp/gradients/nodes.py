@@ -1,0 +1,235 @@
+"""Attribution patching: what patching each activation would do, from two runs and one gradient."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from mlp_interp.gradients.problem import Part, Problem, check_options
+from mlp_interp.gradients.runs import Direction, Plan
+from mlp_interp.metrics import Metric
+from mlp_interp.prompts import Contrast
+from mlp_interp.results import to_numpy
+
+__all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
+
+STREAMS = ("resid_pre", "attn_out", "mlp_out")
+HEADS = ("z", "q", "k", "v", "pattern")
+NEURONS = ("pre", "post")
+SITES = (*STREAMS, *HEADS, *NEURONS)
+
+
+@torch.no_grad()
+def attribution_patch(
+    model: Any,
+    contrast: Contrast,
+    metric: str | Metric = "logit_difference",
+    *,
+    sites: Sequence[str] = (*STREAMS, *HEADS, "post"),
+    direction: Direction = "denoising",
+    steps: int = 1,
+    baseline: Literal["corrupted", "zero"] = "corrupted",
+    neuron_positions: bool = False,
+    memory: float = 512.0,
+) -> xr.Dataset:
+    """Estimate what patching every activation would do to a metric, all of them at once.
+
+    The estimate for an activation is its change, clean less corrupted, times the gradient of the
+    metric with respect to it: two forward passes and one backward pass for all sites, where exact
+    patching needs a forward pass each. Positive points toward clean. It is a first-order estimate:
+    right where the metric is linear in the activation (outputs of late layers), and often wrong, in
+    sign too, for residual streams and the first MLP, whose changes are large; `compare` says by how
+    much. Estimates of different sites overlap and must not be added up, but those of one site sum
+    over positions, heads or neurons to the estimate for patching them together.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        contrast: Pairs of clean and corrupted prompts.
+        metric: Name of a metric or a `Metric`.
+        sites: Any of ``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``, ``k``, ``v``,
+            ``pattern``, ``pre``, ``post``. Only these are kept in memory. Queries and keys are
+            those before the rotary embedding; positions of ``pattern`` are those that attend.
+        direction: ``"denoising"`` takes the gradient at the corrupted run and estimates the effect
+            of putting clean activations there; ``"noising"`` takes it at the clean run and
+            estimates what corrupted activations would cost there.
+        steps: 1 takes the gradient at that run alone. More average it over so many Gauss-Legendre
+            points between the two runs' embeddings (integrated gradients, EAP-IG's "inputs"), which
+            mends saturation; then the direction makes no difference, and estimates for
+            ``resid_pre`` of layer 0 sum to the metric's whole change.
+        baseline: ``"zero"`` estimates what setting activations to zero would cost the clean run:
+            the activation itself times the gradient. Wants ``direction="noising"`` and one step.
+        neuron_positions: Keep the positions of neurons apart instead of summing over them.
+        memory: About how many MiB to use at most; prompts and steps are divided accordingly.
+
+    Returns:
+        A Dataset with one variable per site, in the metric's unit: ``[layer, pos, prompt]``,
+        ``[layer, head, pos, prompt]`` or ``[layer, neuron, (pos,) prompt]``; and the metric of both
+        runs, ``clean`` and ``corrupted`` ``[prompt]``. `as_grid` brings some sites into the layout
+        of exact patching.
+
+    Raises:
+        ValueError: An unknown site, metric or option; steps below 1; a metric made for another
+            number of prompts or that is NaN.
+
+    References:
+        Nanda, "Attribution patching", 2023; Syed et al., "Attribution patching outperforms
+        automated circuit discovery", 2023; Hanna et al., "Have faith in faithfulness", 2024
+        (integrated gradients); Kramár et al., "AtP*", 2024 (where estimates fail).
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> model = load_model("nano")
+        >>> estimates = attribution_patch(
+        ...     model, prompts.ioi(model, n=2, seed=0), sites=["z", "post"]
+        ... )
+        >>> estimates.z.dims, estimates.post.dims
+        (('layer', 'head', 'pos', 'prompt'), ('layer', 'neuron', 'prompt'))
+    """
+    sites = _checked_sites(sites)
+    check_options(direction, steps)
+    _check_baseline(baseline, direction, steps)
+    plan = Plan((), sites, sites, direction, baseline == "zero", steps)
+    problem = Problem.of(model, contrast, metric, plan, memory)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*sites, "clean", "corrupted")}
+    for part in problem.parts(problem.scorer()):
+        for name, values in zip(("clean", "corrupted"), part.metrics(), strict=True):
+            found[name].append(values)
+        for name, values in _estimates(problem, part, neuron_positions).items():
+            found[name].append(values)
+    return xr.Dataset(
+        {
+            name: (
+                _dims(name, neuron_positions),
+                np.concatenate(values, axis=-1),
+                _note(name, problem.metric.unit),
+            )
+            for name, values in found.items()
+        },
+        coords={**problem.coords(), "layer": np.arange(problem.weights.n_layers)},
+        attrs={**problem.attrs(), "baseline": baseline, "method": "attribution patching"},
+    )
+
+
+def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
+    """Some sites' estimates in the layout of exact patching.
+
+    Args:
+        estimates: From `attribution_patch`.
+        sites: Sites of one shape (streams; heads; neurons).
+
+    Returns:
+        A Dataset with a dimension ``site``, and ``estimate`` (the effect, positive toward clean),
+        ``raw`` (the patched run's metric as estimated), ``normalized`` (that with 0 for corrupted
+        and 1 for clean; NaN where these are equal), ``clean`` and ``corrupted``.
+
+    Raises:
+        ValueError: A site that was not estimated, or sites of different shapes.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> model = load_model("nano")
+        >>> estimates = attribution_patch(model, prompts.facts(model, n=2, seed=0))
+        >>> as_grid(estimates, ["attn_out", "mlp_out"]).normalized.dims
+        ('site', 'layer', 'pos', 'prompt')
+    """
+    names = [sites] if isinstance(sites, str) else list(sites)
+    wrong = [name for name in names if name not in SITES or name not in estimates]
+    if wrong or not names:
+        there = [name for name in SITES if name in estimates]
+        raise ValueError(f"sites={names}; wanted some of those estimated, {', '.join(there)}")
+    if len({estimates[name].dims for name in names}) > 1:
+        raise ValueError(f"sites={names} have different dimensions; wanted sites of one shape")
+    index = xr.DataArray(np.array(names, dtype=str), dims="site", name="site")
+    effect = xr.concat([estimates[name] for name in names], index)
+    clean, corrupted = estimates.clean, estimates.corrupted
+    noising = estimates.attrs["direction"] == "noising"
+    raw = clean - effect if noising else corrupted + effect
+    gap = (clean - corrupted).where(clean != corrupted)
+    found = {"estimate": effect, "raw": raw, "normalized": (raw - corrupted) / gap}
+    unit = estimates.attrs["unit"]
+    return xr.Dataset(
+        {
+            name: x.transpose(*effect.dims).assign_attrs(
+                unit="share of clean - corrupted" if name == "normalized" else unit
+            )
+            for name, x in found.items()
+        }
+        | {"clean": clean, "corrupted": corrupted},
+        attrs=estimates.attrs,
+    )
+
+
+def _estimates(problem: Problem, part: Part, neuron_positions: bool) -> dict[str, np.ndarray]:
+    """Of some prompts, with the prompts last."""
+    weights, prompts = problem.weights, len(part.prompts)
+    length = problem.contrast.length
+    differences, found = part.runs.differences, {}
+    for layer, grads in part.gradients():
+        for name in problem.plan.gradients:
+            value = _product(name, differences[name, layer], grads[name], neuron_positions)
+            if name not in found:
+                units = value.shape[1:-1] if value.ndim > 2 else ()
+                last = length if _has_pos(name, neuron_positions) else value.shape[-1]
+                found[name] = value.new_zeros(weights.n_layers, prompts, *units, last)
+            where: Any = slice(None)
+            if _has_pos(name, neuron_positions):
+                where = part.runs.positions(name, layer)
+            found[name][layer][..., where] += value
+    # [layer, prompt, unit, pos] -> [layer, unit, pos, prompt]
+    return {name: to_numpy(x.movedim(1, -1)) for name, x in found.items()}
+
+
+def _product(name: str, change: Tensor, grad: Tensor, neuron_positions: bool) -> Tensor:
+    """Change times gradient: ``[prompt, (unit,) row]``, or ``[prompt, neuron]`` without rows."""
+    if name in STREAMS:
+        return torch.linalg.vecdot(change, grad)
+    if name == "pattern":
+        return torch.linalg.vecdot(change, grad)
+    if name in HEADS:
+        return torch.linalg.vecdot(change, grad).transpose(1, 2)
+    if neuron_positions:
+        return (change * grad).transpose(1, 2)
+    return torch.einsum("prn,prn->pn", change, grad)
+
+
+def _has_pos(name: str, neuron_positions: bool) -> bool:
+    return name not in NEURONS or neuron_positions
+
+
+def _dims(name: str, neuron_positions: bool) -> tuple[str, ...]:
+    if name in ("clean", "corrupted"):
+        return ("prompt",)
+    if name in STREAMS:
+        return ("layer", "pos", "prompt")
+    if name in HEADS:
+        return ("layer", "head", "pos", "prompt")
+    return (
+        ("layer", "neuron", "pos", "prompt") if neuron_positions else ("layer", "neuron", "prompt")
+    )
+
+
+def _note(name: str, unit: str) -> dict[str, str]:
+    if name in ("clean", "corrupted"):
+        return {"unit": unit, "long_name": f"metric of the {name} run"}
+    long_name = f"estimated effect of patching {name}, positive toward clean"
+    return {"unit": unit, "long_name": long_name}
+
+
+def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
+    names = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
+    if not names or any(name not in SITES for name in names):
+        raise ValueError(f"sites={list(names)}; wanted some of {', '.join(SITES)}")
+    return names
+
+
+def _check_baseline(baseline: str, direction: str, steps: int) -> None:
+    if baseline not in ("corrupted", "zero"):
+        raise ValueError(f"baseline={baseline!r}; wanted 'corrupted' or 'zero'")
+    if baseline == "zero" and (direction != "noising" or steps != 1):
+        raise ValueError(
+            f"baseline='zero' with direction={direction!r} and steps={steps}; wanted 'noising' and "
+            "1: zeros are put into the clean run"
+        )

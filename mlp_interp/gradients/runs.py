@@ -1,0 +1,165 @@
+"""A clean and a corrupted run of some prompts: their differences, and gradients between them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.gradients.lean import Grads, Lean, Memory
+from mlp_interp.gradients.span import Span, Tape
+
+__all__ = ["Direction", "LeanRuns", "Plan", "Runs", "Seed", "quadrature"]
+
+Direction = Literal["denoising", "noising"]
+
+Seed = Callable[[Tensor, Tensor], Tensor]
+"""From final streams ``[step * prompt, read, d_model]`` and the weight of each item to the gradient
+of the metric, times the weight."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute of a pair of runs.
+
+    Attributes:
+        read: The positions that the metric reads, in order, each once.
+        names: The sites whose differences are kept.
+        gradients: The gradients that are wanted, see `Lean.backward`.
+        direction: ``"denoising"``: gradients at the corrupted run; ``"noising"``: at the clean one.
+        zero: Take differences from zero instead of the corrupted run.
+        steps: Points between the runs at which gradients are taken; 1 for the run itself.
+        together: At most so many steps at a time.
+    """
+
+    read: tuple[int, ...]
+    names: tuple[str, ...]
+    gradients: tuple[str, ...]
+    direction: Direction = "denoising"
+    zero: bool = False
+    steps: int = 1
+    together: int = 1
+
+    def points(self) -> Iterator[tuple[list[float], list[float]]]:
+        """Places between corrupted (0) and clean (1), and their weights, some at a time."""
+        places, weights = quadrature(self.steps)
+        for start in range(0, self.steps, self.together):
+            part = slice(start, start + self.together)
+            yield places[part], weights[part]
+
+
+@runtime_checkable
+class Runs(Protocol):
+    """A clean and a corrupted run of the same prompts."""
+
+    clean: Tensor
+    """Final streams at the positions read, ``[prompt, read, d_model]``."""
+    corrupted: Tensor
+    """Alike."""
+    differences: dict[tuple[str, int], Tensor]
+    """Clean less corrupted (or zero), by site name and layer."""
+
+    def positions(self, name: str, layer: int) -> list[int]:
+        """The positions that differences and gradients of a site have as rows."""
+        ...
+
+    def gradients(self, seed: Seed) -> Iterator[tuple[int, Grads]]:
+        """Gradients ``[step * prompt, row, ...]`` by layer; all that come are to be added.
+
+        A layer may come several times, with some of the steps each.
+        """
+        ...
+
+
+def quadrature(steps: int) -> tuple[list[float], list[float]]:
+    """Gauss-Legendre places in (0, 1) and their weights, which sum to 1."""
+    places, weights = np.polynomial.legendre.leggauss(steps)
+    return ((1 + places) / 2).tolist(), (weights / 2).tolist()
+
+
+@dataclass
+class LeanRuns:
+    """`Runs` on a model's weights: only positions that can differ and that are read."""
+
+    lean: Lean
+    plan: Plan
+    span: Span
+    differences: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        lean: Lean,
+        clean: Int[Tensor, "prompt pos"],
+        corrupted: Int[Tensor, "prompt pos"],
+        plan: Plan,
+    ) -> "LeanRuns":
+        """Run both; gradients come later."""
+        runs = cls(lean, plan, _span(clean, corrupted, plan))
+        base, other = (clean, corrupted) if plan.direction == "noising" else (corrupted, clean)
+        runs._run(lean.embed(base[:, : runs.span.stop]), lean.embed(other[:, : runs.span.stop]))
+        return runs
+
+    def _run(self, base: Tensor, other: Tensor) -> None:
+        first, found, noising = self.span.first, self.differences, self.plan.direction == "noising"
+        self.memory: Memory = self.lean.past(base[:, :first])
+        self.base, self.other = base[:, first:], other[:, first:]
+
+        def note(name: str, layer: int, x: Tensor) -> None:
+            if name in self.plan.names:
+                found[name, layer] = x
+
+        def subtract(name: str, layer: int, x: Tensor) -> None:
+            if name in self.plan.names and not self.plan.zero:
+                here = found[name, layer]
+                found[name, layer] = here - x if noising else x - here
+
+        tape = self.lean.run(
+            self.base, self.span, self.memory, observe=note, keep=self.plan.steps == 1
+        )
+        final = self.lean.run(self.other, self.span, self.memory, observe=subtract).final
+        self.tape: Tape = tape
+        self.clean, self.corrupted = (tape.final, final) if noising else (final, tape.final)
+
+    def positions(self, name: str, layer: int) -> list[int]:
+        """As `Runs.positions`: in the last block only what is read has outputs that matter."""
+        last = layer == self.lean.weights.n_layers - 1
+        return self.span.outputs(last and name not in ("resid_pre", "k", "v", "k_in", "v_in"))
+
+    @torch.no_grad()
+    def gradients(self, seed: Seed) -> Iterator[tuple[int, Grads]]:
+        """As `Runs.gradients`."""
+        names = self.plan.gradients
+        if self.plan.steps == 1:
+            weights = self.base.new_ones(len(self.base))
+            yield from self.lean.backward(self.tape, seed(self.tape.final, weights), names)
+            return
+        ends = (self.corrupted_input, self.clean_input)
+        for places, weights in self.plan.points():
+            each = torch.tensor(weights, dtype=self.base.dtype, device=self.base.device)
+            resid = torch.cat([torch.lerp(*ends, place) for place in places])
+            memory = [tuple(x.repeat(1, len(places), 1, 1) for x in pair) for pair in self.memory]
+            tape = self.lean.run(resid, self.span, memory, keep=True)  # type: ignore[arg-type]
+            weights = each.repeat_interleave(len(self.base))
+            yield from self.lean.backward(tape, seed(tape.final, weights), names)
+
+    @property
+    def clean_input(self) -> Tensor:
+        """The stream before the first block."""
+        return self.base if self.plan.direction == "noising" else self.other
+
+    @property
+    def corrupted_input(self) -> Tensor:
+        """Alike."""
+        return self.other if self.plan.direction == "noising" else self.base
+
+
+def _span(clean: Tensor, corrupted: Tensor, plan: Plan) -> Span:
+    """From the first token that differs in some prompt, or is read, to the last that is read."""
+    differs = (clean != corrupted).any(0).tolist()
+    first = 0 if plan.zero else min(differs.index(True), *plan.read)
+    return Span(first, max(plan.read) + 1, plan.read)
