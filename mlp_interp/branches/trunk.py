@@ -67,12 +67,12 @@ class Trunk:
 
         final = forward.run(embedded, observe=observe)
         positions = torch.arange(embedded.shape[1], device=embedded.device)
-        turn = forward.rotary(positions, like=embedded)
+        rotary = forward.rotary(positions, like=embedded)
         return cls(
             forward=forward,
             streams=(*found["resid_pre"], final),
-            q=tuple(turn(q) for q in found["q"]),
-            k=tuple(turn(k) for k in found["k"]),
+            q=tuple(rotary(q) for q in found["q"]),
+            k=tuple(rotary(k) for k in found["k"]),
             v=tuple(v.contiguous() for v in found["v"]),
             z=tuple(z.contiguous() for z in found["z"]),
             seen=seen,

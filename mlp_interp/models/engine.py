@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.models.forward import Forward, Observer, UnsupportedModel, keep
+from mlp_interp.models.forward import Forward, Observer, Projections, UnsupportedModel, keep
+from mlp_interp.models.remember import remembered
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
 
@@ -84,10 +85,18 @@ class HookForward:
 def forward_of(model: Any) -> Forward | HookForward:
     """The fastest forward pass that computes what this model computes.
 
+    What it takes to know is remembered until the model changes.
+
     Raises:
         ValueError: The model is of a kind that the package cannot read.
     """
+    weights = Weights.of(model)
+    blocks = remembered(model, lambda: _lean_blocks(model))
+    return HookForward(weights) if blocks is None else Forward(weights, blocks)
+
+
+def _lean_blocks(model: Any) -> tuple[Projections, ...] | None:
     try:
-        return Forward.of(model)
+        return Forward.of(model).blocks
     except UnsupportedModel:
-        return HookForward(Weights.of(model))
+        return None

@@ -7,7 +7,7 @@ and computes what the model computes. `Forward.of` compares the two on a few tok
 used, so a model with a feature that is not implemented here is refused instead of being wrong.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,12 +105,19 @@ class Forward:
 
     engine = "lean"
 
-    def __init__(self, weights: Weights) -> None:
-        """Read the weights; `Forward.of` also checks them against the model."""
+    def __init__(self, weights: Weights, blocks: Sequence[Projections] | None = None) -> None:
+        """Read the weights; `Forward.of` also checks them against the model.
+
+        Args:
+            weights: The model's weights.
+            blocks: Its blocks as `Forward.blocks` gave them before, if they are known.
+        """
         self.weights = weights
         self._scale = _attention_scale(weights)
         self._act = _ACTIVATIONS[weights.model.cfg.act_fn]
-        self._blocks = [self._projections(layer) for layer in range(weights.n_layers)]
+        if blocks is None:
+            blocks = [self._projections(layer) for layer in range(weights.n_layers)]
+        self.blocks = tuple(blocks)
 
     @classmethod
     def of(cls, model: Any) -> "Forward":
@@ -173,7 +180,9 @@ class Forward:
         Returns:
             The stream at the input of block `stop`.
         """
-        rotary = self._rotary(resid.shape[1], resid, memory.length if memory else 0)
+        first = memory.length if memory else 0
+        positions = torch.arange(first, first + resid.shape[1], device=resid.device)
+        rotary = self.rotary(positions, like=resid)
         for layer in range(start, self.weights.n_layers if stop is None else stop):
             resid = self._block(layer, resid, rotary, observe, layer in patterns, memory)
         return resid
@@ -185,13 +194,11 @@ class Forward:
 
     def projections(self, layer: int) -> Projections:
         """One block's matrices, its LayerNorms' scales and shifts folded in."""
-        return self._blocks[layer]
+        return self.blocks[layer]
 
     def normalize(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """What every block's folded matrices read: the stream, centred and at unit variance."""
         return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
-
-    _normalize = normalize
 
     def activate(self, pre: Float[Tensor, "*rest d_mlp"]) -> Float[Tensor, "*rest d_mlp"]:
         """The MLPs' nonlinearity."""
@@ -199,26 +206,35 @@ class Forward:
 
     def rotary(self, positions: Int[Tensor, " row"], like: Tensor) -> Rotary:
         """The rotary embedding at these positions, in the data type and on the device of `like`."""
-        tables = self._rotary(int(positions.max()) + 1, like) if len(positions) else None
-        return Rotary() if tables is None else Rotary(*(table[positions] for table in tables))
+        model = self.weights.model
+        if model.cfg.positional_embedding_type != "rotary":
+            return Rotary()
+        if hasattr(model, "rotary_emb"):  # TransformerBridge keeps Hugging Face's module
+            cos, sin = model.rotary_emb._original_component(like, positions[None])
+            return Rotary(cos[0, :, None], sin[0, :, None])
+        attn = model.blocks[0].attn
+        cos, sin = (
+            table.to(positions.device)[positions, None].to(like)
+            for table in (attn.rotary_cos, attn.rotary_sin)
+        )
+        return Rotary(cos, sin)
 
     def _block(
         self,
         layer: int,
         resid: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
+        rotary: Rotary,
         observe: Observer,
         pattern: bool = False,
         memory: Memory | None = None,
     ) -> Tensor:
-        p, weights = self._blocks[layer], self.weights
+        p, weights = self.blocks[layer], self.weights
         resid = observe("resid_pre", layer, resid)
         normalized = self.normalize(resid)
         shape = (*resid.shape[:2], 3, weights.n_heads, weights.d_head)
         q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
-        if rotary is not None:
-            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        q, k = rotary(q), rotary(k)
         if memory is not None:
             k, v = memory.extend(layer, k, v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -262,18 +278,9 @@ class Forward:
             mlp_out_bias=b.b_out,
         )
 
-    def _rotary(self, length: int, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine tables ``[pos, 1, rotary_dim]``, the model's own; None without rotary."""
-        model = self.weights.model
-        if model.cfg.positional_embedding_type != "rotary":
-            return None
-        if hasattr(model, "rotary_emb"):  # TransformerBridge keeps Hugging Face's module
-            positions = torch.arange(first, first + length, device=like.device)[None]
-            cos, sin = model.rotary_emb._original_component(like, positions)
-            return cos[0, :, None], sin[0, :, None]
-        attn = model.blocks[0].attn
-        rows = slice(first, first + length)
-        return attn.rotary_cos[rows, None].to(like), attn.rotary_sin[rows, None].to(like)
+    def _rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        found = self.rotary(torch.arange(length, device=like.device), like)
+        return None if found.cos is None or found.sin is None else (found.cos, found.sin)
 
     @torch.no_grad()
     def _compare_with_model(self) -> None:
@@ -303,14 +310,6 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     queries, keys = q.shape[2], k.shape[2]
     every = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     return every.tril(keys - queries)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first ``rotary_dim`` entries of each head, pairing entry i with i + half."""
-    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, kept), dim=-1)
 
 
 def _attention_scale(weights: Weights) -> float:

@@ -1,0 +1,59 @@
+"""What has been worked out about a model, kept for as long as the model is as it was then.
+
+Folding a model's matrices and checking the result against its own forward pass takes longer than
+many an analysis. It is done once: until a weight, the configuration or a hook of the model changes.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+__all__ = ["remembered"]
+
+T = TypeVar("T")
+
+_known: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+
+
+def remembered(model: Any, work_out: Callable[[], T]) -> T:
+    """What `work_out` gives, or gave when this model was last in its present state.
+
+    Args:
+        model: The model.
+        work_out: Must not give anything that holds the model, which then would never be freed. It
+            must not depend on embedding and unembedding matrices, which are not looked at.
+    """
+    state = _state(model)
+    known = _known.get(model)
+    if known is None or known[0] != state:
+        known = _known[model] = (state, work_out())
+    return known[1]
+
+
+@torch.no_grad()
+def _state(model: Any) -> tuple[Any, ...]:
+    """Equal for a model that computes the same; a changed weight changes it even through .data."""
+    weights = tuple(
+        (name, p.data_ptr(), tuple(p.shape), p.dtype, _checksum(p))
+        for name, p in model.named_parameters()
+        if model.cfg.d_vocab not in p.shape
+    )
+    hooks = tuple(
+        (name, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    )
+    return weights, hooks, repr(vars(model.cfg))
+
+
+def _checksum(x: Tensor) -> tuple[int | float, ...]:
+    """A sum over the bits, which no single change leaves as it was, and one that knows places."""
+    if not x.is_contiguous() or x.numel() * x.element_size() % 8:
+        x = x.detach().double().contiguous()
+    bits = x.detach().reshape(-1).view(torch.int64)
+    some = bits[:: max(1, len(bits) // 4096)]
+    places = torch.arange(1, 2 * len(some), 2, device=some.device)
+    return int(bits.sum()), int((some * places).sum())

@@ -1,0 +1,86 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from random_models import BACKENDS, build
+
+from mlp_interp.models import Forward, HookForward, forward_of
+from mlp_interp.models import engine as engine_module
+
+TOKENS = torch.tensor([[0, 5, 6]])
+
+
+@pytest.fixture
+def fresh(backend):
+    """A model that a test may change."""
+    model = build("parallel", backend, "folded")
+    model.run_with_cache(TOKENS)
+    return model
+
+
+@pytest.fixture
+def worked_out(monkeypatch):
+    """Counts how often a model is worked out anew."""
+    times, real = [], engine_module._lean_blocks
+
+    def counted(model):
+        times.append(1)
+        return real(model)
+
+    monkeypatch.setattr(engine_module, "_lean_blocks", counted)
+    return times
+
+
+def final(model):
+    forward = forward_of(model)
+    return forward.run(forward.embed(TOKENS))
+
+
+def test_an_unchanged_model_is_worked_out_once(fresh, worked_out):
+    first = forward_of(fresh)
+    assert isinstance(first, Forward)
+    assert forward_of(fresh).blocks is first.blocks
+    assert len(worked_out) == 1
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_one_changed_entry_is_seen(fresh, worked_out, through_data):
+    before = final(fresh)
+    name, weight = next(
+        (n, p) for n, p in fresh.named_parameters() if p.shape == (64, 32) or p.shape == (32, 64)
+    )
+    with torch.no_grad():
+        (weight.data if through_data else weight)[17, 3] += 1e-3
+    after = final(fresh)
+    assert len(worked_out) == 2, name
+    assert (before != after).any()
+
+
+def test_exchanged_rows_are_seen(fresh, worked_out):
+    forward_of(fresh)
+    weight = next(p for p in fresh.parameters() if p.shape in ((64, 32), (32, 64)))
+    with torch.no_grad():
+        weight.data[[1, 2]] = weight.data[[2, 1]]
+    forward_of(fresh)
+    assert len(worked_out) == 2
+
+
+def test_a_hook_left_on_the_model_is_seen(fresh):
+    clean = final(fresh)
+    fresh.add_hook("blocks.1.hook_mlp_out", lambda x, hook: torch.zeros_like(x))
+    try:
+        assert isinstance(forward_of(fresh), HookForward)
+        assert (final(fresh) - clean).abs().max() > 1e-3
+    finally:
+        fresh.reset_hooks()
+    assert torch.equal(final(fresh), clean)
+
+
+def test_remembering_keeps_no_model_alive():
+    model = build("parallel", BACKENDS[0], "folded")
+    forward_of(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
