@@ -1,0 +1,268 @@
+"""Who sends and who receives: labels read, checked against a model, and who can hear whom.
+
+Places are ordered by when they write to the stream or read it: the embedding at -1, block l's
+attention at 2l, its MLP at 2l + 1. A reader hears whoever writes before its horizon.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mlp_interp.models import Weights
+from mlp_interp.sites import Site
+
+__all__ = [
+    "LEVELS",
+    "LOGITS",
+    "Labels",
+    "Receivers",
+    "Senders",
+    "Target",
+    "check_range",
+    "labels_at",
+    "receivers_of",
+    "senders_of",
+    "shared_keys",
+]
+
+LEVELS = ("component", "head")
+LOGITS = "logits"
+
+Labels = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""A level, a label, several labels, or sets of labels by name."""
+
+_SET = ("q", "k", "v", "post", "mlp_out")
+_SENDERS = "embed, 3.attn, L3H5, L3H5.q (or .k, .v), 3.mlp, L3N669"
+_RECEIVERS = "3.attn, L3H5, L3H5.q (or .k, .v), 3.mlp, L3N669, logits"
+
+
+class Target(NamedTuple):
+    """An activation that a receiver's new input sets: q, k, v of a head, an MLP, a neuron.
+
+    What an MLP or a neuron computes from its input is set in place of the input itself, which is
+    the same and holds for every kind of MLP. `unit` is None for all heads, and for whole MLPs.
+    """
+
+    layer: int
+    name: str
+    unit: int | None
+
+    def horizon(self, parallel: bool) -> int:
+        """Whoever writes before this is heard."""
+        return 2 * self.layer + int(self.name in ("post", "mlp_out") and not parallel)
+
+
+@dataclass(frozen=True)
+class Receivers:
+    """A set of receivers whose inputs change together.
+
+    Attributes:
+        name: What a result calls it.
+        targets: What their inputs set.
+        logits: Whether the logits are among them.
+        horizon: Whoever writes before this is heard by some of them.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    logits: bool
+    horizon: int
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers with receivers, in order."""
+        return sorted({target.layer for target in self.targets})
+
+    def at(self, layer: int) -> dict[str, list[int] | None]:
+        """What is set in a block: heads or neurons by the activation's name; None for all."""
+        here = [target for target in self.targets if target.layer == layer]
+        units = {name: [t.unit for t in here if t.name == name] for name in _SET}
+        return {
+            name: None if None in chosen else sorted(u for u in chosen if u is not None)
+            for name, chosen in units.items()
+            if chosen
+        }
+
+
+@dataclass(frozen=True)
+class Senders:
+    """Components whose outputs are exchanged together.
+
+    Attributes:
+        name: What a result calls them.
+        sites: Their sites.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+
+    @property
+    def first(self) -> int:
+        """When the first of them writes."""
+        return min(_writes(site) for site in self.sites)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Layer and head of a single sender; -1 where it has none, or where they are several."""
+        site, *others = self.sites
+        if others:
+            return -1, -1
+        layer, head = site.layer, site.head
+        return -1 if layer is None else layer, -1 if head is None else head
+
+
+def senders_of(weights: Weights, senders: Labels, receivers: Sequence[Receivers]) -> list[Senders]:
+    """Read the senders.
+
+    Raises:
+        ValueError: There are none, one is unknown or the model lacks it, or it writes only after
+            every receiver has read.
+    """
+    named = _named("senders", senders, weights)
+    horizon = max(r.horizon for r in receivers)
+    found = [
+        Senders(name, tuple(_sender(weights, label) for label in labels))
+        for name, labels in named.items()
+    ]
+    if isinstance(senders, str) and senders in LEVELS:
+        return [group for group in found if group.first < horizon]
+    for group in found:
+        for site in group.sites:
+            if _writes(site) >= horizon:
+                wanted = "; ".join(r.name for r in receivers[:4])
+                raise ValueError(
+                    f"senders={site.label!r} writes after the receivers have read ({wanted}"
+                    f"{'; …' if len(receivers) > 4 else ''}); wanted one that writes before"
+                )
+    return found
+
+
+def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
+    """Read the sets of receivers.
+
+    Raises:
+        ValueError: There are none, or one is unknown or the model lacks it.
+    """
+    if isinstance(receivers, Mapping) or (isinstance(receivers, str) and receivers in LEVELS):
+        named = _named("receivers", receivers, weights)
+        named.pop("embed", None)
+        if isinstance(receivers, str):
+            named[LOGITS] = [LOGITS]
+    else:
+        labels = [receivers] if isinstance(receivers, str) else list(receivers)
+        named = {" + ".join(labels): labels}
+    return [_receivers(weights, name, labels) for name, labels in named.items()]
+
+
+def labels_at(weights: Weights, level: str) -> list[str]:
+    """Labels of the embedding, of every head or attention output, and of every MLP."""
+    labels = ["embed"]
+    for layer in range(weights.n_layers):
+        if level == "head":
+            labels += [Site("z", layer, head=head).label for head in range(weights.n_heads)]
+        else:
+            labels.append(Site("attn_out", layer).label)
+        labels.append(Site("mlp_out", layer).label)
+    return labels
+
+
+def shared_keys(weights: Weights) -> bool:
+    """Whether several heads share keys and values, so that their inputs cannot be told apart."""
+    cfg = weights.model.cfg
+    return (getattr(cfg, "n_key_value_heads", None) or weights.n_heads) != weights.n_heads
+
+
+def check_range(weights: Weights, argument: str, site: Site) -> None:
+    """Refuse a layer, head or neuron that the model lacks.
+
+    Raises:
+        ValueError: It lacks it.
+    """
+    sizes = {
+        "layer": (site.layer, weights.n_layers),
+        "head": (site.head, weights.n_heads),
+        "neuron": (site.neuron, weights.d_mlp),
+    }
+    for name, (index, size) in sizes.items():
+        if index is not None and index >= size:
+            raise ValueError(
+                f"{argument}={site.label!r} names {name} {index}; wanted 0 to {size - 1}"
+            )
+    if site.head is not None and site.name in ("k", "v") and shared_keys(weights):
+        raise ValueError(
+            f"{argument}={site.label!r}: heads of this model share their keys and values; wanted "
+            "queries (L3H5.q), a head's output, or all heads of a layer (3.attn)"
+        )
+
+
+def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[str]]:
+    if isinstance(labels, Mapping):
+        named = {name: [x] if isinstance(x, str) else list(x) for name, x in labels.items()}
+    elif isinstance(labels, str):
+        found = labels_at(weights, labels) if labels in LEVELS else [labels]
+        named = {label: [label] for label in found}
+    else:
+        named = {label: [label] for label in labels}
+    empty = [name for name, chosen in named.items() if not chosen]
+    if not named or empty:
+        where = f" at {empty[0]!r}" if empty else ""
+        raise ValueError(
+            f"{argument}={labels!r} is empty{where}; wanted labels such as "
+            f"{_SENDERS if argument == 'senders' else _RECEIVERS}, or {' or '.join(LEVELS)}"
+        )
+    return named
+
+
+def _parsed(argument: str, label: str, wanted: str) -> Site:
+    try:
+        return Site.parse(label)
+    except ValueError as error:
+        raise ValueError(f"{argument}={label!r} is no label; wanted such as {wanted}") from error
+
+
+def _sender(weights: Weights, label: str) -> Site:
+    site = _parsed("senders", label, _SENDERS)
+    known = site.name in ("embed", "attn_out", "mlp_out") or (
+        site.head is not None and site.name in ("z", "q", "k", "v")
+    )
+    if not known and not (site.neuron is not None and site.name == "post"):
+        raise ValueError(f"senders={label!r} writes nothing; wanted such as {_SENDERS}")
+    check_range(weights, "senders", site)
+    return site
+
+
+def _writes(site: Site) -> int:
+    if site.layer is None:
+        return -1
+    return 2 * site.layer + int(site.name in ("mlp_out", "post"))
+
+
+def _receivers(weights: Weights, name: str, labels: Sequence[str]) -> Receivers:
+    if not labels:
+        raise ValueError(f"receivers={list(labels)} is empty; wanted such as {_RECEIVERS}")
+    targets: dict[Target, None] = {}
+    for label in labels:
+        if label != LOGITS:
+            targets.update(dict.fromkeys(_targets(weights, label)))
+    logits = LOGITS in labels
+    horizons = [target.horizon(weights.parallel) for target in targets]
+    if logits:
+        horizons.append(2 * weights.n_layers)
+    return Receivers(name, tuple(targets), logits, max(horizons))
+
+
+def _targets(weights: Weights, label: str) -> Iterable[Target]:
+    site = _parsed("receivers", label, _RECEIVERS)
+    check_range(weights, "receivers", site)
+    layer = site.layer or 0
+    if site.name in ("attn_out", "z") and (site.name == "attn_out" or site.head is not None):
+        if site.head is not None and shared_keys(weights):
+            check_range(weights, "receivers", Site("k", layer, head=site.head))
+        return [Target(layer, name, site.head) for name in ("q", "k", "v")]
+    if site.name in ("q", "k", "v"):
+        return [Target(layer, site.name, site.head)]
+    if site.name == "mlp_out":
+        return [Target(layer, "mlp_out", None)]
+    if site.name in ("pre", "post") and site.neuron is not None:
+        return [Target(layer, "post", site.neuron)]
+    raise ValueError(f"receivers={label!r} reads nothing; wanted such as {_RECEIVERS}")
