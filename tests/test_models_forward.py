@@ -11,6 +11,7 @@ from random_models import HAS_HOOKED
 from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
 from mlp_interp.models import forward as forward_module
 from mlp_interp.models.forward import Memory
+from mlp_interp.models.rotary import Rotary
 from mlp_interp.sites import Site
 
 OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
@@ -210,7 +211,7 @@ def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkey
     """Each line of the lean forward that is broken is caught by the comparison with the model."""
     model = kind("parallel", backend, "raw")
     for name, broken in {
-        "Rotary": lambda *tables: lambda x: x,
+        "Rotary": lambda *tables: Rotary(),
         "_fold": lambda norm, weight, bias: (weight.T.contiguous(), bias),
         "_attention_scale": lambda weights: 1.0,
     }.items():
@@ -277,3 +278,16 @@ def test_models_without_layer_norm_are_refused(kind):
         Weights.of(model)
     with pytest.raises(ValueError, match="str has no cfg"):
         forward_of("pythia-70m")
+
+
+def test_hooks_do_not_take_what_is_run_for_padding(kind, backend):
+    model = kind("parallel", backend, "raw")
+    forward, tokenizer = HookForward(Weights.of(model)), model.tokenizer
+    middle = forward.run(forward.embed(torch.tensor([[3, 5, 6, 7]])), stop=1)
+    expected = forward.run(middle, start=1)
+    before = tokenizer.padding_side, tokenizer.pad_token
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.convert_ids_to_tokens(0)
+    try:
+        assert torch.equal(forward.run(middle, start=1), expected)
+    finally:
+        tokenizer.padding_side, tokenizer.pad_token = before

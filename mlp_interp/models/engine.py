@@ -77,9 +77,15 @@ class HookForward:
                 for name in (*_OBSERVED, *(("pattern",) if layer in patterns else ()))
             ]
             hooks.append((Site("resid_post", stop - 1).hook_name, leave))
-            tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
+            tokens = torch.full(resid.shape[:2], _filler(model), device=resid.device)
             model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
         return result[0]
+
+
+def _filler(model: Any) -> int:
+    """A token that is not padding: the library would mask positions that hold that."""
+    padding = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    return 1 if padding == 0 else 0
 
 
 def forward_of(model: Any) -> Forward | HookForward:
