@@ -233,3 +233,140 @@ def test_a_trace_of_one_site_and_one_sample_has_no_errors(nano):
     assert figure.layout.annotations[0].text == "MLP, 2 layers at a time"
     assert "standard error" not in figure.data[0].hovertemplate
     assert "±" not in figure.layout.title.text
+
+
+def scores():
+    nan = np.nan
+    values = [
+        [0.1, -2.0, 0.3, 0.0, 0.2],
+        [nan, 1.0, 4.0, nan, 0.4],
+        [nan, 0.5, nan, 0.6, -0.7],
+    ]
+    return xr.DataArray(
+        values,
+        dims=("sender", "receiver"),
+        coords={
+            "sender": ["embed", "L0H2", "0.mlp"],
+            "receiver": ["0.mlp", "L1H1.q", "L1H1.v", "1.mlp", "logits"],
+        },
+        attrs={"unit": "logits", "model": "m"},
+    )
+
+
+def test_edges_are_the_strongest_wide_by_size_and_coloured_by_sign():
+    figure = plots.edges(scores(), top=3)
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    hovers = [trace for trace in figure.data if trace.opacity == 0]
+    assert [trace.customdata[0] for trace in hovers] == [1.0, -2.0, 4.0]  # the strongest on top
+    assert [trace.text[0] for trace in hovers] == [
+        "<b>L0H2 → L1H1.q</b>", "<b>embed → L1H1.q</b>", "<b>L0H2 → L1H1.v</b>",
+    ]  # fmt: skip
+    widths = [line.line.width for line in lines]
+    assert widths == sorted(widths)
+    assert lines[0].line.color == lines[2].line.color != lines[1].line.color
+    assert all("logits" in trace.hovertemplate for trace in hovers)
+    assert figure.layout.title.text.startswith("The 3 strongest of 11 edges")
+
+
+def test_nodes_stand_by_layer_and_head_and_inputs_at_their_side():
+    figure = plots.edges(scores(), top=3)
+    nodes = next(trace for trace in figure.data if trace.mode == "markers+text")
+    at = dict(zip(nodes.text, zip(nodes.x, nodes.y, strict=True), strict=True))
+    assert at == {"L0H2": (2.0, 0.0), "L1H1": (1.0, 1.0), "embed": (1.5, -1.0)}
+    idle = next(trace for trace in figure.data if trace.mode == "markers" and trace.opacity != 0)
+    assert set(idle.text) == {"0.mlp", "1.mlp", "logits"}
+    ends = [line.x[-1] for line in figure.data if line.mode == "lines"]
+    assert ends[0] == ends[1] < 1.0 < ends[2]
+    assert list(figure.layout.yaxis.ticktext) == ["embed", "0", "1", "logits"]
+
+
+def test_edges_of_prompts_are_averaged_and_datasets_are_taken():
+    several = xr.concat([scores(), 3 * scores()], dim="prompt")
+    for given in (several, several.to_dataset(name="estimate")):
+        figure = plots.edges(given, top=1)
+        assert next(t for t in figure.data if t.opacity == 0).customdata[0] == 8.0
+        assert "mean of 2 prompts" in figure.layout.title.text
+    assert sum(trace.mode == "lines" for trace in plots.edges(scores(), top=99).data) == 10
+
+
+def effects(**sizes):
+    sizes = {"site": ["resid_pre", "mlp_out"], "layer": range(3), "pos": range(4)} | sizes
+    sizes = {name: list(values) for name, values in sizes.items()}
+    shape = tuple(map(len, sizes.values()))
+    values = np.random.default_rng(0).normal(size=shape)
+    return xr.DataArray(values, coords=sizes, dims=list(sizes), attrs={"unit": "logits"})
+
+
+def test_estimates_are_panels_with_the_diagonal_and_correlations():
+    exact = effects()
+    estimate = exact.copy(data=0.5 * exact.values)
+    estimate[0] = -estimate[0]
+    figure = plots.estimate(exact, estimate.transpose("pos", "site", "layer"))
+    assert [note.text for note in figure.layout.annotations] == [
+        "resid_pre: r = -1.00, rank -1.00", "mlp_out: r = 1.00, rank 1.00",
+    ]  # fmt: skip
+    diagonal, points = figure.data[:2]
+    assert list(diagonal.x) == list(diagonal.y)
+    np.testing.assert_array_equal(points.x, exact[0].values.ravel())
+    np.testing.assert_array_equal(points.y, -points.x / 2)
+    assert list(points.marker.color) == [0] * 4 + [1] * 4 + [2] * 4
+    assert points.customdata[5] == "1.resid_pre at 1"
+    assert "estimate %{y:.4g} logits" in points.hovertemplate
+
+
+def test_the_worst_cells_are_labelled():
+    exact = effects()
+    estimate = exact.copy()
+    estimate[1, 2, 3] += 5.0
+    estimate[1, 0, 1] -= 4.0
+    points = plots.estimate(exact, estimate, worst=2).data[3]
+    assert [text for text in points.text if text] == ["0.mlp at 1", "2.mlp at 3"]
+    assert not any(plots.estimate(exact, exact).data[1].text)
+    assert not any(plots.estimate(exact, estimate, worst=0).data[3].text)
+
+
+def test_several_arrays_share_one_figure_and_prompts_are_averaged():
+    streams, heads = effects(prompt=range(2)), effects(site=["z"], pos=[0]).isel(pos=0)
+    heads = heads.drop_vars("pos").expand_dims(head=[0, 1])
+    figure = plots.estimate([streams, heads], [streams, heads])
+    assert [note.text.split(":")[0] for note in figure.layout.annotations] == [
+        "resid_pre", "mlp_out", "z",
+    ]  # fmt: skip
+    np.testing.assert_allclose(figure.data[1].x, streams[0].mean("prompt").values.ravel())
+    assert figure.data[5].customdata[0] == "L0H0"
+
+
+def test_cells_that_are_not_finite_are_left_out_and_constants_have_no_correlation():
+    exact = effects(site=["z"])
+    exact[0, 0, 0] = np.nan
+    assert plots.estimate(exact, exact).data[1].x.size == 11
+    assert plots.estimate(exact, 0 * exact).layout.annotations[0].text == "z: nothing varies"
+
+
+def test_of_very_many_cells_the_largest_are_drawn():
+    exact = effects(site=["z"], pos=range(3000))
+    figure = plots.estimate(exact, exact)
+    assert figure.data[1].x.size == 4000
+    assert np.abs(figure.data[1].x).min() > np.sort(np.abs(exact.values.ravel()))[4000]
+    assert "r = 1.00" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.edges(scores(), top=0), "top must be at least 1"),
+        (lambda: plots.edges(0 * scores()), "no edge to draw"),
+        (lambda: plots.edges(scores().rename(sender="from")), "no dimension 'sender'"),
+        (lambda: plots.edges(scores().to_dataset(name="bits")), "lacks 'estimate'"),
+        (lambda: plots.edges(scores().assign_coords(sender=list("abc"))), "label='a'"),
+        (lambda: plots.estimate(effects(), effects(), worst=-1), "must not be negative"),
+        (lambda: plots.estimate(effects(), effects(pos=range(3))), "wanted the same cells"),
+        (lambda: plots.estimate(effects(), effects(pos=range(1, 5))), "wanted the same cells"),
+        (lambda: plots.estimate([effects()], []), "wanted as many"),
+        (lambda: plots.estimate(effects(), effects() * np.nan), "no cell that is finite"),
+        (lambda: plots.estimate(*[effects().isel(layer=0, drop=True)] * 2), "dimension 'layer'"),
+    ],
+)
+def test_wrong_scores_and_estimates_are_one_clear_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

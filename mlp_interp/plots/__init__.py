@@ -6,6 +6,8 @@ magnitudes a sequential one; error bars are one standard error and say so.
 """
 
 from mlp_interp.plots._attribution import attribution, heads, neurons, sources
+from mlp_interp.plots._compare import estimate
+from mlp_interp.plots._edges import edges
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._norms import norms
 from mlp_interp.plots._patching import patching
@@ -16,6 +18,8 @@ __all__ = [
     "attribution",
     "causal_trace",
     "direct_vs_total",
+    "edges",
+    "estimate",
     "heads",
     "importance",
     "neurons",
