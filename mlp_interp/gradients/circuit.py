@@ -114,8 +114,7 @@ class _Circuit:
     graph: Graph
     span: Span
     read: tuple[int, ...]
-    embedded: Tensor
-    """Clean less corrupted embeddings at the rows of the span."""
+    embedded: Tensor  # clean less corrupted, at the rows of the span
     corrupted: dict[tuple[str, int], Tensor]
     final: Tensor
     memory: list[tuple[Tensor, Tensor]]
@@ -137,8 +136,7 @@ class _Circuit:
                 found[name, layer] = x
 
         final = lean.run(base[:, first:], span, memory, observe=note).final
-        embedded = (here - base)[:, first:]
-        return cls(lean, graph, span, read, embedded, found, final, memory)
+        return cls(lean, graph, span, read, (here - base)[:, first:], found, final, memory)
 
     def run(
         self, masks: Float[Tensor, "circuit sender receiver"]
