@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def by_body(body: GPTNeoXForCausalLM, contrast: mi.Contrast, every: int) -> torc
     return torch.stack(values)
 
 
+def by_nnsight(body: GPTNeoXForCausalLM, contrast: mi.Contrast, every: int) -> torch.Tensor:
+    """One nnsight trace a cell, resid_pre only."""
+    import nnsight
+
+    model = nnsight.NNsight(body)
+    n_layers, values = body.config.num_hidden_layers, []
+    with torch.no_grad():
+        with model.trace(contrast.clean_tokens):
+            kept = [model.gpt_neox.layers[n].input.save() for n in range(n_layers)]
+        cells = [(n, p) for n in range(n_layers) for p in range(contrast.length)][::every]
+        for n, position in cells:
+            with model.trace(contrast.corrupted_tokens):
+                model.gpt_neox.layers[n].input[:, position] = kept[n][:, position]
+                logits = model.output.logits[:, -1:].save()
+            values.append(difference(logits, contrast))
+    return torch.stack(values)
+
+
 def products(site: str, model: Any, contrast: mi.Contrast) -> float:
     """Multiplications of one forward a cell over those of the exact grid, ``d_model^2`` a token."""
     cfg, length = model.cfg, contrast.length
@@ -181,7 +200,9 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["70m"], choices=list(SHAPES))
     parser.add_argument("--lengths", nargs="*", type=int, default=[16, 64, 128])
     parser.add_argument("--sites", nargs="*", default=["resid_pre", "mlp_out", "attn_out", "z"])
-    parser.add_argument("--peers", nargs="*", default=["library", "bridge", "body", "batch"])
+    parser.add_argument(
+        "--peers", nargs="*", default=["library", "batch", "bridge", "body", "nnsight"]
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="time every cell of the slow side")
     options = parser.parse_args()
@@ -245,6 +266,16 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
             f"resid_pre, T={length}, both on TransformerBridge, against its hooks",
             ours("resid_pre", contrast, bridge),
             lambda: by_plain_hooks(bridge, contrast, "resid_pre", every),
+            every,
+            options.repeats,
+            bound("resid_pre"),
+        )
+    if "nnsight" in options.peers and find_spec("nnsight"):
+        traced = GPTNeoXForCausalLM.from_pretrained(path).eval()
+        compare(
+            f"resid_pre, T={length}, against nnsight",
+            ours("resid_pre", contrast),
+            lambda: by_nnsight(traced, contrast, every),
             every,
             options.repeats,
             bound("resid_pre"),
