@@ -1,3 +1,4 @@
+from . import gradients as gradients
 from . import metrics as metrics
 from . import plots as plots
 from . import prompts as prompts
@@ -13,6 +14,9 @@ from .corpus import Corpus as Corpus
 from .corpus import load_corpus as load_corpus
 from .edits import Edit as Edit
 from .edits import Runner as Runner
+from .gradients import attribution_patch as attribution_patch
+from .gradients import edge_attribution as edge_attribution
+from .gradients import faithfulness as faithfulness
 from .models import check_model as check_model
 from .models import load_model as load_model
 from .patching import causal_trace as causal_trace

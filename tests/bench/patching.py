@@ -134,10 +134,11 @@ def by_nnsight(body: GPTNeoXForCausalLM, contrast: mi.Contrast, every: int) -> t
     import nnsight
 
     model = nnsight.NNsight(body)
-    n_layers, values = body.config.num_hidden_layers, []
+    n_layers, kept, values = body.config.num_hidden_layers, [], []
     with torch.no_grad():
         with model.trace(contrast.clean_tokens):
-            kept = [model.gpt_neox.layers[n].input.save() for n in range(n_layers)]
+            for n in range(n_layers):
+                kept.append(model.gpt_neox.layers[n].input.save())  # noqa: PERF401 (it is traced)
         cells = [(n, p) for n in range(n_layers) for p in range(contrast.length)][::every]
         for n, position in cells:
             with model.trace(contrast.corrupted_tokens):
