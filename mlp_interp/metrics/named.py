@@ -79,8 +79,10 @@ def logit_difference(
 
 
 def logit(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Linear:
-    """Logit of one token per prompt. Models that centre their unembedding shift it by a constant
-    per position, so compare logits between runs of one model only.
+    """Logit of one token per prompt.
+
+    Models that centre their unembedding shift it by a constant per position: compare logits
+    between runs of one model only.
     """
     return Linear(
         name="logit",
