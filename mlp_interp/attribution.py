@@ -1,6 +1,8 @@
 """Direct logit attribution: what does each component add to a logit?"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -10,23 +12,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
-from mlp_interp.residual import Level, Residual, decompose
+from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site, component_coords
-from mlp_interp.unembed import Unembed
+from mlp_interp.unembed import directions, mean_direction
 
 __all__ = ["attribute_logits", "attribute_sources", "top"]
 
 Tokens = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " prompt"]
+Foils = Tokens | Literal["mean"] | None
 
 
 @torch.no_grad()
 def attribute_logits(
     model: Any,
     cache: Any,
-    answers: Tokens,
-    foils: Tokens | Literal["mean"] | None = None,
+    answers: Tokens | Contrast,
+    foils: Foils = None,
     *,
     level: Level = "component",
     positions: int | Sequence[int] | None = -1,
@@ -43,7 +47,9 @@ def attribute_logits(
     Args:
         model: The model the cache was made with.
         cache: An `ActivationCache` with the entries of `needed(model, level=level)`.
-        answers: One token (id or single-token string) for all prompts, or one for each.
+        answers: One token (id or single-token string) for all prompts, or one for each; or the
+            `Contrast` whose clean or corrupted prompts were run: its answers, and its foils unless
+            others are given, and the result says which task, seed and split they come from.
         foils: The same, to attribute ``logit(answer) - logit(foil)``; ``"mean"`` attributes the
             logit less its mean over the vocabulary, which is the part of the log-probability that
             is linear in the stream (the other part, a log-sum-exp, is not); None attributes the
@@ -57,7 +63,8 @@ def attribute_logits(
         ``bias``; answer and foil strings lie along ``prompt``.
 
     Raises:
-        ValueError: Missing cache entries, tokens that are not one each, wrong lengths or options.
+        ValueError: Missing cache entries, tokens that are not one each, wrong lengths or options,
+            shares that are not finite.
 
     References:
         Elhage et al. 2021 (direct paths); nostalgebraist, "interpreting GPT: the logit lens", 2020.
@@ -68,7 +75,9 @@ def attribute_logits(
         >>> model = load_model("nano")
         >>> task = prompts.facts(model, n=4, seed=0)
         >>> cache = cache_for(model, task.clean_tokens, level="head")
-        >>> shares = attribute_logits(model, cache, task.answers, task.foils, level="head")
+        >>> shares = attribute_logits(model, cache, task, level="head")
+        >>> shares.attrs["task"], shares.attrs["seed"], shares.attrs["data"]
+        ('facts', 0, 'facts: 4 pairs of 10 tokens')
         >>> logits = model(task.clean_tokens)[:, -1]
         >>> index = torch.arange(4)
         >>> difference = logits[index, task.answers] - logits[index, task.foils]
@@ -77,40 +86,32 @@ def attribute_logits(
     """
     if norm not in ("freeze", "recompute"):
         raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
+    weights = Weights.of(model)
     residual = decompose(model, cache, level=level, position=positions)
-    unembed = Unembed.of(model)
-    directions, bias, names = _readout(model, unembed, residual.total.shape[0], answers, foils)
-    shares = _frozen(unembed, residual, directions)
+    readout = _Readout.of(weights, residual.total.shape[0], answers, foils)
+    shares = _frozen(weights, residual, readout.directions)
     if norm == "recompute":
-        shares = _recomputed(unembed, residual, directions, shares)
-    bias_share = bias[:, None, None].expand(*shares.shape[:2], 1)
-    return xr.DataArray(
-        to_numpy(torch.cat([shares, bias_share], dim=-1)),
-        dims=("prompt", "pos", "component"),
-        coords={
-            **component_coords([*residual.sites, Site("bias")]),
-            "prompt": np.arange(shares.shape[0]),
-            "pos": list(residual.positions),
-            **names,
-        },
-        name="attribution",
-        attrs={
-            **residual.attrs,
-            "unit": "logits",
-            "long_name": _long_name(foils),
-            "level": level,
-            "norm": norm,
-            "data": f"{shares.shape[0]} prompts",
-        },
-    )
+        shares = _recomputed(weights, residual, readout.directions, shares)
+    bias = readout.bias[:, None, None].expand(*shares.shape[:2], 1)
+    labelled = _labelled(Layout.of(weights, level), shares.shape[0], residual.positions)
+    found = labelled.copy(deep=False, data=_finite(torch.cat([shares, bias], dim=-1)))
+    attrs = {
+        **readout.attrs(cache),
+        **residual.attrs,
+        "unit": "logits",
+        "long_name": readout.long_name,
+        "level": level,
+        "norm": norm,
+    }
+    return found.assign_coords(readout.names).assign_attrs(attrs)
 
 
 @torch.no_grad()
 def attribute_sources(
     model: Any,
     cache: Any,
-    answers: Tokens,
-    foils: Tokens | Literal["mean"] | None = None,
+    answers: Tokens | Contrast,
+    foils: Foils = None,
     *,
     heads: Sequence[str | Site] | None = None,
     position: int = -1,
@@ -141,40 +142,40 @@ def attribute_sources(
         >>> model = load_model("nano")
         >>> task = prompts.ioi(model, n=2, seed=0)
         >>> _, cache = model.run_with_cache(task.clean_tokens)
-        >>> attribute_sources(model, cache, task.answers, task.foils, heads=["L3H0"]).dims
+        >>> attribute_sources(model, cache, task, heads=["L3H0"]).dims
         ('prompt', 'component', 'source')
     """
-    weights, unembed = Weights.of(model), Unembed.of(model)
+    weights = Weights.of(model)
     sites = _heads(weights, heads)
     final = _entry(cache, Site("resid_post", weights.n_layers - 1))
-    if not -final.shape[1] <= position < final.shape[1]:
+    if type(position) is not int or not -final.shape[1] <= position < final.shape[1]:
         raise ValueError(f"position={position}; wanted {-final.shape[1]} to {final.shape[1] - 1}")
     position %= final.shape[1]
-    directions, _, names = _readout(model, unembed, final.shape[0], answers, foils)
-    directions = directions / unembed.scale(final[:, position])
+    readout = _Readout.of(weights, final.shape[0], answers, foils)
+    read = readout.directions / _scale(weights, final[:, position])
     shares = []
     for site in sites:
         pattern = _entry(cache, Site("pattern", site.layer))[:, site.head, position]
         value = _entry(cache, Site("v", site.layer))[:, :, site.head]
-        read = directions @ weights.block(site.layer or 0).W_O[site.head].T
-        shares.append(pattern * torch.einsum("bsh,bh->bs", value, read))
+        written = read @ weights.parameter(site.layer or 0, "W_O")[site.head].T
+        shares.append(pattern * torch.einsum("bsh,bh->bs", value, written))
     return xr.DataArray(
-        to_numpy(torch.stack(shares, dim=1)),
+        _finite(torch.stack(shares, dim=1)),
         dims=("prompt", "component", "source"),
         coords={
             **component_coords(sites),
             "prompt": np.arange(final.shape[0]),
             "source": np.arange(final.shape[1]),
             "pos": position,
-            **names,
+            **readout.names,
         },
         name="attribution",
         attrs={
+            **readout.attrs(cache),
             **describe(model),
             "unit": "logits",
-            "long_name": f"{_long_name(foils)}, by the token that the head read",
+            "long_name": f"{readout.long_name}, by the token that the head read",
             "norm": "freeze",
-            "data": f"{final.shape[0]} prompts",
         },
     )
 
@@ -198,68 +199,142 @@ def top(result: xr.DataArray, k: int = 10, *, dim: str = "component") -> xr.Data
     return mean.isel({dim: order})
 
 
+@lru_cache(maxsize=16)
+def _labelled(layout: Layout, prompts: int, positions: tuple[int, ...]) -> xr.DataArray:
+    """An array of no values (one, spread out) with the coordinates of `attribute_logits`.
+
+    Labelling tens of thousands of neurons anew would take longer than computing their shares. The
+    coordinates cannot be written to, because all results of one shape share them.
+    """
+    coords = layout.coordinates()
+    labelled = xr.DataArray(
+        np.broadcast_to(np.float32(0), (prompts, len(positions), coords.sizes["component"])),
+        dims=("prompt", "pos", "component"),
+        coords={**coords, "prompt": np.arange(prompts), "pos": list(positions)},
+        name="attribution",
+    )
+    for coordinate in labelled.coords.values():
+        coordinate.values.flags.writeable = False
+    return labelled
+
+
 def _frozen(
-    unembed: Unembed, residual: Residual, directions: Float[Tensor, "prompt d_model"]
+    weights: Weights, residual: Residual, directions: Float[Tensor, "prompt d_model"]
 ) -> Float[Tensor, "prompt pos component"]:
     # Directions of the folded readout have mean zero over d_model, so components need no centring.
-    return residual.project(directions[:, None]) / unembed.scale(residual.total)
+    return residual.project(directions[:, None]) / _scale(weights, residual.total)
 
 
 def _recomputed(
-    unembed: Unembed,
+    weights: Weights,
     residual: Residual,
     directions: Float[Tensor, "prompt d_model"],
     frozen: Float[Tensor, "prompt pos component"],
 ) -> Float[Tensor, "prompt pos component"]:
     """Fall of the logit on removing each component, from norms and dot products alone."""
     centred = residual.centred()
-    scale = unembed.scale(residual.total)
+    scale = _scale(weights, residual.total)
     d_model = residual.total.shape[-1]
     dots, squares = centred.project(centred.total), centred.square_norms()
     variance = scale.square() - (2 * dots - squares) / d_model
-    removed_scale = variance.clamp_min(unembed.eps).sqrt()
+    removed_scale = variance.clamp_min(weights.eps).sqrt()
     logit = (centred.total * directions[:, None]).sum(-1, keepdim=True) / scale
     # logit(r) - logit(r - c) with the scale of r - c
     return logit - (logit - frozen) * scale / removed_scale
 
 
-def _readout(
-    model: Any, unembed: Unembed, n_prompts: int, answers: Tokens, foils: Any
-) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"], dict[str, Any]]:
-    """Direction, bias and names of the number that is attributed, per prompt."""
-    answer_ids = _ids(model, unembed, answers, n_prompts, "answers")
-    directions, bias = unembed.directions(answer_ids), unembed.bias[answer_ids]
-    names = {"answer": ("prompt", _strings(model, answer_ids))}
-    if isinstance(foils, str) and foils == "mean":
-        return directions - unembed.weight.mean(-1), bias - unembed.bias.mean(), names
-    if foils is not None:
-        foil_ids = _ids(model, unembed, foils, n_prompts, "foils")
-        if bool((foil_ids == answer_ids).any()):
-            raise ValueError("foils equal answers in some prompt; wanted two different tokens")
-        directions = directions - unembed.directions(foil_ids)
-        bias = bias - unembed.bias[foil_ids]
-        names["foil"] = ("prompt", _strings(model, foil_ids))
-    return directions, bias, names
+def _scale(weights: Weights, stream: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
+    """What the final LayerNorm divides a stream by."""
+    return (stream.var(-1, keepdim=True, correction=0) + weights.eps).sqrt()
 
 
-def _ids(model: Any, unembed: Unembed, tokens: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
+@dataclass(frozen=True)
+class _Readout:
+    """The number that is attributed, per prompt: its direction in the stream, bias and names."""
+
+    directions: Float[Tensor, "prompt d_model"]
+    bias: Float[Tensor, " prompt"]
+    names: dict[str, Any]
+    long_name: str
+    contrast: Contrast | None
+
+    @classmethod
+    def of(cls, weights: Weights, n_prompts: int, answers: Any, foils: Any) -> "_Readout":
+        contrast = answers if isinstance(answers, Contrast) else None
+        if contrast is not None:
+            foils = contrast.foils if foils is None else foils
+            answers = contrast.answers
+        ids = _ids(weights, answers, n_prompts, "answers")
+        names = {"answer": ("prompt", _strings(weights.model, ids))}
+        long_name = "share of the answer's logit"
+        if isinstance(foils, str) and foils == "mean":
+            (chosen, bias), (mean, mean_bias) = directions(weights, ids), mean_direction(weights)
+            chosen, bias = chosen - mean, bias - mean_bias
+            long_name += " less the mean logit"
+        elif foils is not None:
+            foil_ids = _ids(weights, foils, n_prompts, "foils")
+            if bool((foil_ids == ids).any()):
+                raise ValueError("foils equal answers in some prompt; wanted two different tokens")
+            (chosen, wrong), (bias, wrong_bias) = directions(weights, torch.stack([ids, foil_ids]))
+            chosen, bias = chosen - wrong, bias - wrong_bias
+            names["foil"] = ("prompt", _strings(weights.model, foil_ids))
+            long_name = "share of logit(answer) - logit(foil)"
+        else:
+            chosen, bias = directions(weights, ids)
+        return cls(chosen, bias, names, long_name, contrast)
+
+    def attrs(self, cache: Any) -> dict[str, Any]:
+        """Where the prompts come from: all that the contrast knows, and which side was run."""
+        if self.contrast is None:
+            return {"data": f"{len(self.bias)} prompts"}
+        attrs = dict(self.contrast.attrs)
+        if "tokens" in cache:
+            ran = cache["tokens"]
+            sides = {
+                "clean": self.contrast.clean_tokens,
+                "corrupted": self.contrast.corrupted_tokens,
+            }
+            found = [name for name, side in sides.items() if torch.equal(side.to(ran.device), ran)]
+            attrs.update({"prompts": found[0]} if found else {})
+        return attrs
+
+
+def _ids(weights: Weights, tokens: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
     listed = tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens
-    many = [listed] * n if isinstance(listed, int | str) else list(listed)
+    single = isinstance(listed, int | str)
+    if not single and not isinstance(listed, Sequence):
+        raise ValueError(f"{name}={tokens!r}; wanted token ids or single-token strings")
+    many = [listed] * n if single else list(listed)
+    for token in many:
+        if isinstance(token, bool) or not isinstance(token, int | str | np.integer):
+            raise ValueError(
+                f"{name} holds {token!r}; wanted integer token ids or single-token strings"
+            )
     if len(many) != n:
         raise ValueError(f"{name} has {len(many)} tokens for {n} prompts; wanted one each, or one")
     ids = [
-        single_token(tokenizer_of(model), token, what=name)
+        single_token(tokenizer_of(weights.model), token, what=name)
         if isinstance(token, str)
         else int(token)
         for token in many
     ]
-    if any(not 0 <= i < unembed.d_vocab for i in ids):
-        raise ValueError(f"{name}={ids} has ids outside the vocabulary of {unembed.d_vocab}")
-    return torch.tensor(ids, device=unembed.weight.device)
+    if any(not 0 <= i < weights.d_vocab for i in ids):
+        raise ValueError(f"{name}={ids} has ids outside the vocabulary of {weights.d_vocab}")
+    return torch.tensor(ids, device=weights.device)
 
 
 def _strings(model: Any, ids: Int[Tensor, " prompt"]) -> list[str]:
     return token_strings(getattr(model, "tokenizer", None), ids.tolist())
+
+
+def _finite(shares: Tensor) -> np.ndarray:
+    values = to_numpy(shares)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "shares hold NaN or infinity, which the cache does not; look at the weights with "
+            "check_model(model)"
+        )
+    return values
 
 
 def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
@@ -293,11 +368,3 @@ def _entry(cache: Any, site: Site) -> Tensor:
         )
     value = cache[site.hook_name].detach()
     return value if getattr(cache, "has_batch_dim", True) else value[None]
-
-
-def _long_name(foils: Any) -> str:
-    if foils is None:
-        return "share of the answer's logit"
-    if isinstance(foils, str) and foils == "mean":
-        return "share of the answer's logit less the mean logit"
-    return "share of logit(answer) - logit(foil)"

@@ -1,5 +1,6 @@
 """The readout: from a residual stream to logits, with the final LayerNorm folded in."""
 
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from mlp_interp.models.weights import Weights
 
-__all__ = ["Unembed", "directions"]
+__all__ = ["Unembed", "directions", "mean_direction"]
+
+# Mean column of W_U and what tells that the weights are still the same. Weak, so that it never
+# keeps a model in memory.
+_means: "weakref.WeakKeyDictionary[Any, tuple[tuple, Tensor]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,33 @@ def directions(
     Raises:
         ValueError: A token id is outside the vocabulary.
     """
-    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < weights.d_vocab):
+    W_U, norm = weights.W_U, weights.ln_final
+    size = W_U.shape[-1]
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < size):
         raise ValueError(
-            f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to "
-            f"{weights.d_vocab - 1}"
+            f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to {size - 1}"
         )
-    norm, columns = weights.ln_final, weights.W_U.T[tokens.to(weights.device)]
-    bias = columns @ norm.b + weights.b_U[tokens.to(weights.device)]
+    tokens = tokens.to(W_U.device)
+    columns = W_U.T[tokens]
     folded = columns * norm.w
-    return folded - folded.mean(-1, keepdim=True), bias
+    return folded - folded.mean(-1, keepdim=True), columns @ norm.b + weights.b_U[tokens]
+
+
+def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
+    """Mean over the vocabulary of the columns of ``W'`` and of ``b'``.
+
+    The mean of ``W_U``, for which the whole matrix is read, is kept for as long as the model lives
+    and its ``W_U`` stays as it is.
+    """
+    W_U, norm = weights.W_U, weights.ln_final
+    # In-place changes raise the version, but not those through `.data`: so some entries are looked
+    # at. What stays unseen is a change of single columns, of which the mean hardly takes notice.
+    flat = W_U.reshape(-1) if W_U.is_contiguous() else W_U.T.reshape(-1)
+    some = flat[:: max(1, len(flat) // 4096) | 1].double()
+    state = (W_U.data_ptr(), W_U._version, tuple(W_U.shape), float(some.sum()), float(some.norm()))
+    known = _means.get(weights.model)
+    if known is None or known[0] != state:
+        known = _means[weights.model] = (state, W_U.mean(-1))
+    column = known[1]
+    folded = column * norm.w
+    return folded - folded.mean(), column @ norm.b + weights.b_U.mean()

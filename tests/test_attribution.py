@@ -1,15 +1,20 @@
 """Shares sum to the model's logits and are what their formula says."""
 
+import statistics
+import time
+
 import numpy as np
 import pytest
 import reference
 import torch
 import xarray as xr
-from random_models import unchecked
+from random_models import random_neox, tiny_tokenizer, unchecked
 
-from mlp_interp import attribute_logits, attribute_sources, top
-from mlp_interp.residual import LEVELS, cache_for
-from mlp_interp.unembed import Unembed
+from mlp_interp import attribute_logits, attribute_sources, load_model, prompts, top
+from mlp_interp.models import Weights
+from mlp_interp.residual import LEVELS, Layout, cache_for, decompose
+from mlp_interp.sites import Site, component_coords
+from mlp_interp.unembed import Unembed, mean_direction
 
 ANSWERS, FOILS = [5, 6, 7, 299], [9, 8, 5, 0]
 ROWS = torch.arange(4)
@@ -189,6 +194,14 @@ def test_top_keeps_signs_and_order():
         ({"answers": 1, "positions": 9}, "wanted indices from -9 to 8"),
         ({"answers": 1, "norm": "frozen"}, "norm='frozen'; wanted 'freeze' or 'recompute'"),
         ({"answers": 1, "level": "neuron"}, r"level='neuron'\)"),
+        ({"answers": None}, "answers=None; wanted token ids or single-token strings"),
+        ({"answers": 1.0}, r"answers=1\.0; wanted token ids"),
+        ({"answers": True}, "answers holds True; wanted integer token ids"),
+        (
+            {"answers": torch.tensor([1.0, 2, 3, 4])},
+            r"answers holds 1\.0; wanted integer token ids",
+        ),
+        ({"answers": 1, "foils": [2, 3, None, 4]}, "foils holds None; wanted integer token ids"),
     ],
 )
 def test_bad_arguments(kind, tokens, arguments, text):
@@ -229,3 +242,115 @@ def test_the_readout_is_where_the_scale_comes_from(kind, tokens):
     expected = reference.logits(model, stream)[ROWS, -1, ANSWERS]
     np.testing.assert_allclose(found.sum("component").squeeze(), expected, atol=1e-4)
     assert Unembed.of(model).eps == 1e-5
+
+
+def test_neurons_are_not_named_one_by_one(kind, backend, tokens, monkeypatch):
+    """What 3% of a forward pass allows: a few sites, a few columns, labels made once."""
+    model = kind("parallel", backend)
+    cache = cache_for(model, tokens, level="neuron")
+    first = attribute_logits(model, cache, ANSWERS, FOILS, level="neuron")
+    made = []
+    checked = Site.__post_init__
+    monkeypatch.setattr(Site, "__post_init__", lambda site: made.append(site) or checked(site))
+    monkeypatch.setattr(Unembed, "of", lambda _model: pytest.fail("the whole readout was folded"))
+    again = attribute_logits(model, cache, ANSWERS, FOILS, level="neuron")
+    xr.testing.assert_identical(again, first)
+    assert len(made) < 50
+    attribute_logits(model, cache, ANSWERS, "mean", level="neuron")
+
+
+def test_coordinates_are_those_of_the_sites(kind, tokens):
+    for architecture in ("parallel", "gpt2"):
+        model = kind(architecture)
+        for level in LEVELS:
+            residual = decompose(model, cache_for(model, tokens, level=level), level=level)
+            expected = xr.Coordinates(component_coords([*residual.sites, Site("bias")]))
+            found = Layout.of(Weights.of(model), level).coordinates()
+            xr.testing.assert_identical(found.to_dataset(), expected.to_dataset())
+
+
+def test_one_result_cannot_relabel_another(kind, tokens):
+    model = kind()
+    cache = cache_for(model, tokens)
+    found = attribute_logits(model, cache, 5)
+    with pytest.raises(ValueError, match="read-only"):
+        found.layer.values[0] = 7
+    found.values[...] = 0
+    found.layer.attrs["unit"] = "other"
+    again = attribute_logits(model, cache, 5)
+    assert again.layer.attrs == {}
+    assert not (again.values == 0).all()
+
+
+def test_the_mean_direction_follows_the_weights(backend, tokens):
+    source = random_neox(layers=1)
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend, processing="raw")
+    weights = Weights.of(model)
+    matrix = model.unembed.W_U
+    for change in ("none", "data", "in place"):
+        with torch.no_grad():
+            if change == "data":
+                matrix.data[:, 100:] += 3.0
+            elif change == "in place":
+                matrix[:, 7] += 3.0
+        unembed = Unembed.of(model)
+        direction, bias = mean_direction(weights)
+        torch.testing.assert_close(direction, unembed.weight.mean(-1), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(bias, unembed.bias.mean(), atol=1e-6, rtol=1e-5)
+
+
+def test_a_contrast_brings_foils_and_provenance(nano):
+    task = prompts.ioi(nano, n=3, seed=4)
+    cache = cache_for(nano, task.clean_tokens, level="head")
+    found = attribute_logits(nano, cache, task, level="head")
+    plain = attribute_logits(nano, cache, task.answers, task.foils, level="head")
+    xr.testing.assert_equal(found, plain)
+    assert plain.attrs["data"] == "3 prompts"
+    for name in ("task", "seed", "split", "data", "tokenizer"):
+        assert found.attrs[name] == task.attrs[name]
+    assert found.attrs["prompts"] == "clean"
+    assert found.attrs["model"] == "nano"
+    corrupted = cache_for(nano, task.corrupted_tokens)
+    assert attribute_logits(nano, corrupted, task).attrs["prompts"] == "corrupted"
+    mean = attribute_logits(nano, cache, task, "mean", level="head")
+    expected = attribute_logits(nano, cache, task.answers, "mean", level="head")
+    xr.testing.assert_equal(mean, expected)
+    _, full = nano.run_with_cache(task.clean_tokens)
+    assert attribute_sources(nano, full, task, heads=["L3H0"]).attrs["seed"] == 4
+    with pytest.raises(ValueError, match="answers has 3 tokens for 2 prompts"):
+        attribute_logits(nano, cache_for(nano, task.clean_tokens[:2]), task)
+
+
+@pytest.mark.parametrize("norm", ["freeze", "recompute"])
+def test_weights_that_went_bad_after_the_run(backend, tokens, norm):
+    """The cache is sound and the value vectors are not: no share may pass for a number."""
+    model = load_model(random_neox(layers=2), tokenizer=tiny_tokenizer(), backend=backend)
+    cache = cache_for(model, tokens, level="neuron")
+    model.blocks[0].mlp.W_out.data[3, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity.*check_model\(model\)"):
+        attribute_logits(model, cache, 5, level="neuron", norm=norm)
+    cache = cache_for(model, tokens, level="neuron")
+    with pytest.raises(ValueError, match=r"NaN or infinity.*check_model\(model\)"):
+        attribute_logits(model, cache, 5, level="neuron")
+
+
+@pytest.mark.bench
+def test_all_neurons_in_a_few_percent_of_a_forward_pass(backend):
+    """Pythia-70m's shape, 64 tokens, one direction at one position; both run in turn."""
+    source = random_neox(layers=6, d_model=512, heads=8, d_mlp=2048, vocabulary=50_304)
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+    tokens = torch.randint(50_304, (1, 64), generator=torch.Generator().manual_seed(0))
+    cache = cache_for(model, tokens, level="neuron")
+    ways = {
+        "run": lambda: model(tokens),
+        "attribute": lambda: attribute_logits(model, cache, 5, 9, level="neuron"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.no_grad():
+        for _ in range(15):
+            for name, way in ways.items():
+                start = time.process_time()
+                way()
+                times[name].append(time.process_time() - start)
+    ratio = statistics.median(times["attribute"]) / statistics.median(times["run"])
+    assert ratio < 0.03, f"{ratio:.1%} of a forward pass"

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from random_models import unchecked
+from random_models import random_neox, tiny_tokenizer, unchecked
 
+from mlp_interp import load_model
 from mlp_interp.models import Weights
+from mlp_interp.prompts import Contrast
 from mlp_interp.residual import LEVELS, cache_for, components, decompose, needed, norms, stream
 from mlp_interp.sites import Site
 
@@ -192,6 +194,9 @@ def test_bad_arguments(kind, tokens):
     for position in (9, -10, [0, 9], []):
         with pytest.raises(ValueError, match=r"wanted indices from -9 to 8"):
             decompose(model, cache, position=position)
+    for position in (1.5, [0, "a"], True, [0, 1.0]):
+        with pytest.raises(ValueError, match=r"position=.*; wanted one index, several or None"):
+            unchecked(decompose)(model, cache, position=position)
     for site in ("3.mlp", "L0H4", "L0N64", "pos_embed", "1.resid_pre", "L0H1.q", "1.z", "bias"):
         with pytest.raises(ValueError, match="is not a component of this model; wanted e"):
             components(model, cache, [site])
@@ -283,6 +288,38 @@ def test_norms_want_tokens(kind):
         norms(kind(), torch.zeros(0, 3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"batch_size=0; wanted at least 1"):
         norms(kind(), torch.zeros(2, 3, dtype=torch.long), batch_size=0)
+
+
+def test_norms_of_bad_weights_are_refused(backend, tokens):
+    model = load_model(random_neox(layers=2), tokenizer=tiny_tokenizer(), backend=backend)
+    model.blocks[1].mlp.W_out.data[3, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity.*check_model\(model\)"):
+        norms(model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (torch.zeros(5, dtype=torch.long), r"tokens=\(5,\) wanted a Corpus or an integer tensor"),
+        ("the cat", "tokens=str wanted a Corpus or an integer tensor"),
+        (torch.zeros(2, 3), r"tokens=\(2, 3\) wanted a Corpus or an integer tensor"),
+        (torch.zeros(2, 0, dtype=torch.long), r"tokens=\(2, 0\) is empty"),
+        (None, "tokens=NoneType wanted"),
+        (
+            Contrast(
+                torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), torch.tensor([4]), torch.tensor([5])
+            ),
+            "tokens=Contrast has two sides; wanted its clean_tokens",
+        ),
+    ],
+)
+def test_tokens_that_cannot_be_run(kind, given, text):
+    model = kind()
+    with pytest.raises(ValueError, match=text):
+        unchecked(cache_for)(model, given)
+    if not isinstance(given, Contrast):
+        with pytest.raises(ValueError, match=text):
+            unchecked(Weights.checked)(Weights.of(model), given)
 
 
 def test_weights_of_components_are_read_from_the_right_layer(kind, backend):

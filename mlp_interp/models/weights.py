@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.results import tokens_of
+
 __all__ = ["Affine", "Block", "Weights"]
 
 
@@ -160,13 +162,15 @@ class Weights:
         """The final LayerNorm's scale and shift."""
         return self._affine(self.model.ln_final)
 
-    def checked(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    def checked(self, tokens: Any) -> Int[Tensor, "batch pos"]:
         """Tokens that this model can take, on its device.
 
         Raises:
-            ValueError: An id is outside the vocabulary, or there are more positions than the
-                model's context has; some libraries would go on with something else.
+            ValueError: They are not an integer tensor ``[batch, pos]`` with at least one token, an
+                id is outside the vocabulary, or there are more positions than the model's context
+                has; some libraries would go on with something else.
         """
+        tokens, _ = tokens_of(tokens)
         lowest, highest, size = int(tokens.min()), int(tokens.max()), self.W_E.shape[0]
         if lowest < 0 or highest >= size:
             wrong = lowest if lowest < 0 else highest
@@ -177,6 +181,11 @@ class Weights:
                 f"sequences of {tokens.shape[1]} tokens exceed the model's context of {context}"
             )
         return tokens.to(self.device)
+
+    def parameter(self, layer: int, name: str) -> Tensor:
+        """One of the weights of a `Block`, by its name, without reading the rest of the block."""
+        block = self.model.blocks[layer]
+        return getattr(block.mlp if name.endswith(("_in", "_out")) else block.attn, name).detach()
 
     def block(self, layer: int) -> Block:
         """The weights of one block."""
@@ -197,8 +206,8 @@ class Weights:
     def _affine(self, norm: Any) -> Affine:
         # A folded HookedTransformer has LayerNormPre, which holds no parameters at all.
         w, b = getattr(norm, "w", None), getattr(norm, "b", None)
-        like = {"dtype": self.dtype, "device": self.device}
-        return Affine(
-            w=torch.ones(self.d_model, **like) if w is None else w.detach(),
-            b=torch.zeros(self.d_model, **like) if b is None else b.detach(),
-        )
+        if w is None or b is None:
+            W_U = self.W_U
+            w = W_U.new_ones(self.d_model) if w is None else w
+            b = W_U.new_zeros(self.d_model) if b is None else b
+        return Affine(w=w.detach(), b=b.detach())

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.weights import Block
+from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
 from mlp_interp.residual.stream import LEVELS, Level, Residual, checked_positions
 from mlp_interp.sites import Site
@@ -30,7 +30,7 @@ def needed(model: Any, *, level: Level = "component", layer: int | None = None) 
     """
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
-    return _hook_names(_sites(weights, level, layer), _stream(weights, layer))
+    return _hook_names(Layout.of(weights, level, layer).runs(), _stream(weights, layer))
 
 
 @torch.no_grad()
@@ -44,6 +44,11 @@ def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "c
     Raises:
         ValueError: Unknown level, or tokens that the model cannot take.
     """
+    if hasattr(tokens, "clean_tokens"):
+        raise ValueError(
+            f"tokens={type(tokens).__name__} has two sides; wanted its clean_tokens or its "
+            "corrupted_tokens"
+        )
     tokens = Weights.of(model).checked(tokens)
     _, cache = model.run_with_cache(tokens, names_filter=needed(model, level=level))
     cache.cache_dict["tokens"] = tokens
@@ -94,7 +99,8 @@ def decompose(
     """
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
-    return _collect(weights, cache, _sites(weights, level, layer), layer, position, level)
+    runs = Layout.of(weights, level, layer).runs()
+    return _collect(weights, cache, runs, layer, position, level)
 
 
 @torch.no_grad()
@@ -120,19 +126,21 @@ def components(
         check_site(weights, site)
     # Parts hold neighbours of one kind, so bring those of one layer and kind together.
     ordered = sorted(parsed, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
-    return _collect(weights, cache, ordered, weights.n_layers, position, "selected")
+    grouped = groupby(ordered, key=lambda site: Site(site.name, site.layer))
+    runs = [(whole, tuple(sites)) for whole, sites in grouped]
+    return _collect(weights, cache, runs, weights.n_layers, position, "selected")
 
 
 def _collect(
     weights: Weights,
     cache: Any,
-    sites: Sequence[Site],
+    runs: Sequence[tuple[Site, Sequence[Site]]],
     layer: int,
-    position: int | Sequence[int] | None,
+    position: Any,
     level: Level | Literal["selected"],
 ) -> Residual:
     stream = _stream(weights, layer)
-    names = _hook_names(sites, stream)
+    names = _hook_names(runs, stream)
     missing = [name for name in names if name not in cache]
     if missing:
         how = (
@@ -148,9 +156,11 @@ def _collect(
     positions = checked_positions(position, _batched(cache, stream).shape[1])
     total = _at(cache, stream, positions)
     if not bool(torch.isfinite(total).all()):
-        raise ValueError("cache holds NaN or infinity in the residual stream; wanted finite values")
-    runs = groupby(sites, key=lambda site: Site(site.name, site.layer))
-    parts = tuple(_part(weights, cache, whole, tuple(run), positions, total) for whole, run in runs)
+        raise ValueError(
+            "cache holds NaN or infinity in the residual stream; wanted finite values: look at the "
+            "weights with check_model(model)"
+        )
+    parts = tuple(_part(weights, cache, whole, run, positions, total) for whole, run in runs)
     where = "final" if layer == weights.n_layers else stream.label
     return Residual(parts, total, positions, level, where, describe(weights.model))
 
@@ -159,49 +169,27 @@ def _part(
     weights: Weights,
     cache: Any,
     whole: Site,
-    sites: tuple[Site, ...],
+    sites: Sequence[Site],
     positions: tuple[int, ...],
     total: Tensor,
 ) -> Part:
     """The part that holds `sites`, which all lie in the activation (or bias) `whole`."""
     if whole.name in ("b_O", "b_out"):
-        bias: Tensor = getattr(_block(weights, whole), whole.name)
-        return Scaled(sites, total.new_ones((*total.shape[:2], 1)), bias[None])
+        bias = weights.parameter(_layer(whole), whole.name)
+        return Scaled(sites, total.new_ones(()).expand(*total.shape[:2], 1), bias[None])
     values = _at(cache, whole, positions)
-    if whole.name == "z":
-        heads = [site.unit for site in sites]
-        return Heads(sites, values[:, :, heads], _block(weights, whole).W_O[heads])
-    if whole.name == "post":
-        W_out = _block(weights, whole).W_out
-        neurons = [site.unit for site in sites]
-        if neurons == list(range(weights.d_mlp)):  # all of them: no copy
-            return Scaled(sites, values, W_out)
-        return Scaled(sites, values[:, :, neurons], W_out[neurons])
-    return Dense(sites, values.expand_as(total).unsqueeze(2))
+    if whole.name not in ("z", "post"):
+        return Dense(sites, values.expand_as(total).unsqueeze(2))
+    matrix = weights.parameter(_layer(whole), "W_O" if whole.name == "z" else "W_out")
+    if not isinstance(sites, Units):  # of all of them nothing need be copied
+        chosen = [site.unit for site in sites]
+        values, matrix = values[:, :, chosen], matrix[chosen]
+    return Heads(sites, values, matrix) if whole.name == "z" else Scaled(sites, values, matrix)
 
 
-def _sites(weights: Weights, level: str, layers: int) -> list[Site]:
-    """The components of a level, in the order in which they are written."""
-    if level not in LEVELS:
-        raise ValueError(f"level={level!r}; wanted one of {', '.join(map(repr, LEVELS))}")
-    sites = [Site("embed")] + ([Site("pos_embed")] if weights.has_pos_embed else [])
-    for layer in range(layers):
-        if level == "component":
-            sites.append(Site("attn_out", layer))
-        else:
-            sites += [Site("z", layer, head=h) for h in range(weights.n_heads)]
-            sites.append(Site("b_O", layer))
-        if level == "neuron":
-            sites += [Site("post", layer, neuron=n) for n in range(weights.d_mlp)]
-            sites.append(Site("b_out", layer))
-        else:
-            sites.append(Site("mlp_out", layer))
-    return sites
-
-
-def _hook_names(sites: Sequence[Site], stream: Site) -> list[str]:
-    """Cache entries that hold `sites`, then the stream; each once."""
-    wholes = [Site(s.name, s.layer) for s in sites if s.name not in ("b_O", "b_out")]
+def _hook_names(runs: Sequence[tuple[Site, Sequence[Site]]], stream: Site) -> list[str]:
+    """Cache entries that hold the components, then the stream; each once."""
+    wholes = [whole for whole, _ in runs if whole.name not in ("b_O", "b_out")]
     return list(dict.fromkeys(site.hook_name for site in [*wholes, stream]))
 
 
@@ -233,8 +221,8 @@ def _stream(weights: Weights, layer: int) -> Site:
     return Site("resid_post", layer - 1) if layer == weights.n_layers else Site("resid_pre", layer)
 
 
-def _block(weights: Weights, site: Site) -> Block:
-    return weights.block(site.layer or 0)
+def _layer(site: Site) -> int:
+    return site.layer or 0
 
 
 def _checked_layer(weights: Weights, layer: int | None) -> int:
@@ -247,6 +235,8 @@ def _checked_layer(weights: Weights, layer: int | None) -> int:
 def _at(cache: Any, site: Site, positions: tuple[int, ...]) -> Tensor:
     """A cached activation at some positions, ``[batch, pos, ...]``."""
     value = _batched(cache, site)
+    if len(positions) == 1:  # a view
+        return value[:, positions[0] : positions[0] + 1]
     whole = positions == tuple(range(value.shape[1]))
     return value if whole else value[:, list(positions)]
 

@@ -38,7 +38,8 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
         statistics ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
 
     Raises:
-        ValueError: The corpus is empty or not tokens, or `batch_size` is below one.
+        ValueError: The corpus is empty or not tokens, `batch_size` is below one, or a norm is not
+            finite.
 
     Example:
         >>> import torch
@@ -73,6 +74,12 @@ def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = Fal
             collected[Site("pos_embed")].append(positions.repeat(batch.shape[0]))
         forward.run(forward.embed(batch), observe=observe)
 
+    for site, pieces in collected.items():
+        if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
+            raise ValueError(
+                f"{site.label} holds NaN or infinity; wanted finite values: look at the weights "
+                "with check_model(model)"
+            )
     unit = {"unit": "L2 norm"}
     return xr.Dataset(
         {

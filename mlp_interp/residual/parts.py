@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -78,7 +79,7 @@ def _whole(sites: Sequence[Site]) -> Site:
 class Dense:
     """Components whose vectors are at hand: embeddings, whole attention and MLP outputs."""
 
-    sites: tuple[Site, ...]
+    sites: Sequence[Site]
     values: Float[Tensor, "batch pos component d_model"]
 
     def vectors(self) -> Float[Tensor, "batch pos component d_model"]:
@@ -120,7 +121,7 @@ class Dense:
 class Scaled:
     """Components with one fixed vector each, times a number per position: neurons; biases."""
 
-    sites: tuple[Site, ...]
+    sites: Sequence[Site]
     coefficients: Float[Tensor, "batch pos component"]
     basis: Float[Tensor, "component d_model"]
 
@@ -132,7 +133,7 @@ class Scaled:
         self, directions: Float[Tensor, "#batch #pos d_model"]
     ) -> Float[Tensor, "batch pos component"]:
         """Dot product of each component with one direction per position."""
-        return self.coefficients * (directions @ self.basis.T)
+        return self.coefficients * F.linear(directions, self.basis)
 
     def square_norm(self) -> Float[Tensor, "batch pos component"]:
         """Squared L2 norm of each component."""
@@ -167,7 +168,7 @@ class Scaled:
 class Heads:
     """Attention heads: mixed values ``z`` times output matrix ``W_O``."""
 
-    sites: tuple[Site, ...]
+    sites: Sequence[Site]
     z: Float[Tensor, "batch pos head d_head"]
     W_O: Float[Tensor, "head d_head d_model"]
 
@@ -179,8 +180,8 @@ class Heads:
         self, directions: Float[Tensor, "#batch #pos d_model"]
     ) -> Float[Tensor, "batch pos component"]:
         """Dot product of each head's output with one direction per position."""
-        read = torch.einsum("bpm,hdm->bphd", directions, self.W_O)
-        return (self.z * read).sum(-1)
+        read = F.linear(directions, self.W_O.flatten(0, 1))
+        return (self.z * read.unflatten(-1, self.W_O.shape[:2])).sum(-1)
 
     def square_norm(self) -> Float[Tensor, "batch pos component"]:
         """Squared L2 norm of each head's output."""

@@ -156,15 +156,20 @@ class Residual:
         )
 
 
-def checked_positions(position: int | Sequence[int] | None, length: int) -> tuple[int, ...]:
+def checked_positions(position: Any, length: int) -> tuple[int, ...]:
     """Indices from the start for one position, several, or (None) all.
 
     Raises:
-        ValueError: A position is outside, or there are none.
+        ValueError: A position is outside or is no index, or there are none.
     """
     if position is None:
         return tuple(range(length))
-    asked = [position] if isinstance(position, int | np.integer) else list(position)
+    listed = [position] if isinstance(position, int | np.integer) else position
+    asked = listed.tolist() if isinstance(listed, Tensor | np.ndarray) else listed
+    if not isinstance(asked, Sequence) or any(
+        isinstance(p, bool) or not isinstance(p, int | np.integer) for p in asked
+    ):
+        raise ValueError(f"position={position!r}; wanted one index, several or None for all")
     wrong = [p for p in asked if not -length <= p < length]
     if wrong or not asked:
         raise ValueError(f"position={position}; wanted indices from {-length} to {length - 1}")
