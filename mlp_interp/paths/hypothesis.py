@@ -1,0 +1,252 @@
+"""How much of a behaviour a proposed circuit leaves unexplained."""
+
+# ruff: noqa: PT028 (it takes the public function for a test)
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlp_interp.metrics import Metric, metric_for
+from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.paths.circuits import Circuits, node_of, random_nodes
+from mlp_interp.paths.labels import labels_at
+from mlp_interp.paths.problem import Problem, items_in
+from mlp_interp.prompts import Contrast
+from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.sites import Site
+
+__all__ = ["test_hypothesis"]
+
+
+@torch.no_grad()
+def test_hypothesis(
+    model: Any,
+    contrasts: Contrast | Sequence[Contrast],
+    metric: str | Metric = "logit_difference",
+    nodes: Sequence[str] = (),
+    *,
+    draws: int = 10,
+    seed: int = 0,
+    engine: Literal["auto", "hooks"] = "auto",
+    memory: float = 512.0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Test the claim that a behaviour goes through these nodes and no others.
+
+    If it does, all other nodes may see another prompt without harm. So the model runs on the clean
+    prompt, while every node outside the circuit writes what it wrote on the corrupted one; nodes of
+    the circuit compute from what then reaches them. What the metric loses is the effect left
+    unexplained. Its size averaged over pairs is the average unexplained effect (AUE), to be
+    compared with the average total effect (ATE) of corrupting everything. Signs do not cancel: a
+    circuit that does too much for one pair and too little for the next explains neither.
+
+    A small AUE says that the circuit suffices; it does not say that each node is needed (the whole
+    model leaves nothing unexplained), nor that no other circuit does as well. Circuits of as many
+    nodes of the same kinds drawn at random say how much is owed to their number alone.
+
+    Args:
+        model: The model.
+        contrasts: Pairs of prompts, or several lots of them, which may differ in length. To have
+            each pair both ways round, give ``[contrast, contrast.swap()]``.
+        metric: One of `mlp_interp.metrics.METRICS`, or, for a single contrast, a `Metric`.
+        nodes: The circuit: ``L3H5`` (a head), ``L3H5.q`` (or ``.k``, ``.v``: the head, but only
+            its queries hear the circuit; keys and values are the corrupted run's), ``3.attn``,
+            ``3.mlp``, ``L3N669`` (a neuron). Embedding and logits belong to every circuit.
+        draws: How many random circuits.
+        seed: Of the random circuits.
+        engine: ``"auto"`` runs the model's lean forward where there is one, ``"hooks"`` the model
+            itself.
+        memory: MiB that may be used on top of the two runs themselves.
+        progress: Show a progress bar.
+
+    Returns:
+        A Dataset. For each prompt, in the metric's unit: ``clean``, ``corrupted`` and ``circuit``,
+        the metric of the two runs and of the circuit, and ``random`` ``[draw, prompt]``; ``total``
+        and ``unexplained``, clean less corrupted and clean less circuit. Over prompts: ``ate`` and
+        ``aue``, means of their absolute values, and ``explained``, ``1 - aue / ate`` (1 if nothing
+        is left; below 0 if the circuit does more harm than corruption; NaN without any effect),
+        each with its standard error over pairs as ``..._error``; ``random_aue`` and
+        ``random_explained`` ``[draw]``; and ``as_good``, the share of random circuits that leave no
+        more unexplained. ``check_everything`` and ``check_nothing`` are the largest errors of two
+        self-checks: with all nodes the circuit is the clean run; with none, the embedding corrupted
+        too, the corrupted one.
+
+    Raises:
+        ValueError: Nodes that are unknown or that the model lacks, or none; no contrasts; a
+            `Metric` for several of them, for other prompts, or not finite on the two runs.
+
+    References:
+        Goldowsky-Dill et al., "Localizing Model Behavior with Path Patching", 2023.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> model = load_model("nano")
+        >>> contrast = prompts.ioi(model, n=4, seed=0)
+        >>> result = test_hypothesis(model, contrast, nodes=["L1H0", "L2H1", "3.attn"], draws=2)
+        >>> result.unexplained.dims, result.random_aue.sizes["draw"]
+        (('prompt',), 2)
+        >>> all_of_it = [f"{layer}.{kind}" for layer in range(4) for kind in ("attn", "mlp")]
+        >>> bool(test_hypothesis(model, contrast, nodes=all_of_it).explained > 0.999)
+        True
+    """
+    weights = Weights.of(model)
+    lots = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
+    chosen = _metrics(metric, lots)
+    claimed = _claimed(weights, nodes)
+    if draws < 0 or seed < 0:
+        raise ValueError(f"draws={draws}, seed={seed}; wanted neither below 0")
+    if engine not in ("auto", "hooks"):
+        raise ValueError(f"engine={engine!r}; wanted 'auto' or 'hooks'")
+    lengths = [max(one.read(lot.length)) + 1 for one, lot in zip(chosen, lots, strict=True)]
+    size = items_in(weights, max(lengths), memory)
+    forward = forward_of(model) if engine == "auto" else HookForward(weights)
+    rng = np.random.default_rng(seed)
+    whole = [Site.parse(x) for x in labels_at(weights, "component") if x != "embed"]
+    drawn = [random_nodes(weights, claimed, rng) for _ in range(draws)]
+    circuits = Circuits.of(weights, [claimed, whole, [], *drawn])
+    parts = []
+    with tqdm(total=len(lots), desc="circuits", disable=not progress) as bar:
+        for lot, one in zip(lots, chosen, strict=True):
+            problem = Problem.of(forward, lot, one, circuits.sites)
+            parts.append(_measured(problem, forward, circuits, draws, size))
+            bar.update()
+    values = _Values(*(torch.cat(x, dim=-1) for x in zip(*parts, strict=True)))
+    attrs: dict[str, Any] = {
+        **lots[0].attrs,
+        "data": "; ".join(dict.fromkeys(lot.attrs["data"] for lot in lots)),
+        **describe(model),
+        "engine": forward.engine,
+        "nodes": [node.label for node in claimed],
+        "draw_seed": seed,
+    }
+    return _dataset(values, lots, chosen[0], attrs)
+
+
+# pytest collects functions of this name where they are imported.
+test_hypothesis.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _metrics(metric: str | Metric, lots: Sequence[Contrast]) -> list[Metric]:
+    if not lots:
+        raise ValueError("contrasts=[] is empty; wanted a Contrast, or some of them")
+    if len(lots) > 1 and isinstance(metric, Metric):
+        raise ValueError(
+            f"metric={metric.name!r} is a Metric for {len(lots)} contrasts; wanted its name, for "
+            "it names the tokens of one"
+        )
+    return [metric_for(metric, lot) for lot in lots]
+
+
+def _claimed(weights: Weights, nodes: Sequence[str]) -> list[Site]:
+    labels = [nodes] if isinstance(nodes, str) else list(nodes)
+    found = [node_of(weights, label) for label in dict.fromkeys(labels)]
+    claimed = [node for node in found if node is not None]
+    if not claimed:
+        raise ValueError(
+            f"nodes={labels} is no circuit; wanted labels such as L3H5, L3H5.q, 3.mlp or L3N669"
+        )
+    return claimed
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The metric of all runs, ``[prompt]`` (of random circuits ``[draw, prompt]``)."""
+
+    clean: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+    circuit: Float[Tensor, " prompt"]
+    everything: Float[Tensor, " prompt"]
+    nothing: Float[Tensor, " prompt"]
+    random: Float[Tensor, "draw prompt"]
+
+
+def _measured(
+    problem: Problem,
+    forward: Forward | HookForward,
+    circuits: Circuits,
+    draws: int,
+    size: int,
+) -> tuple[Tensor, ...]:
+    """The fields of `_Values` for one contrast."""
+    clean, corrupted, every = problem.clean, problem.corrupted, problem.every
+    number = torch.arange(3 + draws, device=every.device).repeat_interleave(len(every))
+    found = []
+    for circuit, prompt in zip(
+        number.split(size), every.repeat(3 + draws).split(size), strict=True
+    ):
+        # The circuit of no nodes is there as a check, from the corrupted embedding.
+        none = (circuit == 2)[:, None, None]
+        embedded = torch.where(none, corrupted.streams[0][prompt], clean.streams[0][prompt])
+        final = circuits.run(forward, embedded, corrupted, circuit, prompt)
+        found.append(problem.reader(final[:, problem.read], prompt))
+    circuit, everything, nothing, *random = torch.cat(found).view(3 + draws, -1)
+    drawn = torch.stack(random) if draws else circuit.new_empty(0, len(circuit))
+    values = problem.values
+    return values["clean"], values["corrupted"], circuit, everything, nothing, drawn
+
+
+def _dataset(
+    values: _Values, lots: Sequence[Contrast], metric: Metric, attrs: dict[str, Any]
+) -> xr.Dataset:
+    total, left = values.clean - values.corrupted, values.clean - values.circuit
+    ate, ate_error = mean_and_error(total.abs())
+    aue, aue_error = mean_and_error(left.abs())
+    scale = torch.where(ate == 0, torch.nan, ate)
+    # A ratio of means: its error to first order is that of the mean of these.
+    ratio_error = mean_and_error((left.abs() - aue / scale * total.abs()) / scale)[1]
+    random_aue = (values.clean - values.random).abs().mean(-1)
+    ties = 1e-6 * ate  # the same circuit, run in another batch, differs by rounding
+    as_good = (random_aue <= aue + ties).to(aue.dtype).mean() if len(random_aue) else torch.nan
+    unit = {"unit": metric.unit}
+    share = {"unit": "share of the average total effect"}
+    scalars = {
+        "ate": ate,
+        "ate_error": ate_error,
+        "aue": aue,
+        "aue_error": aue_error,
+        "check_everything": (values.everything - values.clean).abs().max(),
+        "check_nothing": (values.nothing - values.corrupted).abs().max(),
+    }
+    per_prompt = {
+        "clean": values.clean,
+        "corrupted": values.corrupted,
+        "circuit": values.circuit,
+        "total": total,
+        "unexplained": left,
+    }
+    return xr.Dataset(
+        {
+            **{name: ("prompt", to_numpy(x), unit) for name, x in per_prompt.items()},
+            **{name: ((), float(x), unit) for name, x in scalars.items()},
+            "explained": ((), float(1 - aue / scale), share),
+            "explained_error": ((), float(ratio_error), share),
+            "random": (("draw", "prompt"), to_numpy(values.random), unit),
+            "random_aue": ("draw", to_numpy(random_aue), unit),
+            "random_explained": ("draw", to_numpy(1 - random_aue / scale), share),
+            "as_good": ((), float(as_good), {"unit": "share of random circuits"}),
+        },
+        coords={
+            "prompt": np.arange(len(total)),
+            "contrast": (
+                "prompt",
+                np.repeat(np.arange(len(lots)), [len(lot) for lot in lots]),
+            ),
+            "answer": ("prompt", [text for lot in lots for text in lot.answer_text]),
+            "foil": ("prompt", [text for lot in lots for text in lot.foil_text]),
+            "draw": np.arange(len(random_aue)),
+        },
+        attrs={
+            **attrs,
+            "analysis": "average unexplained effect",
+            "metric": metric.name,
+            "unit": metric.unit,
+            "long_name": f"{metric.name} left unexplained",
+        },
+    )

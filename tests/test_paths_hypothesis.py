@@ -1,0 +1,170 @@
+"""Average unexplained effects against plain hooks, their identities, and their errors."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from random_models import BACKENDS, unchecked
+from test_paths_reference import close, contrast_of
+
+from mlp_interp import metrics, paths
+
+NODES = ["L0H1", "L1H2.q", "L1H2.k", "L2H3.v", "1.attn", "0.mlp", "L1N5", "L1N40", "L2N0"]
+EVERYTHING = [f"{layer}.{kind}" for layer in range(3) for kind in ("attn", "mlp")]
+
+
+def slow_circuit(model, contrast, nodes):
+    """Metric of a circuit: hooks hold whatever it has not at the corrupted run's values."""
+    other = reference.full_cache(model, contrast.corrupted_tokens)
+
+    def holding(name, kept):
+        def hook(x, hook=None):
+            new = other[name].clone()
+            new[:, :, kept] = x[:, :, kept]
+            return new
+
+        return hook
+
+    hooks = {}
+    for layer in range(model.cfg.n_layers):
+        labels = [label.split(".") for label in nodes if label.startswith(f"L{layer}")]
+        units = [(int(stem[3:]), stem[2], part) for stem, *part in labels]
+        heads = [u for u in units if u[1] == "H"]
+        neurons = [unit for unit, kind, _ in units if kind == "N"]
+        if f"{layer}.attn" in nodes:
+            heads = [(head, "H", []) for head in range(model.cfg.n_heads)]
+        if f"{layer}.mlp" in nodes:
+            neurons = list(range(model.cfg.d_mlp))
+        hooks[f"blocks.{layer}.mlp.hook_post"] = neurons
+        hooks[f"blocks.{layer}.attn.hook_z"] = [head for head, *_ in heads]
+        for name in "qkv":
+            hears = [head for head, _, part in heads if part in ([], [name])]
+            hooks[f"blocks.{layer}.attn.hook_{name}"] = hears
+    hooks = {name: holding(name, kept) for name, kept in hooks.items()}
+    logits = reference.hooked_logits(model, contrast.clean_tokens, hooks)
+    rows = torch.arange(len(logits))
+    return (logits[rows, -1, contrast.answers] - logits[rows, -1, contrast.foils]).numpy()
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_every_circuit_is_what_hooks_give(kind, architecture, processing, backend):
+    model = kind(architecture, backend, processing, torch.float64)
+    contrast = contrast_of(4)
+    for nodes in (NODES, ["L2H1.q"], ["embed", "1.mlp", "logits"], EVERYTHING):
+        found = paths.test_hypothesis(model, contrast, nodes=nodes, draws=0)
+        circuit = slow_circuit(model, contrast, nodes)
+        close(found.circuit, circuit)
+        clean = slow_circuit(model, contrast, EVERYTHING)
+        close(found.clean, clean)
+        close(found.aue, np.abs(clean - circuit).mean())
+        close(found.ate, np.abs(clean - found.corrupted).mean())
+        close(found.explained, 1 - found.aue / found.ate)
+        assert float(found.check_everything) < 1e-10
+        assert float(found.check_nothing) < 1e-10
+    assert float(found.aue) < 1e-10  # the last was the whole model
+
+
+def test_random_circuits_are_of_the_same_kinds_and_repeat(kind):
+    model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of()
+    nodes = ["L0H1", "L1H2", "1.mlp", "L2N3"]
+    first = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
+    again = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
+    other = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=4)
+    close(first.random, again.random, atol=0)
+    assert float(np.abs(first.random - other.random).max()) > 0
+    close(first.random_aue, np.abs(first.clean - first.random).mean("prompt"))
+    close(first.random_explained, 1 - first.random_aue / first.ate)
+    close(first.as_good, (first.random_aue <= first.aue).mean())
+    # All heads, drawn at random, are all heads.
+    heads = [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
+    found = paths.test_hypothesis(model, contrast, nodes=heads, draws=2)
+    close(found.random[0], found.circuit)
+    assert float(found.as_good) == 1
+    mlps = paths.test_hypothesis(model, contrast, nodes=["0.mlp", "1.mlp", "2.mlp"], draws=1)
+    close(mlps.random[0], mlps.circuit)
+
+
+def test_random_nodes_keep_which_inputs_hear(kind):
+    weights = paths.circuits.Weights.of(kind("parallel"))
+    nodes = [paths.circuits.node_of(weights, label) for label in NODES]
+    drawn = paths.circuits.random_nodes(weights, nodes, np.random.default_rng(0))
+    assert sorted(node.name for node in drawn) == sorted(node.name for node in nodes)
+    heads = [(node.layer, node.head) for node in drawn if node.head is not None]
+    assert len(heads) == len(set(heads)) == 4
+
+
+def test_pairs_of_several_lots_count_alike(kind):
+    """Both ways round, or of other lengths: as if each were measured by itself."""
+    model = kind("sequential", BACKENDS[0], "raw", torch.float64)
+    one, two = contrast_of(3), contrast_of(2, seed=5)
+    short = type(two)(
+        clean_tokens=two.clean_tokens[:, :5],
+        corrupted_tokens=two.corrupted_tokens[:, :5],
+        answers=two.answers,
+        foils=two.foils,
+    )
+    lots = [one, one.swap(), short]
+    found = paths.test_hypothesis(model, lots, nodes=NODES, draws=2)
+    apart = [paths.test_hypothesis(model, lot, nodes=NODES, draws=2) for lot in lots]
+    for name in ("circuit", "clean", "random", "unexplained"):
+        close(found[name], np.concatenate([x[name] for x in apart], axis=-1))
+    assert found.contrast.values.tolist() == [0] * 3 + [1] * 3 + [2] * 2
+    left, total = np.abs(found.unexplained.values), np.abs(found.total.values)
+    close(found.aue_error, left.std(ddof=1) / np.sqrt(8), rtol=1e-6)
+    # The share's error to first order, against leaving out one pair at a time.
+    shares = [np.delete(left, i).mean() / np.delete(total, i).mean() for i in range(8)]
+    jackknife = np.sqrt(7 / 8 * np.square(np.array(shares) - np.mean(shares)).sum())
+    assert float(found.explained_error) == pytest.approx(jackknife, rel=0.3)
+
+
+def test_the_model_itself_gives_the_same(kind, backend):
+    model, contrast = kind("gpt2", backend, "raw", torch.float64), contrast_of()
+    lean = paths.test_hypothesis(model, contrast, nodes=NODES, draws=2)
+    hooks = paths.test_hypothesis(
+        model, contrast, nodes=NODES, draws=2, engine="hooks", memory=1e-3
+    )
+    assert (lean.engine, hooks.engine) == ("lean", "hooks")
+    for name in ("circuit", "random", "aue", "explained"):
+        close(hooks[name], lean[name])
+
+
+def test_pairs_without_an_effect_have_no_share(kind):
+    contrast = contrast_of()
+    metric = metrics.Custom(
+        name="constant", unit="logits", function=lambda logits, _: 0 * logits[:, 0, 0]
+    )
+    found = paths.test_hypothesis(kind("parallel"), contrast, metric, ["0.mlp"], draws=1)
+    assert float(found.ate) == float(found.aue) == 0
+    assert np.isnan(found.explained)
+    alone = paths.test_hypothesis(kind("parallel"), contrast[0], nodes=["0.mlp"], draws=0)
+    assert np.isnan(alone.aue_error)
+    assert np.isnan(alone.as_good)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"nodes": []}, r"nodes=\[\] is no circuit; wanted labels such as L3H5"),
+        ({"nodes": ["embed", "logits"]}, "is no circuit"),
+        ({"nodes": ["L3H0"]}, "nodes='L3H0' names layer 3; wanted 0 to 2"),
+        ({"nodes": ["L0H4.v"]}, "nodes='L0H4.v' names head 4"),
+        ({"nodes": ["head"]}, "nodes='head' is no label; wanted such as L3H5"),
+        ({"nodes": ["1.resid_pre"]}, "nodes='1.resid_pre' computes nothing"),
+        ({"nodes": ["L0H0.pattern"]}, "nodes='L0H0.pattern' computes nothing"),
+        ({"contrasts": []}, r"contrasts=\[\] is empty"),
+        ({"draws": -1}, "draws=-1, seed=0; wanted neither below 0"),
+        ({"seed": -2}, "draws=10, seed=-2"),
+        ({"engine": "lean"}, "engine='lean'; wanted 'auto' or 'hooks'"),
+        ({"memory": -1.0}, "memory=-1.0; wanted a number of MiB above 0"),
+        ({"metric": "loss"}, "metric='loss'"),
+        (
+            {"metric": metrics.kl(), "contrasts": [contrast_of(), contrast_of()]},
+            "metric='kl' is a Metric for 2 contrasts; wanted its name",
+        ),
+    ],
+)
+def test_errors(kind, options, text):
+    options = {"contrasts": contrast_of(), "nodes": ["0.mlp"], **options}
+    with pytest.raises(ValueError, match=text):
+        unchecked(paths.test_hypothesis)(kind("parallel"), **options)
