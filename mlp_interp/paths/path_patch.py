@@ -114,6 +114,7 @@ def path_patch(
         >>> bool(result.check_everything < 1e-3)
         True
     """
+    _check_choices(direction=direction, freeze=freeze, engine=engine)
     weights = Weights.of(model)
     chosen = metric_for(metric, contrast)
     sets = receivers_of(weights, receivers)
@@ -125,13 +126,12 @@ def path_patch(
         freeze=freeze,
         direction=direction,
     )
-    _check_choices(direction=direction, freeze=freeze, engine=engine)
+    size = items_in(weights, max(chosen.read(contrast.length)) + 1, memory)
     forward = forward_of(model)
     if engine == "hooks":
         forward = HookForward(weights)
     sites = kept_sites(weights.n_layers, grid.senders, sets)
     problem = Problem.of(forward, contrast, chosen, sites)
-    size = items_in(weights, problem.clean.final, memory)
     found = _values(problem, forward, grid, size, progress=progress)
     attrs = {**contrast.attrs, **describe(model), "engine": forward.engine}
     return _dataset(grid, contrast, problem, found, attrs)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,8 +77,8 @@ class Problem:
         return torch.arange(len(self.clean.tokens), device=self.clean.final.device)
 
 
-def items_in(weights: Weights, like: Float[Tensor, "prompt pos d_model"], memory: Any) -> int:
-    """How many passes of one prompt fit into `memory` MiB together.
+def items_in(weights: Weights, length: int, memory: float | int) -> int:
+    """How many passes of one prompt of so many tokens fit into `memory` MiB together.
 
     A position holds its stream in some copies, its queries, keys and values, what it attends to,
     and the widest hidden layer.
@@ -89,6 +88,5 @@ def items_in(weights: Weights, like: Float[Tensor, "prompt pos d_model"], memory
     """
     if not memory > 0:
         raise ValueError(f"memory={memory}; wanted a number of MiB above 0")
-    length = like.shape[1]
     per_position = 3 * weights.d_mlp + 20 * weights.d_model + weights.n_heads * length
-    return max(1, int(memory * 2**20 / (like.element_size() * length * per_position)))
+    return max(1, int(memory * 2**20 / (weights.W_U.element_size() * length * per_position)))
