@@ -1,0 +1,68 @@
+"""`mlp-interp attribute`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mlp_interp.cli.options import (
+    Backend,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    ModelOption,
+    Processing,
+    ProcessingOption,
+    RevisionOption,
+    clear_errors,
+    load,
+)
+
+
+class Level(StrEnum):
+    """How finely to split the residual stream."""
+
+    component = "component"
+    head = "head"
+    neuron = "neuron"
+
+
+def attribute(
+    prompt: Annotated[str, typer.Argument(help="The text up to the word that is asked for.")],
+    answer: Annotated[
+        str,
+        typer.Option("--answer", "-a", help="The word, one token. A leading space is added."),
+    ],
+    foil: Annotated[
+        str | None,
+        typer.Option("--foil", "-f", help="A word to compare with: attributes the difference."),
+    ] = None,
+    level: Annotated[
+        Level, typer.Option("--level", "-l", help="Layers' outputs, heads, or single neurons.")
+    ] = Level.component,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many to show.")] = 15,
+    bos: Annotated[bool, typer.Option(help="Begin with <|endoftext|>, as in training.")] = True,
+    model: ModelOption = "nano",
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    processing: ProcessingOption = Processing.folded,
+    backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
+) -> None:
+    """Show what each component adds directly to the logit of an answer.
+
+    The shares of all components sum to the logit (or to the difference of two logits).
+
+    \b
+    Examples:
+      mlp-interp attribute "The capital of France is" --answer Paris --foil Rome
+      mlp-interp attribute "The capital of France is" -a Paris -f Rome --level neuron --top 30
+    """  # noqa: D301 (click reads the \\b)
+    with clear_errors(debug):
+        from mlp_interp.report.console import attribution_table
+
+        loaded = load(model, revision, device, processing, backend)
+        lines = attribution_table(
+            loaded, prompt, answer, foil, level=level.value, top_k=top, prepend_bos=bos
+        )
+    typer.echo("\n".join(lines))

@@ -1,0 +1,53 @@
+"""The commands, gathered."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from mlp_interp.cli.attribute import attribute
+from mlp_interp.cli.check import check
+from mlp_interp.cli.patch import patch
+from mlp_interp.cli.report import report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"mlp-interp {metadata.version('mlp-interp')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What does each sub-update of a Pythia model do, directly and through later layers?
+
+    \b
+    Start with the model that comes with the package:
+      mlp-interp report                        writes report.html
+      mlp-interp report --model pythia-70m --corpus NeelNanda/pile-10k --sequences 200
+      mlp-interp check pythia-70m
+      mlp-interp attribute "The capital of France is" --answer Paris --foil Rome
+      mlp-interp patch --task ioi              writes patch.html
+
+    Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
+    """  # noqa: D301 (click reads the \\b)
+
+
+app.command(short_help="Measure every sub-update; write one HTML page.")(report)
+app.command(short_help="Check that a model computes what it should.")(check)
+app.command(short_help="Show what adds to the logit of an answer.")(attribute)
+app.command(short_help="Exchange activations between two runs; write one HTML page.")(patch)

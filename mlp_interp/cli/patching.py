@@ -1,0 +1,164 @@
+"""What `mlp-interp patch` computes: the pairs, the grids of patches, the strongest cells."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mlp_interp import prompts
+from mlp_interp.patching import patch
+from mlp_interp.patching.cells import FAMILIES
+from mlp_interp.prompts import Contrast
+from mlp_interp.prompts.tokenizing import is_single_token, tokenizer_of
+from mlp_interp.sites import Site
+
+TASKS = tuple(name for name in prompts.__all__ if name != "Contrast")
+
+
+def contrast_for(
+    model: Any,
+    task: str | None,
+    texts: dict[str, str | None],
+    *,
+    count: int = 8,
+    seed: int = 0,
+) -> Contrast:
+    """The pairs of a task, or the pair of one's own prompts.
+
+    Args:
+        model: A model with a tokenizer.
+        task: One of `TASKS`; None for `texts`.
+        texts: ``clean``, ``corrupted``, ``answer`` and ``foil``. A word without a leading space
+            gets one where that is a token: "Paris" means " Paris".
+        count: Pairs of a task.
+        seed: Draws them.
+
+    Raises:
+        ValueError: There is no such task, or the texts make no pair.
+    """
+    if task is not None:
+        name = task.replace("-", "_")
+        if name not in TASKS:
+            raise ValueError(f"task={task!r}; wanted one of {', '.join(TASKS)}")
+        return getattr(prompts, name)(model, n=count, seed=seed)
+    tokenizer = tokenizer_of(model)
+    clean, corrupted, answer, foil = (
+        texts[name] or "" for name in ("clean", "corrupted", "answer", "foil")
+    )
+    return Contrast.of(
+        model,
+        clean,
+        corrupted,
+        *(
+            f" {word}" if word[:1] != " " and is_single_token(tokenizer, f" {word}") else word
+            for word in (answer, foil)
+        ),
+    )
+
+
+def grids(sites: Sequence[str]) -> dict[str, Callable[..., xr.Dataset]]:
+    """A call of `patch` for each kind of site: stream, head, neuron.
+
+    Each takes model, contrast, metric, direction, and ``progress``.
+
+    Raises:
+        ValueError: No sites, or one that cannot be patched.
+    """
+    known = [name for members in FAMILIES.values() for name in members]
+    wrong = [name for name in sites if name not in known]
+    if wrong or not sites:
+        raise ValueError(f"sites={','.join(sites)!r}; wanted some of {', '.join(known)}")
+    found = {}
+    for family, members in FAMILIES.items():
+        chosen = [name for name in dict.fromkeys(sites) if name in members]
+        if chosen:
+            found[family] = partial(_patch, chosen)
+    return found
+
+
+def _patch(
+    sites: Sequence[str],
+    model: Any,
+    contrast: Contrast,
+    metric: str,
+    direction: Any,
+    *,
+    progress: bool = False,
+) -> xr.Dataset:
+    return patch(model, contrast, metric, sites=sites, direction=direction, progress=progress)
+
+
+def table(results: dict[str, xr.Dataset], top: int) -> list[str]:
+    """Lines that tell what was patched and, for each site, its strongest cells.
+
+    Raises:
+        ValueError: Clean and corrupted prompts have the same metric, all of them.
+    """
+    first = next(iter(results.values()))
+    metric, unit = first.attrs["metric"], first.attrs["unit"]
+    clean, corrupted = float(first["clean"].mean()), float(first["corrupted"].mean())
+    gaps = int((first["clean"] != first["corrupted"]).sum())
+    if not gaps:
+        raise ValueError(
+            f"{metric} is {clean:.4g} {unit} on clean and corrupted prompts alike; wanted prompts "
+            "between which it differs"
+        )
+    mean = f", mean of {gaps} prompts" if gaps > 1 else ""
+    lines = [
+        f"{first.attrs['data']}",
+        f"{metric}: clean {clean:.3f}, corrupted {corrupted:.3f} {unit}",
+        f"{first.attrs['direction']}, 0 corrupted, 1 clean{mean}",
+    ]
+    rows = [row for result in results.values() for row in _rows(result, top)]
+    width = max(len(name) for name, _, _ in rows)
+    site = None
+    for name, value, where in rows:
+        if where != site:
+            lines += ["", where]
+            site = where
+        lines.append(f"  {name:<{width}}  {value}")
+    return lines
+
+
+def _rows(result: xr.Dataset, top: int) -> list[tuple[str, str, str]]:
+    """Name, value and site of each site's cells that are furthest from the unpatched run."""
+    unpatched = 1.0 if result.attrs["direction"] == "noising" else 0.0
+    rows = []
+    for site in result["site"].values:
+        cells = result["normalized"].sel(site=site)
+        dims = [str(dim) for dim in cells.dims if dim != "prompt"]
+        cells = cells.transpose(*dims, "prompt")
+        mean = cells.mean("prompt").values
+        count = cells.notnull().sum("prompt").values
+        order = np.argsort(-np.abs(mean - unpatched), axis=None, kind="stable")[:top]
+        for index in zip(*np.unravel_index(order, mean.shape), strict=True):
+            at = {dim: int(cells[dim].values[i]) for dim, i in zip(dims, index, strict=True)}
+            value = f"{mean[index]:+.3f}"
+            if count[index] > 1:
+                error = float(cells.values[index][~np.isnan(cells.values[index])].std(ddof=1))
+                value += f" ± {error / count[index] ** 0.5:.3f}"
+            rows.append((_name(result, str(site), at), value, str(site)))
+    return rows
+
+
+def _name(result: xr.Dataset, site: str, at: dict[str, int]) -> str:
+    place = at.pop("pos", None)
+    name = Site(site, **at).label
+    if place is None:
+        return name
+    pairs = {
+        (str(a), str(b))
+        for a, b in zip(
+            result["clean_token"].sel(pos=place).values,
+            result["corrupted_token"].sel(pos=place).values,
+            strict=True,
+        )
+    }
+    clean, corrupted = (str(result[f"{n}_token"].sel(pos=place).values[0]) for n in _RUNS)
+    token = repr(clean) if clean == corrupted else f"{clean!r} → {corrupted!r}"
+    return f"{name} at {place} {token}{' …' if len(pairs) > 1 else ''}"
+
+
+_RUNS = ("clean", "corrupted")

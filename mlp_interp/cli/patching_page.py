@@ -1,0 +1,106 @@
+"""The page of `mlp-interp patch`: the figures and the pairs, in one file that needs no network."""
+
+from importlib import metadata, resources
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.offline
+import xarray as xr
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mlp_interp import plots
+from mlp_interp.prompts import Contrast
+from mlp_interp.prompts.display import contrast_html
+from mlp_interp.report.page import POLICY
+from mlp_interp.views.bundle import UNPACK, pack, script_safe, to_json
+
+HEADINGS = {
+    "stream": "Streams and outputs",
+    "head": "Heads",
+    "neuron": "Neurons",
+}
+WHAT = {
+    "denoising": "Each cell puts one clean activation into the corrupted run: which one suffices "
+    "to bring the answer back?",
+    "noising": "Each cell puts one corrupted activation into the clean run: which one is needed "
+    "for the answer?",
+}
+
+
+def write(
+    results: dict[str, xr.Dataset], contrast: Contrast, lines: list[str], out: Path
+) -> tuple[Path, Path]:
+    """Write the page, and the results beside it as netCDF with one group a kind of site.
+
+    Args:
+        results: Results of patching by kind of site: stream, head, neuron.
+        contrast: The pairs.
+        lines: The strongest cells, as the terminal shows them.
+        out: The page.
+
+    Returns:
+        The page and the data.
+    """
+    page, data = render(results, contrast, lines), out.with_suffix(".nc")
+    unfinished = data.with_name(data.name + ".unfinished")
+    unfinished.unlink(missing_ok=True)
+    for number, (family, result) in enumerate(results.items()):
+        result.to_netcdf(unfinished, mode="a" if number else "w", group=family, engine="h5netcdf")
+    unfinished.replace(data)
+    unfinished = out.with_name(out.name + ".unfinished")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(out)
+    return out, data
+
+
+def render(results: dict[str, xr.Dataset], contrast: Contrast, lines: list[str]) -> str:
+    """The page as HTML: every text is escaped by the template, all data by `script_safe`."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    source = resources.files("mlp_interp.cli").joinpath("patching.html")
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    first = next(iter(results.values()))
+    attrs = first.attrs
+    return template.render(
+        title=f"Patching {attrs['model']}: {attrs['task']}",
+        provenance=", ".join(
+            str(attrs[key]) for key in ("model", "revision", "processing", "data") if key in attrs
+        ),
+        policy=POLICY,
+        style=Markup(_shared("style.css")),
+        script=Markup(UNPACK + _shared("page.js")),
+        what=WHAT[attrs["direction"]],
+        lines=lines,
+        left_out=int((first["clean"] == first["corrupted"]).sum()),
+        prompts=first.sizes["prompt"],
+        sections=[_section(family, result) for family, result in results.items()],
+        pairs=Markup(contrast_html(contrast)),
+        everything=max(float(result["check_everything"]) for result in results.values()),
+        nothing=max(float(result["check_nothing"]) for result in results.values()),
+        unit=attrs["unit"],
+        colophon=f"mlp_interp {metadata.version('mlp-interp')}",
+        plotly=pack(plotly.offline.get_plotlyjs()),
+        look=Markup(to_json(_look())),
+    )
+
+
+def _section(family: str, result: xr.Dataset) -> dict[str, object]:
+    figure = plots.patching(result)
+    figure.update_layout(template=None, title_text="", margin_t=40)
+    layout = figure.to_plotly_json()["layout"]
+    height = int(layout["height"]) - 40
+    figure.update_layout(height=height)
+    return {
+        "heading": HEADINGS[family],
+        "json": Markup(script_safe(str(figure.to_json()))),
+        "height": height,
+    }
+
+
+def _look() -> dict:
+    """The template that all figures share, once."""
+    return go.Figure(layout_template="plotly_white").to_plotly_json()["layout"]["template"]
+
+
+def _shared(name: str) -> str:
+    return resources.files("mlp_interp.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,84 @@
+"""`mlp-interp report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlp_interp.cli.options import (
+    Backend,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    ModelOption,
+    Processing,
+    ProcessingOption,
+    RevisionOption,
+    clear_errors,
+    load,
+)
+
+_GO_ON = "interrupted; the same command goes on with what is finished"
+
+
+def report(
+    model: ModelOption = "nano",
+    corpus: Annotated[
+        str,
+        typer.Option(
+            "--corpus",
+            "-c",
+            help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
+            "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
+        ),
+    ] = "nano",
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page; .nc and .json files go beside it.")
+    ] = Path("report.html"),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per task to attribute.")] = 16,
+    seed: Annotated[int, typer.Option(help="Draws sequences and prompts.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    processing: ProcessingOption = Processing.folded,
+    backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
+) -> None:
+    """Measure every sub-update and write one self-contained HTML page.
+
+    The page works offline. Beside it go all results as netCDF (read them with
+    xarray.open_datatree) and the summary as JSON. An interrupted run keeps the analyses it has
+    finished; the same command takes them up again.
+
+    \b
+    Examples:
+      mlp-interp report
+      mlp-interp report --sequences 256 --out big.html
+      mlp-interp report -m pythia-160m --revision step1000 -c my.jsonl -n 500 -t 256
+    """  # noqa: D301 (click reads the \\b)
+    with clear_errors(debug, interrupted=_GO_ON):
+        from mlp_interp.corpus import load_corpus
+        from mlp_interp.report import build
+
+        if out.suffix != ".html":
+            raise ValueError(f"out must end in .html, got {str(out)!r}")
+        loaded = load(model, revision, device, processing, backend)
+        text = load_corpus(corpus, loaded, sequences=sequences, length=length, seed=seed)
+        written = build(loaded, text, out=out, prompts=prompts, seed=seed, batch_size=batch_size)
+    if written.reused:
+        typer.echo(f"taken over from an interrupted run: {', '.join(written.reused)}", err=True)
+    typer.echo("\n".join(written.summary.sentences[:3]))
+    size = written.page.stat().st_size / 1e6
+    typer.echo(f"\n{written.page} ({size:.1f} MB), with {written.data} and {written.numbers}")
