@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.edits.actions import act, span
-from mlp_interp.edits.selection import axes, indices, place
+from mlp_interp.edits.checks import check_selection, check_value
+from mlp_interp.edits.selection import indices, place
 from mlp_interp.sites import Site
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class Edit:
             raise ValueError(
                 f"site={self.site.label!r} cannot be edited; wanted one of {', '.join(EDITABLE)}"
             )
-        self._check_selection()
-        self._check_value()
+        check_selection(self)
+        check_value(self)
 
     @classmethod
     def set(
@@ -278,63 +279,6 @@ class Edit:
         if isinstance(self.value, tuple):
             return tuple(bound for bound in self.value if bound is not None)
         return () if self.action == "project_out" else (self.value,)
-
-    def _check_selection(self) -> None:
-        label, where = self.site.label, axes(self.site.name)
-        if self.units is not None and "units" not in where:
-            raise ValueError(f"units={self.units}: site {label!r} has no heads or neurons")
-        if self.units is not None and self.chosen is not self.units:
-            raise ValueError(f"units={self.units} beside site={label!r}; wanted one of the two")
-        if self.keys is not None and "keys" not in where:
-            raise ValueError(f"keys={self.keys}: site {label!r} is no pattern")
-        for name in ("positions", "units", "keys"):
-            if getattr(self, name) == ():
-                raise ValueError(f"{name}=() at {label!r} selects nothing; wanted None for all")
-
-    def _check_value(self) -> None:
-        if isinstance(self.value, tuple) != (self.action == "clamp"):
-            wanted = "the pair (low, high)" if self.action == "clamp" else "a number or a tensor"
-            raise ValueError(f"value={self.value} of {self.action!r}; wanted {wanted}")
-        if self.action in ("project_out", "noise") and self.site.name == "pattern":
-            raise ValueError(
-                f"site={self.site.label!r} with {self.action!r}; wanted set, add, scale or clamp"
-            )
-        for value in (self.value,) if self.action == "project_out" else self.values:
-            self._check_finite(torch.as_tensor(value))
-        getattr(self, f"_check_{self.action}", lambda: None)()
-
-    def _check_finite(self, value: Tensor) -> None:
-        wrong = ~value.isfinite() if self.action != "clamp" else value.isnan()
-        if wrong.any():
-            raise ValueError(
-                f"value of {self.action!r} at {self.site.label!r} holds "
-                f"{float(value[wrong].flatten()[0])}; wanted finite numbers"
-            )
-
-    def _check_clamp(self) -> None:
-        bounds = self.values
-        if not bounds:
-            raise ValueError("low=None and high=None; wanted at least one of them")
-        if len(bounds) == 2 and (torch.as_tensor(bounds[0]) > torch.as_tensor(bounds[1])).any():
-            raise ValueError(f"low={bounds[0]} is above high={bounds[1]}")
-
-    def _check_project_out(self) -> None:
-        shape = tuple(torch.as_tensor(self.value).shape)
-        if len(shape) not in (1, 2):
-            raise ValueError(f"directions of shape {shape}; wanted [d] or [k, d]")
-        if self.site.name in ("pre", "post") and self.chosen is not None:
-            raise ValueError(
-                f"units={self.chosen} at {self.site.label!r}; wanted all neurons, which a "
-                "direction goes across"
-            )
-        if not len(self.basis):
-            raise ValueError("directions are all zero; wanted one that is not")
-
-    def _check_noise(self) -> None:
-        if (torch.as_tensor(self.value) < 0).any():
-            raise ValueError(f"std={self.value}; wanted none below 0")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}; wanted an integer from 0")
 
 
 def _chosen(
