@@ -285,6 +285,74 @@ def test_a_directory_with_other_settings(tmp_path, backend, tokens):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+ROPES = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0},
+]
+
+
+def with_rope(rope):
+    """A random model with another rule for rotary positions."""
+    source = random_neox()
+    config = source.config.to_dict()
+    config["rope_parameters"] = config["rope_parameters"] | rope
+    with torch.random.fork_rng():
+        other = loading.GPTNeoXForCausalLM(type(source.config).from_dict(config)).eval()
+    other.load_state_dict(source.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_other_rotary_rules_go_through_the_class_that_follows_them(rope, processing, tokens):
+    source = with_rope(rope)
+    theirs = log_probs(source(tokens).logits)
+    assert (log_probs(random_neox()(tokens).logits) - theirs).abs().max() > 0.01
+    model = load_model(source, tokenizer=tiny_tokenizer(), processing=processing)
+    assert describe(model)["backend"] == "TransformerBridge"
+    torch.testing.assert_close(log_probs(model(tokens)), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="the installed library has no HookedTransformer")
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_a_class_that_ignores_the_rotary_rule_is_refused(rope):
+    text = rf"rope_type='{rope['rope_type']}' in its config.*wanted backend='bridge' or 'auto'"
+    with pytest.raises(ValueError, match=text):
+        load_model(with_rope(rope), tokenizer=tiny_tokenizer(), backend="hooked")
+
+
+def test_attention_without_biases_is_refused(backend):
+    plain = random_neox().config
+    config = type(plain).from_dict(plain.to_dict() | {"attention_bias": False})
+    with torch.random.fork_rng():
+        source = loading.GPTNeoXForCausalLM(config)
+    with pytest.raises(ValueError, match="has attention_bias=False in its config"):
+        load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"device": "gpu"}, "device='gpu' is no device; wanted 'cpu'"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not available; wanted 'cpu'"),
+        ({"device": 1.5}, r"device=1\.5 is no device"),
+        ({"dtype": "float32"}, r"dtype='float32'; wanted a floating torch dtype, such as torch\."),
+        ({"dtype": torch.int8}, r"dtype=torch\.int8; wanted a floating torch dtype"),
+        ({"dtype": None}, "dtype=None; wanted a floating torch dtype"),
+    ],
+)
+def test_devices_and_dtypes_that_are_none(options, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        unchecked(load_model)("nano", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device='cuda' is not available.*no CUDA device here"):
+        load_model("nano", device="cuda")
+
+
 def test_nano_is_the_default(nano):
     assert describe(nano)["model"] == "nano"
     assert nano.cfg.parallel_attn_mlp

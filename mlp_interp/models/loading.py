@@ -48,22 +48,25 @@ def load_model(
             ``"70m"``, ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory of a
             GPT-NeoX model; or a `GPTNeoXForCausalLM` in memory, with `tokenizer`.
         revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
-        device: Where to put it; None takes CUDA if there is one, else the CPU.
+        device: Where to put it, ``"cpu"`` or ``"cuda"``; None takes CUDA if there is one, else
+            the CPU.
         dtype: Data type of the weights. Attributions need float32 to add up: GPT-NeoX has large
             key and value biases.
         processing: ``"folded"`` folds LayerNorm scales and value biases into the weights that
             follow and centres what writes to the stream and the unembedding, as TransformerLens
             does by default; ``"raw"`` leaves the trained weights.
         backend: ``"hooked"`` for `HookedTransformer` (TransformerLens 3 only), ``"bridge"`` for
-            `TransformerBridge`, ``"auto"`` for the first that the installed library has.
+            `TransformerBridge`, ``"auto"`` for the first that the installed library has and that
+            computes what the model's config asks for.
         tokenizer: For a model in memory; else read from beside the weights.
 
     Returns:
         A `HookedTransformer` or `TransformerBridge` in evaluation mode.
 
     Raises:
-        ValueError: Unknown name, a directory that is not GPT-NeoX, weights with NaN, options that
-            do not go together.
+        ValueError: Unknown name, device or dtype, a directory that is not GPT-NeoX or has a config
+            that TransformerLens does not carry out, weights with NaN, options that do not go
+            together.
         ConnectionError: The hub could not be reached; the text says what to do.
 
     Example:
@@ -73,8 +76,9 @@ def load_model(
     """
     if processing not in ("folded", "raw"):
         raise ValueError(f"processing={processing!r}; wanted 'folded' or 'raw'")
-    boot = boot_hooked if _backend(backend) == "hooked" else boot_bridge
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backend, device = _backend(backend), _device(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}; wanted a floating torch dtype, such as torch.float32")
     source: Any = None
     if isinstance(name, torch.nn.Module):
         if tokenizer is None:
@@ -86,6 +90,7 @@ def load_model(
         source, label = _resolve(str(name), revision)
         hf_model = _read(source, revision, dtype)
         tokenizer = _read_tokenizer(source, revision) if tokenizer is None else tokenizer
+    boot = boot_hooked if _able(backend, hf_model.config, label) == "hooked" else boot_bridge
     _refuse_nan(hf_model, label)
     model = boot(hf_model, tokenizer, device=device, dtype=dtype, folded=processing == "folded")
     model.cfg.model_name = label
@@ -132,16 +137,54 @@ def reload_source(model: Any) -> GPTNeoXForCausalLM | None:
     return _read(source, None if revision == "main" else revision, torch.float32)
 
 
-def _backend(backend: str) -> str:
-    has_hooked = find_spec("transformer_lens.HookedTransformer") is not None
+def _device(device: Any) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    wanted = "'cpu' or 'cuda'" if has_cuda else "'cpu': there is no CUDA device here"
+    try:
+        found = torch.device(device or ("cuda" if has_cuda else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is no device; wanted {wanted}") from error
+    if found.type == "cuda" and not (has_cuda and (found.index or 0) < torch.cuda.device_count()):
+        raise ValueError(f"device={device!r} is not available; wanted {wanted}")
+    return found
+
+
+def _able(backend: Backend, config: Any, label: str) -> str:
+    """The class that computes what the config asks for.
+
+    `HookedTransformer` rotates by the default rule alone, and neither class takes attention without
+    biases: the one would be silently wrong and the others fail somewhere inside.
+    """
+    if not getattr(config, "attention_bias", True):
+        raise ValueError(
+            f"name={label!r} has attention_bias=False in its config; wanted attention with biases, "
+            "as TransformerLens expects it of GPT-NeoX"
+        )
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return _first() if backend == "auto" else backend
+    if backend == "hooked":
+        raise ValueError(
+            f"name={label!r} has rope_type={kind!r} in its config, which HookedTransformer "
+            "ignores; wanted backend='bridge' or 'auto'"
+        )
+    return "bridge"
+
+
+def _first() -> str:
+    return "bridge" if find_spec("transformer_lens.HookedTransformer") is None else "hooked"
+
+
+def _backend(backend: Any) -> Backend:
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"backend={backend!r}; wanted 'auto', 'hooked' or 'bridge'")
-    if backend == "hooked" and not has_hooked:
+    if backend == "hooked" and _first() != "hooked":
         raise ValueError(
             "backend='hooked': the installed TransformerLens has no HookedTransformer; wanted "
             "backend='bridge', or transformer-lens<4"
         )
-    return backend if backend != "auto" else ("hooked" if has_hooked else "bridge")
+    return backend
 
 
 def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM:
