@@ -129,3 +129,18 @@ def test_train_split_and_bos(nano):
     assert (without.clean_tokens != nano.tokenizer.bos_token_id).all()
     held_out = set(prompts.ioi(nano, n=50, prepend_bos=False).clean_text)
     assert not held_out & set(without.clean_text)
+
+
+def test_prompts_are_encoded_together(nano, monkeypatch):
+    """What is asked of the tokenizer grows with the task's words, not with the prompts."""
+    tokenizer_class, asked = type(nano.tokenizer), []
+    call = tokenizer_class.__call__
+    monkeypatch.setattr(
+        tokenizer_class, "__call__", lambda self, *a, **k: asked.append(a) or call(self, *a, **k)
+    )
+    counts = []
+    for n in (20, 80):
+        asked.clear()
+        prompts.ioi(nano, n=n, seed=0)
+        counts.append(len(asked))
+    assert counts[1] < counts[0] + 80

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.prompts.tokenizing import (
     bos_token_id,
     encode,
+    encode_all,
     single_token,
     token_strings,
     tokenizer_of,
@@ -51,14 +52,14 @@ def tokenize_pairs(
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name}[{prompt}]={text!r}; wanted a prompt of at least one word")
     clean, corrupted = (
-        [encode_prompt(tokenizer, text, prepend_bos=prepend_bos) for text in listed[name]]
+        [
+            _with_bos(tokenizer, ids, prepend_bos=prepend_bos)
+            for ids in encode_all(tokenizer, listed[name])
+        ]
         for name in prompts
     )
     _check_lengths(tokenizer, clean, corrupted)
-    ids = {
-        name: [_token(model, word, what=f"{name}[{i}]") for i, word in enumerate(listed[name])]
-        for name in words
-    }
+    ids = {name: _tokens(model, listed[name], what=name) for name in words}
     for name, rows in (("clean", clean), ("corrupted", corrupted)):
         for prompt, row in enumerate(rows):
             _check_vocabulary(model, max(row), what=f"{name}[{prompt}]")
@@ -74,7 +75,12 @@ def tokenize_pairs(
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos: bool) -> list[int]:
     """Token ids of a prompt, beginning with one BOS if that is asked for."""
-    ids = encode(tokenizer, text)
+    return _with_bos(tokenizer, encode(tokenizer, text), prepend_bos=prepend_bos)
+
+
+def _with_bos(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], *, prepend_bos: bool
+) -> list[int]:
     if not prepend_bos:
         return ids
     bos = bos_token_id(tokenizer)
@@ -94,7 +100,7 @@ def phrase_positions(model: Any, text: str, phrase: str, *, prepend_bos: bool) -
             "fast tokenizer, or positions"
         )
     length = len(encode_prompt(tokenizer, text, prepend_bos=prepend_bos))
-    found = _occurrences(tokenizer, text, phrase, length)
+    found = _occurrences(_spans(tokenizer, [text])[0], text, phrase, length)
     if not found:
         raise ValueError(f"subject={phrase!r} is not in the prompt {text!r}")
     return sorted(found[0])
@@ -135,6 +141,15 @@ def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return "|".join(token_strings(tokenizer, ids))
 
 
+def _tokens(model: Any, words: list[str | int], *, what: str) -> list[int]:
+    """One token for each word; each different word is looked up once."""
+    found: dict[str | int, int] = {}
+    for i, word in enumerate(words):
+        if word not in found:
+            found[word] = _token(model, word, what=f"{what}[{i}]")
+    return [found[word] for word in words]
+
+
 def _token(model: Any, word: str | int, *, what: str) -> int:
     is_text = isinstance(word, str)
     token = single_token(tokenizer_of(model), word, what=what) if is_text else int(word)
@@ -159,10 +174,11 @@ def _subject_mask(
     if not tokenizer.is_fast:
         return None
     mask = torch.zeros(len(clean), len(clean[0]), dtype=torch.bool)
+    spans = _spans(tokenizer, texts)
     for prompt, subject in enumerate(subjects):
         if subject is None:
             continue
-        found = _occurrences(tokenizer, texts[prompt], subject, len(clean[prompt]))
+        found = _occurrences(spans[prompt], texts[prompt], subject, len(clean[prompt]))
         if not found:
             raise ValueError(
                 f"subjects[{prompt}]={subject!r} is not in clean prompt {texts[prompt]!r}"
@@ -178,13 +194,17 @@ def _subject_mask(
     return mask
 
 
-def _occurrences(
-    tokenizer: PreTrainedTokenizerBase, text: str, phrase: str, length: int
-) -> list[set[int]]:
-    """Token positions of each occurrence of a phrase, counted so that the text ends at `length`."""
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+def _spans(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[tuple[int, int]]]:
+    """Where in its text each token begins and ends."""
+    return tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
     ]
+
+
+def _occurrences(
+    spans: list[tuple[int, int]], text: str, phrase: str, length: int
+) -> list[set[int]]:
+    """Token positions of each occurrence of a phrase, counted so that the text ends at `length`."""
     shift = length - len(spans)  # 1 where BOS was added
     found, start = [], text.find(phrase) if phrase else -1
     while start >= 0:

@@ -1,6 +1,7 @@
 """From the planted tasks' texts to contrasts, in the words that a tokenizer keeps whole."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,7 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.nano.tasks import Example, examples
 from mlp_interp.prompts.contrast import Contrast
-from mlp_interp.prompts.tokenizing import encode, is_single_token, tokenizer_name, tokenizer_of
+from mlp_interp.prompts.tokenizing import (
+    encode_all,
+    is_single_token,
+    tokenizer_name,
+    tokenizer_of,
+)
 
 __all__ = ["Split", "contrast_of_task"]
 
@@ -49,30 +55,42 @@ def contrast_of_task(
 
 
 class _Words:
-    """Which words a tokenizer keeps whole; remembers what it was asked."""
+    """Which words a tokenizer keeps whole, and how texts read in it; asks it about each once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.known: dict[str, int | None] = {}
+        self.encoded: dict[str, list[int]] = {}
 
     def accept(self, word: str) -> bool:
         """Whether the word, as it stands in the text, is one token."""
         if word not in self.known:
             single = is_single_token(self.tokenizer, word)
-            self.known[word] = encode(self.tokenizer, word)[0] if single else None
+            self.known[word] = self.ids((word,))[0] if single else None
         return self.known[word] is not None
 
     def ids(self, words: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(encode(self.tokenizer, word)[0] for word in words)
+        """First token of each word."""
+        self.read(words)
+        return tuple(self.encoded[word][0] for word in words)
 
-    def length(self, example: Example) -> int | None:
-        """Tokens of each prompt; None if the pair does not exchange whole words for whole words.
+    def read(self, texts: Iterable[str]) -> None:
+        """Encode the texts that are new, all in one call."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.encoded))
+        self.encoded.update(zip(new, encode_all(self.tokenizer, new), strict=True))
+
+    def lengths(self, examples: Sequence[Example]) -> list[int | None]:
+        """Tokens of each prompt; None if a pair does not exchange whole words for whole words."""
+        self.read(text for example in examples for text in _texts(example))
+        return [self._length(example) for example in examples]
+
+    def _length(self, example: Example) -> int | None:
+        """As `lengths`.
 
         Words that are single tokens alone may not be in place: Pythia splits " 1732" into " 17" and
         "32", but " 1120" into " 1" and "120".
         """
-        clean = encode(self.tokenizer, example.clean)
-        corrupted = encode(self.tokenizer, example.corrupted)
+        clean, corrupted, answered, foiled = (self.encoded[text] for text in _texts(example)[:4])
         if len(clean) != len(corrupted):
             return None
         differ = {
@@ -80,13 +98,16 @@ class _Words:
         }
         if not differ <= set(self.known.values()):
             return None
-        for prompt, tokens, word in (
-            (example.clean, clean, example.answer),
-            (example.corrupted, corrupted, example.foil),
-        ):
-            if encode(self.tokenizer, prompt + word) != [*tokens, *self.ids((word,))]:
-                return None
-        return len(clean)
+        if answered != [*clean, *self.ids((example.answer,))]:
+            return None
+        return len(clean) if foiled == [*corrupted, *self.ids((example.foil,))] else None
+
+
+def _texts(example: Example) -> tuple[str, ...]:
+    """All that is to be encoded of an example: prompts alone, with their next word, the words."""
+    clean, corrupted = example.clean, example.corrupted
+    prompts = (clean, corrupted, clean + example.answer, corrupted + example.foil)
+    return (*prompts, example.answer, example.foil)
 
 
 def _of_one_length(
@@ -105,8 +126,8 @@ def _of_one_length(
                 f"tokenizer {name!r}: {error}"
             ) from error
         groups: dict[int | None, list[Example]] = defaultdict(list)
-        for example in found:
-            groups[words.length(example)].append(example)
+        for example, length in zip(found, words.lengths(found), strict=True):
+            groups[length].append(example)
         groups.pop(None, None)
         best = max(groups.values(), key=len, default=[])
         if len(best) >= n:

@@ -4,6 +4,7 @@ TransformerLens' own `to_tokens` pads prompts of unequal length and adds BOS by 
 here nothing is padded, and BOS is added by the caller who asked for it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 __all__ = [
     "bos_token_id",
     "encode",
+    "encode_all",
     "is_single_token",
     "single_token",
     "token_strings",
@@ -65,6 +67,15 @@ def encode(
     )["input_ids"]
 
 
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` for many texts in one call, which for a fast tokenizer is many times faster."""
+    if not texts:
+        return []
+    return tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=False, verbose=False
+    )["input_ids"]
+
+
 def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the token that begins a document; Pythia has one for begin and end.
 
@@ -83,10 +94,7 @@ def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def is_single_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
     """Whether a word, with its leading space if it has one, is one known token."""
-    ids = encode(tokenizer, word)
-    # An unknown word is one token too, but says nothing.
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return len(ids) == 1 and (ids[0] != unknown or word == tokenizer.unk_token)
+    return _known(tokenizer, word, encode(tokenizer, word))
 
 
 def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, what: str) -> int:
@@ -95,14 +103,22 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, what: str) ->
     Raises:
         ValueError: It is several tokens, none, or unknown; `what` names it in the text.
     """
-    if is_single_token(tokenizer, word):
-        return encode(tokenizer, word)[0]
     ids = encode(tokenizer, word)
+    if _known(tokenizer, word, ids):
+        return ids[0]
     parts = ", ".join(map(repr, token_strings(tokenizer, ids)))
-    hint = "" if word.startswith(" ") else "; with a leading space it may be one"
+    spaced = f" {word}"
+    is_one = bool(word) and not word.startswith(" ") and is_single_token(tokenizer, spaced)
+    hint = f"; {spaced!r}, with a leading space, is one" if is_one else ""
     raise ValueError(
         f"{what}={word!r} is {len(ids)} tokens [{parts}]; wanted one known token{hint}"
     )
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, word: str, ids: list[int]) -> bool:
+    # An unknown word is one token too, but says nothing.
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return len(ids) == 1 and (ids[0] != unknown or word == tokenizer.unk_token)
 
 
 def token_strings(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:
