@@ -13,7 +13,7 @@ from mlp_interp.plots import _tokens as tokens
 from mlp_interp.sites import Site
 
 MAKER = "patching.patch"
-WIDE = 72  # columns of cells that can stand side by side
+WIDE = 56  # columns of cells that can stand side by side
 
 
 def patching(
@@ -220,7 +220,7 @@ def _panels(cells: _Cells, top: int, limit: float | None) -> go.Figure:
         )  # fmt: skip
         figure.add_trace(heat, number // columns + 1, number % columns + 1)
     if cells.tokens is not None:
-        figure.update_xaxes(**cells.tokens.ticks(), title=None)
+        figure.update_xaxes(**cells.tokens.ticks(columns), title=None)
     else:
         figure.update_xaxes(type="category", tickangle=0, title=across)
     figure.update_xaxes(showgrid=False, automargin=True)

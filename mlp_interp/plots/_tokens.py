@@ -7,7 +7,7 @@ import xarray as xr
 
 from mlp_interp.plots import _style as style
 
-MANY = 40  # more labels than this would cover each other
+MANY = 30  # more labels than this side by side stand upright, and small
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Axis:
     labels: list[str]
     hover: list[str]
 
-    def ticks(self) -> dict[str, Any]:
-        """The options of a plotly axis."""
-        small = {"tickfont_size": 10} if len(self.places) > MANY else {}
+    def ticks(self, panels: int = 1) -> dict[str, Any]:
+        """The options of a plotly axis, of which so many stand side by side."""
+        dense = len(self.places) * panels > MANY
         return {
             "tickmode": "array", "tickvals": self.places, "ticktext": self.labels,
-            "tickangle": -60, **small,
+            "tickangle": -90 if dense else -60, "tickfont_size": 9 if dense else 11,
         }  # fmt: skip
 
 
