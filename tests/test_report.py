@@ -64,7 +64,7 @@ def with_effects(content, **rows):
     importance = content.importance.sel(component=list(rows)).copy(deep=True)
     for label, (direct, total) in rows.items():
         values = {"kl_direct": direct, "kl_total": total, "kl_later": total - direct}
-        errors = {"kl_direct_se": 0.01, "kl_total_se": 0.01}
+        errors = {"kl_direct_se": 0.01, "kl_total_se": 0.01, "kl_later_se": 0.02}
         for name, value in (values | errors).items():
             importance[name].loc[{"component": label}] = value
     return replace(content, importance=importance)
@@ -152,7 +152,7 @@ def test_headline_tells_both_ways(computed):
     assert "4.000 ± 0.010 nats" in summary.sentences[0]
     assert "it is 1.attn with 0.900 ± 0.010 nats" in summary.sentences[1]
     assert "72% of the total effect" in summary.sentences[2]
-    assert "0.mlp (3.5 of its 4 nats)" in summary.sentences[2]
+    assert "most of it from 0.mlp (3.500 ± 0.020 of its 4 nats)" in summary.sentences[2]
     assert summary.numbers["share_through_later_layers"] == pytest.approx(3.6 / 5)
 
 
@@ -161,7 +161,37 @@ def test_headline_tells_of_repair(computed):
     text = " ".join(summarise(made).sentences)
     assert "Later layers make up for what is removed" in text
     assert "56% of itself smaller" in text
-    assert "repair the loss of 0.mlp best: 2 nats directly, 1 in total" in text
+    assert (
+        "make up most for the removal of 0.mlp: the prediction changes by 2 nats (KL) directly and "
+        "by 1 in total, 1.000 ± 0.020 less"
+    ) in text
+    assert "loss" not in text
+
+
+def test_repair_is_told_by_the_error_of_the_difference(computed):
+    """Direct and total rise and fall together over sequences; each alone may be far less sure."""
+    made = with_effects(computed, **{"0.mlp": (2.0, 1.9), "1.attn": (0.5, 0.6)})
+    for name in ("kl_direct_se", "kl_total_se"):
+        made.importance[name][:] = 1.0
+    assert "make up most" in " ".join(summarise(made).sentences)
+    for error in (0.06, float("nan")):
+        made.importance["kl_later_se"][:] = error
+        assert "make up most" not in " ".join(summarise(made).sentences)
+
+
+def test_most_is_more_than_half(computed):
+    labels = [label for label in computed.importance.component.values if label != "embed"][:3]
+    made = with_effects(computed, **dict.fromkeys(labels, (1.0, 2.0)))
+    text = summarise(made).sentences[2]
+    assert "the largest part from" in text
+    assert "most of it" not in text
+
+
+def test_the_table_shows_the_error_of_the_difference(computed):
+    made = with_effects(computed, **{"0.mlp": (0.5, 4.0), "1.attn": (1.0, 0.9)})
+    page = render(made, summarise(made))
+    assert "+3.500 ± 0.020" in page
+    assert "−0.100 ± 0.020" in page
 
 
 def test_headline_without_any_effect(computed):

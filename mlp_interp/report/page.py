@@ -193,8 +193,10 @@ def _text(name: str) -> str:
     return resources.files("mlp_interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _signed(value: float) -> str:
-    return "0" if value == 0 else f"{value:+.3g}".replace("-", "−")
+def _signed(value: float, error: float) -> str:
+    if value == 0:
+        return "0"
+    return ("−" if value < 0 else "+") + with_error(abs(value), error)
 
 
 def _share(value: float, largest: float) -> str:

@@ -23,6 +23,7 @@ class Row:
     total: float
     total_se: float
     later: float
+    later_se: float
     loss: float
 
 
@@ -84,12 +85,18 @@ def summarise(content: Content) -> Summary:
 
 
 def _rows(subs: xr.Dataset) -> list[Row]:
-    names = ("kl_direct", "kl_direct_se", "kl_total", "kl_total_se", "kl_later", "delta_loss_total")
+    names = (
+        *("kl_direct", "kl_direct_se", "kl_total", "kl_total_se", "kl_later", "kl_later_se"),
+        "delta_loss_total",
+    )
     columns = [subs[name].values.astype(float).tolist() for name in names]
     labels = [str(label) for label in subs["component"].values]
     rows = [Row(*values) for values in zip(labels, *columns, strict=True)]
     # After the last layer nothing is left to react: there total - direct is rounding alone.
-    rows = [replace(row, later=0.0) if abs(row.later) < 1e-5 * row.total else row for row in rows]
+    rows = [
+        replace(row, later=0.0, later_se=0.0) if abs(row.later) < 1e-5 * row.total else row
+        for row in rows
+    ]
     return sorted(rows, key=lambda row: -row.total)
 
 
@@ -107,21 +114,29 @@ def _through_later_layers(rows: list[Row], share: float) -> str:
             f"is {-share:.0%} of itself smaller than the direct one."
         )
     most = max(rows, key=lambda row: row.later)
+    whole = sum(row.later for row in rows)
+    part = "most of it" if most.later > whole / 2 else "the largest part"
     return (
         f"{share:.0%} of the total effect, summed over sub-updates, goes through later layers; "
-        f"most of it from {most.label} ({_number(most.later)} of its {_number(most.total)} nats)."
+        f"{part} from {most.label} ({with_error(most.later, most.later_se)} of its "
+        f"{_number(most.total)} nats)."
     )
 
 
 def _compensated(rows: list[Row]) -> list[str]:
-    """The sub-update whose loss later layers repair most, where that is beyond doubt."""
+    """The sub-update whose removal later layers make up for most, where that is beyond doubt.
+
+    Beyond twice the standard error of the difference itself: it is taken within each sequence, so
+    the errors of direct and total, which rise and fall together, do not tell. A single sequence has
+    no error, and nothing is beyond doubt.
+    """
     least = min(rows, key=lambda row: row.later)
-    doubt = 2 * float(np.hypot(np.nan_to_num(least.direct_se), np.nan_to_num(least.total_se)))
-    if not least.later < -max(doubt, 1e-6):
+    if not least.later < -max(2 * least.later_se, 1e-6):
         return []
     return [
-        f"Later layers repair the loss of {least.label} best: {_number(least.direct)} nats "
-        f"directly, {_number(least.total)} in total."
+        f"Later layers make up most for the removal of {least.label}: the prediction changes by "
+        f"{_number(least.direct)} nats (KL) directly and by {_number(least.total)} in total, "
+        f"{with_error(-least.later, least.later_se)} less."
     ]
 
 
