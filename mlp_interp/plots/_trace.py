@@ -21,9 +21,9 @@ WINDOWED = ("mlp_out", "attn_out")
 def causal_trace(trace: xr.Dataset) -> go.Figure:
     """How much of the answer's probability each restored state brings back.
 
-    One panel a site, tokens down (the subject's, to which noise was added, marked with *), layers
-    across. The panels share one colour scale, white at 0: blue states bring the answer back, red
-    ones make it less likely still.
+    One panel a site, tokens down (the subject's, to which noise was added, marked with a star),
+    layers across. The panels share one colour scale, white at 0: blue states bring the answer back,
+    red ones make it less likely still.
 
     Args:
         trace: What `patching.causal_trace` returns.
