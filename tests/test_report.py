@@ -89,6 +89,13 @@ def test_data_holds_every_result(written):
     assert importance.attrs["model"] == "nano"
 
 
+def test_examples_say_where_their_prompts_come_from(computed):
+    example = computed.examples[0]
+    for shares in (*example.shares.values(), example.sources):
+        assert (shares.attrs["task"], shares.attrs["seed"]) == ("ioi", 0)
+        assert shares.attrs["split"] == "heldout"
+
+
 def test_numbers_are_those_of_the_data(written):
     numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
     importance = xr.open_dataset(written.data, group="importance", engine="h5netcdf")

@@ -75,7 +75,7 @@ def from_tasks(model: Any, count: int, seed: int) -> tuple[list[Example], list[s
         except ValueError as error:
             notes.append(f"The task {name!r} is left out: {error}.")
             continue
-        pieces = (contrast.clean_tokens, contrast.answers, contrast.foils)
+        pieces = (contrast.clean_tokens, contrast, None)
         names = (contrast.token_text()[0], contrast.answer_text[0], contrast.foil_text[0])
         examples.append(_attribute(model, name, title, pieces, names))
     return examples, notes
