@@ -1,5 +1,7 @@
 """Average unexplained effects against plain hooks, their identities, and their errors."""
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 import reference
@@ -63,6 +65,136 @@ def test_every_circuit_is_what_hooks_give(kind, architecture, processing, backen
         assert float(found.check_everything) < 1e-10
         assert float(found.check_nothing) < 1e-10
     assert float(found.aue) < 1e-10  # the last was the whole model
+
+
+def slow_chain(model, contrast, path):
+    """Metric of one path: what each component computes is recorded and handed on, hook by hook."""
+    base = reference.full_cache(model, contrast.corrupted_tokens)
+    source = reference.full_cache(model, contrast.clean_tokens)
+    layers = range(model.cfg.n_layers)
+    held = [f"blocks.{x}.{n}" for x in layers for n in ("attn.hook_z", "hook_mlp_out")]
+
+    def run(values, record=()):
+        found = {}
+
+        def hook_for(name):
+            def hook(x, hook=None):
+                x = values.get(name, x).expand_as(x).clone()
+                found[name] = x
+                return x
+
+            return hook
+
+        names = {*values, *record}
+        logits = reference.hooked_logits(
+            model, contrast.corrupted_tokens, {name: hook_for(name) for name in names}
+        )
+        return logits, found
+
+    def place(label):
+        if label == "embed":
+            return "hook_embed", slice(None), ()
+        stem, _, part = label.partition(".")
+        if label.startswith("L"):
+            at = f"blocks.{stem[1]}.attn"
+            inputs = [f"{at}.hook_{x}" for x in ([part] if part else "qkv")]
+            return f"{at}.hook_z", int(stem[3:]), inputs
+        if part == "attn":
+            at = f"blocks.{stem}.attn"
+            return f"{at}.hook_z", slice(None), [f"{at}.hook_{x}" for x in "qkv"]
+        return f"blocks.{stem}.hook_mlp_out", slice(None), [f"blocks.{stem}.mlp.hook_pre"]
+
+    def placed(new, name, unit):
+        value = base[name].clone()
+        value[:, :, unit] = new[:, :, unit]
+        return {name: value}
+
+    name, unit, _ = place(path[0])
+    sent = placed(source[name], name, unit)
+    frozen = {x: base[x] for x in held}
+    for _, label in pairwise(path):
+        name, unit, inputs = place(label)
+        _, heard = run(frozen | sent, inputs)
+        inner = slice(None) if name.endswith("mlp_out") else unit
+        values = {x: placed(heard[x], x, inner)[x] for x in inputs}
+        _, found = run(values, [name])
+        sent = placed(found[name], name, unit)
+    logits, _ = run(frozen | sent)
+    rows = torch.arange(len(logits))
+    return (logits[rows, -1, contrast.answers] - logits[rows, -1, contrast.foils]).numpy()
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+@pytest.mark.parametrize("processing", ["folded", "raw"])
+def test_every_path_is_what_hooks_hand_on(kind, architecture, processing, backend):
+    model = kind(architecture, backend, processing, torch.float64)
+    contrast = contrast_of()
+    chains = [
+        ["embed", "L0H1", "L1H2.q", "2.mlp"],
+        ["0.mlp", "L1H0.v", "L2H3"],
+        ["L0H2", "1.attn", "L2H1.k"],
+        ["embed", "1.mlp", "L2H2.v"],
+        ["1.attn"],
+    ]
+    if architecture != "parallel":
+        chains.append(["L0H2", "0.mlp", "L1H1", "1.mlp"])
+    for chain in chains:
+        found = paths.test_hypothesis(model, contrast, nodes=[[*chain, "logits"]], draws=0)
+        expected = slow_chain(model, contrast, chain)
+        close(found.circuit, expected)
+        assert found.attrs["nodes"] == [" > ".join([*(x for x in chain), "logits"])]
+        assert float(found.check_everything) < 1e-10
+        assert float(found.check_nothing) < 1e-10
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential"])
+def test_all_paths_through_some_nodes_are_the_circuit_of_those_nodes(kind, architecture):
+    model = kind(architecture, BACKENDS[0], "raw", torch.float64)
+    contrast, nodes = contrast_of(), ["L0H1", "0.mlp", "L1H2.q", "L1N5", "2.attn", "L2N7"]
+    layer = {"L0H1": 0, "0.mlp": 1, "L1H2.q": 2, "L1N5": 3, "2.attn": 4, "L2N7": 5}
+
+    def hears(one, other):
+        if architecture == "sequential" and layer[one] + 1 == layer[other]:
+            return True
+        return layer[one] // 2 < layer[other] // 2
+
+    inner = [c for size in range(len(nodes) + 1) for c in combinations(nodes, size)]
+    inner = [c for c in inner if all(hears(*pair) for pair in pairwise(c))]
+    found = paths.test_hypothesis(model, contrast, nodes=[["embed", *c] for c in inner], draws=0)
+    # The queries of L1H2 hear the circuit, its keys and values are the other run's in both.
+    close(found.circuit, paths.test_hypothesis(model, contrast, nodes=nodes, draws=0).circuit)
+    some = [["embed", *c] for c in inner if "0.mlp" not in c]
+    few = paths.test_hypothesis(model, contrast, nodes=some, draws=0)
+    assert float(np.abs(few.circuit - found.circuit).max()) > 1e-8
+    hooks = paths.test_hypothesis(model, contrast, nodes=some[:4], engine="hooks", draws=0)
+    lean = paths.test_hypothesis(model, contrast, nodes=some[:4], memory=1e-3, draws=0)
+    close(hooks.circuit, lean.circuit)
+
+
+def test_whole_starts_hold_what_paths_through_them_would_add(kind):
+    model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of()
+    one = paths.test_hypothesis(model, contrast, nodes=[["L1H2"], ["embed", "L1H2"]], draws=0)
+    inputs = [["L1H2.q"], ["L1H2.k"], ["L1H2.v"]]
+    two = paths.test_hypothesis(model, contrast, nodes=inputs, draws=0)
+    alone = paths.path_patch(model, contrast, senders="L1H2", receivers="logits")
+    close(one.circuit, alone.raw[0, 0])
+    close(two.circuit, alone.raw[0, 0])
+    partial = paths.test_hypothesis(model, contrast, nodes=inputs[:1], draws=0)
+    alone = paths.path_patch(model, contrast, senders="L1H2.q", receivers="logits")
+    close(partial.circuit, alone.raw[0, 0])
+
+
+def test_random_paths_keep_their_shape(kind):
+    weights = paths.circuits.Weights.of(kind("parallel"))
+    given = [["embed", "L0H1", "L1H2.q", "2.mlp"], ["L0H1", "L1N3", "logits"]]
+    given = [paths.tree.path_of(weights, path) for path in given]
+    drawn = paths.tree.random_paths(weights, given, np.random.default_rng(1))
+    assert [[s.name for s in path] for path in drawn] == [[s.name for s in p] for p in given]
+    assert [[s.layer for s in path] for path in drawn] == [[s.layer for s in p] for p in given]
+    assert drawn[0][1] == drawn[1][0]
+    assert drawn != given
+    found = paths.test_hypothesis(kind("parallel"), contrast_of(), nodes=[["L0H1"]], draws=3)
+    assert found.random.shape == (3, 2)
 
 
 def test_random_circuits_are_of_the_same_kinds_and_repeat(kind):
@@ -152,6 +284,13 @@ def test_pairs_without_an_effect_have_no_share(kind):
         ({"nodes": ["head"]}, "nodes='head' is no label; wanted such as L3H5"),
         ({"nodes": ["1.resid_pre"]}, "nodes='1.resid_pre' computes nothing"),
         ({"nodes": ["L0H0.pattern"]}, "nodes='L0H0.pattern' computes nothing"),
+        ({"nodes": ["0.mlp", ["0.mlp"]]}, "mixes nodes and paths; wanted labels, or lists"),
+        ({"nodes": [["logits"]]}, "is no path; wanted components in order"),
+        ({"nodes": [["0.mlp", "embed"]]}, "is no path"),
+        ({"nodes": [["0.mlp", "logits", "1.mlp"]]}, "is no path"),
+        ({"nodes": [["1.mlp", "L1H0"]]}, "is no path: 1.mlp writes after L1H0 reads"),
+        ({"nodes": [["L0H1", "0.mlp"]]}, "is no path: L0H1 writes after 0.mlp reads"),
+        ({"nodes": [["nothing"]]}, "nodes='nothing' is no label"),
         ({"contrasts": []}, r"contrasts=\[\] is empty"),
         ({"draws": -1}, "draws=-1, seed=0; wanted neither below 0"),
         ({"seed": -2}, "draws=10, seed=-2"),

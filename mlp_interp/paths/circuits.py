@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.edits import Run
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.paths.labels import LOGITS, check_range, shared_keys
+from mlp_interp.paths.problem import Problem
 from mlp_interp.sites import Site
 
 __all__ = ["Circuits", "node_of", "random_nodes"]
@@ -108,7 +109,35 @@ class Circuits:
             if not mask[:, layer].all()
         ]
 
-    def run(
+    def measure(
+        self, problem: Problem, forward: Forward | HookForward, size: int
+    ) -> Float[Tensor, "circuit prompt"]:
+        """The metric of every circuit.
+
+        Args:
+            problem: The two runs and the metric.
+            forward: The model's forward pass.
+            size: How many passes of one prompt to run together.
+        """
+        clean, corrupted, every = problem.clean, problem.corrupted, problem.every
+        circuits = len(self.kept["z"])
+        number = torch.arange(circuits, device=every.device).repeat_interleave(len(every))
+        found = []
+        for circuit, prompt in zip(
+            number.split(size), every.repeat(circuits).split(size), strict=True
+        ):
+            # A circuit of no nodes is there as a check, from the corrupted embedding.
+            none = ~self._any[circuit][:, None, None]
+            embedded = torch.where(none, corrupted.streams[0][prompt], clean.streams[0][prompt])
+            final = self._run(forward, embedded, corrupted, circuit, prompt)
+            found.append(problem.reader(final[:, problem.read], prompt))
+        return torch.cat(found).view(circuits, -1)
+
+    @property
+    def _any(self) -> Bool[Tensor, " circuit"]:
+        return self.kept["z"].any((1, 2)) | self.kept["post"].any((1, 2))
+
+    def _run(
         self,
         forward: Forward | HookForward,
         embedded: Float[Tensor, "item pos d_model"],
@@ -116,15 +145,7 @@ class Circuits:
         circuit: Int[Tensor, " item"],
         prompt: Int[Tensor, " item"],
     ) -> Float[Tensor, "item pos d_model"]:
-        """Final streams, each of one circuit in one prompt.
-
-        Args:
-            forward: The model's forward pass.
-            embedded: The stream before the first block.
-            other: The run whose values all other nodes have.
-            circuit: Which circuit.
-            prompt: Which prompt.
-        """
+        """Final streams, each of one circuit in one prompt; all other nodes as in `other`."""
         masked = set(self._masked)
 
         def observe(name: str, layer: int, x: Tensor) -> Any:

@@ -2,8 +2,9 @@
 
 # ruff: noqa: PT028 (it takes the public function for a test)
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.metrics import Metric, metric_for
-from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.models import HookForward, Weights, describe, forward_of
 from mlp_interp.paths.circuits import Circuits, node_of, random_nodes
-from mlp_interp.paths.labels import labels_at
+from mlp_interp.paths.labels import LOGITS, labels_at
 from mlp_interp.paths.problem import Problem, items_in
+from mlp_interp.paths.tree import Path, measure_paths, path_of, random_paths, sites_of
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.sites import Site
@@ -30,7 +32,7 @@ def test_hypothesis(
     model: Any,
     contrasts: Contrast | Sequence[Contrast],
     metric: str | Metric = "logit_difference",
-    nodes: Sequence[str] = (),
+    nodes: Sequence[str | Sequence[str]] = (),
     *,
     draws: int = 10,
     seed: int = 0,
@@ -58,8 +60,13 @@ def test_hypothesis(
         metric: One of `mlp_interp.metrics.METRICS`, or, for a single contrast, a `Metric`.
         nodes: The circuit: ``L3H5`` (a head), ``L3H5.q`` (or ``.k``, ``.v``: the head, but only
             its queries hear the circuit; keys and values are the corrupted run's), ``3.attn``,
-            ``3.mlp``, ``L3N669`` (a neuron). Embedding and logits belong to every circuit.
-        draws: How many random circuits.
+            ``3.mlp``, ``L3N669`` (a neuron). Embedding and logits belong to every circuit. Or a
+            list of paths, each a list of components from first to last: ``["embed", "L1H3",
+            "L3H5.q", "logits"]``. Then only what runs along them is clean, the embedding too, and
+            a component on several paths hears on each only what that path tells it. A path may
+            begin at a component, which then writes what it wrote on the clean prompt.
+        draws: How many random circuits: of nodes, other nodes of the same kinds; of paths, the same
+            paths through other heads and neurons of the same layers.
         seed: Of the random circuits.
         engine: ``"auto"`` runs the model's lean forward where there is one, ``"hooks"`` the model
             itself.
@@ -99,7 +106,7 @@ def test_hypothesis(
     weights = Weights.of(model)
     lots = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
     chosen = _metrics(metric, lots)
-    claimed = _claimed(weights, nodes)
+    claim = _Claim.of(weights, nodes)
     if draws < 0 or seed < 0:
         raise ValueError(f"draws={draws}, seed={seed}; wanted neither below 0")
     if engine not in ("auto", "hooks"):
@@ -107,15 +114,14 @@ def test_hypothesis(
     lengths = [max(one.read(lot.length)) + 1 for one, lot in zip(chosen, lots, strict=True)]
     size = items_in(weights, max(lengths), memory)
     forward = forward_of(model) if engine == "auto" else HookForward(weights)
-    rng = np.random.default_rng(seed)
-    whole = [Site.parse(x) for x in labels_at(weights, "component") if x != "embed"]
-    drawn = [random_nodes(weights, claimed, rng) for _ in range(draws)]
-    circuits = Circuits.of(weights, [claimed, whole, [], *drawn])
+    measurer = claim.measurer(weights, draws, np.random.default_rng(seed))
     parts = []
     with tqdm(total=len(lots), desc="circuits", disable=not progress) as bar:
         for lot, one in zip(lots, chosen, strict=True):
-            problem = Problem.of(forward, lot, one, circuits.sites)
-            parts.append(_measured(problem, forward, circuits, draws, size))
+            problem = Problem.of(forward, lot, one, measurer.sites)
+            found = measurer.measure(problem=problem, forward=forward, size=size)
+            runs = problem.values
+            parts.append((runs["clean"], runs["corrupted"], *found[:3], found[3:]))
             bar.update()
     values = _Values(*(torch.cat(x, dim=-1) for x in zip(*parts, strict=True)))
     attrs: dict[str, Any] = {
@@ -123,7 +129,7 @@ def test_hypothesis(
         "data": "; ".join(dict.fromkeys(lot.attrs["data"] for lot in lots)),
         **describe(model),
         "engine": forward.engine,
-        "nodes": [node.label for node in claimed],
+        "nodes": claim.labels,
         "draw_seed": seed,
     }
     return _dataset(values, lots, chosen[0], attrs)
@@ -144,15 +150,59 @@ def _metrics(metric: str | Metric, lots: Sequence[Contrast]) -> list[Metric]:
     return [metric_for(metric, lot) for lot in lots]
 
 
-def _claimed(weights: Weights, nodes: Sequence[str]) -> list[Site]:
-    labels = [nodes] if isinstance(nodes, str) else list(nodes)
-    found = [node_of(weights, label) for label in dict.fromkeys(labels)]
-    claimed = [node for node in found if node is not None]
-    if not claimed:
-        raise ValueError(
-            f"nodes={labels} is no circuit; wanted labels such as L3H5, L3H5.q, 3.mlp or L3N669"
-        )
-    return claimed
+@dataclass(frozen=True)
+class _Claim:
+    """A circuit of nodes, or of paths."""
+
+    nodes: list[Site]
+    paths: list[Path]
+
+    @classmethod
+    def of(cls, weights: Weights, nodes: Sequence[str | Sequence[str]]) -> "_Claim":
+        given = [nodes] if isinstance(nodes, str) else list(nodes)
+        labels = [label for label in dict.fromkeys(map(_hashable, given)) if isinstance(label, str)]
+        if labels and len(labels) < len(set(map(_hashable, given))):
+            raise ValueError(
+                f"nodes={given} mixes nodes and paths; wanted labels, or lists of them"
+            )
+        paths = [] if labels else [path_of(weights, path) for path in given]
+        claimed = [node for label in labels if (node := node_of(weights, label)) is not None]
+        if not claimed and not paths:
+            raise ValueError(
+                f"nodes={given} is no circuit; wanted labels such as L3H5, L3H5.q, 3.mlp or "
+                "L3N669, or paths of them"
+            )
+        return cls(claimed, paths)
+
+    @property
+    def labels(self) -> list[str]:
+        """As a result shows it."""
+        if self.nodes:
+            return [node.label for node in self.nodes]
+        return [" > ".join([*(site.label for site in path), LOGITS]) for path in self.paths]
+
+    def measurer(self, weights: Weights, draws: int, rng: np.random.Generator) -> "_Measurer":
+        """Of this circuit, all of the model, nothing, and random ones."""
+        whole = [Site.parse(label) for label in labels_at(weights, "component")]
+        if self.nodes:
+            drawn = [random_nodes(weights, self.nodes, rng) for _ in range(draws)]
+            circuits = Circuits.of(weights, [self.nodes, whole[1:], [], *drawn])
+            return _Measurer(circuits.sites, circuits.measure)
+        paths = [random_paths(weights, self.paths, rng) for _ in range(draws)]
+        every = [self.paths, [(site,) for site in whole], [], *paths]
+        return _Measurer(sites_of(every, weights.n_layers), partial(measure_paths, circuits=every))
+
+
+@dataclass(frozen=True)
+class _Measurer:
+    """What the runs must keep, and the function from them to the metric of all circuits."""
+
+    sites: list[Site]
+    measure: Callable[..., Tensor]
+
+
+def _hashable(label: str | Sequence[str]) -> str | tuple[str, ...]:
+    return label if isinstance(label, str) else tuple(label)
 
 
 @dataclass(frozen=True)
@@ -165,31 +215,6 @@ class _Values:
     everything: Float[Tensor, " prompt"]
     nothing: Float[Tensor, " prompt"]
     random: Float[Tensor, "draw prompt"]
-
-
-def _measured(
-    problem: Problem,
-    forward: Forward | HookForward,
-    circuits: Circuits,
-    draws: int,
-    size: int,
-) -> tuple[Tensor, ...]:
-    """The fields of `_Values` for one contrast."""
-    clean, corrupted, every = problem.clean, problem.corrupted, problem.every
-    number = torch.arange(3 + draws, device=every.device).repeat_interleave(len(every))
-    found = []
-    for circuit, prompt in zip(
-        number.split(size), every.repeat(3 + draws).split(size), strict=True
-    ):
-        # The circuit of no nodes is there as a check, from the corrupted embedding.
-        none = (circuit == 2)[:, None, None]
-        embedded = torch.where(none, corrupted.streams[0][prompt], clean.streams[0][prompt])
-        final = circuits.run(forward, embedded, corrupted, circuit, prompt)
-        found.append(problem.reader(final[:, problem.read], prompt))
-    circuit, everything, nothing, *random = torch.cat(found).view(3 + draws, -1)
-    drawn = torch.stack(random) if draws else circuit.new_empty(0, len(circuit))
-    values = problem.values
-    return values["clean"], values["corrupted"], circuit, everything, nothing, drawn
 
 
 def _dataset(

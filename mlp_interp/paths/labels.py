@@ -23,6 +23,7 @@ __all__ = [
     "receivers_of",
     "senders_of",
     "shared_keys",
+    "writes_at",
 ]
 
 LEVELS = ("component", "head")
@@ -99,7 +100,7 @@ class Senders:
     @property
     def first(self) -> int:
         """When the first of them writes."""
-        return min(_writes(site) for site in self.sites)
+        return min(writes_at(site) for site in self.sites)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -128,7 +129,7 @@ def senders_of(weights: Weights, senders: Labels, receivers: Sequence[Receivers]
         return [group for group in found if group.first < horizon]
     for group in found:
         for site in group.sites:
-            if _writes(site) >= horizon:
+            if writes_at(site) >= horizon:
                 wanted = "; ".join(r.name for r in receivers[:4])
                 raise ValueError(
                     f"senders={site.label!r} writes after the receivers have read ({wanted}"
@@ -231,7 +232,8 @@ def _sender(weights: Weights, label: str) -> Site:
     return site
 
 
-def _writes(site: Site) -> int:
+def writes_at(site: Site) -> int:
+    """When a component writes: see the module."""
     if site.layer is None:
         return -1
     return 2 * site.layer + int(site.name in ("mlp_out", "post"))

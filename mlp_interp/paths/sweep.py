@@ -106,7 +106,7 @@ class Sweep:
 
     def finals(self, items: Sequence[Item]) -> Float[Tensor, "item read d_model"]:
         """Final streams at the positions read, one for each item."""
-        heard, direct = self._hear(items)
+        heard, direct = self.hear(items)
         return self.answer(self._prompts(items), heard, direct, [i.start for i in items])
 
     def whole(self) -> Float[Tensor, "prompt read d_model"]:
@@ -136,7 +136,7 @@ class Sweep:
                     row[item.at] += write.delta[item.prompt, item.at]
         return change
 
-    def _hear(self, items: Sequence[Item]) -> tuple[Heard, Tensor | None]:
+    def hear(self, items: Sequence[Item]) -> tuple[Heard, Tensor | None]:
         """What the receivers compute from their inputs, and what the logits hear directly."""
         if self.freeze == "attention":
             return self._hear_through_mlps(items)
@@ -145,8 +145,9 @@ class Sweep:
         for layer in self.receivers.layers:
             x = base.streams[layer][prompts] + self._change(items, lambda o: o < 2 * layer)  # noqa: B023
             self._run_frozen(items, x, layer, layer + 1, heard)
-        direct = self._change(items, lambda o: True)[:, self.read]
-        return heard, direct if self.receivers.logits else None
+        if not self.receivers.logits:
+            return heard, None
+        return heard, self._change(items, lambda o: True)[:, self.read]
 
     def _hear_through_mlps(self, items: Sequence[Item]) -> tuple[Heard, Tensor | None]:
         base, prompts = self.exchange.base, self._prompts(items)

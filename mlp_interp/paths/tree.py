@@ -1,0 +1,200 @@
+"""Circuits of paths: what runs along them is the clean prompt, all else is the corrupted run's.
+
+A component that lies on several paths is computed once for each way that leads from it to the
+logits, from what reaches it on the paths that go on that way: the model unfolded into a tree.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.models import Forward, HookForward, Weights
+from mlp_interp.paths.circuits import node_of
+from mlp_interp.paths.exchange import Exchange, Write
+from mlp_interp.paths.labels import LOGITS, Receivers, Target, check_range, writes_at
+from mlp_interp.paths.problem import Problem
+from mlp_interp.paths.sweep import Item, Sweep, batches
+from mlp_interp.sites import Site
+
+__all__ = ["Path", "Tree", "measure_paths", "path_of", "random_paths", "sites_of"]
+
+Path = tuple[Site, ...]
+"""From where it starts to what tells the logits; the embedding may only come first."""
+
+
+def path_of(weights: Weights, labels: Sequence[str]) -> Path:
+    """The path of these labels.
+
+    Raises:
+        ValueError: One is unknown or not in its place, or writes after the next one reads.
+    """
+    inner = [label for n, label in enumerate(labels) if label != LOGITS or n < len(labels) - 1]
+    if not inner or LOGITS in inner or "embed" in inner[1:]:
+        raise ValueError(
+            f"nodes={list(labels)!r} is no path; wanted components in order, the embedding only "
+            "first and the logits only last"
+        )
+    path = tuple(node_of(weights, label) or Site("embed") for label in inner)
+    for sender, reader in pairwise(path):
+        if reader.head is not None:
+            check_range(weights, "nodes", Site("k", reader.layer, head=reader.head))
+        if writes_at(sender) >= min(t.horizon(weights.parallel) for t in _targets(reader)):
+            raise ValueError(
+                f"nodes={list(labels)!r} is no path: {sender.label} writes after {reader.label} "
+                "reads; wanted components in the order of their work"
+            )
+    return path
+
+
+def random_paths(weights: Weights, paths: Sequence[Path], rng: np.random.Generator) -> list[Path]:
+    """The same paths with other heads and neurons of the same layers, each always the same one."""
+    heads = [rng.permutation(weights.n_heads) for _ in range(weights.n_layers)]
+    neurons: dict[int, Any] = {}
+
+    def other(site: Site) -> Site:
+        layer = site.layer or 0
+        if site.head is not None:
+            return replace(site, head=int(heads[layer][site.head]))
+        if site.neuron is not None:
+            if layer not in neurons:
+                neurons[layer] = rng.permutation(weights.d_mlp)
+            return replace(site, neuron=int(neurons[layer][site.neuron]))
+        return site
+
+    return [tuple(other(site) for site in path) for path in paths]
+
+
+@torch.no_grad()
+def measure_paths(
+    problem: Problem,
+    forward: Forward | HookForward,
+    circuits: Sequence[Sequence[Path]],
+    size: int,
+) -> Float[Tensor, "circuit prompt"]:
+    """The metric of every circuit; at most `size` prompts run together."""
+    exchange = Exchange(forward, problem.corrupted, problem.clean)
+    return torch.stack(
+        [
+            problem.reader(Tree.of(paths).final(exchange, size)[:, problem.read], problem.every)
+            for paths in circuits
+        ]
+    )
+
+
+def sites_of(circuits: Sequence[Sequence[Path]], n_layers: int) -> list[Site]:
+    """Activations that both runs must keep."""
+    found = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
+    for site in {site for paths in circuits for path in paths for site in path} - {Site("embed")}:
+        names = {t.name for t in _targets(site)}
+        names |= {"z", "q", "k", "v"} if names & {"q", "k", "v"} else set()
+        found |= {Site(name, site.layer) for name in names}
+    return sorted(found, key=lambda site: site.label)
+
+
+@dataclass
+class Tree:
+    """A component at the end of some paths, and what reaches it.
+
+    Attributes:
+        site: The component; None for the logits.
+        reaching: What tells each of its inputs, by the input's activation.
+        whole: Inputs (for a component without several: itself) that are the clean run's altogether.
+    """
+
+    site: Site | None = None
+    reaching: dict[str, dict[Site, "Tree"]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "Tree":
+        """Unfold paths from the logits back."""
+        root = cls()
+        for path in paths:
+            root._grow("resid", path)
+        return root
+
+    def final(self, exchange: Exchange, size: int) -> Float[Tensor, "prompt pos d_model"]:
+        """The final stream with the paths from the source, all else from the base run."""
+        final = exchange.base.final
+        for tree in self.reaching.get("resid", {}).values():
+            final = final + tree._writes(exchange, size).delta
+        return final
+
+    def _grow(self, name: str, path: Path) -> None:
+        site = path[-1]
+        component = replace(site, name="z") if site.head is not None else site
+        here = self.reaching.setdefault(name, {})
+        tree = here.setdefault(component, Tree(component))
+        for target in _targets(site) or [Target(0, "embed", None)]:
+            if len(path) == 1:
+                tree.whole.add(target.name)
+            else:
+                tree._grow(target.name, path[:-1])
+
+    def _writes(self, exchange: Exchange, size: int) -> Write:
+        """What this component writes anew."""
+        site = self.site or Site("embed")
+        targets = _targets(site)
+        if all(target.name in self.whole for target in targets):
+            return exchange.writes([site])[0]
+        new = {t: value for t in targets for value in self._computes(exchange, t, size)}
+        layer, weights = targets[0].layer, exchange.forward.weights
+        base = {name: exchange.base.at(Site(name, layer)) for name in ("attn_out", "mlp_out")}
+        if site.name == "mlp_out":
+            return Write(2 * layer + 1, layer, new[targets[0]] - base["mlp_out"])
+        if site.name == "post":
+            change = new[targets[0]] - exchange.base.at(Site("post", layer))[..., [site.unit]]
+            return Write(2 * layer + 1, layer, change * weights.block(layer).W_out[site.unit])
+        z = _mixed(exchange, new)
+        if site.name == "attn_out":
+            own = exchange.base.at(Site("z", layer))
+            out = weights.block(layer).W_O
+            return Write(2 * layer, layer, torch.einsum("pqhd,hdm->pqm", z - own, out))
+        change = (z - exchange.base.at(Site("z", layer)))[:, :, site.unit]
+        return Write(2 * layer, layer, change @ weights.block(layer).W_O[site.unit])
+
+    def _computes(self, exchange: Exchange, target: Target, size: int) -> Iterator[Tensor]:
+        """What the component computes from one input ``[prompt, pos, ...]``, if paths reach it."""
+        if target.name in self.whole:
+            values = exchange.source.at(Site(target.name, target.layer))
+            yield values if target.unit is None else values[:, :, [target.unit]]
+        elif target.name in self.reaching:
+            told = [tree._writes(exchange, size) for tree in self.reaching[target.name].values()]
+            receivers = Receivers("", (target,), False, 0)
+            sweep = Sweep(exchange, receivers, "all", None, [], None)
+            items = [Item((), prompt, told) for prompt in range(len(exchange.base.tokens))]
+            heard = [sweep.hear(some)[0] for some in batches(items, size)]
+            yield torch.cat([some[target.name, target.layer] for some in heard])
+
+
+def _mixed(exchange: Exchange, new: dict[Target, Tensor]) -> Float[Tensor, "prompt pos head d"]:
+    """Heads' mixed values in the base run with some of their inputs new."""
+    found: list[Tensor] = []
+    layer = next(iter(new)).layer
+
+    def observe(name: str, _layer: int, x: Tensor) -> Tensor:
+        if name == "z":
+            found.append(x)
+        for target, values in new.items():
+            if target.name == name:
+                x = x.clone()
+                x[:, :, slice(None) if target.unit is None else [target.unit]] = values
+        return x
+
+    exchange.forward.run(exchange.base.streams[layer], start=layer, stop=layer + 1, observe=observe)
+    return found[0]
+
+
+def _targets(site: Site) -> list[Target]:
+    """What a component's inputs set; nothing for the embedding."""
+    if site.layer is None:
+        return []
+    if site.name in ("attn_out", "z"):
+        return [Target(site.layer, name, site.head) for name in ("q", "k", "v")]
+    return [Target(site.layer, site.name, site.neuron if site.head is None else site.head)]
