@@ -11,7 +11,7 @@ PROMPT, SUBJECT = "The capital of France is", "France"
 
 def by_hooks(model, trace, *, site, layer, position, window):
     """ROME's protocol with plain hooks: noise on the subject, one state restored."""
-    tokens = model.to_tokens(PROMPT)
+    tokens = torch.tensor([[model.tokenizer.eos_token_id, *model.tokenizer.encode(PROMPT)]])
     subject = trace.subject.values.nonzero()[0].tolist()
     samples = trace.sizes["sample"]
     generator = torch.Generator().manual_seed(trace.attrs["seed"])
@@ -35,7 +35,7 @@ def by_hooks(model, trace, *, site, layer, position, window):
 
         hooks = [("hook_embed", corrupt), *((name, restore) for name in names)]
         logits = model.run_with_hooks(tokens.expand(samples, -1), fwd_hooks=hooks)
-    answer = model.to_single_token(trace.attrs["answer"])
+    [answer] = model.tokenizer.encode(trace.attrs["answer"])
     return logits[:, -1].softmax(-1)[:, answer].numpy()
 
 

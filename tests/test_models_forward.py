@@ -9,6 +9,7 @@ import torch
 from random_models import HAS_HOOKED
 
 from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
+from mlp_interp.models import engine as engine_module
 from mlp_interp.models import forward as forward_module
 from mlp_interp.models.forward import Memory
 from mlp_interp.models.rotary import Rotary
@@ -219,6 +220,7 @@ def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkey
             patch.setattr(forward_module, name, broken)
             with pytest.raises(UnsupportedModel, match="differs from the model's own by"):
                 Forward.of(model)
+            patch.setattr(engine_module, "remembered", lambda model, work_out: work_out())
             assert forward_of(model).engine == "hooks"
     with monkeypatch.context() as patch:
         block = Weights.block
