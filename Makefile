@@ -51,6 +51,8 @@ docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/h
 
 bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/run.py
+	$(VENV)/bin/python tests/bench/patching.py
+	$(VENV)/bin/python tests/bench/gradients.py
 
 notebook: $(VENV)/.installed ## JupyterLab on the demos
 	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[notebook]'

@@ -1,5 +1,6 @@
 from . import gradients as gradients
 from . import metrics as metrics
+from . import paths as paths
 from . import plots as plots
 from . import prompts as prompts
 from . import views as views
@@ -21,6 +22,8 @@ from .models import check_model as check_model
 from .models import load_model as load_model
 from .patching import causal_trace as causal_trace
 from .patching import patch as patch
+from .paths import path_patch as path_patch
+from .paths import test_hypothesis as test_hypothesis
 from .prompts import Contrast as Contrast
 from .residual import cache_for as cache_for
 from .residual import decompose as decompose

@@ -120,6 +120,52 @@ def library_total(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@torch.no_grad()
+def library_attribution(model: Any, cache: Any, token: int) -> torch.Tensor:
+    """Every neuron's share of one logit at the last position, as the library stacks them."""
+    direction = model.W_U[:, token]
+    stacked = cache.stack_neuron_results(layer=-1, pos_slice=-1)
+    scaled = cache.apply_ln_to_stack(stacked, layer=-1, pos_slice=-1)
+    return (scaled @ direction)[:, 0]
+
+
+def attribution(model: Any, tokens: torch.Tensor, cache: Any, repeats: int) -> list[Row]:
+    """All neurons of all layers for one logit at one position: against a forward, the library."""
+    last = torch.tensor([7])
+    kept = mi.cache_for(model, tokens, level="neuron")
+
+    def ours() -> torch.Tensor:
+        shares = mi.attribute_logits(model, kept, last, level="neuron", positions=-1)
+        shares = shares if "pos" not in shares.dims else shares.isel(pos=0)
+        return torch.tensor(shares.sel(component=shares.kind == "neuron").values[0])
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            model(tokens)
+        return torch.zeros(1)
+
+    rows = [
+        compare(
+            "attribution of one logit to every neuron, against one forward pass (bar 33x)",
+            lambda: ours()[:0].sum(),
+            lambda: forward().sum(),
+            repeats=4 * repeats,
+            bound="reads each activation and value vector once",
+        )
+    ]
+    if hasattr(cache, "stack_neuron_results"):
+        rows.append(
+            compare(
+                "attribution of one logit to every neuron, against stack_neuron_results",
+                ours,
+                lambda: library_attribution(model, cache, 7),
+                repeats=repeats,
+                bound="reads each activation and value vector once",
+            )
+        )
+    return rows
+
+
 def comparisons(model: Any, tokens: torch.Tensor, repeats: int) -> list[Row]:
     """Everything that is compared, for one model."""
     n_layers = model.cfg.n_layers
@@ -152,6 +198,7 @@ def comparisons(model: Any, tokens: torch.Tensor, repeats: int) -> list[Row]:
         return torch.cat([library_neurons(model, cache, layer, -1) for layer in range(n_layers)])
 
     return [
+        *attribution(model, tokens, cache, repeats),
         *rows,
         compare(
             f"every neuron of layer {last} at the last position, exact",
