@@ -156,9 +156,9 @@ class _Circuit:
                     for name in ("q", "k", "v")
                 ],
             )
-            z = z - self.corrupted["z", layer].permute(2, 0, 1, 3)
-            written = z.flatten(2, 3) @ lean.weights.block(layer).W_O
-            changes[:, wrote][:, :-1] = written.view(*z.shape[:-1], -1)
+            z = z - self.corrupted["z", layer].transpose(1, 2)
+            written = z @ lean.weights.block(layer).W_O
+            changes[:, wrote][:, :-1] = written.transpose(1, 2)
             if not parallel:
                 stream = stream + self.corrupted["attn_out", layer]
             heard, mlp = graph.heard(layer, by_mlp=True), graph.mlp(layer)
@@ -171,25 +171,25 @@ class _Circuit:
         return self.final[:, rows] + final[:, 0]
 
     def _attend(self, layer: int, inputs: list[Tensor]) -> Tensor:
-        """Each head's `z`, ``[circuit, head, prompt, row, d_head]``, from inputs of its own."""
-        lean, block = self.lean, self.lean.blocks[layer]
-        found = []
-        for name, x in zip(("Q", "K", "V"), inputs, strict=True):
-            x = lean.scaled(F.layer_norm(x, x.shape[-1:], eps=lean.weights.eps), block.ln1)
-            weight, bias = getattr(block, f"W_{name}"), getattr(block, f"b_{name}")
-            projected = (x.flatten(2, 3) @ weight).view(*x.shape[:-1], -1)
-            found.append(projected + bias[:, None, None])
-        q, k, v = found
-        q, k = lean.rotate(q, self.span.rows), lean.rotate(k, self.span.rows)
+        """Each head's `z`, ``[circuit, prompt, head, row, d_head]``, from inputs of its own."""
+        lean, p = self.lean, self.lean.forward.projections(layer)
+        shape = 3, self.graph.n_heads, 1, lean.weights.d_head
+        matrices, biases = p.qkv.view(*shape, -1).mT, p.qkv_bias.view(shape)
+        q, k, v = (
+            (lean.forward.normalize(x) @ matrix + bias[:, None]).movedim(1, 3)
+            for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
+        )
+        rotary, future = lean.places(self.span)
+        q, k, v = (x.transpose(2, 3) for x in (rotary(q), rotary(k), v))
         if self.span.first:
             past = (x.expand(len(q), *x.shape) for x in self.memory[layer])
-            k, v = (torch.cat([p, x], dim=3) for p, x in zip(past, (k, v), strict=True))
-        return lean.pattern(q, k, self.span.rows) @ v
+            k, v = (torch.cat(pair, dim=3) for pair in zip(past, (k, v), strict=True))
+        return lean.pattern(q, k, future) @ v
 
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
-        lean, block = self.lean, self.lean.blocks[layer]
-        x = lean.scaled(F.layer_norm(x, x.shape[-1:], eps=lean.weights.eps), block.ln2)
-        return lean.frame._act(x @ block.W_in + block.b_in) @ block.W_out + block.b_out
+        forward, p = self.lean.forward, self.lean.forward.projections(layer)
+        pre = F.linear(forward.normalize(x), p.mlp_in, p.mlp_in_bias)
+        return F.linear(forward.activate(pre), p.mlp_out, p.mlp_out_bias)
 
 
 def _heard(

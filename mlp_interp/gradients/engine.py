@@ -1,6 +1,5 @@
 """Which engine computes gradients of a model, and the metric at the end of it."""
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,6 @@ from mlp_interp.prompts import Contrast
 
 __all__ = ["Scorer", "engine_of", "runs_of"]
 
-# What was found when the lean forward was compared with a model's own, which takes longer than
-# using it; asked anew whenever hooks were put on the model or taken off, or its config changed.
-_verdicts: "weakref.WeakKeyDictionary[Any, tuple[Any, bool]]" = weakref.WeakKeyDictionary()
-
 
 def engine_of(model: Any) -> Lean | Weights:
     """Lean passes over the weights where they compute what the model does; else the model's own.
@@ -28,11 +23,8 @@ def engine_of(model: Any) -> Lean | Weights:
     Raises:
         ValueError: The model is of a kind that the package cannot read.
     """
-    state = _state(model)
-    known = _verdicts.get(model)
-    if known is None or known[0] != state:
-        known = _verdicts[model] = (state, isinstance(forward_of(model), Forward))
-    return Lean(Weights.of(model)) if known[1] else Weights.of(model)
+    forward = forward_of(model)
+    return Lean(forward) if isinstance(forward, Forward) else forward.weights
 
 
 def runs_of(engine: Lean | Weights, clean: Tensor, corrupted: Tensor, plan: Plan) -> Runs:
@@ -105,14 +97,3 @@ def clean_streams(
         pair = contrast.clean_tokens[part], contrast.corrupted_tokens[part]
         streams[part] = runs_of(engine, *pair, plan).clean
     return streams
-
-
-def _state(model: Any) -> tuple[Any, ...]:
-    hooks = [
-        key
-        for module in model.modules()
-        for table in (module._forward_hooks, module._forward_pre_hooks)
-        for key in table
-    ]
-    config = {k: v for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str)}
-    return hooks, config

@@ -1,6 +1,7 @@
 """The graph of edges: who writes to the residual stream, who reads it, and who can hear whom."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Graph:
             )
         return cls(weights.n_layers, weights.n_heads, weights.parallel)
 
-    @property
+    @cached_property
     def senders(self) -> list[str]:
         """Labels of the senders, in order of writing."""
         names = ["embed"]
@@ -59,7 +60,7 @@ class Graph:
             names.append(Site("mlp_out", layer).label)
         return names
 
-    @property
+    @cached_property
     def receivers(self) -> list[str]:
         """Labels of the receivers, in order of reading."""
         names = []
@@ -69,7 +70,7 @@ class Graph:
             names.append(Site("mlp_out", layer).label)
         return [*names, "logits"]
 
-    @property
+    @cached_property
     def edges(self) -> Bool[np.ndarray, "sender receiver"]:
         """True where a sender writes before a receiver reads."""
         found = np.zeros((len(self.senders), len(self.receivers)), dtype=bool)

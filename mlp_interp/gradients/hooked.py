@@ -108,11 +108,13 @@ class HookRuns:
         others leave over of the whole.
         """
         block = self.weights.block(layer)
-        norm = Norm.of(resid, self.weights.eps)[0]
+        norm, standard = Norm.of(resid, self.weights.eps)
         for name in ("q", "k", "v"):
-            matrix = getattr(block, f"W_{name.upper()}")
-            read = torch.einsum("iphe,hde->hipd", here[name], matrix) * block.ln1.w
-            here[f"{name}_in"] = norm.backward_heads(read).permute(1, 2, 0, 3)
+            matrices = (getattr(block, f"W_{name.upper()}") * block.ln1.w[:, None]).mT
+            read = torch.einsum("ipd,hed->iphe", standard, matrices)
+            along = torch.linalg.vecdot(here[name], read)
+            back = norm.backward_heads(here[name], along, matrices)
+            here[f"{name}_in"] = back.permute(1, 2, 0, 3)
         heads = sum(here[f"{name}_in"].sum(2) for name in ("q", "k", "v"))
         whole = here["resid_pre"] - heads if self.weights.parallel else here["attn_out"]
         here["mlp_in"] = whole - here["resid_post"]

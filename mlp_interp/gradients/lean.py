@@ -2,74 +2,61 @@
 
 Autograd through a model computes what nobody asked for: gradients at positions where clean and
 corrupted runs cannot differ, and in the last block at positions that the metric does not read. Here
-each block is written out forward and backward, on views of the model's own weights (nothing is
-copied, so nothing can be out of date), for the positions between the first differing token and the
-last one that is read.
+each block is written out forward and backward, on the matrices that `Forward` folded, for the
+positions between the first differing token and the last one that is read.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.gradients.span import Norm, Saved, Span, Tape
-from mlp_interp.models import Forward, Weights
-from mlp_interp.models.weights import Affine, Block
+from mlp_interp.models import Forward
+from mlp_interp.models.forward import Projections
+from mlp_interp.models.rotary import Rotary
 
 __all__ = ["Grads", "Lean", "Memory", "Observer"]
 
 Memory = list[tuple[Tensor, Tensor]]
-"""Rotated keys and values ``[head, item, pos, d_head]`` of each layer at the positions before."""
+"""Rotated keys and values ``[item, head, pos, d_head]`` of each layer at the positions before."""
 
 Grads = dict[str, Tensor]
 """Gradients by name of the site."""
+
+Rows = list[int] | slice
+"""Which rows of a span."""
 
 Observer = Callable[[str, int, Tensor], None]
 """Shown each activation as ``(site name, layer, activation)``."""
 
 
-class _Frame(Forward):
-    """What a model's blocks need besides their weights."""
-
-    def _projections(self, layer: int) -> Any:
-        return None
-
-
 class Lean:
-    """A model's blocks, forward and backward, on views of its weights.
+    """A model's blocks, forward and backward, on the matrices of its lean forward pass.
 
-    Inside, heads come first: ``[head, item, row, d_head]``. Observers and gradients have the shapes
-    of the model's own hooks, ``[item, row, head, d_head]`` and ``[item, head, row, source]``.
+    Observers and gradients have the shapes of the model's own hooks, ``[item, row, head, d_head]``
+    and ``[item, head, row, source]``; inside, heads come before rows.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        """Read the weights of a model that `Forward.of` accepts; nothing is copied."""
-        self.weights = weights
-        self.blocks = [weights.block(layer) for layer in range(weights.n_layers)]
-        self.frame = _Frame(weights)
-        norms = [norm for block in self.blocks for norm in (block.ln1, block.ln2)]
-        self.folded = all(norm.folded for norm in norms)
-        self._tables: dict[int, tuple[Tensor, Tensor] | None] = {}
+    def __init__(self, forward: Forward) -> None:
+        """Wrap a lean forward pass; nothing is copied."""
+        self.forward = forward
+        self.weights = forward.weights
+        self._places: dict[Span, tuple[Rotary, Tensor]] = {}
 
     def embed(self, tokens: Int[Tensor, "item pos"]) -> Float[Tensor, "item pos d_model"]:
         """The stream before the first block."""
-        return self.frame.embed(tokens)
+        return self.forward.embed(tokens)
 
     def past(self, resid: Float[Tensor, "item pos d_model"]) -> Memory:
         """Keys and values of all layers at the positions of `resid`, which begin a text."""
         memory: Memory = []
         span = Span(0, resid.shape[1], ())
         for layer in range(self.weights.n_layers if span.stop else 0):
-            if layer == self.weights.n_layers - 1:
-                block = self.blocks[layer]
-                read = self.scaled(Norm.of(resid, self.weights.eps)[1], block.ln1)
-                k = self.rotate(_heads(read, block.W_K, block.b_K), span.rows)
-                memory.append((k, _heads(read, block.W_V, block.b_V)))
-            else:
-                resid, saved = self._block(layer, resid, span, None, _ignore)
-                memory.append((saved.k, saved.v))
+            resid, saved = self._block(layer, resid, span, None, _ignore)
+            memory.append((saved.k, saved.v))
         return memory
 
     def run(
@@ -86,7 +73,8 @@ class Lean:
         Args:
             resid: The stream before the first block.
             span: Which positions those are.
-            memory: Keys and values of the positions before.
+            memory: Keys and values of the positions before; of so many items that those of `resid`
+                are repetitions of them.
             observe: Shown each activation, at the positions where it matters.
             keep: Keep what `backward` needs.
         """
@@ -115,6 +103,25 @@ class Lean:
             tape.saved.pop()
             yield layer, {name: found[name] for name in names if name in found}
 
+    def pattern(
+        self,
+        q: Float[Tensor, "*any row d_head"],
+        k: Float[Tensor, "*any source d_head"],
+        future: Bool[Tensor, "row source"],
+    ) -> Float[Tensor, "*any row source"]:
+        """Attention of rotated queries to rotated keys, none of which is in the future."""
+        scores = (q @ k.transpose(-2, -1)).mul_(self.forward.attention_scale)
+        return scores.masked_fill_(future, -torch.inf).softmax(-1)
+
+    def places(self, span: Span) -> tuple[Rotary, Bool[Tensor, "row source"]]:
+        """What rotates queries and keys at the positions of `span`; and what lies in the future."""
+        if span not in self._places:
+            positions = torch.arange(span.stop, device=self.weights.device)
+            rows = positions[span.first :]
+            rotary = self.forward.rotary(rows, like=self.weights.W_E)
+            self._places[span] = rotary, positions > rows[:, None]
+        return self._places[span]
+
     def _block(
         self,
         layer: int,
@@ -123,169 +130,144 @@ class Lean:
         past: tuple[Tensor, Tensor] | None,
         show: Observer,
     ) -> tuple[Tensor, Saved]:
-        block, outputs, part = self.blocks[layer], *self._outputs(layer, span)
+        p, part = self.forward.projections(layer), self._outputs(layer, span)
+        rotary, future = self.places(span)
         show("resid_pre", layer, resid)
         norm, standard = Norm.of(resid, self.weights.eps)
-        read = self.scaled(standard, block.ln1)
-        q = _heads(read[:, part], block.W_Q, block.b_Q)
-        k, v = _heads(read, block.W_K, block.b_K), _heads(read, block.W_V, block.b_V)
+        readers = self.weights.n_heads * self.weights.d_head
+        q = F.linear(standard[:, part], p.qkv[:readers], p.qkv_bias[:readers])
+        k, v = F.linear(standard, p.qkv[readers:], p.qkv_bias[readers:]).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.weights.n_heads, -1)) for x in (q, k, v))
         for name, x in (("q", q), ("k", k), ("v", v)):
-            show(name, layer, x.permute(1, 2, 0, 3))
-        q, k = self.rotate(q, outputs), self.rotate(k, span.rows)
+            show(name, layer, x)
+        q, k = _rotated(rotary, q, k, part)
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        pattern = self.pattern(q, k, outputs)
-        z = (pattern @ v).permute(1, 2, 0, 3)
-        attn_out = _linear(z.flatten(2), block.W_O.flatten(0, 1), block.b_O)
-        for name, x in (("pattern", pattern.transpose(0, 1)), ("z", z), ("attn_out", attn_out)):
+            k, v = (_after(old, new) for old, new in zip(past, (k, v), strict=True))
+        pattern = self.pattern(q, k, future[part])
+        z = (pattern @ v).transpose(1, 2)
+        attn_out = F.linear(z.flatten(2), p.out, p.out_bias)
+        for name, x in (("pattern", pattern), ("z", z), ("attn_out", attn_out)):
             show(name, layer, x)
         resid, norm2, standard = resid[:, part], norm, standard[:, part]
-        if self.weights.parallel:
+        if not self.weights.parallel:
+            resid = resid + attn_out
+            norm2, standard = Norm.of(resid, self.weights.eps)
+        elif part != slice(None):
             norm2 = norm[part]
-        else:
-            norm2, standard = Norm.of(resid + attn_out, self.weights.eps)
-        pre = _linear(self.scaled(standard, block.ln2), block.W_in, block.b_in)
-        post = self.frame._act(pre)
-        mlp_out = _linear(post, block.W_out, block.b_out)
+        pre = F.linear(standard, p.mlp_in, p.mlp_in_bias)
+        post = self.forward.activate(pre)
+        mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
         for name, x in (("pre", pre), ("post", post), ("mlp_out", mlp_out)):
             show(name, layer, x)
-        return resid + attn_out + mlp_out, Saved(norm, norm2, q, k, v, pattern, pre)
+        resid = resid + attn_out + mlp_out if self.weights.parallel else resid + mlp_out
+        return resid, Saved(norm, norm2, q, k, v, pattern, pre)
 
     def _back(
         self, layer: int, tape: Tape, grad: Tensor, names: Collection[str], found: Grads
     ) -> Tensor:
-        block, saved = self.blocks[layer], tape.saved[layer]
-        part = self._outputs(layer, tape.span)[1]
+        p, saved = self.forward.projections(layer), tape.saved[layer]
+        part = self._outputs(layer, tape.span)
         found["mlp_out"] = grad
-        found["post"] = grad @ block.W_out.T
+        found["post"] = grad @ p.mlp_out
         found["pre"] = self._act_backward(saved.pre, found["post"])
-        from_mlp = self._unscaled(found["pre"] @ block.W_in.T, block.ln2)
-        found["mlp_in"] = saved.norm2.backward(from_mlp)
+        found["mlp_in"] = saved.norm2.backward(found["pre"] @ p.mlp_in)
         if self.weights.parallel:
             found["attn_out"], grad = grad, grad + found["mlp_in"]
         else:
             found["attn_out"] = grad = grad + found["mlp_in"]
-        heads = self._back_attention(block, saved, tape.span, part, found)
+        heads, turned = self._back_attention(p, saved, tape.span, part, found)
         if layer == 0 and "resid_pre" not in names and "q_in" not in names:
             return grad  # nobody asks what is below
-        resid = torch.zeros_like(saved.norm.x)
-        resid[:, part] = grad
         if "q_in" in names:
-            resid += self._head_inputs(block, saved, part, heads, found)
+            resid = self._head_inputs(p, saved, part, heads, turned, found)
         else:
-            resid += self._attention_input(block, saved, part, heads)
+            resid = self._attention_input(p, saved, part, heads)
+        resid[:, part] += grad
         found["resid_pre"] = resid
         return resid
 
     def _back_attention(
-        self, block: Block, saved: Saved, span: Span, part: list[int] | slice, found: Grads
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients at q, k and v, heads first, before the rotary embedding."""
-        grad, first = found["attn_out"], span.first
-        z = _split(grad, block.W_O.transpose(1, 2))
-        pattern = z @ saved.v.transpose(2, 3)
-        v = saved.pattern[..., first:].transpose(2, 3) @ z
-        scores = torch.ops.aten._softmax_backward_data(pattern, saved.pattern, -1, pattern.dtype)
-        scores = scores * self.frame._scale
-        q = scores @ saved.k
-        k = scores[..., first:].transpose(2, 3) @ saved.q
-        rows = span.rows
-        outputs = rows[part] if isinstance(part, slice) else [rows[i] for i in part]
-        q, k = self.rotate(q, outputs, back=True), self.rotate(k, rows, back=True)
-        found["z"], found["pattern"] = z.permute(1, 2, 0, 3), pattern.transpose(0, 1)
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            found[name] = x.permute(1, 2, 0, 3)
-        return q, k, v
+        self, p: Projections, saved: Saved, span: Span, part: Rows, found: Grads
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients at q, k and v, ``[item, row, head, d_head]``: before rotation, and after it."""
+        found["z"] = (found["attn_out"] @ p.out).unflatten(-1, (self.weights.n_heads, -1))
+        z = found["z"].transpose(1, 2)
+        found["pattern"] = z @ saved.v.transpose(2, 3)
+        scores = torch.ops.aten._softmax_backward_data(
+            found["pattern"], saved.pattern, -1, z.dtype
+        ).mul_(self.forward.attention_scale)
+        # Positions before the span are the same in both runs: what they would get is not asked.
+        own = slice(span.first, None)
+        q, k = scores @ saved.k, scores[..., own].transpose(2, 3) @ saved.q
+        v = saved.pattern[..., own].transpose(2, 3) @ z
+        turned = [x.transpose(1, 2) for x in (q, k, v)]
+        q, k = _rotated(_inverse(self.places(span)[0]), turned[0], turned[1], part)
+        heads = [q, k, turned[2]]
+        found.update(zip("qkv", heads, strict=True))
+        return heads, turned
 
     def _attention_input(
-        self, block: Block, saved: Saved, part: list[int] | slice, heads: tuple[Tensor, ...]
+        self, p: Projections, saved: Saved, part: Rows, heads: list[Tensor]
     ) -> Tensor:
         """Gradient at the stream through all of attention."""
-        q, k, v = heads
-        total = torch.zeros_like(saved.norm.x)
-        flat = total.view(-1, total.shape[-1])
-        for head in range(len(k)):
-            flat.addmm_(k[head].flatten(0, 1), block.W_K[head].T)
-            flat.addmm_(v[head].flatten(0, 1), block.W_V[head].T)
-        total[:, part] += _join(q, block.W_Q).sum(0)
-        return saved.norm.backward(self._unscaled(total, block.ln1))
+        q, k, v = (x.flatten(2) for x in heads)
+        readers = q.shape[-1]
+        total = torch.cat((k, v), dim=-1) @ p.qkv[readers:]
+        total[:, part] += q @ p.qkv[:readers]
+        return saved.norm.backward(total)
 
     def _head_inputs(
         self,
-        block: Block,
+        p: Projections,
         saved: Saved,
-        part: list[int] | slice,
-        heads: tuple[Tensor, ...],
+        part: Rows,
+        heads: list[Tensor],
+        turned: list[Tensor],
         found: Grads,
     ) -> Tensor:
         """Gradient at the stream through each head's q, k and v; gives their sum."""
         total = torch.zeros_like(saved.norm.x)
-        weights = (block.W_Q, block.W_K, block.W_V)
-        for name, x, weight in zip(("q_in", "k_in", "v_in"), heads, weights, strict=True):
-            rows = part if name == "q_in" else slice(None)
-            each = saved.norm[rows].backward_heads(self._unscaled(_join(x, weight), block.ln1))
+        shape = 3, self.weights.n_heads, self.weights.d_head
+        matrices, biases = p.qkv.view(*shape, -1), p.qkv_bias.view(shape)
+        for i, (name, whole) in enumerate(zip("qkv", (saved.q, saved.k, saved.v), strict=True)):
+            rows = part if name == "q" else slice(None)
+            # Along what the head reads without its bias. Turned both or neither: it is the same.
+            own = whole.transpose(1, 2)[:, -turned[i].shape[1] :]
+            along = torch.linalg.vecdot(turned[i], own) - torch.linalg.vecdot(heads[i], biases[i])
+            each = saved.norm[rows].backward_heads(heads[i], along, matrices[i])
             total[:, rows] += each.sum(0)
-            found[name] = each.permute(1, 2, 0, 3)
+            found[f"{name}_in"] = each.permute(1, 2, 0, 3)
         return total
 
-    def _outputs(self, layer: int, span: Span) -> tuple[list[int], list[int] | slice]:
-        """Positions of a block's outputs, and which of the rows they are."""
+    def _outputs(self, layer: int, span: Span) -> Rows:
+        """Which rows a block's outputs matter at."""
         outputs = span.outputs(layer == self.weights.n_layers - 1)
-        if outputs == span.rows:
-            return outputs, slice(None)
-        return outputs, [p - span.first for p in outputs]
-
-    def pattern(self, q: Tensor, k: Tensor, positions: list[int]) -> Tensor:
-        """Attention of queries at `positions` to keys from the first position on, both rotated."""
-        scores = q @ (k * self.frame._scale).transpose(-2, -1)
-        rows = torch.tensor(positions, device=q.device)
-        future = torch.arange(k.shape[-2], device=q.device) > rows[:, None]
-        return scores.masked_fill_(future, -torch.inf).softmax(-1)
-
-    def rotate(self, x: Tensor, positions: list[int], *, back: bool = False) -> Tensor:
-        """Queries or keys ``[..., row, d_head]`` turned by their positions, or turned back."""
-        length = max(positions, default=0) + 1
-        if length not in self._tables:
-            self._tables[length] = self.frame._rotary(length, x)
-        tables = self._tables[length]
-        if tables is None:
-            return x
-        cos, sin = (table[positions, 0] for table in tables)
-        turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        first, second = turned.chunk(2, dim=-1)
-        across = torch.cat((-second, first), dim=-1) * (-sin if back else sin)
-        return torch.cat((turned * cos + across, kept), dim=-1)
-
-    def scaled(self, standard: Tensor, norm: Affine) -> Tensor:
-        """A LayerNorm's result with its scale and shift, where they are not folded away."""
-        return standard if self.folded else standard * norm.w + norm.b
-
-    def _unscaled(self, grad: Tensor, norm: Affine) -> Tensor:
-        return grad if self.folded else grad * norm.w
+        return slice(None) if outputs == span.rows else [p - span.first for p in outputs]
 
     def _act_backward(self, pre: Tensor, grad: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = pre.detach().requires_grad_()
-            return torch.autograd.grad(self.frame._act(leaf), leaf, grad)[0]
+            return torch.autograd.grad(self.forward.activate(leaf), leaf, grad)[0]
 
 
 def _ignore(_name: str, _layer: int, _x: Tensor) -> None:
     """The observer that looks away."""
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, x.flatten(0, 1), weight).view(*x.shape[:2], -1)
+def _after(old: Tensor, new: Tensor) -> Tensor:
+    """Rows after those that were there before, repeated for as many items."""
+    return torch.cat([old.repeat(len(new) // len(old), 1, 1, 1), new], dim=2)
 
 
-def _heads(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``[item, row, d_model]`` through ``[head, d_model, d_head]``, heads first."""
-    return _split(x, weight) + bias[:, None, None]
+def _rotated(rotary: Rotary, q: Tensor, k: Tensor, part: Rows) -> tuple[Tensor, Tensor]:
+    """Queries at some rows and keys at all, ``[item, row, head, d_head]``, turned."""
+    if part == slice(None):
+        q, k = rotary(torch.cat((q, k), dim=2)).chunk(2, dim=2)
+        return q, k
+    return rotary[part](q), rotary(k)
 
 
-def _split(x: Tensor, weight: Tensor) -> Tensor:
-    return (x.flatten(0, 1) @ weight).view(len(weight), *x.shape[:2], -1)
-
-
-def _join(x: Tensor, weight: Tensor) -> Tensor:
-    """``[head, item, row, d_head]`` back to ``[head, item, row, d_model]``."""
-    return (x.flatten(1, 2) @ weight.transpose(1, 2)).view(*x.shape[:3], -1)
+def _inverse(rotary: Rotary) -> Rotary:
+    """The rotation back, which is also how gradients go through a rotation."""
+    return rotary if rotary.sin is None else Rotary(rotary.cos, -rotary.sin)

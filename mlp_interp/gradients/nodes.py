@@ -176,7 +176,10 @@ def _estimates(problem: Problem, part: Part, neuron_positions: bool) -> dict[str
                 found[name] = value.new_zeros(weights.n_layers, prompts, *units, last)
             where: Any = slice(None)
             if _has_pos(name, neuron_positions):
-                where = part.runs.positions(name, layer)
+                positions = part.runs.positions(name, layer)
+                # A slice where it can be one: a list of places would be gathered and scattered.
+                first, stop = positions[0], positions[-1] + 1
+                where = slice(first, stop) if len(positions) == stop - first else positions
             found[name][layer][..., where] += value
     # [layer, prompt, unit, pos] -> [layer, unit, pos, prompt]
     return {name: to_numpy(x.movedim(1, -1)) for name, x in found.items()}
@@ -184,15 +187,13 @@ def _estimates(problem: Problem, part: Part, neuron_positions: bool) -> dict[str
 
 def _product(name: str, change: Tensor, grad: Tensor, neuron_positions: bool) -> Tensor:
     """Change times gradient: ``[prompt, (unit,) row]``, or ``[prompt, neuron]`` without rows."""
-    if name in STREAMS:
-        return torch.linalg.vecdot(change, grad)
-    if name == "pattern":
+    if name in STREAMS or name == "pattern":
         return torch.linalg.vecdot(change, grad)
     if name in HEADS:
         return torch.linalg.vecdot(change, grad).transpose(1, 2)
     if neuron_positions:
         return (change * grad).transpose(1, 2)
-    return torch.einsum("prn,prn->pn", change, grad)
+    return (change * grad).sum(1)
 
 
 def _has_pos(name: str, neuron_positions: bool) -> bool:

@@ -170,8 +170,8 @@ class Part:
 
 
 def _bytes(weights: Weights, length: int, plan: Plan) -> float:
-    """About what one item takes: the tape, and the differences that are kept."""
-    row = 8 * weights.d_model + 2 * weights.d_mlp + 3 * weights.n_heads * length
+    """About what one prompt takes: the tape of both its runs, and differences that are kept."""
+    row = 13 * weights.d_model + 3 * weights.d_mlp + 4 * weights.n_heads * length
     if "q_in" in plan.gradients:
         # Senders' differences throughout, and the readers' gradients of one block.
         row += weights.n_heads * weights.d_model * (1 + 8 / weights.n_layers)

@@ -100,30 +100,23 @@ class LeanRuns:
     ) -> "LeanRuns":
         """Run both; gradients come later."""
         runs = cls(lean, plan, _span(clean, corrupted, plan))
-        base, other = (clean, corrupted) if plan.direction == "noising" else (corrupted, clean)
-        runs._run(lean.embed(base[:, : runs.span.stop]), lean.embed(other[:, : runs.span.stop]))
+        stop = runs.span.stop
+        runs._run(lean.embed(clean[:, :stop]), lean.embed(corrupted[:, :stop]))
         return runs
 
-    def _run(self, base: Tensor, other: Tensor) -> None:
-        first, found, noising = self.span.first, self.differences, self.plan.direction == "noising"
-        self.memory: Memory = self.lean.past(base[:, :first])
-        self.base, self.other = base[:, first:], other[:, first:]
+    def _run(self, clean: Tensor, corrupted: Tensor) -> None:
+        first, plan, n = self.span.first, self.plan, len(clean)
+        self.memory: Memory = self.lean.past(clean[:, :first])
+        self.ends = corrupted[:, first:], clean[:, first:]
 
         def note(name: str, layer: int, x: Tensor) -> None:
-            if name in self.plan.names:
-                found[name, layer] = x
+            if name in plan.names:
+                self.differences[name, layer] = x[:n] if plan.zero else x[:n] - x[n:]
 
-        def subtract(name: str, layer: int, x: Tensor) -> None:
-            if name in self.plan.names and not self.plan.zero:
-                here = found[name, layer]
-                found[name, layer] = here - x if noising else x - here
-
-        tape = self.lean.run(
-            self.base, self.span, self.memory, observe=note, keep=self.plan.steps == 1
-        )
-        final = self.lean.run(self.other, self.span, self.memory, observe=subtract).final
-        self.tape: Tape = tape
-        self.clean, self.corrupted = (tape.final, final) if noising else (final, tape.final)
+        both = torch.cat(self.ends[::-1])
+        tape = self.lean.run(both, self.span, self.memory, observe=note, keep=plan.steps == 1)
+        self.clean, self.corrupted = tape.final[:n], tape.final[n:]
+        self.tape: Tape = tape.items(slice(n) if plan.direction == "noising" else slice(n, None))
 
     def positions(self, name: str, layer: int) -> list[int]:
         """As `Runs.positions`: in the last block only what is read has outputs that matter."""
@@ -133,29 +126,16 @@ class LeanRuns:
     @torch.no_grad()
     def gradients(self, seed: Seed) -> Iterator[tuple[int, Grads]]:
         """As `Runs.gradients`."""
-        names = self.plan.gradients
+        names, prompts = self.plan.gradients, len(self.clean)
         if self.plan.steps == 1:
-            weights = self.base.new_ones(len(self.base))
+            weights = self.clean.new_ones(prompts)
             yield from self.lean.backward(self.tape, seed(self.tape.final, weights), names)
             return
-        ends = (self.corrupted_input, self.clean_input)
         for places, weights in self.plan.points():
-            each = torch.tensor(weights, dtype=self.base.dtype, device=self.base.device)
-            resid = torch.cat([torch.lerp(*ends, place) for place in places])
-            memory = [tuple(x.repeat(1, len(places), 1, 1) for x in pair) for pair in self.memory]
-            tape = self.lean.run(resid, self.span, memory, keep=True)  # type: ignore[arg-type]
-            weights = each.repeat_interleave(len(self.base))
-            yield from self.lean.backward(tape, seed(tape.final, weights), names)
-
-    @property
-    def clean_input(self) -> Tensor:
-        """The stream before the first block."""
-        return self.base if self.plan.direction == "noising" else self.other
-
-    @property
-    def corrupted_input(self) -> Tensor:
-        """Alike."""
-        return self.other if self.plan.direction == "noising" else self.base
+            resid = torch.cat([torch.lerp(*self.ends, place) for place in places])
+            tape = self.lean.run(resid, self.span, self.memory, keep=True)
+            each = self.clean.new_tensor(weights).repeat_interleave(prompts)
+            yield from self.lean.backward(tape, seed(tape.final, each), names)
 
 
 def _span(clean: Tensor, corrupted: Tensor, plan: Plan) -> Span:

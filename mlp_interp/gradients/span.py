@@ -52,21 +52,43 @@ class Norm:
             grad, self.x, [self.x.shape[-1]], self.mean, self.rstd, None, None, [True, False, False]
         )[0]
 
-    def backward_heads(self, grad: Tensor) -> Tensor:
-        """The same for ``[head, *x.shape]`` at once; overwrites `grad`."""
+    def backward_heads(self, grad: Tensor, along: Tensor, matrices: Tensor) -> Tensor:
+        """From the gradient at what each head reads to that at the input through it alone.
+
+        Products with the stream are taken where they are small, in the heads' own dimensions.
+
+        Args:
+            grad: Gradient at what the heads read, ``[item, row, head, d_head]``.
+            along: Its product with what they read, ``[item, row, head]``.
+            matrices: What they read the normalised input with, ``[head, d_head, d_model]``.
+
+        Returns:
+            ``[head, item, row, d_model]``.
+        """
         y = (self.x - self.mean) * self.rstd
-        along = torch.einsum("h...d,...d->h...", grad, y).unsqueeze(-1) / -y.shape[-1]
-        grad -= grad.mean(-1, keepdim=True)
-        return grad.addcmul_(along, y).mul_(self.rstd)
+        along = (along * self.rstd / -y.shape[-1]).movedim(-1, 0).unsqueeze(-1)
+        each = (grad * self.rstd.unsqueeze(-1)).movedim(-2, 0)
+        centred = matrices - matrices.mean(-1, keepdim=True)
+        found = along * y
+        # In place: no second array of the size of the result.
+        found.flatten(1, 2).baddbmm_(each.flatten(1, 2), centred)
+        return found
 
     def __getitem__(self, rows: list[int] | slice) -> "Norm":
         """Some of the rows."""
         return Norm(self.x[:, rows], self.mean[:, rows], self.rstd[:, rows])
 
+    def items(self, some: slice) -> "Norm":
+        """Some of the items."""
+        return Norm(self.x[some], self.mean[some], self.rstd[some])
+
 
 @dataclass(frozen=True)
 class Saved:
-    """What one block's backward needs; keys and values include the positions before the span."""
+    """What one block's backward needs; keys and values include the positions before the span.
+
+    Queries and keys are rotated; heads come before rows, ``[item, head, row, d_head]``.
+    """
 
     norm: Norm
     norm2: Norm
@@ -76,6 +98,13 @@ class Saved:
     pattern: Tensor
     pre: Tensor
 
+    def items(self, some: slice) -> "Saved":
+        """What a backward of some of the items needs."""
+        norm = self.norm.items(some)
+        norm2 = norm if self.norm2 is self.norm else self.norm2.items(some)
+        rest = (self.q, self.k, self.v, self.pattern, self.pre)
+        return Saved(norm, norm2, *(x[some] for x in rest))
+
 
 @dataclass(frozen=True)
 class Tape:
@@ -84,3 +113,7 @@ class Tape:
     span: Span
     saved: list[Saved]
     final: Tensor
+
+    def items(self, some: slice) -> "Tape":
+        """The tape of some of the items."""
+        return Tape(self.span, [saved.items(some) for saved in self.saved], self.final[some])
