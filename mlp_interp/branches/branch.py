@@ -1,7 +1,6 @@
 """What a branch is: where it leaves the trunk, and what is held fixed along it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,13 +14,13 @@ class Pin:
 
     Attributes:
         layer: Which block.
-        name: Which output.
+        name: Which output: ``attn_out`` or ``mlp_out``.
         start: The first of the positions.
         value: What it is held at there and at the positions that follow.
     """
 
     layer: int
-    name: Literal["attn_out", "mlp_out"]
+    name: str
     start: int
     value: Float[Tensor, "held d_model"]
 

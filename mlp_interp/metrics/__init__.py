@@ -20,3 +20,5 @@ from mlp_interp.metrics.named import logit_difference as logit_difference
 from mlp_interp.metrics.named import metric_for as metric_for
 from mlp_interp.metrics.named import probability as probability
 from mlp_interp.metrics.named import probability_difference as probability_difference
+from mlp_interp.metrics.values import finite as finite
+from mlp_interp.metrics.values import normalized as normalized

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlp_interp.branches import Trunk
 from mlp_interp.edits import Runner
-from mlp_interp.metrics import Metric, metric_for
+from mlp_interp.metrics import Metric, Reader, finite, metric_for, normalized
 from mlp_interp.models import Forward, Weights, describe, forward_of
 from mlp_interp.patching.cells import Grid, Positions, grid_of
 from mlp_interp.patching.exchange import Exchange, kept_sites
@@ -195,18 +195,13 @@ class _Runs:
         outcome = run_cells(runner, self.grid, runs[base], runs[source], measure, progress=progress)
         return outcome, values
 
-    def _values(self, finals: dict[str, Tensor], reader: Any) -> dict[str, Tensor]:
-        values = {
-            name: reader(final, torch.arange(len(final), device=final.device))
+    def _values(self, finals: dict[str, Tensor], reader: Reader) -> dict[str, Tensor]:
+        return {
+            name: finite(
+                self.metric, name, reader(final, torch.arange(len(final), device=final.device))
+            )
             for name, final in finals.items()
         }
-        for name, value in values.items():
-            if not value.isfinite().all():
-                raise ValueError(
-                    f"metric={self.metric.name!r} is {value.tolist()} on the {name} prompts; "
-                    "wanted finite numbers: check_model says whether the weights are"
-                )
-        return values
 
 
 def _dataset(
@@ -221,8 +216,7 @@ def _dataset(
 ) -> xr.Dataset:
     dims = (*grid.axes, "prompt")
     clean, corrupted = values["clean"], values["corrupted"]
-    gap = clean - corrupted
-    normalized = (outcome.values - corrupted) / torch.where(gap == 0, torch.nan, gap)
+    relative = normalized(outcome.values, clean, corrupted)
     other, own = (clean, corrupted) if direction == "denoising" else (corrupted, clean)
     unit = {"unit": metric.unit}
     coords: dict[str, Any] = {name: (name, np.array(values)) for name, values in grid.axes.items()}
@@ -234,7 +228,7 @@ def _dataset(
     return xr.Dataset(
         {
             "raw": (dims, to_numpy(outcome.values), unit),
-            "normalized": (dims, to_numpy(normalized), {"unit": "0 corrupted, 1 clean"}),
+            "normalized": (dims, to_numpy(relative), {"unit": "0 corrupted, 1 clean"}),
             "changed": (dims, to_numpy(outcome.changed)),
             "clean": ("prompt", to_numpy(clean), unit),
             "corrupted": ("prompt", to_numpy(corrupted), unit),

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.branches import Trunk
-from mlp_interp.metrics import Metric, metric_for
+from mlp_interp.metrics import Metric, metric_for, normalized
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.paths.exchange import Exchange, kept_sites
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
@@ -254,15 +254,14 @@ def _dataset(
 ) -> xr.Dataset:
     clean, corrupted = problem.values["clean"], problem.values["corrupted"]
     own = corrupted if grid.direction == "denoising" else clean
-    gap = clean - corrupted
-    normalized = (found.values - corrupted) / torch.where(gap == 0, torch.nan, gap)
+    relative = normalized(found.values, clean, corrupted)
     dims = ("receiver", "sender", *(() if grid.positions is None else ("pos",)), "prompt")
     unit = {"unit": problem.metric.unit}
     layers, heads = zip(*(group.place for group in grid.senders), strict=True)
     return xr.Dataset(
         {
             "raw": (dims, to_numpy(found.values), unit),
-            "normalized": (dims, to_numpy(normalized), {"unit": "0 corrupted, 1 clean"}),
+            "normalized": (dims, to_numpy(relative), {"unit": "0 corrupted, 1 clean"}),
             "changed": (dims, to_numpy(found.changed)),
             "whole": (("receiver", "prompt"), to_numpy(found.whole), unit),
             "clean": ("prompt", to_numpy(clean), unit),

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.edits import Run, Runner
-from mlp_interp.metrics import Metric, Reader
+from mlp_interp.metrics import Metric, Reader, finite
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.prompts import Contrast
 from mlp_interp.sites import Site
@@ -64,11 +64,7 @@ class Problem:
             "corrupted": reader(corrupted.final[:, read], every),
         }
         for name, value in values.items():
-            if not value.isfinite().all():
-                raise ValueError(
-                    f"metric={metric.name!r} is {value.tolist()} on the {name} prompts; wanted "
-                    "finite numbers: check_model says whether the weights are"
-                )
+            finite(metric, name, value)
         return cls(clean, corrupted, metric, reader, read, values)
 
     @property

@@ -1,0 +1,46 @@
+"""What is done to every metric's values: refusing NaN, and putting them between two runs."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.metrics.metric import Metric
+
+__all__ = ["finite", "normalized"]
+
+
+def finite(metric: Metric, which: str, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The values themselves, if none is NaN or infinite.
+
+    Args:
+        metric: Whose values they are.
+        which: On which prompts: ``"clean"`` or ``"corrupted"``.
+        values: The metric.
+
+    Raises:
+        ValueError: One is not a finite number.
+    """
+    if not values.isfinite().all():
+        raise ValueError(
+            f"metric={metric.name!r} is {values.tolist()} on the {which} prompts; wanted finite "
+            "numbers: check_model says whether the weights are"
+        )
+    return values
+
+
+def normalized(
+    values: Float[Tensor, "*cells prompt"],
+    clean: Float[Tensor, " prompt"],
+    corrupted: Float[Tensor, " prompt"],
+) -> Float[Tensor, "*cells prompt"]:
+    """0 where the metric is the corrupted run's, 1 where it is the clean run's.
+
+    NaN for prompts where these two are equal: there is nothing to bring back or to break.
+
+    Example:
+        >>> normalized(torch.tensor([[1.0], [3.0]]), torch.tensor([4.0]), torch.tensor([2.0]))
+        tensor([[-0.5000],
+                [ 0.5000]])
+    """
+    gap = clean - corrupted
+    return (values - corrupted) / torch.where(gap == 0, torch.nan, gap)
