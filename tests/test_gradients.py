@@ -10,13 +10,23 @@ from random_models import BACKENDS, HAS_HOOKED, assert_same_state, build, state_
 from scipy.stats import spearmanr
 from test_gradients_reference import activations, attribution, difference, pairs
 
-from mlp_interp import Contrast
+from mlp_interp import Contrast, prompts
 from mlp_interp.gradients import SITES, as_grid, attribution_patch, compare, problem
 from mlp_interp.metrics import Custom, Metric, kl, log_probability, logit_difference
 from mlp_interp.models import Weights
+from mlp_interp.patching import patch
 
 HEADS = ("z", "q", "k", "v")
 ENDS = {"denoising": [(0.0, 1.0)], "noising": [(1.0, 1.0)]}
+# Every architecture with folded and raw weights, in one direction each.
+CASES = [
+    ("parallel", "folded", "denoising"),
+    ("parallel", "raw", "noising"),
+    ("sequential", "folded", "noising"),
+    ("sequential", "raw", "denoising"),
+    ("gpt2", "folded", "denoising"),
+    ("gpt2", "raw", "noising"),
+]
 
 
 def a_contrast(**kwargs):
@@ -63,9 +73,7 @@ def assert_estimates(found, reference, tolerance=1e-10):
         )
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize("processing", ["folded", "raw"])
-@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
 def test_estimates_are_changes_times_gradients(
     kind, architecture, processing, backend, direction, engine
 ):
@@ -85,17 +93,17 @@ def test_every_kind_of_model_in_float32(model):
     assert_estimates(found, reference, 1e-4)
 
 
-def test_integrated_gradients_average_over_the_path(kind, backend, engine):
-    model, contrast = kind("parallel", backend, "raw", torch.float64), a_contrast()
+def test_integrated_gradients_average_over_the_path(kind, engine):
+    model, contrast = kind("parallel", BACKENDS[0], "raw", torch.float64), a_contrast()
     places, weights = np.polynomial.legendre.leggauss(4)
     path = [((1 + p) / 2, w / 2) for p, w in zip(places, weights, strict=True)]
     reference = expected(model, contrast, path)[0]
-    for direction in ("denoising", "noising"):
-        for memory in (512.0, 0.02):  # a single prompt and step at a time
-            found = attribution_patch(
-                model, contrast, sites=SITES, steps=4, direction=direction, memory=memory
-            )
-            assert_estimates(found, reference)
+    # The second time a single prompt and step at a time.
+    for direction, memory in (("denoising", 512.0), ("noising", 0.02)):
+        found = attribution_patch(
+            model, contrast, sites=SITES, steps=4, direction=direction, memory=memory
+        )
+        assert_estimates(found, reference)
 
 
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
@@ -109,8 +117,8 @@ def test_many_steps_are_complete_at_the_embedding(kind, architecture, backend):
     assert abs(once.resid_pre.sel(layer=0).sum("pos") - total).max() > 1e-3
 
 
-def test_other_metrics_and_positions(kind, backend, engine):
-    model, contrast = kind("sequential", backend, "folded", torch.float64), a_contrast()
+def test_other_metrics_and_positions(kind, engine):
+    model, contrast = kind("sequential", BACKENDS[0], "folded", torch.float64), a_contrast()
     rows = torch.arange(3)
 
     def both(logits, prompts):
@@ -122,21 +130,22 @@ def test_other_metrics_and_positions(kind, backend, engine):
 
     clean_logits = model(contrast.clean_tokens).detach()
     read = Custom(name="both", unit="", positions=(5, -3, 1), function=both)
-    for metric, reference in (
-        (read, lambda x: both(x[:, [5, 6, 1]], rows)),
+    for metric, memory, reference in (
+        (read, 0.02, lambda x: both(x[:, [5, 6, 1]], rows)),
         (
             logit_difference(contrast.answers, contrast.foils, position=3),
+            512.0,
             lambda x: difference(x, contrast.answers, contrast.foils, 3),
         ),
         (
             log_probability(contrast.answers),
+            512.0,
             lambda x: x[rows, -1].log_softmax(-1)[rows, contrast.answers],
         ),
-        (kl(positions=(6, 0)), kl_of),
+        (kl(positions=(6, 0)), 0.02, kl_of),
     ):
-        for memory in (512.0, 0.02):
-            found = attribution_patch(model, contrast, metric, sites=SITES, memory=memory)
-            assert_estimates(found, expected(model, contrast, ENDS["denoising"], reference)[0])
+        found = attribution_patch(model, contrast, metric, sites=SITES, memory=memory)
+        assert_estimates(found, expected(model, contrast, ENDS["denoising"], reference)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,9 +295,10 @@ def test_weights_that_hold_nan_are_named(engine):
         attribution_patch(model, a_contrast())
 
 
-def test_nothing_stays_on_the_model(model, engine):
+def test_nothing_stays_on_the_model(kind, backend, engine):
     """Also when the metric fails in the middle of it, and whatever gradient mode is on."""
-    before, contrast = state_of(model), a_contrast()
+    model, contrast = kind("parallel", backend, "raw"), a_contrast()
+    before = state_of(model)
     calls = []
 
     def fails(logits, prompts):
@@ -404,6 +414,30 @@ def test_compare_sums_positions_that_were_patched_together(kind):
     np.testing.assert_allclose(found.pearson, 1, atol=1e-5)
     np.testing.assert_allclose(found.slope, 1, atol=1e-4)
     np.testing.assert_allclose(found.error, 0, atol=1e-3)
+
+
+def test_estimates_are_good_late_and_poor_for_early_streams_and_the_first_mlp(nano):
+    """The published finding, on a task that the shipped model solves; and what mends it."""
+    contrast = prompts.ioi(nano, n=16, seed=0)
+    sites = ["resid_pre", "mlp_out", "z"]
+    estimate = attribution_patch(nano, contrast, sites=sites)
+    mended = attribution_patch(nano, contrast, sites=["resid_pre"], steps=8)
+    found = {
+        site: compare(patch(nano, contrast, sites=site), estimate).isel(site=0) for site in sites
+    }
+    for site, early in (("resid_pre", 0.6), ("mlp_out", 0.6), ("z", 0.45)):
+        errors = found[site].error
+        assert (errors.diff("layer") < 0).all(), site
+        assert errors[0] > early, site
+        assert found[site].pearson[0] < found[site].pearson[-1], site
+    # Heads of the last layer above all; the first MLP is the worst of all sites.
+    assert found["z"].error[-1] < 0.1
+    assert found["z"].pearson[-1] > 0.995
+    assert found["mlp_out"].pearson[-1] > 0.99
+    worst = min(float(found[site].pearson.min()) for site in sites)
+    assert worst == float(found["mlp_out"].pearson[0]) < 0.9
+    again = compare(patch(nano, contrast), mended)
+    assert again.error.sel(site="resid_pre", layer=0) < 0.05
 
 
 def test_bad_arguments_of_compare(kind):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import assert_same_state, state_of, unchecked
-from test_gradients import a_contrast, engine  # noqa: F401 (a fixture)
+from test_gradients import CASES, a_contrast, engine  # noqa: F401 (a fixture)
 from test_gradients_reference import circuit_metric, difference, edge_scores
 
 from mlp_interp.gradients import (
@@ -17,15 +17,12 @@ from mlp_interp.gradients import (
 from mlp_interp.metrics import Custom, logit_difference
 from mlp_interp.models import Weights
 
-MODELS = [(a, p) for a in ("parallel", "sequential", "gpt2") for p in ("folded", "raw")]
-
 
 def metric_of(contrast):
     return lambda x: difference(x, contrast.answers, contrast.foils)
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize(("architecture", "processing"), MODELS)
+@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
 def test_each_edge_is_change_times_gradient(
     kind,
     architecture,
@@ -53,7 +50,8 @@ def test_senders_sum_to_the_attribution_of_what_the_receiver_reads(
 ):
     """All readers of layer 0 and the stream around them; and the last stream into the logits."""
     model, contrast = kind(architecture, backend, "raw", torch.float64), a_contrast()
-    edges = edge_attribution(model, contrast, steps=steps).estimate.sum("sender")
+    estimate = edge_attribution(model, contrast, steps=steps).estimate
+    edges = estimate.sum("sender")
     nodes = attribution_patch(model, contrast, sites=["resid_pre", "z", "mlp_out"], steps=steps)
     streams = nodes.resid_pre.sum("pos")
     for layer in range(2):
@@ -63,14 +61,11 @@ def test_senders_sum_to_the_attribution_of_what_the_receiver_reads(
             assert len(readers) == 13
             direct = edges.sel(receiver=readers).sum("receiver")
             around = sum(
-                edge_attribution(model, contrast, steps=steps)
-                .estimate.sel(receiver=later)
-                .isel(sender=slice(0, 1 + 5 * layer))
-                .sum("sender")
+                estimate.sel(receiver=later).isel(sender=slice(0, 1 + 5 * layer)).sum("sender")
                 for later in _later(edges.receiver.values, layer)
             )
             np.testing.assert_allclose(direct + around, streams.sel(layer=layer), atol=1e-10)
-    sent = edge_attribution(model, contrast, steps=steps).estimate.sum("receiver")
+    sent = estimate.sum("receiver")
     for label, value in (
         ("L1H2", nodes.z.sel(layer=1, head=2).sum("pos")),
         ("1.mlp", nodes.mlp_out.sel(layer=1).sum("pos")),
@@ -123,7 +118,7 @@ def test_the_graph_knows_who_comes_first(parallel):
     assert len(graph.receivers) == 2 * 7 + 1
 
 
-@pytest.mark.parametrize(("architecture", "processing"), MODELS)
+@pytest.mark.parametrize(("architecture", "processing"), [case[:2] for case in CASES])
 def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, processing, backend):
     model, contrast = kind(architecture, backend, processing, torch.float64), a_contrast()
     edges = edge_attribution(model, contrast)
@@ -202,8 +197,9 @@ def test_metrics_at_earlier_positions(kind, backend):
     np.testing.assert_allclose(found.metric[0], expected, atol=1e-10)
 
 
-def test_nothing_stays_on_the_model(model):
-    before, contrast = state_of(model), a_contrast()
+def test_nothing_stays_on_the_model(kind, backend):
+    model, contrast = kind("sequential", backend, "raw"), a_contrast()
+    before = state_of(model)
     edges = edge_attribution(model, contrast, steps=2)
     faithfulness(model, contrast, edges, [0.1])
     calls = []

@@ -162,11 +162,14 @@ def _scores(weights: Weights, graph: Graph, part: Part) -> Float[Tensor, "prompt
     shape = (len(part.prompts), len(graph.senders), len(graph.receivers))
     found = senders.early.new_zeros(shape)
     for layer, grads in part.gradients():
-        for name in ("q", "k", "v"):
-            grad = grads[f"{name}_in"].transpose(1, 2)
-            heard = graph.heard(layer)
-            rows = part.runs.positions(f"{name}_in", layer)
-            found[:, :heard, graph.heads(layer, name)] += senders.scores(grad, rows, heard)
+        heard = graph.heard(layer)
+        queries, keys = (part.runs.positions(f"{name}_in", layer) for name in "qk")
+        # Readers at the same positions in one product.
+        for names, rows in (("qkv", keys),) if queries == keys else (("q", queries), ("kv", keys)):
+            grad = torch.cat([grads[f"{name}_in"].transpose(1, 2) for name in names], dim=1)
+            first, last = graph.heads(layer, names[0]), graph.heads(layer, names[-1])
+            where = slice(first.start, last.stop)
+            found[:, :heard, where] += senders.scores(grad, rows, heard)
         heard, rows = graph.heard(layer, by_mlp=True), part.runs.positions("mlp_out", layer)
         scores = senders.scores(grads["mlp_in"][:, None], rows, heard)
         found[:, :heard, graph.mlp(layer)] += scores[..., 0]
