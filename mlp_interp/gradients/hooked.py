@@ -116,13 +116,12 @@ class HookRuns:
             back = norm.backward_heads(here[name], along, matrices)
             here[f"{name}_in"] = back.permute(1, 2, 0, 3)
         heads = sum(here[f"{name}_in"].sum(2) for name in ("q", "k", "v"))
-        whole = here["resid_pre"] - heads if self.weights.parallel else here["attn_out"]
-        here["mlp_in"] = whole - here["resid_post"]
+        here["mlp_in"] = here["resid_pre"] - heads - here["resid_post"]
 
     def _named(self) -> list[str]:
         named = [name for name in self.plan.gradients if name not in _READERS]
         if len(named) < len(self.plan.gradients):
-            named += ["resid_pre", "q", "k", "v", "attn_out", "resid_post"]
+            named += ["resid_pre", "q", "k", "v", "resid_post"]
         return list(dict.fromkeys(named))
 
     def _places(self, names: Any) -> list[tuple[str, int]]:
