@@ -278,10 +278,6 @@ class Forward:
             mlp_out_bias=b.b_out,
         )
 
-    def _rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        found = self.rotary(torch.arange(length, device=like.device), like)
-        return None if found.cos is None or found.sin is None else (found.cos, found.sin)
-
     @torch.no_grad()
     def _compare_with_model(self) -> None:
         model = self.weights.model
