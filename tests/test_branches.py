@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from random_models import VOCABULARY
@@ -6,6 +8,7 @@ from mlp_interp.branches import Branch, Pin, Trunk, grow, rows_in
 from mlp_interp.models import Forward
 
 LENGTH, READ = 7, [2, 6]
+grow_module = sys.modules["mlp_interp.branches.grow"]  # the package's name `grow` is the function
 
 
 @pytest.fixture(params=["parallel", "sequential", "gpt2"])
@@ -101,3 +104,17 @@ def test_trunk_keeps_what_the_model_computes(kind):
 def test_rows_follow_the_memory(trunk):
     assert abs(rows_in(trunk, 64.0) - 2 * rows_in(trunk, 32.0)) <= 1
     assert rows_in(trunk, 1e-9) == 1
+
+
+def test_a_branch_counts_for_the_keys_that_it_copies(trunk, monkeypatch):
+    held = []
+
+    class Counted(grow_module.Group):
+        def __init__(self, trunk, branches, read):
+            held.append(len(branches))
+            super().__init__(trunk, branches, read)
+
+    monkeypatch.setattr(grow_module, "Group", Counted)
+    end = [Branch(0, 0, LENGTH - 1, trunk.streams[0][0, -1:] + n) for n in range(40)]
+    grow(trunk, end, [LENGTH - 1], rows=20)
+    assert len(held) > 2 * 40 // 20

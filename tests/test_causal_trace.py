@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from random_models import unchecked
+from random_models import random_neox, tiny_tokenizer, unchecked
 
-from mlp_interp import causal_trace
+from mlp_interp import causal_trace, load_model
 from mlp_interp.models import engine
 
 PROMPT, SUBJECT = "The capital of France is", "France"
@@ -59,6 +59,22 @@ def test_a_model_that_runs_through_hooks_is_traced_alike(nano, monkeypatch):
     np.testing.assert_allclose(fast.indirect, slow.indirect, atol=2e-5)
 
 
+def test_self_checks(nano, monkeypatch):
+    for engine_now in ("branches", "hooks"):
+        trace = causal_trace(nano, PROMPT, SUBJECT, samples=2)
+        assert trace.engine == engine_now
+        assert trace.check_everything < 1e-5
+        assert trace.check_nothing < 1e-5
+        monkeypatch.setattr(engine, "remembered", lambda model, work_out: None)
+
+
+def test_weights_that_are_not_numbers():
+    model = load_model(random_neox(layers=2), tokenizer=tiny_tokenizer())
+    model.blocks[0].mlp.b_out.data[3] = torch.nan
+    with pytest.raises(ValueError, match="wanted finite numbers: check_model says"):
+        causal_trace(model, "the cat sat", "cat", samples=2, answer=5)
+
+
 def test_what_adds_up(nano):
     trace = causal_trace(nano, PROMPT, SUBJECT, samples=4)
     np.testing.assert_allclose(trace.total, trace.clean - trace.corrupted)
@@ -104,6 +120,7 @@ def test_subject_by_position_and_answer_by_word(nano):
         ({"subject": [17]}, r"subject=\[17\]; wanted positions from 0"),
         ({"samples": 0}, "samples=0"),
         ({"noise": 0.0}, r"noise=0\.0"),
+        ({"sites": []}, r"sites=\[\]"),
         ({"sites": ["z"]}, r"sites=\['z'\]; wanted some of resid_pre"),
         ({"answer": " Paris Rome"}, "answer=' Paris Rome' is 2 tokens"),
         ({"answer": 10**6}, "answer=1000000"),

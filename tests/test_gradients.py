@@ -416,6 +416,28 @@ def test_compare_sums_positions_that_were_patched_together(kind):
     np.testing.assert_allclose(found.error, 0, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"sites": "z", "heads": [3, 1]},
+        {"sites": "post", "neurons": [7, 0], "layers": [2, 0]},
+        {"sites": "mlp_out", "positions": [4, 2]},
+    ],
+    ids=str,
+)
+def test_compare_takes_the_cells_that_were_patched(kind, chosen):
+    model, contrast = kind(dtype=torch.float64), a_contrast()
+    exact = patch(model, contrast, **chosen)
+    found = compare(exact, attribution_patch(model, contrast))
+    true = exact.raw - exact.corrupted
+    np.testing.assert_allclose(found.exact.transpose(*true.dims), true)
+    whole = compare(
+        patch(model, contrast, sites=chosen["sites"]), attribution_patch(model, contrast)
+    )
+    labels = {dim: found.estimate[dim] for dim in found.estimate.dims}
+    np.testing.assert_allclose(found.estimate, whole.estimate.sel(labels))
+
+
 def test_estimates_are_good_late_and_poor_for_early_streams_and_the_first_mlp(nano):
     """The published finding, on a task that the shipped model solves; and what mends it."""
     contrast = prompts.ioi(nano, n=16, seed=0)
@@ -447,6 +469,7 @@ def test_bad_arguments_of_compare(kind):
     for wrong, text in (
         ({"worst": 0}, "worst=0; wanted at least 1"),
         ({"negligible": 1.0}, r"negligible=1.0; wanted a share"),
+        ({"exact": exact.assign_attrs(window=3)}, "exact patched windows of 3 layers"),
         ({"exact": exact.drop_vars("raw")}, "wanted raw, clean, corrupted"),
         ({"exact": exact.assign_attrs(direction="noising")}, "direction='noising' and estimate"),
         ({"exact": exact.assign(raw=exact.raw * np.nan)}, "exact holds NaN or infinite"),

@@ -7,6 +7,7 @@ from random_models import assert_same_state, state_of, unchecked
 from test_gradients import CASES, a_contrast, engine  # noqa: F401 (a fixture)
 from test_gradients_reference import circuit_metric, difference, edge_scores
 
+from mlp_interp import Contrast
 from mlp_interp.gradients import (
     Graph,
     attribution_patch,
@@ -218,6 +219,26 @@ def test_nothing_stays_on_the_model(kind, backend):
         with pytest.raises(RuntimeError, match="stop"):
             call(Custom(name="fails", unit="", function=fails))
     assert_same_state(before, state_of(model))
+
+
+def test_memory_does_not_decide_which_prompts_a_circuit_can_be_run_on(kind):
+    """One prompt differs only after the position that is read: it has nothing to lose."""
+    model = kind(dtype=torch.float64)
+    clean = torch.randint(1, 300, (2, 7), generator=torch.Generator().manual_seed(0))
+    corrupted = clean.clone()
+    corrupted[0, 1] += 1
+    corrupted[1, 5] -= 1
+    contrast = Contrast(
+        clean_tokens=clean,
+        corrupted_tokens=corrupted,
+        answers=torch.tensor([3, 4]),
+        foils=torch.tensor([8, 9]),
+    )
+    metric = logit_difference(contrast.answers, contrast.foils, position=3)
+    edges = edge_attribution(model, contrast, metric)
+    large = faithfulness(model, contrast, edges, [0.1, 1.0], metric)
+    small = faithfulness(model, contrast, edges, [0.1, 1.0], metric, memory=1e-4)
+    np.testing.assert_allclose(large.faithfulness, small.faithfulness, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@ import weakref
 
 import pytest
 import torch
-from random_models import BACKENDS, build
+from random_models import BACKENDS, build, random_neox, tiny_tokenizer
 
+from mlp_interp import load_model
 from mlp_interp.models import Forward, HookForward, forward_of
 from mlp_interp.models import engine as engine_module
 
@@ -84,3 +85,25 @@ def test_remembering_keeps_no_model_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_hooks_that_take_each_others_place_are_seen(fresh):
+    seen = []
+    for factor in (1.0, 0.5):
+        fresh.add_hook("blocks.1.hook_mlp_out", lambda x, hook, factor=factor: x * factor)
+        seen.append(final(fresh))
+        fresh.reset_hooks()
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+
+
+def test_a_vocabulary_as_large_as_the_model_is_wide_hides_no_weight(backend):
+    source = random_neox(d_model=60, heads=4, d_mlp=300, vocabulary=300, layers=2)
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+    before = final(model)
+    for parameter in model.parameters():
+        if parameter.shape in ((300, 60), (60, 300)) and parameter.data_ptr() not in (
+            model.W_E.data_ptr(),
+            model.W_U.data_ptr(),
+        ):
+            parameter.data.zero_()
+    assert (final(model) - before).abs().max() > 1e-3

@@ -184,6 +184,20 @@ def test_a_metric_may_read_earlier_positions(kind):
     assert not result.changed.sel(pos=[4, 5, 6]).any()
 
 
+@pytest.mark.parametrize("site", ["k", "v", "z", "pattern"])
+def test_heads_by_position_with_a_metric_that_reads_earlier(kind, site):
+    model, contrast = kind(dtype=torch.float64), contrast_of()
+    metric = metrics.logit_difference(contrast.answers, contrast.foils, position=3)
+    result = patch(model, contrast, metric, sites=site, positions="each")
+    slow = patch(model, contrast, metric, sites=site, positions="each", engine="hooks")
+    np.testing.assert_allclose(result.raw, slow.raw, atol=1e-12)
+
+
+def test_what_is_named_twice_is_patched_once(kind):
+    result = patch(kind(), contrast_of(), sites=["z", "z"], layers=[1, -2], heads=[0, 2, 0])
+    assert dict(result.raw.sizes) == {"site": 1, "layer": 1, "head": 2, "prompt": 2}
+
+
 def test_prompts_do_not_see_each_other(kind):
     model, contrast = kind(dtype=torch.float64), contrast_of(batch=4)
     together = patch(model, contrast, sites=["z", "v"], positions="each")
@@ -222,11 +236,16 @@ def test_facts_localise_at_the_subject(nano):
         ({"sites": ["resid_pre", "z"]}, "of one of these kinds"),
         ({"sites": []}, r"sites=\[\]"),
         ({"direction": "sideways"}, "direction='sideways'; wanted 'denoising' or 'noising'"),
-        ({"positions": [7]}, r"positions=\[7\]; wanted some from -7 to 6"),
+        ({"positions": [7]}, r"positions=\[7\]; wanted some integers from -7 to 6"),
         ({"positions": []}, r"positions=\[\]"),
         ({"positions": "some"}, "positions='some'; wanted 'each', 'all' or a list"),
-        ({"layers": [3]}, r"layers=\[3\]; wanted some from -3 to 2"),
+        ({"layers": [3]}, r"layers=\[3\]; wanted some integers from -3 to 2"),
         ({"sites": "z", "heads": [4]}, r"heads=\[4\]"),
+        ({"layers": [True]}, r"layers=\[True\]; wanted some integers"),
+        (
+            {"metric": metrics.kl(positions=[-1, 6])},
+            r"positions=\(-1, 6\) of 7, some of them twice",
+        ),
         ({"sites": "z", "neurons": [4]}, r"neurons=\[4\]: sites=\['z'\] have no neurons"),
         ({"sites": "resid_pre", "window": 2}, "window=2"),
         ({"sites": "mlp_out", "window": 0}, "window=0"),

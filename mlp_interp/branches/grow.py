@@ -21,12 +21,14 @@ __all__ = ["grow", "rows_in"]
 def rows_in(trunk: Trunk, memory: float) -> int:
     """How many rows fit into `memory` MiB, with what a block computes for each.
 
-    A row holds its stream, queries, keys, values and the widest hidden layer; keys and values of
-    the trunk come with it, once per branch.
+    A row holds its stream, queries, keys, values and the widest hidden layer.
     """
-    weights = trunk.forward.weights
-    per_row = 2 * weights.d_mlp + 12 * weights.d_model
-    return max(1, int(memory * 2**20 / trunk.streams[0].element_size() / per_row))
+    return max(1, int(memory * 2**20 / trunk.streams[0].element_size() / _row(trunk)))
+
+
+def _row(trunk: Trunk) -> int:
+    """How many numbers a row takes in a block."""
+    return 2 * trunk.forward.weights.d_mlp + 12 * trunk.forward.weights.d_model
 
 
 @torch.no_grad()
@@ -61,12 +63,14 @@ def _groups(
     trunk: Trunk, branches: Sequence[Branch], order: list[int], rows: int
 ) -> Iterator[list[int]]:
     chosen: list[int] = []
-    taken = 0
+    taken = 0.0
+    # Whatever its rows, a branch has copies of all keys and values, and of as many queries.
+    always = trunk.length * 4 * trunk.forward.weights.d_model / _row(trunk)
     for i in order:
-        size = trunk.length - branches[i].start
+        size = trunk.length - branches[i].start + always
         if chosen and taken + size > rows:
             yield sorted(chosen, key=lambda i: Group.order(branches[i]))
-            chosen, taken = [], 0
+            chosen, taken = [], 0.0
         chosen.append(i)
         taken += size
     if chosen:

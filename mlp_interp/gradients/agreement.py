@@ -105,6 +105,11 @@ def _check_options(exact: xr.Dataset, estimate: xr.Dataset, worst: int, negligib
             f"exact holds {list(exact.data_vars)} and {list(exact.coords)}; wanted raw, clean, "
             "corrupted, and the sites, as from exact patching"
         )
+    if exact.attrs.get("window", 1) != 1:
+        raise ValueError(
+            f"exact patched windows of {exact.attrs['window']} layers; wanted one layer at a time, "
+            "as estimates are"
+        )
     directions = exact.attrs.get("direction"), estimate.attrs.get("direction")
     if directions[0] != directions[1]:
         raise ValueError(

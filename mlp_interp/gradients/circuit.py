@@ -125,7 +125,9 @@ class _Circuit:
     ) -> "_Circuit":
         stop = max(read) + 1
         clean, corrupted = (x.to(lean.weights.device)[:, :stop] for x in tokens)
-        first = min((clean != corrupted).any(0).tolist().index(True), *read)
+        differs = (clean != corrupted).any(0).tolist()
+        # Before the first position that is read nothing may differ: then that is the first.
+        first = min(differs.index(True) if True in differs else min(read), *read)
         span = Span(first, stop, tuple(range(first, stop)))
         here, base = lean.embed(clean), lean.embed(corrupted)
         memory = lean.past(base[:, :first])

@@ -99,7 +99,7 @@ def attribution_patch(
             found[name].append(values)
         for name, values in _estimates(problem, part, neuron_positions).items():
             found[name].append(values)
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             name: (
                 _dims(name, neuron_positions),
@@ -108,9 +108,11 @@ def attribution_patch(
             )
             for name, values in found.items()
         },
-        coords={**problem.coords(), "layer": np.arange(problem.weights.n_layers)},
+        coords=problem.coords(),
         attrs={**problem.attrs(), "baseline": baseline, "method": "attribution patching"},
     )
+    counted = [dim for dim in ("layer", "head", "neuron") if dim in result.dims]
+    return result.assign_coords({dim: np.arange(result.sizes[dim]) for dim in counted})
 
 
 def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:

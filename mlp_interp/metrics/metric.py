@@ -52,14 +52,20 @@ class Metric:
         """The positions in prompts of `length` tokens, counted from 0.
 
         Raises:
-            ValueError: One lies outside the prompts, or there is none.
+            ValueError: One lies outside the prompts or is named twice, or there is none.
         """
         if not self.positions or any(not -length <= p < length for p in self.positions):
             raise ValueError(
                 f"metric {self.name!r} reads positions={self.positions}; wanted some from "
                 f"{-length} to {length - 1}"
             )
-        return [p % length for p in self.positions]
+        found = [p % length for p in self.positions]
+        if len(set(found)) < len(found):
+            raise ValueError(
+                f"metric {self.name!r} reads positions={self.positions} of {length}, some of them "
+                "twice; wanted each once"
+            )
+        return found
 
     def check_prompts(self, prompts: int) -> None:
         """Refuse a batch of another size than the metric was made for.

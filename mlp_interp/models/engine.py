@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models.forward import Forward, Observer, Projections, UnsupportedModel, keep
-from mlp_interp.models.remember import remembered
+from mlp_interp.models.remember import has_hooks, remembered
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
 
@@ -18,7 +18,7 @@ _OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_ou
 
 
 class HookForward:
-    """`Forward`'s interface over the model's own forward pass and hooks: slower, always right."""
+    """`Forward`'s interface over the model's own forward pass and hooks: slower, for any model."""
 
     engine = "hooks"
 
@@ -91,13 +91,15 @@ def _filler(model: Any) -> int:
 def forward_of(model: Any) -> Forward | HookForward:
     """The fastest forward pass that computes what this model computes.
 
-    What it takes to know is remembered until the model changes.
+    What it takes to know is remembered until the model changes. A model on whose hook points
+    somebody has left hooks is run with them. (Hooks after the last block have no effect: what is
+    read is the stream that it leaves.)
 
     Raises:
         ValueError: The model is of a kind that the package cannot read.
     """
     weights = Weights.of(model)
-    blocks = remembered(model, lambda: _lean_blocks(model))
+    blocks = None if has_hooks(model) else remembered(model, lambda: _lean_blocks(model))
     return HookForward(weights) if blocks is None else Forward(weights, blocks)
 
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-__all__ = ["remembered"]
+__all__ = ["has_hooks", "remembered"]
 
 T = TypeVar("T")
 
@@ -33,16 +33,26 @@ def remembered(model: Any, work_out: Callable[[], T]) -> T:
     return known[1]
 
 
+def has_hooks(model: Any) -> bool:
+    """Whether somebody has left hooks on the model's hook points."""
+    return any(getattr(module, "fwd_hooks", None) for module in model.modules())
+
+
 @torch.no_grad()
 def _state(model: Any) -> tuple[Any, ...]:
     """Equal for a model that computes the same; a changed weight changes it even through .data."""
+    unread = {matrix.data_ptr() for matrix in (model.W_E, model.W_U)}
     weights = tuple(
         (name, p.data_ptr(), tuple(p.shape), p.dtype, _checksum(p))
         for name, p in model.named_parameters()
-        if model.cfg.d_vocab not in p.shape
+        if p.data_ptr() not in unread
     )
     hooks = tuple(
-        (name, len(module._forward_hooks), len(module._forward_pre_hooks))
+        (
+            name,
+            *map(id, module._forward_hooks.values()),
+            *map(id, module._forward_pre_hooks.values()),
+        )
         for name, module in model.named_modules()
         if module._forward_hooks or module._forward_pre_hooks
     )

@@ -89,7 +89,7 @@ class Grid:
             )
 
     def window_at(self, layer: int) -> range:
-        """The layers patched together around `layer`, as many below it as above."""
+        """The layers patched together around `layer`: of an even number, more lie below it."""
         first = layer - self.window // 2
         return range(max(0, first), min(self.n_layers, first + self.window))
 
@@ -111,10 +111,14 @@ def grid_of(
         ValueError: Sites that do not exist or do not share their axes; layers, heads, neurons or
             positions that the model or the prompts lack; a window where there can be none.
     """
-    names = (sites,) if isinstance(sites, str) else tuple(sites)
+    names = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     family = _family(names)
     n_layers = weights.n_layers
-    if window < 1 or (window > 1 and not set(names) <= set(_WINDOWED)):
+    if (
+        not isinstance(window, int)
+        or window < 1
+        or (window > 1 and not set(names) <= set(_WINDOWED))
+    ):
         raise ValueError(
             f"window={window} for sites={list(names)}; wanted at least 1, and 1 unless the sites "
             f"are {' or '.join(_WINDOWED)}"
@@ -150,9 +154,10 @@ def _family(names: tuple[str, ...]) -> Family:
 def _indices(name: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...]:
     if chosen is None:
         return tuple(range(size))
-    if not len(chosen) or any(not -size <= i < size for i in chosen):
-        raise ValueError(f"{name}={list(chosen)}; wanted some from {-size} to {size - 1}")
-    return tuple(int(i) % size for i in chosen)
+    listed = np.atleast_1d(np.asarray(chosen)).tolist()
+    if not listed or any(type(i) is not int or not -size <= i < size for i in listed):
+        raise ValueError(f"{name}={listed}; wanted some integers from {-size} to {size - 1}")
+    return tuple(dict.fromkeys(i % size for i in listed))
 
 
 def _positions(

@@ -97,6 +97,8 @@ class Exchange:
         """A key or value at one position, which every later position may read."""
         pattern, differs = self.base.pattern(layer), self._heads_differ(name, layer)
         for place, position in enumerate(self.grid.positions or ()):
+            if position >= self.base.length:
+                continue  # after all that the metric reads
             if name == "v":
                 new = self._expanded(self.source.v)[layer][:, position]
                 change_v = (new - self.base.v[layer][:, position])[:, None]

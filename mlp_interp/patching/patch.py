@@ -69,7 +69,8 @@ def patch(
             the layer named (ROME's windows); near the ends there are fewer.
         engine: ``"auto"`` runs the patches as branches of one run where the model allows it, and
             else, or with ``"hooks"``, one forward pass a cell.
-        memory: MiB that may be used on top of the two runs themselves.
+        memory: MiB that may be used on top of the two runs themselves (and of what a metric that
+            reads the vocabulary holds: a few rows of logits for each prompt).
         progress: Show a progress bar.
 
     Returns:

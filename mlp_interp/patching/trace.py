@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mlp_interp.branches import Trunk
 from mlp_interp.edits import Edit, Runner
-from mlp_interp.metrics import Reader, probability
+from mlp_interp.metrics import Reader, finite, probability
 from mlp_interp.models import Forward, Weights, describe, forward_of
 from mlp_interp.patching.cells import Grid, grid_of
 from mlp_interp.patching.exchange import Exchange, kept_sites
-from mlp_interp.patching.running import run_branches, run_cells
+from mlp_interp.patching.running import Outcome, run_branches, run_cells
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
@@ -74,6 +74,8 @@ def causal_trace(
         noise with standard error; ``restored``, the restored run's probability averaged; ``clean``;
         ``corrupted`` (sample) and ``total`` (sample), the clean run's less the corrupted run's,
         with ``total_mean`` and ``total_se``. A coordinate marks the subject's positions.
+        ``check_everything`` and ``check_nothing`` are the largest errors of two self-checks:
+        restoring everything gives the clean run, restoring nothing the corrupted ones.
 
     Raises:
         ValueError: The subject is not in the prompt, the answer is not one token, or a number that
@@ -105,17 +107,17 @@ def causal_trace(
         )
         for site in ([sites] if isinstance(sites, str) else sites)
     ]
-    if any(grid.family != "stream" for grid in grids):
+    if not grids or any(grid.family != "stream" for grid in grids):
         raise ValueError(
             f"sites={list(sites)}; wanted some of resid_pre, resid_post, attn_out, mlp_out"
         )
     runs = _Traced(model, grids, tokens, _noise(weights, positions, len(ids), samples, noise, seed))
     token = _answer(model, runs.clean, answer)
-    clean, corrupted, restored = runs.run(token, samples, memory=memory, progress=progress)
+    clean, corrupted, outcomes = runs.run(token, samples, memory=memory, progress=progress)
     return _dataset(
         clean,
         corrupted,
-        restored,
+        outcomes,
         coords={
             "site": [grid.sites[0] for grid in grids],
             "layer": np.arange(weights.n_layers),
@@ -158,18 +160,19 @@ class _Traced:
 
     def run(
         self, token: int, samples: int, *, memory: float, progress: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Probability of the token: clean, corrupted by sample, restored by cell and sample."""
+    ) -> tuple[Tensor, Tensor, list[Outcome]]:
+        """Probability of the token: clean, corrupted by sample, and restored, by site."""
         metric = probability(torch.full((samples,), token))
         reader = metric.reader(self.model, self.clean[:, None])
         clean = reader(self.clean[:, None], torch.zeros(1, dtype=torch.long))[0]
+        finite(metric, "clean", clean)
         if self.forward is not None:
             return (clean, *self._as_branches(self.forward, reader, memory, progress))
         return (clean, *self._as_cells(reader, progress))
 
     def _as_branches(
         self, forward: Forward, reader: Reader, memory: float, progress: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, list[Outcome]]:
         keep = set().union(*(kept_sites(grid) for grid in self.grids))
         embedded = forward.embed(self.tokens)
         source = Trunk.of(forward, embedded, keep=keep)
@@ -184,12 +187,12 @@ class _Traced:
                 corrupted,
                 memory=memory,
                 progress=progress,
-            ).values[0]
+            )
             for grid in self.grids
         ]
-        return corrupted, torch.stack(found)
+        return corrupted, found
 
-    def _as_cells(self, reader: Reader, progress: bool) -> tuple[Tensor, Tensor]:
+    def _as_cells(self, reader: Reader, progress: bool) -> tuple[Tensor, list[Outcome]]:
         runner = Runner.of(self.model)
         sites = [
             Site(name, layer)
@@ -208,10 +211,9 @@ class _Traced:
             return reader(final[:, -1:], prompts)
 
         found = [
-            run_cells(runner, grid, base, source, measure, progress=progress).values[0]
-            for grid in self.grids
+            run_cells(runner, grid, base, source, measure, progress=progress) for grid in self.grids
         ]
-        return measure(base.final), torch.stack(found)
+        return measure(base.final), found
 
 
 def _subject(
@@ -248,8 +250,16 @@ def _answer(model: Any, final: Float[Tensor, "1 d_model"], answer: str | int | N
 
 
 def _dataset(
-    clean: Tensor, corrupted: Tensor, restored: Tensor, *, coords: dict, attrs: dict[str, Any]
+    clean: Tensor,
+    corrupted: Tensor,
+    outcomes: Sequence[Outcome],
+    *,
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
 ) -> xr.Dataset:
+    restored = torch.stack([outcome.values[0] for outcome in outcomes])
+    everything = max(float((o.everything - clean).abs().max()) for o in outcomes)
+    nothing = max(float((o.nothing - corrupted).abs().max()) for o in outcomes)
     indirect, total = restored - corrupted, clean - corrupted
     average, error = mean_and_error(indirect)
     total_mean, total_error = mean_and_error(total)
@@ -265,6 +275,8 @@ def _dataset(
             "total": ("sample", to_numpy(total), unit),
             "total_mean": ((), float(total_mean), unit),
             "total_se": ((), float(total_error), unit),
+            "check_everything": ((), everything, unit),
+            "check_nothing": ((), nothing, unit),
         },
         coords=coords,
         attrs=attrs,

@@ -179,12 +179,12 @@ def compare(
     bound: float,
 ) -> None:
     """Interleaved medians and the largest difference of the values."""
-    error = float((ours().flatten()[::every] - theirs().flatten()).abs().max())
+    error = float((ours().flatten()[::every] - theirs().flatten().cpu()).abs().max())
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for measured, function in zip(times, (ours, theirs), strict=True):
             start = time.perf_counter()
-            function()
+            function().cpu()  # waits for a GPU
             measured.append(time.perf_counter() - start)
     fast, slow = statistics.median(times[0]), statistics.median(times[1]) * every
     print(
@@ -198,7 +198,8 @@ def compare(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", default=["70m"], choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", default=["70m", "14m", "160m"], choices=list(SHAPES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lengths", nargs="*", type=int, default=[16, 64, 128])
     parser.add_argument("--sites", nargs="*", default=["resid_pre", "mlp_out", "attn_out", "z"])
     parser.add_argument(
@@ -207,18 +208,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="time every cell of the slow side")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
+    print(
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, float32"
+    )
     with tempfile.TemporaryDirectory() as root:
         for shape in options.shapes:
             path = directory(shape, Path(root))
-            hooked = mi.load_model(path)
+            hooked = mi.load_model(path, device=options.device)
             print(f"{shape}, {type(hooked).__name__}", flush=True)
             for length in options.lengths:
-                _one_length(hooked, path, length, options)
+                if shape == "70m" or length <= 64:  # the bars are on 70m
+                    _one_length(hooked, path, length, options)
 
 
 def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace) -> None:
-    contrast = pairs(length)
+    contrast = pairs(length).to(options.device)
     every = 1 if options.full else max(1, length // 4 - 1)  # odd, to visit every layer and place
 
     def ours(site: str, contrast: mi.Contrast, model: Any = model) -> Callable[[], torch.Tensor]:
@@ -242,7 +246,7 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
                 bound(site),
             )
         if "batch" in options.peers and length == 16:
-            several = pairs(length, 8)
+            several = pairs(length, 8).to(options.device)
             compare(
                 f"resid_pre, T={length}, 8 prompts, against transformer_lens.patching",
                 ours("resid_pre", several),
@@ -251,7 +255,7 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
                 options.repeats,
                 bound("resid_pre"),
             )
-            late = pairs(length, same=10)
+            late = pairs(length, same=10).to(options.device)
             late.corrupted_tokens[:, 11:] = late.clean_tokens[:, 11:]
             compare(
                 f"resid_pre, T={length}, one token differs, against transformer_lens.patching",
@@ -262,7 +266,7 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
                 bound("resid_pre"),
             )
     if "bridge" in options.peers:
-        bridge = mi.load_model(path, backend="bridge")
+        bridge = mi.load_model(path, backend="bridge", device=options.device)
         compare(
             f"resid_pre, T={length}, both on TransformerBridge, against its hooks",
             ours("resid_pre", contrast, bridge),
@@ -272,7 +276,7 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
             bound("resid_pre"),
         )
     if "nnsight" in options.peers and find_spec("nnsight"):
-        traced = GPTNeoXForCausalLM.from_pretrained(path).eval()
+        traced = GPTNeoXForCausalLM.from_pretrained(path).to(options.device).eval()
         compare(
             f"resid_pre, T={length}, against nnsight",
             ours("resid_pre", contrast),
@@ -282,7 +286,7 @@ def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace
             bound("resid_pre"),
         )
     if "body" in options.peers:
-        body = GPTNeoXForCausalLM.from_pretrained(path).eval()
+        body = GPTNeoXForCausalLM.from_pretrained(path).to(options.device).eval()
         compare(
             f"resid_pre, T={length}, against hooks on the Hugging Face body",
             ours("resid_pre", contrast),
