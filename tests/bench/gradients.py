@@ -209,7 +209,7 @@ def edge_rows(model: Any, contrast: mi.Contrast, repeats: int) -> list[Row]:
         what, theirs = "edges, against the EAP-IG package's way", package_edges
     else:
         what, theirs = "edges, against the library's own attribution_patch", library_edges
-        ours = lambda: edge_attribution(model, contrast).estimate.values.sum() * 0
+        ours = lambda: edge_attribution(model, contrast).estimate.fillna(0).values.sum() * 0
     try:
         return [compare(what, ours, lambda: theirs(model, contrast), repeats=repeats)]
     except NotImplementedError as error:
