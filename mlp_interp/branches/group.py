@@ -149,12 +149,12 @@ class Group:
         """From a block's attention output to the stream after it, at the rows `out`."""
         p = self.forward.projections(layer)
         attn_out = self._pinned("attn_out", layer, attn_out, out)
+        resid = resid + attn_out
         if normalized is None or not self.forward.weights.parallel:
-            resid, attn_out = resid + attn_out, torch.zeros_like(attn_out)
             normalized = self.forward.normalize(resid)
         post = self.forward.activate(F.linear(normalized, p.mlp_in, p.mlp_in_bias))
         mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
-        return resid + attn_out + self._pinned("mlp_out", layer, mlp_out, out)
+        return resid + self._pinned("mlp_out", layer, mlp_out, out)
 
     def _pinned(
         self, name: str, layer: int, values: Float[Tensor, "row d_model"], out: Rows

@@ -122,18 +122,11 @@ class Custom(Metric):
     def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Unembeds the positions read, some items at a time."""
         unembed = Unembed.of(model)
-        together = max(1, rows_for(unembed) // len(self.positions))
 
         def read(streams: Tensor, prompts: Tensor) -> Tensor:
-            parts = [
-                self._values(unembed.logits(some), which)
-                for some, which in zip(
-                    streams.split(together), prompts.split(together), strict=True
-                )
-            ]
-            return torch.cat(parts)
+            return self._values(unembed.logits(streams), prompts)
 
-        return read
+        return _in_pieces(read, unembed, len(self.positions))
 
     def _values(self, logits: Tensor, prompts: Tensor) -> Tensor:
         values = self.function(logits, prompts)
@@ -161,17 +154,24 @@ class KL(Metric):
         logits = normalized @ unembed.weight + unembed.bias
         p = logits.softmax(-1)
         expected = p @ unembed.weight.T
-        together = max(1, rows_for(unembed) // len(self.positions))
 
         def read(streams: Tensor, prompts: Tensor) -> Tensor:
-            parts = []
-            for some, which in zip(streams.split(together), prompts.split(together), strict=True):
-                change = unembed.normalize(some) - normalized[which]
-                t = change @ unembed.weight - (change * expected[which]).sum(-1, keepdim=True)
-                parts.append(kl_from_change(p[which], t, logits=logits[which]).mean(-1))
-            return torch.cat(parts)
+            change = unembed.normalize(streams) - normalized[prompts]
+            t = change @ unembed.weight - (change * expected[prompts]).sum(-1, keepdim=True)
+            return kl_from_change(p[prompts], t, logits=logits[prompts]).mean(-1)
 
-        return read
+        return _in_pieces(read, unembed, len(self.positions))
+
+
+def _in_pieces(read: Reader, unembed: Unembed, positions: int) -> Reader:
+    """The same, some items at a time, so that their logits stay within the memory."""
+    together = max(1, rows_for(unembed) // positions)
+
+    def read_in_pieces(streams: Tensor, prompts: Tensor) -> Tensor:
+        pieces = zip(streams.split(together), prompts.split(together), strict=True)
+        return torch.cat([read(some, which) for some, which in pieces])
+
+    return read_in_pieces
 
 
 def _check_rows(name: str, tokens: Tensor, prompts: int) -> None:

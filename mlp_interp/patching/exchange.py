@@ -17,12 +17,12 @@ __all__ = ["Exchange", "Job", "kept_sites"]
 Job = tuple[tuple[int, ...], Branch]
 """A branch to run and the place of its value: the cell's, then the prompt."""
 
-_KEPT = {"attn_out": "attn_out", "mlp_out": "mlp_out", "pre": "pre", "post": "post"}
+_KEPT = {"attn_out", "mlp_out", "pre", "post"}
 
 
 def kept_sites(grid: Grid) -> set[str]:
     """Activations that both runs must keep for this grid."""
-    return {_KEPT[name] for name in grid.sites if name in _KEPT}
+    return _KEPT & set(grid.sites)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Exchange:
 
     def _source_jobs(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Job]:
         """A key or value at one position, which every later position may read."""
-        pattern, differs = self.base.pattern(layer), self._heads_differ(name, layer)
+        scores, differs = self.base.scores(layer), self._heads_differ(name, layer)
+        pattern = scores.softmax(-1)
         for place, position in enumerate(self.grid.positions or ()):
             if position >= self.base.length:
                 continue  # after all that the metric reads
@@ -105,7 +106,7 @@ class Exchange:
                 weight = pattern[:, :, position:, position].transpose(1, 2)[..., None]
                 change = weight * change_v
             else:
-                z = self._z_with_key(layer, position)
+                z = self._z_with_key(scores, layer, position)
                 change = z - self.base.z[layer][:, position:]
             for number, head in enumerate(self.grid.units or ()):
                 written = change[:, :, head] @ self._out(layer, head)
@@ -116,11 +117,13 @@ class Exchange:
                     branch = Branch(prompt, layer + 1, position, stream[prompt])
                     yield (*where, number, place, prompt), branch
 
-    def _z_with_key(self, layer: int, position: int) -> Float[Tensor, "prompt later head d_head"]:
+    def _z_with_key(
+        self, scores: Float[Tensor, "prompt head query key"], layer: int, position: int
+    ) -> Float[Tensor, "prompt later head d_head"]:
         """Heads' outputs from `position` on when that position's key is the source's."""
         q = self.base.q[layer][:, position:]
         key = self._expanded(self.source.k)[layer][:, position]
-        scores = self.base.scores(layer)[:, :, position:].clone()
+        scores = scores[:, :, position:].clone()
         scores[..., position] = torch.einsum("pqhd,phd->phq", q, key)
         scores[..., position] *= self.base.forward.attention_scale
         return torch.einsum("phqk,pkhd->pqhd", scores.softmax(-1), self.base.v[layer])
