@@ -107,11 +107,7 @@ class Unembed:
         Raises:
             ValueError: A token id is outside the vocabulary.
         """
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.d_vocab):
-            raise ValueError(
-                f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to "
-                f"{self.d_vocab - 1}"
-            )
+        _check_ids(tokens, self.d_vocab)
         return self.weight.T[tokens.to(self.weight.device)]
 
 
@@ -124,11 +120,7 @@ def directions(
         ValueError: A token id is outside the vocabulary.
     """
     W_U, norm = weights.W_U, weights.ln_final
-    size = W_U.shape[-1]
-    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < size):
-        raise ValueError(
-            f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to {size - 1}"
-        )
+    _check_ids(tokens, W_U.shape[-1])
     tokens = tokens.to(W_U.device)
     columns = W_U.T[tokens]
     folded = columns * norm.w
@@ -153,3 +145,10 @@ def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[T
     column = known[1]
     folded = column * norm.w
     return folded - folded.mean(), column @ norm.b + weights.b_U.mean()
+
+
+def _check_ids(tokens: Int[Tensor, "*rest"], size: int) -> None:
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < size):
+        raise ValueError(
+            f"tokens={tokens.tolist()} has ids outside the vocabulary; wanted 0 to {size - 1}"
+        )
