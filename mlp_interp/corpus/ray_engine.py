@@ -1,0 +1,137 @@
+"""Shards as tasks on a Ray cluster."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.corpus.shards import Plan, States, reduce_shard
+from mlp_interp.models import forward_of
+from mlp_interp.results import to_numpy
+
+__all__ = ["reduce_on_ray"]
+
+_RETRIES = 3
+"""How many workers may die over one shard before the sweep gives up: it may be what kills them."""
+
+# In a worker: the model it has, under the name that the sweep gave it.
+_models: dict[str, Any] = {}
+
+
+def reduce_on_ray(
+    model: Any,
+    plan: Plan,
+    tokens: Int[Tensor, "sequence pos"],
+    todo: Sequence[int],
+    workers: int | None,
+    resources: Mapping[str, Any],
+) -> Iterator[tuple[int, States]]:
+    """Reduce shards on the cluster; they come as they are finished, not far out of order.
+
+    Args:
+        model: The model; it is put into the cluster's store once.
+        plan: What to do.
+        tokens: The whole corpus, of which each task gets its shard.
+        todo: Numbers of the shards.
+        workers: How many at a time; None for as many as the cluster has room for.
+        resources: What a worker needs, in Ray's words.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: What `reduce_shard` raises.
+        RuntimeError: Several workers died over one shard.
+    """
+    ray = _ray()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="WARNING"
+        )
+    try:
+        yield from _tasks(ray, model, plan, tokens, todo, workers, resources)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _tasks(
+    ray: Any,
+    model: Any,
+    plan: Plan,
+    tokens: Tensor,
+    todo: Sequence[int],
+    workers: int | None,
+    resources: Mapping[str, Any],
+) -> Iterator[tuple[int, States]]:
+    handle = ray.put(model)
+    options = {"max_retries": _RETRIES, **resources}
+    work = ray.remote(_work).options(**options)
+    threads = torch.get_num_threads()
+    # Twice as many as can run, so that none waits for the next; no more, so that what is finished
+    # out of turn stays little.
+    window = 2 * (workers or _room(ray, resources))
+    running: dict[Any, int] = {}
+    waiting = list(reversed(todo))
+    merged = iter(todo)  # the oldest that is not finished bounds how far ahead others may be
+    oldest, finished = next(merged, None), set()
+    while waiting or running:
+        while waiting and len(running) + len(finished) < 2 * window and len(running) < window:
+            index = waiting.pop()
+            rows = to_numpy(tokens[plan.rows(index)])
+            # In a list, or Ray would hand the model itself to every task.
+            task = work.remote([handle], handle.hex(), plan, rows, index, threads)
+            running[task] = index
+        ready, _ = ray.wait(list(running), num_returns=1)
+        index = running.pop(ready[0])
+        yield index, _get(ray, ready[0], index)
+        finished.add(index)
+        while oldest in finished:
+            finished.discard(oldest)
+            oldest = next(merged, None)
+
+
+def _work(
+    handle: list[Any], name: str, plan: Plan, tokens: np.ndarray, index: int, threads: int
+) -> States:
+    """In a worker: one shard, on the model that it has got with the first."""
+    import ray
+
+    # As many threads as where it was called: numbers then are the same to the last bit.
+    torch.set_num_threads(threads)
+    if name not in _models:
+        _models.clear()
+        model: Any = ray.get(handle[0])
+        _models[name] = model.to("cuda") if ray.get_gpu_ids() else model
+    return reduce_shard(forward_of(_models[name]), plan, torch.from_numpy(tokens.copy()), index)
+
+
+def _get(ray: Any, task: Any, index: int) -> States:
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        # What went wrong in the worker, as it was there.
+        raise error.as_instanceof_cause() from None
+    except ray.exceptions.WorkerCrashedError as error:
+        raise RuntimeError(
+            f"{1 + _RETRIES} workers died over shard {index}; too little memory for the batch?"
+        ) from error
+
+
+def _room(ray: Any, resources: Mapping[str, Any]) -> int:
+    """How many workers the cluster has room for."""
+    there = ray.cluster_resources()
+    gpus, cpus = float(resources.get("num_gpus", 0)), float(resources.get("num_cpus", 1))
+    rooms = [there.get("CPU", 1.0) / cpus] if cpus else []
+    rooms += [there.get("GPU", 0.0) / gpus] if gpus else []
+    return max(1, int(min(rooms, default=1)))
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("engine='ray' needs Ray: pip install 'mlp-interp[ray]'") from error
+    return ray

@@ -1,0 +1,253 @@
+"""What a reducer is: it sees activations as they are computed and keeps only what it sums up."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models import Weights
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
+
+__all__ = [
+    "Batch",
+    "Reducer",
+    "Shape",
+    "SiteReducer",
+    "State",
+    "add",
+    "mean_and_error_of_sums",
+    "pieces",
+]
+
+State = dict[str, Tensor]
+"""What a reducer has summed up, as named tensors: what is kept on disk and sent between workers."""
+
+_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
+
+# Numbers reduced at a time on a processor: they stay in its cache between one pass and the next.
+_PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model and of the sequences that are run through it."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    length: int
+
+    @classmethod
+    def of(cls, weights: Weights, length: int) -> "Shape":
+        """The sizes of a model, for sequences of this length."""
+        return cls(
+            n_layers=weights.n_layers,
+            n_heads=weights.n_heads,
+            d_model=weights.d_model,
+            d_head=weights.d_head,
+            d_mlp=weights.d_mlp,
+            d_vocab=weights.d_vocab,
+            length=length,
+        )
+
+    def units(self, site: str) -> dict[str, int]:
+        """Dims after ``batch pos`` of an activation at a site, with their sizes."""
+        if site in ("pre", "post"):
+            return {"neuron": self.d_mlp}
+        if site in ("q", "k", "v", "z"):
+            return {"head": self.n_heads, "d_head": self.d_head}
+        return {"d_model": self.d_model}
+
+
+@dataclass
+class Batch:
+    """Some sequences on their way through the model.
+
+    Attributes:
+        tokens: What is run.
+        first: Number in the corpus of the first of the sequences.
+        weights: The model's weights.
+        readout: Gives the model's readout; asked only by who wants logits.
+        final: The stream that leaves the last block that is run; there when `Reducer.finish` is
+            called. It is the final stream if a reducer `wants_final`.
+        notes: For a reducer to keep what it needs of one site until it sees another.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    first: int
+    weights: Weights
+    readout: Any
+    final: Tensor | None = None
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def loss(self) -> Float[Tensor, "batch next_pos"]:
+        """Loss at every position but the last, nats; computed once for all that ask.
+
+        Raises:
+            ValueError: The reducer did not say that it `wants_final`.
+        """
+        if self.final is None:
+            raise ValueError("the final stream is not there; wanted a reducer with wants_final")
+        unembed: Unembed = self.readout()
+        rows = max(1, 2**22 // unembed.d_vocab)
+        stream, targets = self.final[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten()
+        parts = [
+            F.cross_entropy(unembed.logits(some), wanted, reduction="none")
+            for some, wanted in zip(stream.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(parts).view(len(self.tokens), -1)
+
+
+class Reducer(ABC):
+    """Sums up what a model does over a corpus, a batch at a time.
+
+    `name`, `empty` and `result` are needed; the rest does nothing, or adds, unless it is overridden.
+    A reducer itself is only a description (a frozen dataclass, so that its `repr` says all of it):
+    what it has seen is in a `State`, which it makes, adds to and merges. So a sweep can be cut into
+    shards, stopped, sent to other machines and put together again.
+
+    Attributes:
+        wants_final: Whether it reads the final stream or the loss.
+    """
+
+    wants_final: bool = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its result is called unless the caller names it."""
+
+    def sites(self, shape: Shape) -> tuple[Site, ...]:
+        """Which activations it wants to see; none by default.
+
+        Raises:
+            ValueError: It wants what a model of this shape has not.
+        """
+        return ()
+
+    @abstractmethod
+    def empty(self, shape: Shape) -> State:
+        """The state before anything has been seen; tensors on the CPU."""
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:  # noqa: B027
+        """Add one activation ``[batch, pos, *units]`` to the state, which is changed in place.
+
+        `x` is what the model goes on with: it must not be changed, nor kept beyond the batch.
+        """
+
+    def finish(self, state: State, batch: Batch) -> None:  # noqa: B027
+        """Called when a batch has been run, after everything in it was seen."""
+
+    def merge(self, state: State, later: State) -> None:
+        """Add the state of a later stretch of the corpus, in place; by default a plain sum."""
+        for name, value in later.items():
+            state[name] += value
+
+    @abstractmethod
+    def result(self, state: State, shape: Shape) -> xr.Dataset:
+        """The numbers, with their units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReducer(Reducer):
+    """A reducer of one kind of site in some layers.
+
+    Args:
+        site: ``"pre"``, ``"post"``, ``"mlp_out"``, ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``,
+            ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
+        layers: Which layers; None for all.
+        first: Position from which on activations count: 1 leaves out the beginning-of-sequence
+            token, at which many models do something else than everywhere else.
+
+    Raises:
+        ValueError: An unknown site, no or negative layers, or a negative position.
+    """
+
+    site: str = "pre"
+    layers: tuple[int, ...] | None = None
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.site not in _SITES:
+            raise ValueError(f"site={self.site!r}; wanted one of {', '.join(_SITES)}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+            if not self.layers or min(self.layers) < 0 or len({*self.layers}) < len(self.layers):
+                raise ValueError(f"layers={self.layers}; wanted one or more, from 0, each once")
+        if self.first < 0:
+            raise ValueError(f"first={self.first}; wanted a position from 0")
+
+    @property
+    def name(self) -> str:
+        """The kind of reducer and its site, as ``fraction.pre``."""
+        return f"{type(self).__name__.lower()}.{self.site}"
+
+    def chosen(self, shape: Shape) -> tuple[int, ...]:
+        """The layers that are looked at."""
+        return tuple(range(shape.n_layers)) if self.layers is None else self.layers
+
+    def sites(self, shape: Shape) -> tuple[Site, ...]:
+        """One site in each of the layers."""
+        layers = self.chosen(shape)
+        if max(layers) >= shape.n_layers:
+            raise ValueError(f"layers={self.layers}; wanted layers 0 to {shape.n_layers - 1}")
+        if self.first >= shape.length:
+            raise ValueError(
+                f"first={self.first}: sequences of {shape.length} tokens have no such position"
+            )
+        return tuple(Site(self.site, layer) for layer in layers)
+
+    def row(self, site: Site, shape_layers: tuple[int, ...] | None = None) -> int:
+        """Where a layer stands in the state."""
+        layers = self.layers if shape_layers is None else shape_layers
+        return (site.layer or 0) if layers is None else layers.index(site.layer or 0)
+
+    def coords(self, shape: Shape) -> dict[str, Any]:
+        """Coordinates of the layers."""
+        return {"layer": list(self.chosen(shape))}
+
+    def positions(self, shape: Shape) -> int:
+        """How many positions of a sequence count."""
+        return shape.length - self.first
+
+
+def pieces(x: Float[Tensor, "batch *rest"]) -> Iterator[Tensor]:
+    """Parts of an activation along its first axis that fit into a processor's cache.
+
+    Elsewhere than on a processor it is one part: there, each call costs more than what it computes.
+    """
+    if x.device.type != "cpu":
+        return iter((x,))
+    each = max(1, x[0].numel()) if len(x) else 1
+    return iter(x.split(max(1, _PIECE // each)))
+
+
+def add(total: Tensor, value: Tensor) -> None:
+    """Add to a sum in its own precision, wherever the value was computed."""
+    total += value.to(device=total.device, dtype=total.dtype)
+
+
+def mean_and_error_of_sums(
+    sums: Tensor, squares: Tensor, sequences: Tensor | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over sequences and its standard error, from sums of values and of their squares."""
+    n = int(sequences)
+    spread = (n * squares.double() - sums.double().square()).clamp_min(0)
+    error = (spread / max(1, n - 1)).sqrt() / max(1, n)
+    if n < 2:
+        error = torch.full_like(error, torch.nan)
+    return to_numpy(sums.double() / max(1, n)), to_numpy(error)

@@ -1,0 +1,327 @@
+"""Where in the corpus units are most active, and what they do at chosen strengths, with context."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, SiteReducer, State
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site
+
+__all__ = ["BandExamples", "TopExamples"]
+
+# Columns of an activation that are gathered at a time.
+_COLUMNS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopExamples(SiteReducer):
+    """The largest activations of every unit, with the tokens around them.
+
+    At most one of each sequence, so that one text does not take all places. Of equal activations
+    the one that comes first in the corpus is kept.
+
+    Args:
+        k: How many of each unit.
+        before: How many tokens of context before each.
+        after: How many after it.
+        site: As in `SiteReducer`; a site with neurons or ``d_model``.
+        layers: As in `SiteReducer`.
+        first: As in `SiteReducer`.
+
+    Its result has ``activation``, ``sequence`` and ``pos`` (layer, unit, example) and, along
+    ``context`` (0 is the token itself), ``token`` and ``around``, the activation at each token.
+    Where there are fewer examples than k, ``sequence`` is -1 and the activation NaN; so is what
+    lies beyond the ends of a sequence.
+
+    Raises:
+        ValueError: Options below their least, or as `SiteReducer`.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.corpus import sweep
+        >>> tokens = torch.arange(40).reshape(4, 10)
+        >>> found = sweep(load_model("nano"), tokens, TopExamples(k=2, site="post"))
+        >>> found["topexamples.post"]["activation"].dims
+        ('layer', 'neuron', 'example')
+    """
+
+    k: int = 10
+    before: int = 10
+    after: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.k, self.before, self.after)
+        if self.site in ("q", "k", "v", "z"):
+            raise ValueError(f"site={self.site!r}; wanted one whose units are single numbers")
+
+    def empty(self, shape: Shape) -> State:
+        """No examples."""
+        (units,) = shape.units(self.site).values()
+        return _places((len(self.chosen(shape)), units, self.k), self.before + 1 + self.after)
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
+        """Keep what is larger than the least that is kept."""
+        mine = {name: value[self.row(site)] for name, value in state.items()}
+        best = x[:, self.first :].amax(1).cpu()
+        # Sequence by sequence, so that the first of equals is kept whatever the batch.
+        for n, row in enumerate(best):
+            better = (row > mine["activation"][:, -1]).nonzero()[:, 0]
+            for units in better.split(_COLUMNS):
+                self._keep(mine, x[n], batch.tokens[n], units, batch.first + n)
+
+    def merge(self, state: State, later: State) -> None:
+        """The best of both."""
+        joined = {name: torch.cat((state[name], later[name]), dim=2) for name in state}
+        _keep_best(state, joined, dim=2)
+
+    def result(self, state: State, shape: Shape) -> xr.Dataset:
+        """The examples, best first."""
+        (unit,) = shape.units(self.site)
+        attrs = {"long_name": f"largest activations at {self.site}", "unit": "activation"}
+        dims = ("layer", unit, "example")
+        return _dataset(state, dims, self.coords(shape), self.before, attrs)
+
+    def _keep(
+        self,
+        mine: State,
+        x: Float[Tensor, "pos unit"],
+        tokens: Int[Tensor, " pos"],
+        units: Int[Tensor, " some"],
+        sequence: int,
+    ) -> None:
+        columns = x[:, units.to(x.device)].T.cpu()
+        value, place = columns[:, self.first :].max(1)
+        place += self.first
+        found = _around(columns, tokens.cpu(), place, self.before, self.after)
+        found |= {
+            "activation": value.to(mine["activation"].dtype),
+            "sequence": torch.full_like(place, sequence),
+            "pos": place,
+        }
+        chosen = {name: value[units] for name, value in mine.items()}
+        joined = {name: torch.cat((chosen[name], found[name][:, None]), 1) for name in mine}
+        _keep_best(chosen, joined, dim=1)
+        for name, value in chosen.items():
+            mine[name][units] = value
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandExamples(Reducer):
+    """Examples of one neuron drawn at random from bands of its activation.
+
+    The largest activations show what a neuron likes best, not what it does most of the time. The
+    draw is by a hash of seed and place: every shard and worker draws alike.
+
+    Args:
+        neuron: Its label, as ``"L3N669"`` (or ``"L3N669.pre"``).
+        edges: Edges of the bands, ascending: each band is ``[edge, next edge)``.
+        k: How many of each band.
+        before: As in `TopExamples`.
+        after: As in `TopExamples`.
+        first: As in `SiteReducer`.
+        seed: Of the draw.
+
+    Its result is as that of `TopExamples`, along ``band`` and ``example``, with ``count``.
+
+    Raises:
+        ValueError: No such neuron, edges that do not ascend, or options below their least.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.corpus import sweep
+        >>> tokens = torch.arange(40).reshape(4, 10)
+        >>> bands = BandExamples(neuron="L1N3", edges=(-1.0, 0.0, 9.0), k=2)
+        >>> int(sweep(load_model("nano"), tokens, bands)["bandexamples.L1N3"]["count"].sum())
+        40
+    """
+
+    neuron: str
+    edges: tuple[float, ...]
+    k: int = 5
+    before: int = 10
+    after: int = 5
+    first: int = 0
+    seed: int = 0
+    _site: Site = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.k, self.before, self.after)
+        site = Site.parse(self.neuron)
+        if site.neuron is None:
+            raise ValueError(f"neuron={self.neuron!r}; wanted a neuron, as 'L3N669'")
+        if len(self.edges) < 2 or any(
+            not low < high for low, high in zip(self.edges, self.edges[1:], strict=False)
+        ):
+            raise ValueError(f"edges={self.edges}; wanted two or more, ascending")
+        if self.first < 0:
+            raise ValueError(f"first={self.first}; wanted a position from 0")
+        object.__setattr__(self, "_site", site)
+
+    @property
+    def name(self) -> str:
+        """The neuron's label after the kind of reducer."""
+        return f"bandexamples.{self.neuron}"
+
+    def sites(self, shape: Shape) -> tuple[Site, ...]:
+        """The neuron's layer."""
+        layer, neuron = self._site.layer or 0, self._site.unit
+        if layer >= shape.n_layers or neuron >= shape.d_mlp:
+            raise ValueError(
+                f"neuron={self.neuron!r}; wanted layers 0 to {shape.n_layers - 1} and neurons 0 "
+                f"to {shape.d_mlp - 1}"
+            )
+        if self.first >= shape.length:
+            raise ValueError(f"first={self.first}: sequences have {shape.length} tokens")
+        return (Site(self._site.name, layer),)
+
+    def empty(self, shape: Shape) -> State:
+        """No examples."""
+        bands = len(self.edges) - 1
+        return {
+            **_places((bands, self.k), self.before + 1 + self.after),
+            "rank": torch.full((bands, self.k), torch.iinfo(torch.int64).max),
+            "count": torch.zeros(bands, dtype=torch.int64),
+        }
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
+        """Keep those whose hash is lowest."""
+        values = x[..., self._site.unit].cpu()
+        sequence = batch.first + torch.arange(len(values))
+        places = torch.arange(values.shape[1])
+        rank = _hash(sequence[:, None] * values.shape[1] + places, self.seed)
+        bounds = zip(self.edges, self.edges[1:], strict=False)
+        for band, (low, high) in enumerate(bounds):
+            inside = (values >= low) & (values < high) & (places >= self.first)
+            state["count"][band] += int(inside.sum())
+            row, place = inside.nonzero(as_tuple=True)
+            order = rank[row, place].argsort()[: self.k]
+            row, place = row[order], place[order]
+            found = _around(values[row], batch.tokens.cpu()[row], place, self.before, self.after)
+            found |= {
+                "activation": values[row, place].to(state["activation"].dtype),
+                "sequence": sequence[row],
+                "pos": place,
+                "rank": rank[row, place],
+            }
+            mine = {name: state[name][band] for name in found}
+            joined = {name: torch.cat((mine[name], found[name])) for name in found}
+            keep = joined["rank"].argsort(stable=True)[: self.k]
+            for name, value in mine.items():
+                value.copy_(joined[name][keep])
+
+    def merge(self, state: State, later: State) -> None:
+        """Those of both whose hash is lowest."""
+        state["count"] += later["count"]
+        names = [name for name in state if name != "count"]
+        joined = {name: torch.cat((state[name], later[name]), dim=1) for name in names}
+        order = joined["rank"].argsort(dim=1, stable=True)[:, : self.k]
+        for name in names:
+            state[name] = _take(joined[name], order, 1)
+
+    def result(self, state: State, shape: Shape) -> xr.Dataset:
+        """The examples, in each band by falling activation."""
+        shown = {name: state[name] for name in _NAMES}
+        order = (
+            shown["activation"]
+            .nan_to_num(-torch.inf, neginf=-torch.inf)
+            .argsort(dim=1, descending=True, stable=True)
+        )
+        shown = {name: _take(value, order, 1) for name, value in shown.items()}
+        coords: dict[str, Any] = {
+            "low": ("band", np.array(self.edges[:-1]), {"unit": "activation"}),
+            "high": ("band", np.array(self.edges[1:]), {"unit": "activation"}),
+        }
+        attrs = {"long_name": f"examples of {self.neuron} by activation", "unit": "activation"}
+        found = _dataset(shown, ("band", "example"), coords, self.before, attrs)
+        return found.assign(count=("band", to_numpy(state["count"]), {"unit": "positions"}))
+
+
+_NAMES = ("activation", "sequence", "pos", "token", "around")
+
+
+def _check(k: int, before: int, after: int) -> None:
+    for name, value, least in (("k", k, 1), ("before", before, 0), ("after", after, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}; wanted at least {least}")
+
+
+def _places(size: tuple[int, ...], width: int) -> State:
+    return {
+        "activation": torch.full(size, -torch.inf),
+        "sequence": torch.full(size, -1, dtype=torch.int64),
+        "pos": torch.full(size, -1, dtype=torch.int64),
+        "token": torch.full((*size, width), -1, dtype=torch.int64),
+        "around": torch.full((*size, width), torch.nan),
+    }
+
+
+def _around(
+    activations: Float[Tensor, "some pos"],
+    tokens: Tensor,
+    place: Int[Tensor, " some"],
+    before: int,
+    after: int,
+) -> State:
+    """Tokens and activations around places; tokens are ``[pos]`` or ``[some, pos]``."""
+    at = place[:, None] + torch.arange(-before, after + 1)
+    inside = (at >= 0) & (at < activations.shape[1])
+    at = at.clamp(0, activations.shape[1] - 1)
+    rows = tokens.long().expand(len(activations), -1)
+    return {
+        "token": rows.gather(1, at).masked_fill(~inside, -1),
+        "around": activations.float().gather(1, at).masked_fill(~inside, torch.nan),
+    }
+
+
+def _keep_best(state: State, joined: State, dim: int) -> None:
+    """Put the largest of the joined examples into the state; the first of equals first."""
+    k = state["activation"].shape[dim]
+    order = joined["activation"].sort(dim=dim, descending=True, stable=True).indices
+    order = order.narrow(dim, 0, k)
+    for name in state:
+        state[name] = _take(joined[name], order, dim)
+
+
+def _take(values: Tensor, order: Tensor, dim: int) -> Tensor:
+    if values.ndim > order.ndim:
+        order = order.unsqueeze(-1).expand(*order.shape, values.shape[-1])
+    return values.gather(dim, order)
+
+
+def _hash(numbers: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shape"]:
+    """Well-mixed 62-bit numbers, the same on every machine (SplitMix64's finaliser)."""
+    x = to_numpy(numbers).astype(np.uint64)
+    x += np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return torch.from_numpy((x >> np.uint64(2)).astype(np.int64))
+
+
+def _dataset(
+    state: State, dims: tuple[str, ...], coords: Any, before: int, attrs: dict[str, str]
+) -> xr.Dataset:
+    found = {name: to_numpy(state[name]) for name in _NAMES}
+    missing = found["sequence"] < 0
+    found["activation"] = np.where(missing, np.nan, found["activation"])
+    wide = (*dims, "context")
+    return xr.Dataset(
+        {
+            "activation": (dims, found["activation"], {"unit": "activation"}),
+            "sequence": (dims, found["sequence"], {"unit": "number in the corpus"}),
+            "pos": (dims, found["pos"], {"unit": "position"}),
+            "token": (wide, found["token"], {"unit": "token id"}),
+            "around": (wide, found["around"], {"unit": "activation"}),
+        },
+        coords={**coords, "context": np.arange(found["token"].shape[-1]) - before},
+        attrs=attrs,
+    )

@@ -1,0 +1,111 @@
+"""How often units are active."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from mlp_interp.corpus.reducers.base import (
+    Batch,
+    Shape,
+    SiteReducer,
+    State,
+    add,
+    mean_and_error_of_sums,
+    pieces,
+)
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site
+
+__all__ = ["Fraction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fraction(SiteReducer):
+    """How often an activation is above a threshold: by unit, and by position of the sequence.
+
+    Args:
+        above: The threshold; an activation of just this does not count.
+        site: As in `SiteReducer`.
+        layers: As in `SiteReducer`.
+        first: As in `SiteReducer`.
+
+    Its result has ``fraction`` (layer and unit; share of positions), ``by_position`` (layer and
+    position; share of units), each with the standard error over sequences ``*_se``, and ``count``.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.corpus import sweep
+        >>> tokens = torch.arange(40).reshape(4, 10)
+        >>> found = sweep(load_model("nano"), tokens, Fraction())["fraction.pre"]
+        >>> found["fraction"].dims, found["by_position"].dims
+        (('layer', 'neuron'), ('layer', 'pos'))
+    """
+
+    above: float = 0.0
+
+    def empty(self, shape: Shape) -> State:
+        """Counts, and the sums that standard errors need."""
+        layers, units = len(self.chosen(shape)), tuple(shape.units(self.site).values())
+        positions = self.positions(shape)
+        return {
+            "sequences": torch.zeros((), dtype=torch.int64),
+            "count": torch.zeros(layers, *units, dtype=torch.int64),
+            "squares": torch.zeros(layers, *units, dtype=torch.int64),
+            "by_position": torch.zeros(layers, positions, dtype=torch.int64),
+            "by_position_squares": torch.zeros(layers, positions, dtype=torch.int64),
+        }
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
+        """Count, sequence by sequence."""
+        row = self.row(site)
+        for part in pieces(x[:, self.first :]):
+            # Sums of floats are several times faster than sums of truth values, and up to 2^24 as
+            # exact; a sequence has fewer positions and a layer fewer units.
+            active = (part > self.above).to(torch.float32)
+            units = active.sum(1).to(torch.int64)
+            positions = active.flatten(2).sum(-1).to(torch.int64)
+            add(state["count"][row], units.sum(0))
+            add(state["squares"][row], units.square().sum(0))
+            add(state["by_position"][row], positions.sum(0))
+            add(state["by_position_squares"][row], positions.square().sum(0))
+
+    def finish(self, state: State, batch: Batch) -> None:
+        """Count the sequences."""
+        state["sequences"] += len(batch.tokens)
+
+    def result(self, state: State, shape: Shape) -> xr.Dataset:
+        """Shares, with standard errors over sequences."""
+        units = shape.units(self.site)
+        sequences, positions = int(state["sequences"]), self.positions(shape)
+        share = {"unit": "fraction of positions"}
+        among = {"unit": "fraction of units"}
+        size = int(np.prod(list(units.values())))
+        by_unit, by_position = (
+            [found / each for found in mean_and_error_of_sums(sums, squares, sequences)]
+            for sums, squares, each in (
+                (state["count"], state["squares"], positions),
+                (state["by_position"], state["by_position_squares"], size),
+            )
+        )
+        dims, places = ("layer", *units), ("layer", "pos")
+        variables: dict[str, Any] = {
+            "fraction": (dims, by_unit[0], share),
+            "fraction_se": (dims, by_unit[1], share),
+            "count": (dims, to_numpy(state["count"]), {"unit": "positions"}),
+            "by_position": (places, by_position[0], among),
+            "by_position_se": (places, by_position[1], among),
+        }
+        coords = {**self.coords(shape), "pos": np.arange(self.first, shape.length)}
+        attrs = {
+            "long_name": f"share of activations at {self.site} above {self.above:g}",
+            "unit": "fraction",
+            "above": self.above,
+            "sequences": sequences,
+            "positions": positions,
+        }
+        return xr.Dataset(variables, coords=coords, attrs=attrs)

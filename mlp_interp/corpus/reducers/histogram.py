@@ -1,0 +1,158 @@
+"""How activations are distributed, in bins that are the same for every unit, shard and worker."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from mlp_interp.corpus.reducers.base import Batch, Shape, SiteReducer, State, pieces
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site
+
+__all__ = ["Histogram", "quantiles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram(SiteReducer):
+    """Counts of every unit's activations in bins whose width grows with their distance from zero.
+
+    Between 2^low and 2^high, and the same below zero, each octave is cut into `per_octave` bins of
+    equal width; what is smaller lies in one bin around zero, what is larger in the outermost ones.
+    So small and large activations are known to the same relative precision, nothing has to be known
+    of their range beforehand, and counts add up exactly. `quantiles` reads quantiles from it.
+
+    Args:
+        octaves: The exponents ``(low, high)``.
+        per_octave: Bins in an octave: a power of 2. The width of a bin is at most
+            ``1 / per_octave`` of the activations in it.
+        site: As in `SiteReducer`.
+        layers: As in `SiteReducer`.
+        first: As in `SiteReducer`.
+
+    Raises:
+        ValueError: Options out of range, or as `SiteReducer`.
+
+    Example:
+        >>> import torch
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.corpus import sweep
+        >>> tokens = torch.arange(40).reshape(4, 10)
+        >>> found = sweep(load_model("nano"), tokens, Histogram(layers=(3,)))["histogram.pre"]
+        >>> found["count"].dims, int(found["count"].sum("bin")[0, 0])
+        (('layer', 'neuron', 'bin'), 40)
+    """
+
+    octaves: tuple[int, int] = (-5, 7)
+    per_octave: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.octaves
+        if not -100 <= low < high <= 100:
+            raise ValueError(f"octaves={self.octaves}; wanted (low, high) between -100 and 100")
+        if self.per_octave < 1 or self.per_octave & (self.per_octave - 1) or self.per_octave > 256:
+            raise ValueError(f"per_octave={self.per_octave}; wanted a power of 2 up to 256")
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Edges of the bins: one more than bins, the outermost infinite."""
+        low, high = self.octaves
+        steps = 1 + np.arange(self.per_octave) / self.per_octave
+        inner = np.concatenate([2.0**octave * steps for octave in range(low, high)] + [[2.0**high]])
+        return np.concatenate([[-np.inf], -inner[::-1], inner, [np.inf]])
+
+    def empty(self, shape: Shape) -> State:
+        """Counts of zero."""
+        size = (len(self.chosen(shape)), *shape.units(self.site).values(), len(self.edges) - 1)
+        return {"count": torch.zeros(size, dtype=torch.int64)}
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
+        """Sort into bins by the leading bits of the numbers themselves."""
+        row, bins = self.row(site), len(self.edges) - 1
+        for part in pieces(x[:, self.first :]):
+            rows = part.flatten(0, 1).flatten(1).float()
+            keys = self._bins(rows)
+            units = torch.arange(rows.shape[1], device=x.device, dtype=keys.dtype) * bins
+            found = (keys + units).flatten().bincount(minlength=rows.shape[1] * bins)
+            state["count"][row] += found.cpu().view(state["count"][row].shape)
+
+    def result(self, state: State, shape: Shape) -> xr.Dataset:
+        """The counts, with the edges of the bins."""
+        edges, units = self.edges, shape.units(self.site)
+        counts = to_numpy(state["count"])
+        variables: dict[str, Any] = {"count": (("layer", *units, "bin"), counts, {"unit": "count"})}
+        coords = {
+            **self.coords(shape),
+            "low": ("bin", edges[:-1], {"unit": "activation"}),
+            "high": ("bin", edges[1:], {"unit": "activation"}),
+        }
+        attrs = {"long_name": f"activations at {self.site} by their size", "unit": "count"}
+        return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+    def _bins(self, x: Tensor) -> Tensor:
+        """Number of the bin of each entry.
+
+        A float32 is sign, exponent and mantissa; the exponent and the first bits of the mantissa,
+        read as one integer, count the bins of all octaves.
+        """
+        low, high = self.octaves
+        shift = 23 - (self.per_octave.bit_length() - 1)
+        bits = x.contiguous().view(torch.int32)
+        size = (bits & 0x7FFFFFFF) >> shift
+        # 0 around zero, then one number for each bin outwards.
+        least, most = (low + 127) * self.per_octave - 1, (high - low) * self.per_octave + 1
+        size = (size - least).clamp_(0, most)
+        return torch.where(bits < 0, most - size, most + size)
+
+
+def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
+    """Quantiles from a `Histogram`'s result, evenly spread within each bin.
+
+    The error is at most the width of a bin: ``1 / per_octave`` of the quantile's own size, or
+    ``2^low`` around zero. In the outermost bins, which have no width, it is their finite edge.
+
+    Args:
+        histogram: What `Histogram` gave.
+        q: One or several shares between 0 and 1.
+
+    Returns:
+        Quantiles along the dims of the counts, with ``quantile`` in place of ``bin``.
+
+    Raises:
+        ValueError: A share is outside 0 to 1.
+    """
+    wanted = np.atleast_1d(np.asarray(q, dtype=float))
+    if not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ValueError(f"q={q}; wanted shares between 0 and 1")
+    counts = histogram["count"]
+    table = counts.values.reshape(-1, counts.sizes["bin"]).astype(float)
+    low, high = histogram["low"].values.copy(), histogram["high"].values.copy()
+    low[0], high[-1] = high[0], low[-1]
+    total = table.cumsum(-1)
+    found = np.full((len(table), len(wanted)), np.nan)
+    for n, share in enumerate(wanted):
+        # The entry that is asked for, counted among the entries sorted by size.
+        place = share * total[:, -1]
+        at = np.minimum((total < place[:, None]).sum(-1), table.shape[-1] - 1)
+        rows = np.arange(len(table))
+        inside = table[rows, at]
+        # The first bin that holds anything, for a share of 0.
+        at = np.where(inside > 0, at, (table > 0).argmax(-1))
+        inside = table[rows, at]
+        before = total[rows, at] - inside
+        part = np.divide(place - before, inside, out=np.zeros_like(place), where=inside > 0)
+        found[:, n] = np.where(
+            total[:, -1] > 0, low[at] + part.clip(0, 1) * (high[at] - low[at]), np.nan
+        )
+    dims = (*(d for d in counts.dims if d != "bin"), "quantile")
+    shape = (*(counts.sizes[d] for d in dims[:-1]), len(wanted))
+    coords = {name: c for name, c in counts.coords.items() if "bin" not in c.dims}
+    return xr.DataArray(
+        found.reshape(shape),
+        dims=dims,
+        coords={**coords, "quantile": wanted},
+        attrs={**histogram.attrs, "long_name": "quantiles of activations", "unit": "activation"},
+    )

@@ -1,0 +1,214 @@
+"""A corpus cut into shards: how one is reduced; how they are put together, and kept.
+
+Where the cuts are depends on nothing but the sweep's own options, and shards are merged in their
+order. So a sweep gives the same numbers to the last bit whoever reduces the shards, in whatever
+order they are finished, and however often it was interrupted.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
+from mlp_interp.models import Forward, HookForward
+from mlp_interp.unembed import Unembed
+
+__all__ = ["Checkpoint", "Plan", "States", "merge", "reduce_shard"]
+
+States = dict[str, State]
+"""The state of every reducer, by the reducer's name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep does to every shard.
+
+    Attributes:
+        reducers: What sums up, by name.
+        shape: Sizes of the model and the sequences.
+        batch_size: Sequences per forward pass.
+        shard: Sequences per shard.
+        sequences: How many there are in all.
+    """
+
+    reducers: Mapping[str, Reducer]
+    shape: Shape
+    batch_size: int
+    shard: int
+    sequences: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.sequences // self.shard)
+
+    def rows(self, index: int) -> slice:
+        """The sequences of a shard."""
+        return slice(index * self.shard, min((index + 1) * self.shard, self.sequences))
+
+    def empty(self) -> States:
+        """The states before anything was seen."""
+        return {name: reducer.empty(self.shape) for name, reducer in self.reducers.items()}
+
+    @cached_property
+    def stop(self) -> int:
+        """The block before which to stop: what lies beyond the last one that is looked at."""
+        if any(reducer.wants_final for reducer in self.reducers.values()):
+            return self.shape.n_layers
+        sites = [s for reducer in self.reducers.values() for s in reducer.sites(self.shape)]
+        return max(((site.layer or 0) + 1 for site in sites), default=0)
+
+
+@torch.no_grad()
+def reduce_shard(
+    forward: Forward | HookForward, plan: Plan, tokens: Int[Tensor, "sequence pos"], index: int
+) -> States:
+    """Run one shard through the model and sum it up.
+
+    Args:
+        forward: The model's forward pass.
+        plan: What to do.
+        tokens: The sequences of this shard.
+        index: Its number.
+
+    Raises:
+        ValueError: The tokens are not of this model, or an activation is not finite.
+    """
+    weights, states = forward.weights, plan.empty()
+    readout: list[Unembed] = []
+
+    def unembed() -> Unembed:
+        if not readout:
+            readout.append(Unembed.of(weights.model))
+        return readout[0]
+
+    first = plan.rows(index).start
+    for rows in tokens.split(plan.batch_size):
+        batch = Batch(weights.checked(rows.long()), first, weights, unembed)
+        _run(forward, plan, states, batch)
+        first += len(rows)
+    return states
+
+
+def _run(forward: Forward | HookForward, plan: Plan, states: States, batch: Batch) -> None:
+    """One batch: every reducer sees its sites as they are computed."""
+    watchers: dict[tuple[str, int], list[Any]] = {}
+    for name, reducer in plan.reducers.items():
+        for site in reducer.sites(plan.shape):
+            watchers.setdefault((site.name, site.layer or 0), []).append((name, reducer, site))
+
+    def observe(name: str, layer: int, x: Tensor) -> Tensor:
+        for key, reducer, site in watchers.get((name, layer), ()):
+            reducer.see(states[key], site, x, batch)
+        return x
+
+    final = forward.run(forward.embed(batch.tokens), stop=plan.stop, observe=observe)
+    finite = final.isfinite().flatten(1).all(1)
+    if not finite.all():
+        wrong = batch.first + int((~finite).nonzero()[0])
+        raise ValueError(
+            f"activations of sequence {wrong} are not finite; wanted a model whose numbers stay "
+            "within its data type (float16 overflows: load it as float32 or bfloat16)"
+        )
+    batch.final = final
+    for name, reducer in plan.reducers.items():
+        reducer.finish(states[name], batch)
+
+
+def merge(plan: Plan, states: States, later: States) -> None:
+    """Add the states of the next shard, in place."""
+    for name, reducer in plan.reducers.items():
+        reducer.merge(states[name], later[name])
+
+
+class Checkpoint:
+    """What a sweep has finished, on disk.
+
+    One file holds the merged states of all shards up to some number; shards that were finished out
+    of turn have a file each until theirs comes. Files are written under another name first, so that
+    a process that is killed at any moment leaves none half written.
+
+    Args:
+        folder: Where the files go; None keeps nothing.
+        fingerprint: What the numbers depend on.
+    """
+
+    def __init__(self, folder: str | Path | None, fingerprint: str) -> None:
+        self._folder = None if folder is None else Path(folder) / f"sweep-{fingerprint}"
+
+    def load(self, plan: Plan) -> tuple[int, States]:
+        """How many shards are merged, and their states.
+
+        Raises:
+            ValueError: A file is damaged.
+        """
+        if self._folder is None or not (path := self._folder / "merged.safetensors").exists():
+            return 0, plan.empty()
+        states, facts = _read(path)
+        return int(facts["shards"]), states
+
+    def save(self, shards: int, states: States) -> None:
+        """Keep the merged states of the first so many shards; forget those kept one by one."""
+        if self._folder is None:
+            return
+        _write(self._folder / "merged.safetensors", states, {"shards": str(shards)})
+        for index, path in self._single():
+            if index < shards:
+                path.unlink(missing_ok=True)
+
+    def keep(self, index: int, states: States) -> None:
+        """Keep a shard whose turn has not come."""
+        if self._folder is not None:
+            _write(self._folder / f"shard-{index}.safetensors", states, {})
+
+    def kept(self) -> set[int]:
+        """The shards kept one by one."""
+        return {index for index, _ in self._single()}
+
+    def take(self, index: int) -> States:
+        """The states of a shard that was kept.
+
+        Raises:
+            ValueError: There is no such file, or it is damaged.
+        """
+        if self._folder is None:
+            raise ValueError(f"index={index}: nothing is kept without a folder")
+        return _read(self._folder / f"shard-{index}.safetensors")[0]
+
+    def _single(self) -> Iterator[tuple[int, Path]]:
+        if self._folder is not None:
+            for path in sorted(self._folder.glob("shard-*.safetensors")):
+                yield int(path.stem.removeprefix("shard-")), path
+
+
+def _write(path: Path, states: States, facts: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [[reducer, name] for reducer, state in states.items() for name in state]
+    tensors = {json.dumps(n): states[n[0]][n[1]].contiguous() for n in names}
+    unfinished = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
+    save_file(tensors, unfinished, metadata={**facts, "format": "sweep"})
+    unfinished.replace(path)
+
+
+def _read(path: Path) -> tuple[States, dict[str, str]]:
+    states: States = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                reducer, name = json.loads(key)
+                states.setdefault(reducer, {})[name] = file.get_tensor(key).clone()
+            return states, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read ({error}); delete it to begin again"
+        ) from error
