@@ -13,6 +13,7 @@ from .attribution import attribute_sources as attribute_sources
 from .attribution import top as top
 from .corpus import Corpus as Corpus
 from .corpus import load_corpus as load_corpus
+from .corpus import open_corpus as open_corpus
 from .edits import Edit as Edit
 from .edits import Runner as Runner
 from .gradients import attribution_patch as attribution_patch

@@ -103,6 +103,13 @@ def test_provenance_of_a_file(tmp_path):
         "documents_read": 42,
         "documents_used": 39,  # of the last, nothing filled a row
         "documents_skipped": 2,
+        "documents_empty": 2,
+        "documents_broken_utf8": 0,
+        "documents_bad_json": 0,
+        "documents_not_objects": 0,
+        "documents_without_field": 0,
+        "documents_not_text": 0,
+        "documents_of_one_token": 0,
         "file_bytes": path.stat().st_size,
         "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
@@ -155,9 +162,7 @@ def test_documents_that_are_not_utf8_are_counted_and_reported(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = b'{"text": "caf\xe9"}\n'
     path.write_bytes(b"".join(lines))
-    message = (
-        "a.jsonl: 1 of 40 documents are not valid UTF-8 and were left out, the first in line 3"
-    )
+    message = r"a.jsonl: left out 1 of 40 documents: 1 not valid UTF-8 \(first: line 3\)"
     with pytest.warns(UserWarning, match=message):
         corpus = load(path)
     assert corpus.attrs["documents_skipped"] == 1
@@ -214,7 +219,7 @@ def test_model_that_does_not_fit(cfg, options, message):
         (["the cat"], {}, "sequences=all, .* enough for 0 sequences; ask for a smaller length"),
         (TEXTS, {"sequences": 999}, r"enough for \d\d sequences; ask for sequences=\d\d or fewer"),
         ([], {}, "strings holds 0 tokens in 0 documents; wanted some text"),
-        (["", " \n"], {}, r"0 documents \(2 more are empty or broken\); wanted some text"),
+        (["", " \n"], {}, r"0 documents \(2 more were left out: 2 empty\); wanted some text"),
         (TEXTS, {"split": "train"}, "split='train', subset=None: only datasets on the hub"),
         ("nano", {"split": "test"}, "split='test'; wanted 'heldout' or 'train' for 'nano'"),
         ("nano", {"subset": "x"}, "subset='x': 'nano' has none"),
@@ -234,7 +239,7 @@ def test_bad_sources_and_options(source, options, message):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (["the cat", 5], {}, r"source\[1\] is int; wanted text"),
+        (["the cat", 5], {}, r"strings, source\[1\]: found int; wanted text"),
         (5, {}, "source=int; wanted 'nano', a file, a list of strings, or the name of a dataset"),
         (b"the cat", {}, "source=bytes; wanted"),
         (TEXTS, {"bos": "some"}, "bos='some'; wanted 'each', 'documents' or 'none'"),
@@ -251,7 +256,7 @@ def test_sources_and_options_of_the_wrong_kind(source, options, message):
         (
             "a.csv",
             b"text\n",
-            r"has .csv; wanted a file that ends in .txt, .jsonl, .jsonl.zst, .parq",
+            r"has .csv; wanted a file that ends in .txt, .jsonl, .jsonl.gz, .jsonl.zst, ",
         ),
         ("README", b"text\n", "has no suffix; wanted"),
         ("a.txt", b"", "a.txt holds 0 tokens in 0 documents .*; wanted some text"),
@@ -275,7 +280,7 @@ def test_sources_and_options_of_the_wrong_kind(source, options, message):
             "line 1: no field 'text' among 'body', 'id'; name the",
         ),
         ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' holds int; wanted text"),
-        ("a.jsonl", b'{"text": null}\n', "1 more are empty"),
+        ("a.jsonl", b'{"text": null}\n', "1 more were left out: 1 empty"),
         ("a.jsonl.zst", b"not compressed", "could not be read as zstd: "),
         ("a.parquet", b"not parquet", "could not be read as parquet: "),
     ],
@@ -365,12 +370,12 @@ def test_hub_errors(monkeypatch, raised, expected, message):
 
 def test_hub_without_the_field(monkeypatch):
     hub(monkeypatch, TEXTS)
-    with pytest.raises(ValueError, match="a/b, row 0: no field 'content' among 'text', 'meta'"):
+    with pytest.raises(ValueError, match=r"a/b \(train\), row 0: no field 'content' among 'text', 'meta'"):
         load("a/b", field="content")
 
 
 def test_progress_can_be_switched_off(capfd, monkeypatch):
-    monkeypatch.setattr("mlp_interp.corpus.loading.BAR_AFTER", 0)
+    monkeypatch.setattr("mlp_interp.corpus.job.BAR_AFTER", 0)
     load(TEXTS)
     assert "Reading strings" in capfd.readouterr().err
     load(TEXTS, progress=False)

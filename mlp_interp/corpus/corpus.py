@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -10,25 +11,33 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
+from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
+from mlp_interp.models.fingerprint import id_blocks
+from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
 
-__all__ = ["Corpus"]
+__all__ = ["Corpus", "open_corpus"]
+
+_HIGHEST = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Sequences of tokens, all of one length and none padded, with their provenance.
 
-    Made by `load_corpus`; a tensor of your own becomes one by ``Corpus(tokens)``.
+    Made by `load_corpus`; a tensor of your own becomes one by ``Corpus(tokens)``. Of a corpus on
+    disk, from ``load_corpus(..., file=…)`` or `open_corpus`, `tokens` are read where they are
+    looked at, so that it may be far larger than memory.
 
     Attributes:
-        tokens: Token ids on the CPU, ``[sequence, pos]``.
+        tokens: Token ids on the CPU, ``[sequence, pos]``; 32-bit integers if they are on disk.
         attrs: What a result measured on it carries. Always ``data`` (a description in words),
             ``source``, ``sequences``, ``length``, ``tokens`` (their number) and ``sha256`` (of the
             ids as little-endian 64-bit integers, row by row); from `load_corpus` also ``seed``,
-            ``bos``, ``tokenizer``, ``documents_read``, ``documents_used``, ``documents_skipped``,
-            and for files ``file_bytes`` and ``file_sha256``.
+            ``bos``, ``tokenizer``, ``documents_read``, ``documents_used``, ``documents_skipped``
+            with the counts that make it up, and for files ``file_bytes`` and ``file_sha256``.
         tokenizer: Turns ids back into text; None shows the ids.
+        path: The file that `tokens` are mapped from; None if they are in memory, or a slice.
 
     Raises:
         ValueError: `tokens` are not token ids ``[sequence, pos]``, or there are none.
@@ -45,6 +54,7 @@ class Corpus:
     tokens: Int[Tensor, "sequence pos"]
     attrs: dict[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         tokens = self.tokens
@@ -56,7 +66,10 @@ class Corpus:
             raise ValueError(f"tokens={tuple(tokens.shape)} is empty; wanted at least one token")
         if int(tokens.min()) < 0:
             raise ValueError(f"tokens holds {int(tokens.min())}; wanted token ids from 0")
-        sequences, length = tokens.shape
+        self._describe(_digest(tokens))
+
+    def _describe(self, digest: str) -> None:
+        sequences, length = self.tokens.shape
         source = self.attrs.get("source", "tokens")
         derived = {
             "source": source,
@@ -64,9 +77,22 @@ class Corpus:
             "sequences": sequences,
             "length": length,
             "tokens": sequences * length,
-            "sha256": _digest(tokens),
+            "sha256": digest,
         }
         object.__setattr__(self, "attrs", {**self.attrs, **derived})
+
+    @classmethod
+    def _mapped(
+        cls, path: Path, facts: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None
+    ) -> "Corpus":
+        """A corpus on disk; its tokens were checked when they were written, and are not read."""
+        corpus = object.__new__(cls)
+        tokens = map_tokens(path, tuple(facts["shape"]))
+        known = {"tokens": tokens, "attrs": facts["attrs"], "tokenizer": tokenizer, "path": path}
+        for name, value in known.items():
+            object.__setattr__(corpus, name, value)
+        corpus._describe(facts["sha256"])
+        return corpus
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -87,19 +113,60 @@ class Corpus:
         """
         if isinstance(index, int):
             return self.tokens[index]
-        return replace(self, tokens=self.tokens[index])
+        return replace(self, tokens=self.tokens[index], path=None)
 
     def batches(
         self, size: int, *, device: str | torch.device | None = None
     ) -> Iterator[Int[Tensor, "batch pos"]]:
         """The sequences in order, `size` at a time; the last batch may be smaller.
 
+        The ids are 64-bit integers, which every operation of torch takes, whatever `tokens` are.
+
         Raises:
             ValueError: `size` is below 1.
         """
         if size < 1:
             raise ValueError(f"size={size}; wanted at least 1 sequence per batch")
-        return (batch.to(device or batch.device) for batch in self.tokens.split(size))
+        device = device or self.tokens.device
+        return (batch.to(device, torch.int64) for batch in self.tokens.split(size))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the tokens to a file, a plain ``.npy``, and all else beside it as JSON.
+
+        `open_corpus` opens it again. The tokenizer is not saved, only what tells it from others.
+
+        Args:
+            path: The file; the JSON is there under the same name and ``.json``.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: The file is there already, its folder is not, somebody else is writing it,
+                or an id does not fit into 32 bits.
+        """
+        path = Path(path).expanduser()
+        if int(self.tokens.max()) > _HIGHEST:
+            raise ValueError(f"tokens holds {int(self.tokens.max())}; wanted ids up to {_HIGHEST}")
+        with TokenWriter(path, self.tokens.shape[1]) as rows:
+            for block in id_blocks(self.tokens):
+                for row in block:
+                    rows.append(row)
+            rows.finish(self.attrs, tokenizer_sha256=tokenizer_digest(self.tokenizer))
+        return path
+
+    def verify(self) -> None:
+        """Read all tokens and compare them with ``attrs["sha256"]``.
+
+        Nobody does that for a corpus on disk when it is opened, as it may take long.
+
+        Raises:
+            ValueError: They are not what was written.
+        """
+        found, known = _digest(self.tokens), self.attrs["sha256"]
+        if found != known:
+            where = f" in {str(self.path)!r}" if self.path else ""
+            raise ValueError(f"tokens{where} have sha256={found}; wanted {known}: they are damaged")
 
     def text(self, index: int = 0) -> str:
         """One sequence as text, BOS included."""
@@ -121,6 +188,41 @@ class Corpus:
         return f"Corpus({', '.join(facts)})\n  [0] {start!r}"
 
 
+def open_corpus(path: str | Path, model: Any = None) -> Corpus:
+    """Open a corpus on disk, from `Corpus.save` or ``load_corpus(..., file=…)``.
+
+    No tokens are read: they are mapped, and read where they are looked at. ``Corpus.verify`` reads
+    and checks them all.
+
+    Args:
+        path: The file with the tokens.
+        model: A model with a tokenizer, or a tokenizer, that turns ids into text and to which the
+            corpus must belong; None shows the ids.
+
+    Raises:
+        ValueError: There is no such file, it was not finished, it is damaged, or it was written
+            with another tokenizer.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mlp_interp import load_corpus, load_model
+        >>> model = load_model("nano")
+        >>> with TemporaryDirectory() as folder:
+        ...     path = load_corpus("nano", model, sequences=4, length=32).save(f"{folder}/a.npy")
+        ...     corpus = open_corpus(path, model)
+        ...     corpus.verify()
+        >>> corpus.attrs["data"]
+        "nano's generated text (heldout), 4 sequences of 32 tokens"
+    """
+    path = Path(path).expanduser()
+    facts = read_facts(path)
+    if model is not None:
+        check_tokenizer(model, path, facts)
+    return Corpus._mapped(path, facts, None if model is None else tokenizer_of(model))
+
+
 def _digest(tokens: Tensor) -> str:
-    ids = tokens.detach().cpu().to(torch.int64).contiguous().numpy().astype("<i8", copy=False)
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for block in id_blocks(tokens):
+        digest.update(block.tobytes())
+    return digest.hexdigest()

@@ -5,10 +5,11 @@ piece by piece. Pieces are cut where tokens cannot straddle the cut.
 """
 
 import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-__all__ = ["READERS", "Document", "Tally", "documents_of_rows", "reader_of"]
+from mlp_interp.corpus.tally import Tally
+
+__all__ = ["READERS", "Document", "document_of", "documents_of_rows", "reader_of"]
 
 Document = Iterable[str]
 
-_PIECE = 1 << 20  # bytes of a .txt that are tokenised at once
-
-
-@dataclass
-class Tally:
-    """What was met while reading."""
-
-    read: int = 0
-    empty: int = 0
-    broken: int = 0
-    first_broken: int = 0
-
-    @property
-    def skipped(self) -> int:
-        """Documents that gave no text."""
-        return self.empty + self.broken
+_PIECE = 1 << 20  # bytes of a .txt, or characters of a longer text, that are tokenised at once
 
 
 def reader_of(path: Path) -> Callable[[Path, str, Tally], Iterator[Document]]:
@@ -61,54 +49,81 @@ def documents_of_rows(
     """Documents of rows that are already parsed.
 
     Args:
-        rows: Where each row is, for an error message, and the row: a mapping with `field`.
+        rows: Where each row is, for a message, and the row: a mapping with `field`.
         field: Which entry holds the text.
-        tally: Counts documents read and those without text.
+        tally: Accounts for rows without text, or raises.
 
     Raises:
         ValueError: A row has no such field, or its entry is not text.
     """
-    for where, row in rows:
-        tally.read += 1
+    for place, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{where}: found {type(row).__name__}; wanted an object with {field!r}"
-            )
-        if field not in row:
-            raise ValueError(
-                f"{where}: no field {field!r} among {', '.join(map(repr, row))}; name the field "
+            why = f"found {type(row).__name__}; wanted an object with {field!r}"
+            tally.leave_out("not_objects", place, why)
+        elif field not in row:
+            why = (
+                f"no field {field!r} among {', '.join(map(repr, row)) or 'none'}; name the field "
                 "that holds the text: field=…"
             )
-        text = row[field]
-        if not isinstance(text, str | None):
-            raise ValueError(f"{where}: {field!r} holds {type(text).__name__}; wanted text")
-        if text is None or not text.strip():
-            tally.empty += 1
+            tally.leave_out("without_field", place, why)
         else:
-            yield (text,)
+            document = document_of(row[field], place, f"{field!r} holds", tally)
+            if document is not None:
+                yield document
 
 
-def _read_txt(path: Path, field: str, tally: Tally) -> Iterator[Document]:
-    """One file is one document, blank lines and all."""
-    tally.read += 1
-    yield _pieces_of_txt(path, tally)
+def document_of(text: Any, place: str, what: str, tally: Tally) -> Document | None:
+    """One text as a document; None if it is left out.
+
+    Args:
+        text: Anything; None counts as empty.
+        place: Where it is, e.g. ``"line 3"``.
+        what: Begins the message if it is not text, e.g. ``"'text' holds"``.
+        tally: Accounts for what is left out, or raises.
+
+    Raises:
+        ValueError: It is not text.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return tally.leave_out("empty", place)
+    if not isinstance(text, str):
+        return tally.leave_out("not_text", place, f"{what} {type(text).__name__}; wanted text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can spell it, but it is no text
+        return tally.leave_out("broken_utf8", place)
+    if len(text) <= _PIECE:
+        return (text,)
+    return _in_pieces(text[i : i + _PIECE] for i in range(0, len(text), _PIECE))
 
 
-def _pieces_of_txt(path: Path, tally: Tally) -> Iterator[str]:
-    held, blank = "", True
-    for text in _decoded(path):
+def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The same text, cut only where no token straddles the cut."""
+    held = ""
+    for text in texts:
         held += text
         # The byte-level tokenizers of GPT-2, GPT-NeoX and nano end a token before whitespace, so
         # text that is cut there gives the tokens that it gives uncut.
         cut = len(held[: max(held.rfind(" "), held.rfind("\n"), 0)].rstrip())
         if cut:
-            blank = False
             yield held[:cut]
             held = held[cut:]
-    if held.strip() or not blank:
+    if held:
         yield held
-    else:
-        tally.empty += 1
+
+
+def _read_txt(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+    """One file is one document, blank lines and all."""
+    tally.read += 1
+    yield _pieces_of_txt(path)
+
+
+def _pieces_of_txt(path: Path) -> Iterator[str]:
+    blank = True
+    for piece in _in_pieces(_decoded(path)):
+        blank = blank and not piece.strip()
+        if not blank:
+            yield piece
 
 
 def _decoded(path: Path) -> Iterator[str]:
@@ -133,12 +148,17 @@ def _decoded(path: Path) -> Iterator[str]:
 
 def _read_jsonl(path: Path, field: str, tally: Tally) -> Iterator[Document]:
     with path.open("rb") as file:
-        yield from documents_of_rows(_parsed_lines(file, path, tally), field, tally)
+        yield from documents_of_rows(_parsed_lines(file, tally), field, tally)
+
+
+def _read_jsonl_gz(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+    with _damage(path, "gzip"), gzip.open(path, "rb") as file:
+        yield from documents_of_rows(_parsed_lines(file, tally), field, tally)
 
 
 def _read_jsonl_zst(path: Path, field: str, tally: Tally) -> Iterator[Document]:
     lines = _lines(_decompressed(path))
-    yield from documents_of_rows(_parsed_lines(lines, path, tally), field, tally)
+    yield from documents_of_rows(_parsed_lines(lines, tally), field, tally)
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
@@ -152,41 +172,46 @@ def _decompressed(path: Path) -> Iterator[bytes]:
                 data = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     if frame is not None:
-        raise ValueError(
-            f"source={str(path)!r} ends in the middle of a frame; wanted a whole file: it may not "
-            "have arrived whole"
-        )
+        raise _cut_short(path)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    begun: list[bytes] = []  # of a line whose end is not there yet, which may be very long
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    if rest:
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun = [others[-1]]
+    if rest := b"".join(begun):
         yield rest
 
 
-def _parsed_lines(lines: Iterable[bytes], path: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        where = f"{path.name}, line {number}"
+def _parsed_lines(lines: Iterable[bytes], tally: Tally) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(tally.counted(lines), start=1):
+        place = f"line {number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            # Files that begin with a byte order mark may have been joined: it may stand anywhere.
+            text = line.decode("utf-8-sig").strip()
         except UnicodeDecodeError:
-            # One document of many: leave it out, count it, and say so at the end.
-            tally.read += 1
-            tally.broken += 1
-            tally.first_broken = tally.first_broken or number
+            tally.leave_out("broken_utf8", place)
             continue
         if not text:
-            tally.read += 1
-            tally.empty += 1
+            tally.leave_out("empty", place)
             continue
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        yield where, row
+        except (ValueError, RecursionError) as error:  # also integers of thousands of digits
+            tally.leave_out("bad_json", place, f"not JSON ({_reason(error)})")
+            continue
+        yield place, row
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)
 
 
 def _read_parquet(path: Path, field: str, tally: Tally) -> Iterator[Document]:
@@ -197,11 +222,17 @@ def _read_parquet(path: Path, field: str, tally: Tally) -> Iterator[Document]:
                 f"{path.name}: no column {field!r} among {', '.join(map(repr, columns))}; name the "
                 "column that holds the text: field=…"
             )
-        rows = (
-            row for batch in file.iter_batches(64, columns=[field]) for row in batch.to_pylist()
-        )
-        numbered = ((f"{path.name}, row {n}", row) for n, row in enumerate(rows))
-        yield from documents_of_rows(numbered, field, tally)
+        values = (v for batch in file.iter_batches(64, columns=[field]) for v in batch.column(0))
+        for number, value in enumerate(tally.counted(values)):
+            place = f"row {number}"
+            try:
+                text = value.as_py()
+            except UnicodeDecodeError:
+                tally.leave_out("broken_utf8", place)
+                continue
+            document = document_of(text, place, f"{field!r} holds", tally)
+            if document is not None:
+                yield document
 
 
 @contextmanager
@@ -209,13 +240,23 @@ def _damage(path: Path, kind: str) -> Iterator[None]:
     """Turn a decoder's own errors into one that names the file."""
     try:
         yield
-    except (zstandard.ZstdError, pa.ArrowInvalid, OSError) as error:
+    except EOFError as error:
+        raise _cut_short(path) from error
+    except (zstandard.ZstdError, zlib.error, pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"source={str(path)!r} could not be read as {kind}: {error}") from error
+
+
+def _cut_short(path: Path) -> ValueError:
+    return ValueError(
+        f"source={str(path)!r} ends in the middle of a frame; wanted a whole file: it may not have "
+        "arrived whole"
+    )
 
 
 READERS: dict[str, Callable[[Path, str, Tally], Iterator[Document]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl_gz,
     ".jsonl.zst": _read_jsonl_zst,
     ".parquet": _read_parquet,
 }

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mlp_interp.corpus.files import Document, Tally, documents_of_rows
+from mlp_interp.corpus.files import Document, documents_of_rows
+from mlp_interp.corpus.tally import Tally
 
 __all__ = ["ALIASES", "read_hub"]
 
@@ -20,7 +21,8 @@ def read_hub(
         ValueError: There is no such dataset, subset, split or field.
         ConnectionError: The hub could not be reached, or the connection broke.
     """
-    numbered = ((f"{name}, row {n}", row) for n, row in enumerate(_rows(name, subset, split)))
+    rows = tally.counted(_rows(name, subset, split))
+    numbered = ((f"row {number}", row) for number, row in enumerate(rows))
     yield from documents_of_rows(numbered, field, tally)
 
 

@@ -5,23 +5,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
+import torch
 
-from mlp_interp.corpus.corpus import Corpus
-from mlp_interp.corpus.packing import Bos, Packer, shuffled
-from mlp_interp.corpus.sources import Source, open_source
-from mlp_interp.prompts.tokenizing import (
-    bos_token_id,
-    encode,
-    tokenizer_name,
-    tokenizer_of,
-    vocabulary_size,
-)
+from mlp_interp.corpus.corpus import Corpus, open_corpus
+from mlp_interp.corpus.disk import TokenWriter, is_finished, read_facts
+from mlp_interp.corpus.job import Job
+from mlp_interp.corpus.options import Options
+from mlp_interp.corpus.packing import Bos
+from mlp_interp.corpus.sources import file_digest, open_source
+from mlp_interp.corpus.tally import Errors
+from mlp_interp.prompts.tokenizing import tokenizer_of
 
 __all__ = ["load_corpus"]
-
-BAR_AFTER = 1.0
-"""Seconds of reading after which a progress bar is shown."""
 
 
 def load_corpus(
@@ -35,6 +31,8 @@ def load_corpus(
     field: str = "text",
     split: str | None = None,
     subset: str | None = None,
+    errors: Errors = "raise",
+    file: str | Path | None = None,
     progress: bool = True,
 ) -> Corpus:
     """Tokenise text and pack it into sequences of equal length, without padding.
@@ -45,14 +43,23 @@ def load_corpus(
     further than needed, but for up to 1,000 documents from which the shuffle draws; what is left of
     the last sequence is dropped.
 
+    With `file`, the tokens go to a file on disk as they are packed and are never in memory as a
+    whole; the corpus that comes back is mapped from it. Called again with the same source and
+    options, it finds the finished file and does not tokenise again. A file that was not finished,
+    because the process was killed, is begun anew.
+
+    No document is left out silently: ``attrs`` count each kind, and what is damaged is an error or
+    a warning. "Bad input" in the documentation of this module has the table.
+
     Args:
         source: ``"nano"``, text from nano's generator that it was not trained on; a file: ``.txt``
-            (one document, blank lines and all), ``.jsonl``, ``.jsonl.zst`` (one document a line),
-            ``.parquet`` (one a row); strings, each a document; or a dataset on the Hugging Face
-            hub, which is streamed, e.g. ``"NeelNanda/pile-10k"`` (``"pile-10k"`` for short) or
-            ``"monology/pile-uncopyrighted"`` (``"pile"``).
+            (one document, blank lines and all), ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` (one
+            document a line), ``.parquet`` (one a row); strings, each a document; or a dataset on
+            the Hugging Face hub, which is streamed, e.g. ``"NeelNanda/pile-10k"`` (``"pile-10k"``
+            for short) or ``"monology/pile-uncopyrighted"`` (``"pile"``).
         model: A model with a tokenizer, or a tokenizer.
-        sequences: How many; None takes 64 of nano, else all that there are, up to 10,000.
+        sequences: How many; None takes 64 of nano, else all that there are, up to 10,000 if they
+            are held in memory.
         length: Tokens in each, BOS included; None takes 600 of a dataset on the hub and 128 of all
             else, or the model's context if that is shorter.
         seed: Order of the documents, and what nano writes; None leaves them in their order.
@@ -62,6 +69,11 @@ def load_corpus(
         field: Which field or column of a file or dataset holds the text.
         split: Of a dataset (None is "train") or of nano (None is "heldout").
         subset: Configuration of a dataset that has several.
+        errors: What becomes of documents that are not JSON, have no such field, or hold something
+            else than text there: ``"raise"`` names the first; ``"skip"`` leaves them out, counts
+            each kind and warns once.
+        file: Where to keep the tokens on disk, in the format of `Corpus.save`; None holds them in
+            memory.
         progress: Show a bar where reading takes longer than a second.
 
     Returns:
@@ -70,11 +82,13 @@ def load_corpus(
     Raises:
         ValueError: No such file; a suffix that is not read; damaged data (the text names the
             line); too few tokens (it says how many there are); `length` beyond the model's context;
-            options that are not known; a tokenizer that does not belong to the model.
+            options that are not known; a tokenizer that does not belong to the model; a `file`
+            that is there but was made of something else (it says what differs).
         ConnectionError: The hub could not be reached.
 
     Warns:
-        UserWarning: Documents were left out because they are not valid UTF-8.
+        UserWarning: Documents were left out because they are damaged: how many of each kind, and
+            where the first is.
 
     Example:
         >>> from mlp_interp import load_model
@@ -84,95 +98,61 @@ def load_corpus(
         >>> corpus.attrs["data"]
         "nano's generated text (heldout), 4 sequences of 32 tokens"
     """
-    tokenizer = tokenizer_of(model)
-    _check_options(sequences, length, bos)
-    opened = open_source(source, field=field, split=split, subset=subset, seed=seed)
-    length = _context(model, length, opened.length)
-    packer = Packer(length, bos, None if bos == "none" else bos_token_id(tokenizer))
-    wanted = opened.sequences if sequences is None else sequences
-    _fill(packer, opened, model, wanted=wanted, seed=seed, progress=progress)
-    _warn_of_broken(opened)
-    # An endless source cannot fall short; where no number was asked for, all that fits is right.
-    if len(packer.rows) < (1 if sequences is None else sequences):
-        raise ValueError(_too_short(opened, packer, sequences))
-    attrs = {
-        "seed": "none" if seed is None else seed,
-        "bos": bos,
-        "tokenizer": tokenizer_name(model),
-        "documents_used": packer.documents_used,
-        **opened.provenance(),
-    }
-    return Corpus(packer.tokens, attrs=attrs, tokenizer=tokenizer)
+    options = Options(sequences, length, seed, bos, field, split, subset, errors)
+    opened = open_source(source, options)
+    job = Job(model, opened, options, everything=file is not None, progress=progress)
+    corpus = _in_memory(job) if file is None else _on_disk(Path(file).expanduser(), job)
+    if warning := opened.tally.warning():
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    return corpus
 
 
-def _check_options(sequences: int | None, length: int | None, bos: str) -> None:
-    if bos not in ("each", "documents", "none"):
-        raise ValueError(f"bos={bos!r}; wanted 'each', 'documents' or 'none'")
-    if sequences is not None and sequences < 1:
-        raise ValueError(f"sequences={sequences}; wanted at least 1, or None for all")
-    if length is not None and length < 2:
-        raise ValueError(f"length={length}; wanted at least 2, so that there is a next token")
+def _in_memory(job: Job) -> Corpus:
+    rows: list[np.ndarray] = []
+    attrs = job.run(rows)
+    tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+    return Corpus(tokens, attrs=attrs, tokenizer=tokenizer_of(job.model))
 
 
-def _context(model: Any, length: int | None, default: int) -> int:
-    context = getattr(getattr(model, "cfg", None), "n_ctx", None)
-    if length is None:
-        return default if context is None else min(default, int(context))
-    if context is not None and length > context:
-        raise ValueError(f"length={length} is beyond the model's context of {context} tokens")
-    return length
+def _on_disk(path: Path, job: Job) -> Corpus:
+    """The corpus in a token file, which is written first unless it is there."""
+    request = job.request()
+    if is_finished(path):
+        _check_same(path, request, job.opened.file)
+    else:
+        with TokenWriter(path, job.length) as rows:
+            attrs = job.run(rows)
+            rows.finish(attrs, request=request, tokenizer_sha256=request["tokenizer_sha256"])
+    return open_corpus(path, job.model)
 
 
-def _fill(
-    packer: Packer, opened: Source, model: Any, *, wanted: int, seed: int | None, progress: bool
-) -> None:
-    tokenizer, size = tokenizer_of(model), vocabulary_size(model)
+def _check_same(path: Path, request: dict[str, Any], source: Path | None) -> None:
+    """Refuse a finished file that was made of something else.
 
-    def tokens(text: str) -> list[int]:
-        ids = encode(tokenizer, text, special_tokens=False)
-        if ids and max(ids) >= size:
-            raise ValueError(
-                f"model={tokenizer_name(model)!r}: token {max(ids)} is outside its vocabulary of "
-                f"{size}; wanted the tokenizer that the model was trained with"
-            )
-        return ids
-
-    # nano's documents come in random order already, and have no end to draw from.
-    order = opened.documents
-    if seed is not None and not opened.endless:
-        order = shuffled(order, seed)
-    bar = tqdm(
-        total=wanted,
-        desc=f"Reading {opened.name}",
-        unit=" seq",
-        delay=BAR_AFTER,
-        disable=not progress,
-    )
-    with bar:
-        for document in order:
-            for rows in packer.add(map(tokens, document), wanted):
-                bar.update(rows)
-            if len(packer.rows) >= wanted:
-                return
-
-
-def _warn_of_broken(opened: Source) -> None:
-    if broken := opened.tally.broken:
-        warnings.warn(
-            f"{opened.name}: {broken} of {opened.tally.read} documents are not valid UTF-8 and "
-            f"were left out, the first in line {opened.tally.first_broken}",
-            UserWarning,
-            stacklevel=3,
+    Raises:
+        ValueError: It was; the text says what differs.
+    """
+    facts = read_facts(path)
+    made = facts.get("request")
+    if made is None:
+        raise ValueError(
+            f"file={str(path)!r} was not written by load_corpus; open it by open_corpus, or give "
+            "another name"
         )
-
-
-def _too_short(opened: Source, packer: Packer, sequences: int | None) -> str:
-    tally, rows = opened.tally, len(packer.rows)
-    holds = f"{opened.name} holds {packer.held} tokens in {tally.read - tally.skipped} documents"
-    if tally.skipped:
-        holds += f" ({tally.skipped} more are empty or broken)"
-    if not packer.held:
-        return f"{holds}; wanted some text"
-    asked = f"sequences={'all' if sequences is None else sequences}, length={packer.length}"
-    ask = f"ask for sequences={rows} or fewer" if rows else "ask for a smaller length"
-    return f"{asked}: {holds}, enough for {rows} sequences; {ask}"
+    names = [name for name in {**made, **request} if made.get(name) != request.get(name)]
+    digest = facts["attrs"].get("file_sha256")
+    if names == ["file_mtime_ns"] and source and digest and digest == file_digest(source):
+        names = []  # touched, or copied, and still the same
+    if names:
+        found = ", ".join(f"{name}={made.get(name)!r}" for name in names)
+        wanted = ", ".join(f"{name}={request.get(name)!r}" for name in names)
+        raise ValueError(
+            f"file={str(path)!r} was made with {found}; wanted {wanted}: give another name, delete "
+            "it, or take it as it is by open_corpus"
+        )
+    if request.get("strings_sha256", "") is None:
+        raise ValueError(
+            f"file={str(path)!r} is finished, but source={request['source']!r} can only be read "
+            "once, so whether it is the same cannot be told; wanted a list or a file, or take it "
+            "as it is by open_corpus"
+        )

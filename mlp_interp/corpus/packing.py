@@ -1,16 +1,14 @@
 """Shuffle documents and pack their tokens into rows of one length."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
-__all__ = ["SHUFFLE_BUFFER", "Bos", "Packer", "shuffled"]
+__all__ = ["SHUFFLE_BUFFER", "Bos", "Packer", "Rows", "shuffled"]
 
 Bos = Literal["each", "documents", "none"]
 Item = TypeVar("Item")
@@ -37,6 +35,17 @@ def shuffled(items: Iterable[Item], seed: int, *, buffer: int = SHUFFLE_BUFFER) 
     yield from held
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """Where rows go: a list, or a file."""
+
+    def append(self, row: np.ndarray, /) -> None:
+        """Take one more row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass
 class Packer:
     """Cuts the tokens of one document after another into rows of one length.
@@ -47,16 +56,19 @@ class Packer:
             stands between documents within a row; ``"documents"``: BOS stands before every
             document, wherever in a row that falls; ``"none"``: nothing is added.
         bos_id: The token; None for ``"none"``.
+        rows: Takes the rows, each an array of 32-bit integers.
     """
 
     length: int
     bos: Bos
     bos_id: int | None
-    rows: list[np.ndarray] = field(default_factory=list)
+    rows: Rows = field(default_factory=list)
     held: int = 0  # tokens of text met so far
+    documents_used: int = 0  # of which at least one token is in a row
     _pending: list[int] = field(default_factory=list)
     _cut: int = 0  # tokens cut from the front of the stream so far
-    _starts: list[int] = field(default_factory=list)  # where each document's text begins in it
+    # Where the text of each document that is in no row yet begins in the stream.
+    _starts: deque[int] = field(default_factory=deque)
 
     def add(self, pieces: Iterable[list[int]], wanted: int) -> Iterator[int]:
         """Add one document, given as pieces; yields how many rows came of each piece.
@@ -77,16 +89,6 @@ class Packer:
                 return
 
     @property
-    def documents_used(self) -> int:
-        """Documents of which at least one token is in a row."""
-        return sum(start < self._cut for start in self._starts)
-
-    @property
-    def tokens(self) -> Int[Tensor, "sequence pos"]:
-        """The rows."""
-        return torch.from_numpy(np.stack(self.rows).astype(np.int64))
-
-    @property
     def _separator(self) -> int:
         if self.bos_id is None:
             raise ValueError(f"bos_id=None: bos={self.bos!r} wants a token")
@@ -103,4 +105,7 @@ class Packer:
                 start += 1
         del self._pending[:start]
         self._cut += start
+        while self._starts and self._starts[0] < self._cut:
+            self._starts.popleft()
+            self.documents_used += 1
         return len(self.rows) - before

@@ -2,16 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlp_interp.corpus.files import Document, Tally, reader_of
+from mlp_interp.corpus.files import Document, document_of, reader_of
 from mlp_interp.corpus.hub import ALIASES, read_hub
+from mlp_interp.corpus.options import Options
+from mlp_interp.corpus.tally import Tally
 from mlp_interp.nano.corpus import documents
 
-__all__ = ["MOST", "Source", "open_source"]
+__all__ = ["MOST", "Source", "file_digest", "open_source"]
 
 MOST = 10_000
 """Sequences that are taken at most where no number is asked for."""
@@ -26,7 +28,6 @@ _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,9}$")
 class Source:
     """A stream of documents, not yet read, and what is known of it."""
 
-    name: str
     documents: Iterator[Document]
     tally: Tally
     sequences: int = MOST
@@ -34,62 +35,63 @@ class Source:
     endless: bool = False
     file: Path | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
+    identity: Callable[[], dict[str, Any]] = dict
+    """By what to know, without tokenising it, whether it is what was read before."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages and results."""
+        return self.tally.name
 
     def provenance(self) -> dict[str, Any]:
         """Attributes that say what was read; hashes the file, so ask for it last."""
-        found = {
-            "source": self.name,
-            "documents_read": self.tally.read,
-            "documents_skipped": self.tally.skipped,
-            **self.attrs,
-        }
+        found = {"source": self.name, **self.tally.attrs, **self.attrs}
         if self.file is not None:
             found["file_bytes"] = self.file.stat().st_size
-            if found["file_bytes"] <= _HASHED:
-                with self.file.open("rb") as opened:
-                    found["file_sha256"] = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest := file_digest(self.file):
+                found["file_sha256"] = digest
         return found
 
 
-def open_source(
-    source: str | Path | Iterable[str],
-    *,
-    field: str,
-    split: str | None,
-    subset: str | None,
-    seed: int | None,
-) -> Source:
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if it is so large that reading it again would take long."""
+    if path.stat().st_size > _HASHED:
+        return None
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def open_source(source: str | Path | Iterable[str], options: Options) -> Source:
     """Decide what `source` is and make its documents ready to be read.
 
     Raises:
         ValueError: It is none of the known kinds, a file that is not there, or an option that does
             not go with it.
     """
-    tally = Tally()
+    split, subset = options.split, options.subset
     if source == "nano":
-        return _nano(tally, split, subset, seed)
+        return _nano(options)
     if isinstance(source, str) and not _is_path(source):
-        return _hub(source, tally, field, split, subset)
+        return _hub(source, options)
     if split is not None or subset is not None:
         raise ValueError(
             f"split={split!r}, subset={subset!r}: only datasets on the hub have them (and 'nano' a "
             "split); wanted None"
         )
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        reader = reader_of(path)
-        return Source(path.name, reader(path, field, tally), tally, file=path)
+        return _file(Path(source).expanduser(), options)
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
-        return Source("strings", _of_strings(source, tally), tally)
+        return _strings(source, options)
     raise ValueError(
         f"source={type(source).__name__}; wanted 'nano', a file, a list of strings, or the name of "
         "a dataset on the Hugging Face hub"
     )
 
 
-def _nano(tally: Tally, split: str | None, subset: str | None, seed: int | None) -> Source:
-    if subset is not None:
-        raise ValueError(f"subset={subset!r}: 'nano' has none; wanted None")
+def _nano(options: Options) -> Source:
+    split, seed = options.split, options.seed
+    if options.subset is not None:
+        raise ValueError(f"subset={options.subset!r}: 'nano' has none; wanted None")
     if split not in (None, "heldout", "train"):
         raise ValueError(f"split={split!r}; wanted 'heldout' or 'train' for 'nano'")
     if seed is None:
@@ -97,38 +99,54 @@ def _nano(tally: Tally, split: str | None, subset: str | None, seed: int | None)
             "seed=None: the text of 'nano' is generated from a seed; wanted an integer"
         )
     split = split or "heldout"
-
-    def counted() -> Iterator[Document]:
-        for text in documents(split, seed):
-            tally.read += 1
-            yield (text,)
-
-    name = f"nano's generated text ({split})"
-    return Source(name, counted(), tally, sequences=64, endless=True, attrs={"split": split})
+    tally = Tally(f"nano's generated text ({split})", options.errors)
+    texts = ((text,) for text in tally.counted(documents(split, seed)))
+    return Source(texts, tally, sequences=64, endless=True, attrs={"split": split})
 
 
-def _hub(name: str, tally: Tally, field: str, split: str | None, subset: str | None) -> Source:
-    name = ALIASES.get(name, name)
+def _hub(name: str, options: Options) -> Source:
+    name, subset = ALIASES.get(name, name), options.subset
     if not _DATASET.match(name):
         raise ValueError(
             f"source={name!r} is neither a file that is there nor the name of a dataset "
             "(owner/name); wanted 'nano', a file, a list of strings, or a dataset"
         )
-    split = split or "train"
-    texts = read_hub(name, field, tally, split=split, subset=subset)
+    split = options.split or "train"
+    tally = Tally(f"{name} ({split})", options.errors)
+    texts = read_hub(name, options.field, tally, split=split, subset=subset)
     attrs = {"split": split, "subset": subset or "", "dataset": name}
-    return Source(f"{name} ({split})", texts, tally, length=600, attrs=attrs)
+    return Source(texts, tally, length=600, attrs=attrs)
+
+
+def _file(path: Path, options: Options) -> Source:
+    reader, tally, facts = reader_of(path), Tally(path.name, options.errors), path.stat()
+    identity = {"file_bytes": facts.st_size, "file_mtime_ns": facts.st_mtime_ns}
+    documents = reader(path, options.field, tally)
+    return Source(documents, tally, file=path, identity=lambda: identity)
+
+
+def _strings(strings: Iterable[str], options: Options) -> Source:
+    tally = Tally("strings", options.errors)
+    documents = _of_strings(strings, tally)
+    return Source(documents, tally, identity=lambda: {"strings_sha256": _digest(strings)})
+
+
+def _digest(strings: Iterable[Any]) -> str | None:
+    """SHA-256 of a list of strings; None of what can only be read once."""
+    if not isinstance(strings, Sequence):
+        return None
+    digest = hashlib.sha256()
+    for text in strings:
+        data = text if isinstance(text, str) else repr(text)
+        digest.update(f"{len(data)} {data}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def _of_strings(strings: Iterable[str], tally: Tally) -> Iterator[Document]:
-    for index, text in enumerate(strings):
-        if not isinstance(text, str):
-            raise ValueError(f"source[{index}] is {type(text).__name__}; wanted text")
-        tally.read += 1
-        if text.strip():
-            yield (text,)
-        else:
-            tally.empty += 1
+    for index, text in enumerate(tally.counted(strings)):
+        document = document_of(text, f"source[{index}]", "found", tally)
+        if document is not None:
+            yield document
 
 
 def _is_path(source: str) -> bool:

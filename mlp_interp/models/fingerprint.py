@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from mlp_interp.models.loading import describe
 from mlp_interp.models.weights import Affine, Weights
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "id_blocks"]
 
 _CONFIG = ("act_fn", "eps", "n_ctx", "parallel_attn_mlp", "rotary_base", "rotary_dim")
 
@@ -50,8 +51,19 @@ def fingerprint(
         digest.update(f"{tuple(tensor.shape)} {total!r}".encode())
         digest.update(some.numpy().tobytes())
     digest.update(f"{tuple(tokens.shape)}".encode())
-    digest.update(tokens.detach().long().cpu().contiguous().numpy().tobytes())
+    for block in id_blocks(tokens):
+        digest.update(block.tobytes())
     return digest.hexdigest()[:16]
+
+
+def id_blocks(tokens: Int[Tensor, "sequence pos"], *, size: int = 1 << 18) -> Iterator[np.ndarray]:
+    """Token ids as little-endian 64-bit integers, a few rows at a time.
+
+    What is hashed of tokens is the same whatever their type and wherever they are, and no more than
+    a few MB of them are in memory at once, however many there are in a file.
+    """
+    for rows in tokens.detach().split(max(1, size // max(1, tokens.shape[1]))):
+        yield rows.cpu().contiguous().numpy().astype("<i8")
 
 
 def _tensors(weights: Weights) -> Iterator[Tensor]:

@@ -163,7 +163,7 @@ class Weights:
         return self._affine(self.model.ln_final)
 
     def checked(self, tokens: Any) -> Int[Tensor, "batch pos"]:
-        """Tokens that this model can take, on its device.
+        """Tokens that this model can take, on its device, as 64-bit integers.
 
         Raises:
             ValueError: They are not an integer tensor ``[batch, pos]`` with at least one token, an
@@ -180,7 +180,7 @@ class Weights:
             raise ValueError(
                 f"sequences of {tokens.shape[1]} tokens exceed the model's context of {context}"
             )
-        return tokens.to(self.device)
+        return tokens.to(self.device, torch.int64)
 
     def parameter(self, layer: int, name: str) -> Tensor:
         """One of the weights of a `Block`, by its name, without reading the rest of the block."""
