@@ -1,6 +1,7 @@
-"""Corpora: rows of tokens of one length, and an exact account of where they come from."""
+"""Corpora: rows of tokens with their provenance, and sweeps that sum up a model over them."""
 
 from mlp_interp.corpus.corpus import Corpus, open_corpus
 from mlp_interp.corpus.loading import load_corpus
+from mlp_interp.corpus.sweep import sweep
 
-__all__ = ["Corpus", "load_corpus", "open_corpus"]
+__all__ = ["Corpus", "load_corpus", "open_corpus", "sweep"]

@@ -115,7 +115,7 @@ class Batch:
 class Reducer(ABC):
     """Sums up what a model does over a corpus, a batch at a time.
 
-    `name`, `empty` and `result` are needed; the rest does nothing, or adds, unless it is overridden.
+    `name`, `empty` and `result` are needed; the rest does nothing, or adds, unless overridden.
     A reducer itself is only a description (a frozen dataclass, so that its `repr` says all of it):
     what it has seen is in a `State`, which it makes, adds to and merges. So a sweep can be cut into
     shards, stopped, sent to other machines and put together again.
