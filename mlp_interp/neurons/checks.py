@@ -1,6 +1,5 @@
 """Which layers, which neuron, how many: checked before anything is computed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from mlp_interp.models import Weights
 __all__ = ["checked_count", "checked_layers", "checked_neuron"]
 
 
-def checked_layers(weights: Weights, layers: Sequence[int] | None) -> tuple[int, ...]:
+def checked_layers(weights: Weights, layers: Any) -> tuple[int, ...]:
     """Layers in the order given, each once; None for all.
 
     Raises:
@@ -24,7 +23,7 @@ def checked_layers(weights: Weights, layers: Sequence[int] | None) -> tuple[int,
     return tuple(dict.fromkeys(listed))
 
 
-def checked_neuron(weights: Weights, layer: int, neuron: int) -> tuple[int, int]:
+def checked_neuron(weights: Weights, layer: Any, neuron: Any) -> tuple[int, int]:
     """Layer and neuron as plain integers.
 
     Raises:
@@ -33,7 +32,7 @@ def checked_neuron(weights: Weights, layer: int, neuron: int) -> tuple[int, int]
     return _index("layer", layer, weights.n_layers), _index("neuron", neuron, weights.d_mlp)
 
 
-def checked_count(k: int, size: int, of: str) -> int:
+def checked_count(k: Any, size: int, of: str) -> int:
     """How many of `size` things to give.
 
     Raises:
