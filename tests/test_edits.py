@@ -626,6 +626,15 @@ HELD = {
         },
         "new",
     ),
+    "only where the prompt is read": (
+        [Edit.add("1.resid_post", STEERING)],
+        {
+            "blocks.1.hook_resid_post": lambda x, hook=None: torch.cat(
+                [x[:, :5] + STEERING, x[:, 5:]], 1
+            )
+        },
+        "prompt",
+    ),
     "attention": (
         [Edit.set("1.pattern", 0.0, keys=[0, 6]), Edit.scale("2.pattern", 2.0, units=3)],
         {
@@ -764,7 +773,7 @@ def test_texts_end_where_their_end_comes(kind, backend, tokens):
         ({"temperature": float("nan")}, "temperature=nan; wanted a number from 0"),
         ({"top_k": 0}, "top_k=0; wanted at least 1, or None"),
         ({"eos": 300}, "eos=300; wanted a token id from 0 to 299"),
-        ({"where": "old"}, "where='old'; wanted 'all' or 'new'"),
+        ({"where": "old"}, "where='old'; wanted 'all', 'prompt' or 'new'"),
         ({"edits": [Edit.set("1.mlp", 0.0, positions=[12])]}, "wanted indices from -9 to 11"),
         ({"edits": [Edit.set("1.mlp", torch.zeros(9, 32))]}, r"broadcasts to \(4, pos, 32\)"),
         (

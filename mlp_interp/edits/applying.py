@@ -1,7 +1,9 @@
 """Edits in a forward pass: checked before it, applied and counted in it."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -10,7 +12,9 @@ from mlp_interp.edits.edit import Edit
 from mlp_interp.edits.selection import Placed, place
 from mlp_interp.models import Weights
 
-__all__ = ["Applier", "Fired"]
+__all__ = ["Applier", "Fired", "Where", "check_where", "confined", "whole_shape"]
+
+Where = Literal["all", "prompt", "new"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Applier:
         self.start = 0
         self._edits: dict[tuple[str, int], list[tuple[int, Placed]]] = {}
         for n, edit in enumerate(edits):
-            key, whole = _key(edit), _whole(edit, weights, shape)
+            key, whole = _key(edit), whole_shape(edit, weights, shape)
             self._edits.setdefault(key, []).append((n, place(edit, whole, longest=longest)))
         self.patterns = {layer for name, layer in self._edits if name == "pattern"}
         self._labels = [edit.site.label for edit in edits]
@@ -93,11 +97,36 @@ class Applier:
             raise ValueError(f"edits at {', '.join(silent)} never fired in this forward pass")
 
 
+def check_where(where: str) -> None:
+    """Refuse what is no part of a text.
+
+    Raises:
+        ValueError: It is not one of `Where`.
+    """
+    if where not in get_args(Where):
+        raise ValueError(f"where={where!r}; wanted 'all', 'prompt' or 'new'")
+
+
+def confined(edit: Edit, where: str, prompt: int, longest: int) -> Edit:
+    """An edit kept to a part of a text that grows; one with positions of its own stays as it is.
+
+    Args:
+        edit: The edit.
+        where: Which part, as in `Where`.
+        prompt: How many positions are the prompt's.
+        longest: How many positions the text may have in the end.
+    """
+    if where == "all" or edit.positions is not None:
+        return edit
+    part = range(prompt) if where == "prompt" else range(prompt, longest)
+    return dataclasses.replace(edit, positions=tuple(part))
+
+
 def _key(edit: Edit) -> tuple[str, int]:
     return edit.site.name, edit.site.layer or 0
 
 
-def _whole(edit: Edit, weights: Weights, shape: tuple[int, int]) -> tuple[int, ...]:
+def whole_shape(edit: Edit, weights: Weights, shape: tuple[int, int]) -> tuple[int, ...]:
     """Shape of the activation that an edit is for.
 
     Raises:

@@ -1,6 +1,5 @@
 """Continuing texts with edits held on."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits.applying import Applier, Fired
+from mlp_interp.edits.applying import Applier, Fired, check_where, confined
 from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import Memory
@@ -88,15 +87,15 @@ def generate(
 ) -> Generation:
     """Continue prompts; see `Runner.generate`."""
     weights = forward.weights
-    if where not in ("all", "new"):
-        raise ValueError(f"where={where!r}; wanted 'all' or 'new'")
+    check_where(where)
     batch, prompt = tokens.shape
     _check_room(prompt, max_new_tokens, int(weights.model.cfg.n_ctx))
     tokens = weights.checked(tokens)
     end = _end(weights.model, eos, weights.W_E.shape[0])
     longest = prompt + max_new_tokens - 1  # the last new token is not read
-    if where == "new":
-        edits = [_on_new(edit, prompt, longest) for edit in edits]
+    if where == "new" and longest == prompt:
+        _check_new(edits)
+    edits = [confined(edit, where, prompt, longest) for edit in edits]
     applier = Applier(edits, weights, (batch, prompt), longest=longest)
     step = _stepper(forward, applier, remember)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=tokens.device)
@@ -134,15 +133,13 @@ def _stepper(
     return onward
 
 
-def _on_new(edit: Edit, prompt: int, longest: int) -> Edit:
-    if edit.positions is not None:
-        return edit
-    if longest == prompt:
-        raise ValueError(
-            f"max_new_tokens=1 with where='new': the edit at {edit.site.label!r} never fires, as "
-            "no new token is read; wanted at least 2"
-        )
-    return dataclasses.replace(edit, positions=tuple(range(prompt, longest)))
+def _check_new(edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        if edit.positions is None:
+            raise ValueError(
+                f"max_new_tokens=1 with where='new': the edit at {edit.site.label!r} never fires, "
+                "as no new token is read; wanted at least 2"
+            )
 
 
 def _check_room(prompt: int, new: int, context: int) -> None:

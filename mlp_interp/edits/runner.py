@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits.applying import Applier, Fired
+from mlp_interp.edits.applying import Applier, Fired, Where
 from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.edits.generate import Generation, Sampling, generate
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
@@ -186,7 +186,7 @@ class Runner:
         tokens: Int[Tensor, "batch pos"],
         *,
         edits: Sequence[Edit] = (),
-        where: Literal["all", "new"] = "all",
+        where: Where = "all",
         max_new_tokens: int = 20,
         temperature: float | int = 0.0,
         top_k: int | None = None,
@@ -202,6 +202,7 @@ class Runner:
                 negative ones from the end of the prompt; None is all positions.
             where: ``"new"`` keeps edits without positions of their own off the prompt: they apply
                 where generated tokens are read (so the first new token is the model's own).
+                ``"prompt"`` keeps them to the prompt.
             max_new_tokens: How many tokens to add at most.
             temperature: 0 takes the most likely token; else what the logits are divided by before
                 one is drawn.

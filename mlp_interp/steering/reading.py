@@ -1,0 +1,179 @@
+"""What directions are made from: activations of prompts, read at one position of each."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.models import Weights, forward_of
+from mlp_interp.prompts.pairs import encode_prompt
+from mlp_interp.prompts.tokenizing import tokenizer_of
+
+__all__ = [
+    "HEADS",
+    "NEURONS",
+    "STREAM",
+    "Positions",
+    "Prompts",
+    "Texts",
+    "activations",
+    "check_reading",
+    "check_site",
+    "chosen",
+    "texts_of",
+]
+
+Prompts = str | Sequence[str] | Int[Tensor, "prompt pos"]
+Positions = Literal["last", "mean"] | int
+
+STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+HEADS = ("q", "k", "v", "z")
+NEURONS = ("pre", "post")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts as token ids, of whatever lengths."""
+
+    rows: tuple[tuple[int, ...], ...]
+    bos: int | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest one."""
+        return min(map(len, self.rows))
+
+    def batches(self, size: int) -> Iterator[tuple[list[int], Int[Tensor, "batch pos"], int]]:
+        """Texts of equal length together, so that nothing is padded.
+
+        Yields:
+            Which texts, their tokens, and the first position that is not BOS.
+        """
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for n, row in enumerate(self.rows):
+            groups[len(row), int(len(row) > 1 and row[0] == self.bos)].append(n)
+        for (_, first), group in groups.items():
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
+                yield part, torch.tensor([self.rows[n] for n in part]), first
+
+
+def texts_of(model: Any, prompts: Prompts, *, what: str, prepend_bos: bool = True) -> Texts:
+    """Token ids of prompts, checked.
+
+    Args:
+        model: The model.
+        prompts: Texts, or tokens ``[prompt, pos]``, which are taken as they are.
+        what: Name of the argument, for errors.
+        prepend_bos: Whether texts begin with BOS.
+
+    Raises:
+        ValueError: There are none, one is empty or too long, or is no text.
+    """
+    weights, tokenizer = Weights.of(model), getattr(model, "tokenizer", None)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if isinstance(prompts, Tensor):
+        rows = weights.checked(prompts).tolist()
+        return Texts(tuple(map(tuple, rows)), bos)
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not listed:
+        raise ValueError(f"{what} is empty; wanted at least one prompt")
+    for n, text in enumerate(listed):
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{what}[{n}]={text!r}; wanted a text, or tokens [prompt, pos]")
+    encoded = [encode_prompt(tokenizer_of(model), t, prepend_bos=prepend_bos) for t in listed]
+    for n, row in enumerate(encoded):
+        try:
+            weights.checked(torch.tensor([row], dtype=torch.long))
+        except ValueError as error:
+            raise ValueError(f"{what}[{n}]={listed[n]!r}: {error}") from error
+    return Texts(tuple(map(tuple, encoded)), bos)
+
+
+def chosen(given: int | Sequence[int] | None, size: int, what: str) -> list[int]:
+    """Indices of layers or heads; None for all.
+
+    Raises:
+        ValueError: One is out of range or named twice, or there are none.
+    """
+    if given is None:
+        return list(range(size))
+    listed = [given] if isinstance(given, int) else [int(i) for i in given]
+    if not listed or len({*listed}) < len(listed) or not all(0 <= i < size for i in listed):
+        raise ValueError(f"{what}={given}; wanted different ones from 0 to {size - 1}, or None")
+    return listed
+
+
+@torch.no_grad()
+def activations(
+    model: Any,
+    texts: Texts,
+    site: str,
+    layers: Sequence[int],
+    *,
+    positions: Positions = "last",
+    batch_size: int = 64,
+) -> Tensor:
+    """Activations ``[prompt, layer, ...]`` in float64, of one position or the mean over them."""
+    forward = forward_of(model)
+    found: list[Tensor | None] = [None] * len(texts)
+    for part, tokens, first in texts.batches(batch_size):
+        seen: dict[int, Tensor] = {}
+
+        def observe(
+            name: str, layer: int, x: Tensor, seen: dict[int, Tensor] = seen, first: int = first
+        ) -> Tensor:
+            if name == site and layer in layers:
+                seen[layer] = _at(x, positions, first)
+            return x
+
+        embedded = forward.embed(tokens.to(forward.weights.device))
+        forward.run(embedded, stop=max(layers) + 1, observe=observe)
+        rows = torch.stack([seen[layer] for layer in layers], dim=1)
+        for n, row in zip(part, rows, strict=True):
+            found[n] = row
+    return torch.stack([row for row in found if row is not None])
+
+
+def _at(x: Tensor, positions: Positions, first: int) -> Tensor:
+    if isinstance(positions, int):
+        x = x[:, positions]
+    elif positions == "last":
+        x = x[:, -1]
+    else:
+        x = x[:, first:].to(torch.promote_types(x.dtype, torch.float32)).mean(1)
+    return x.cpu().double()
+
+
+def check_site(site: str) -> None:
+    """Refuse what is no site of a direction.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if site not in (known := (*STREAM, *HEADS, *NEURONS)):
+        raise ValueError(f"site={site!r}; wanted one of {', '.join(known)}")
+
+
+def check_reading(texts: Texts, positions: Positions, batch_size: int, what: str) -> None:
+    """Refuse what cannot be read of these prompts.
+
+    Raises:
+        ValueError: A position that a prompt has not, or another option out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+    if isinstance(positions, int):
+        if not -texts.shortest <= positions < texts.shortest:
+            raise ValueError(
+                f"positions={positions}, but a prompt of {what} has {texts.shortest} tokens"
+            )
+    elif positions not in ("last", "mean"):
+        raise ValueError(f"positions={positions!r}; wanted 'last', 'mean' or an integer")
