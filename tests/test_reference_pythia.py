@@ -1,4 +1,7 @@
-"""Numbers that the real Pythia-70m must give; only where its weights lie in the local cache."""
+"""Numbers that real Pythia models must give; only where their weights lie in the local cache."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,17 +9,13 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 import mlp_interp as mi
-from mlp_interp.models import Weights
+from mlp_interp.neurons import neuron_weights
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 NEEDED = ("config.json", "tokenizer.json")
 
-# kmrasmussen/pythia_tools, pythia_tools/apps/mlp_norms.pt: pythia-70m-deduped-v0, raw weights,
-# mean L2 norm over the neurons of each layer.
-W_IN_NORMS = [0.6977, 0.7050, 0.6878, 0.6737, 0.6518, 0.6415]
-W_OUT_NORMS = [0.4528, 0.4825, 0.5188, 0.6177, 0.6868, 0.8098]
-# The same source's notes: median cosine between each neuron's input row and value vector.
-COSINES = [0.0764, -0.2855, -0.3925, -0.2617, -0.1331, -0.1741]
+KNOWN = json.loads(Path(__file__).with_name("reference_pythia.json").read_text())
+LAYERS = {"70m": 6, "160m": 12, "410m": 24, "1b": 16}
 
 
 def cached(name, monkeypatch, **options):
@@ -40,12 +39,25 @@ def test_the_loss_of_hello_world(monkeypatch):
     assert 3 < loss < 4.659344673 + 1e-4
 
 
-def test_norms_and_angles_of_neurons(monkeypatch):
-    weights = Weights.of(cached("pythia-70m-deduped-v0", monkeypatch, processing="raw"))
-    for layer in range(weights.n_layers):
-        block = weights.block(layer)
-        reads, writes = block.W_in.T, block.W_out
-        np.testing.assert_allclose(reads.norm(dim=-1).mean(), W_IN_NORMS[layer], atol=1e-3)
-        np.testing.assert_allclose(writes.norm(dim=-1).mean(), W_OUT_NORMS[layer], atol=1e-3)
-        cosine = torch.cosine_similarity(reads, writes, dim=-1).median()
-        np.testing.assert_allclose(cosine, COSINES[layer], atol=1e-2)
+@pytest.mark.parametrize("size", LAYERS)
+def test_norms_and_angles_of_neurons(size, monkeypatch):
+    model = cached(f"pythia-{size}-deduped-v0", monkeypatch, processing="raw")
+    found = neuron_weights(model, tokens=False)
+    for name in ("receptor_norm", "value_norm"):
+        for statistic, known in KNOWN[name][size].items():
+            measured = getattr(found[name], statistic)("neuron")
+            np.testing.assert_allclose(measured, known, atol=1e-3, err_msg=f"{statistic} {name}")
+    if size in KNOWN["median_cosine"]:
+        known = KNOWN["median_cosine"][size]
+        np.testing.assert_allclose(found.cosine.median("neuron"), known, atol=5e-3)
+
+
+@pytest.mark.parametrize("size", LAYERS)
+def test_the_known_numbers_are_whole(size):
+    for name in ("receptor_norm", "value_norm"):
+        known = {statistic: np.array(x) for statistic, x in KNOWN[name][size].items()}
+        assert {len(x) for x in known.values()} == {LAYERS[size]}
+        for middle in ("mean", "median"):
+            assert (known["min"] < known[middle]).all()
+            assert (known[middle] < known["max"]).all()
+    assert len(KNOWN["median_cosine"].get(size, range(LAYERS[size]))) == LAYERS[size]
