@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.models import Forward, HookForward
+from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
 __all__ = ["Checkpoint", "Plan", "States", "merge", "reduce_shard"]
@@ -61,12 +62,22 @@ class Plan:
         return {name: reducer.empty(self.shape) for name, reducer in self.reducers.items()}
 
     @cached_property
-    def stop(self) -> int:
-        """The block before which to stop: what lies beyond the last one that is looked at."""
-        if any(reducer.wants_final for reducer in self.reducers.values()):
-            return self.shape.n_layers
-        sites = [s for reducer in self.reducers.values() for s in reducer.sites(self.shape)]
-        return max(((site.layer or 0) + 1 for site in sites), default=0)
+    def watchers(self) -> dict[tuple[str, int], list[str]]:
+        """Which reducers look at each site, by name.
+
+        Raises:
+            ValueError: What a reducer wants and the model has not.
+        """
+        found: dict[tuple[str, int], list[str]] = {}
+        for name, reducer in self.reducers.items():
+            for site in reducer.sites(self.shape):
+                found.setdefault((site.name, site.layer or 0), []).append(name)
+        return found
+
+    @property
+    def wants_final(self) -> bool:
+        """Whether the final stream is wanted."""
+        return any(reducer.wants_final for reducer in self.reducers.values())
 
 
 @torch.no_grad()
@@ -86,6 +97,7 @@ def reduce_shard(
     """
     weights, states = forward.weights, plan.empty()
     readout: list[Unembed] = []
+    buffers: dict[Any, Tensor] = {}
 
     def unembed() -> Unembed:
         if not readout:
@@ -94,35 +106,52 @@ def reduce_shard(
 
     first = plan.rows(index).start
     for rows in tokens.split(plan.batch_size):
-        batch = Batch(weights.checked(rows.long()), first, weights, unembed)
+        batch = Batch(weights.checked(rows.long()), first, weights, unembed, buffers=buffers)
         _run(forward, plan, states, batch)
         first += len(rows)
     return states
 
 
+class _EnoughError(Exception):
+    """Everything that is looked at has been seen."""
+
+
 def _run(forward: Forward | HookForward, plan: Plan, states: States, batch: Batch) -> None:
-    """One batch: every reducer sees its sites as they are computed."""
-    watchers: dict[tuple[str, int], list[Any]] = {}
-    for name, reducer in plan.reducers.items():
-        for site in reducer.sites(plan.shape):
-            watchers.setdefault((site.name, site.layer or 0), []).append((name, reducer, site))
+    """One batch: every reducer sees its sites as they are computed, and no more is computed."""
+    left = dict(plan.watchers)
 
     def observe(name: str, layer: int, x: Tensor) -> Tensor:
-        for key, reducer, site in watchers.get((name, layer), ()):
-            reducer.see(states[key], site, x, batch)
+        for key in left.pop((name, layer), ()):
+            plan.reducers[key].see(states[key], Site(name, layer), x, batch)
+        if not left and not plan.wants_final:
+            _check_finite(x, batch.first)
+            raise _EnoughError
         return x
 
-    final = forward.run(forward.embed(batch.tokens), stop=plan.stop, observe=observe)
-    finite = final.isfinite().flatten(1).all(1)
+    try:
+        batch.final = forward.run(forward.embed(batch.tokens), observe=observe)
+        _check_finite(batch.final, batch.first)
+    except _EnoughError:
+        pass
+    for name, reducer in plan.reducers.items():
+        reducer.finish(states[name], batch)
+
+
+def _check_finite(x: Tensor, first: int) -> None:
+    """Refuse what is not a number.
+
+    Raises:
+        ValueError: Something in the activation is not finite.
+    """
+    if x.sum().isfinite():  # a single pass over what may be large
+        return
+    finite = x.isfinite().flatten(1).all(1)
     if not finite.all():
-        wrong = batch.first + int((~finite).nonzero()[0])
+        wrong = first + int((~finite).nonzero()[0])
         raise ValueError(
             f"activations of sequence {wrong} are not finite; wanted a model whose numbers stay "
             "within its data type (float16 overflows: load it as float32 or bfloat16)"
         )
-    batch.final = final
-    for name, reducer in plan.reducers.items():
-        reducer.finish(states[name], batch)
 
 
 def merge(plan: Plan, states: States, later: States) -> None:

@@ -36,7 +36,7 @@ def sweep(
     """Run a corpus through a model once and sum up what it does on the way.
 
     Reducers see activations as they are computed; nothing is kept beyond a batch, the model runs no
-    further than the last layer that one of them looks at, and logits are computed only if one asks.
+    further than the last activation that one of them looks at, and logits only if one asks.
     The corpus is cut into shards at places that depend on `shard` alone, and their states are
     merged in order: numbers are the same to the last bit with one worker or many, and with or
     without interruption (on processors of one kind, each worker with as many threads).
@@ -86,7 +86,7 @@ def sweep(
         sequences=len(tokens),
     )
     plan.empty()
-    _ = plan.stop  # asks every reducer whether the model has what it wants
+    _ = plan.watchers  # asks every reducer whether the model has what it wants
     weights.checked(tokens[:1].long())
     kept = Checkpoint(checkpoint, _fingerprint(model, tokens, plan) if checkpoint else "")
     done, states = kept.load(plan)

@@ -171,8 +171,8 @@ class Forward:
             stop: Block before which to stop; None runs all.
             observe: Called on ``resid_pre``, ``q``, ``k``, ``v`` (before the rotary embedding),
                 ``z``, ``attn_out``, ``pre``, ``post``, ``mlp_out`` and ``resid_post`` of every
-                block. What it returns is what the block goes on with, so it can both record and
-                edit.
+                block; of a parallel block on the MLP's before the attention's. What it returns is
+                what the block goes on with, so it can both record and edit.
             patterns: Layers whose attention pattern ``[batch, head, pos, source pos]`` is shown
                 too, as ``pattern``: it is computed as a matrix there, and only there.
             memory: Positions that were run before those of `resid`. It is extended.
@@ -228,10 +228,29 @@ class Forward:
         pattern: bool = False,
         memory: Memory | None = None,
     ) -> Tensor:
-        p, weights = self.blocks[layer], self.weights
         resid = observe("resid_pre", layer, resid)
         normalized = self.normalize(resid)
-        shape = (*resid.shape[:2], 3, weights.n_heads, weights.d_head)
+        if self.weights.parallel:
+            # The MLP first: who looks at no more than what it reads can stop before the attention.
+            mlp_out = self._mlp(layer, normalized, observe)
+            attn_out = self._attention(layer, normalized, rotary, observe, pattern, memory)
+            resid = resid + attn_out + mlp_out
+        else:
+            resid = resid + self._attention(layer, normalized, rotary, observe, pattern, memory)
+            resid = resid + self._mlp(layer, self.normalize(resid), observe)
+        return observe("resid_post", layer, resid)
+
+    def _attention(
+        self,
+        layer: int,
+        normalized: Tensor,
+        rotary: Rotary,
+        observe: Observer,
+        pattern: bool,
+        memory: Memory | None,
+    ) -> Tensor:
+        p, weights = self.blocks[layer], self.weights
+        shape = (*normalized.shape[:2], 3, weights.n_heads, weights.d_head)
         q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
         q, k = rotary(q), rotary(k)
@@ -246,15 +265,13 @@ class Forward:
             mask = _causal(q, k)
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
         z = observe("z", layer, z.transpose(1, 2))
-        attn_out = observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
-        if not weights.parallel:
-            resid = resid + attn_out
-            normalized = self.normalize(resid)
+        return observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
+
+    def _mlp(self, layer: int, normalized: Tensor, observe: Observer) -> Tensor:
+        p = self.blocks[layer]
         pre = observe("pre", layer, F.linear(normalized, p.mlp_in, p.mlp_in_bias))
         post = observe("post", layer, self._act(pre))
-        mlp_out = observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
-        resid = resid + attn_out + mlp_out if weights.parallel else resid + mlp_out
-        return observe("resid_post", layer, resid)
+        return observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
 
     def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
         scores = self._scale * q @ k.transpose(2, 3)

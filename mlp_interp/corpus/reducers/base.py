@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 _SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
 
-# Numbers reduced at a time on a processor: they stay in its cache between one pass and the next.
+# Numbers reduced at a time on a processor: about what stays in its cache from pass to pass.
 _PIECE = 2**20
 
 
@@ -84,6 +84,7 @@ class Batch:
         final: The stream that leaves the last block that is run; there when `Reducer.finish` is
             called. It is the final stream if a reducer `wants_final`.
         notes: For a reducer to keep what it needs of one site until it sees another.
+        buffers: Memory for `scratch`, handed on from batch to batch.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -92,6 +93,19 @@ class Batch:
     readout: Any
     final: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
+    buffers: dict[Any, Tensor] = field(default_factory=dict)
+
+    def scratch(self, like: Tensor, dtype: torch.dtype = torch.float32, slot: int = 0) -> Tensor:
+        """Memory of a tensor's shape to compute in, with anything in it; the same at every call.
+
+        Fresh memory costs a processor several times what most sums over it do. Who needs two at a
+        time takes them from different slots.
+        """
+        key = dtype, like.device, slot
+        held = self.buffers.get(key)
+        if held is None or held.numel() < like.numel():
+            held = self.buffers[key] = like.new_empty(like.numel(), dtype=dtype)
+        return held[: like.numel()].view(like.shape)
 
     @cached_property
     def loss(self) -> Float[Tensor, "batch next_pos"]:

@@ -15,8 +15,8 @@ from mlp_interp.sites import Site
 
 __all__ = ["BandExamples", "TopExamples"]
 
-# Columns of an activation that are gathered at a time.
-_COLUMNS = 4096
+# Units whose examples are gathered at a time.
+_UNITS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,15 @@ class TopExamples(SiteReducer):
         return _places((len(self.chosen(shape)), units, self.k), self.before + 1 + self.after)
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
-        """Keep what is larger than the least that is kept."""
+        """Each sequence's best among those that are kept."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        best = x[:, self.first :].amax(1).cpu()
-        # Sequence by sequence, so that the first of equals is kept whatever the batch.
-        for n, row in enumerate(best):
-            better = (row > mine["activation"][:, -1]).nonzero()[:, 0]
-            for units in better.split(_COLUMNS):
-                self._keep(mine, x[n], batch.tokens[n], units, batch.first + n)
+        best = x[:, self.first :].amax(1).cpu().to(mine["activation"].dtype)
+        better = (best.amax(0) > mine["activation"][:, -1]).nonzero()[:, 0]
+        for units in better.split(_UNITS):
+            # Those kept, then the batch's in their order: a stable sort keeps the first of equals.
+            joined = torch.cat((mine["activation"][units], best.T[units]), dim=1)
+            order = joined.sort(dim=1, descending=True, stable=True).indices
+            self._keep(mine, x, batch, units, order[:, : self.k])
 
     def merge(self, state: State, later: State) -> None:
         """The best of both."""
@@ -92,24 +93,26 @@ class TopExamples(SiteReducer):
     def _keep(
         self,
         mine: State,
-        x: Float[Tensor, "pos unit"],
-        tokens: Int[Tensor, " pos"],
+        x: Float[Tensor, "batch pos unit"],
+        batch: Batch,
         units: Int[Tensor, " some"],
-        sequence: int,
+        order: Int[Tensor, "some k"],
     ) -> None:
-        columns = x[:, units.to(x.device)].T.cpu()
-        value, place = columns[:, self.first :].max(1)
-        place += self.first
-        found = _around(columns, tokens.cpu(), place, self.before, self.after)
-        found |= {
-            "activation": value.to(mine["activation"].dtype),
-            "sequence": torch.full_like(place, sequence),
-            "pos": place,
+        """Reorder the examples of some units: `order` counts those kept first, then the batch's."""
+        new = order >= self.k
+        chosen = {
+            name: _take(value[units], order.clamp_max(self.k - 1), 1)
+            for name, value in mine.items()
         }
-        chosen = {name: value[units] for name, value in mine.items()}
-        joined = {name: torch.cat((chosen[name], found[name][:, None]), 1) for name in mine}
-        _keep_best(chosen, joined, dim=1)
+        unit, place = new.nonzero(as_tuple=True)
+        sequence = order[unit, place] - self.k
+        columns = x[sequence.to(x.device), :, units[unit].to(x.device)].cpu()
+        activation, pos = columns[:, self.first :].max(1)
+        pos += self.first
+        found = _around(columns, batch.tokens.cpu()[sequence], pos, self.before, self.after)
+        found |= {"activation": activation, "sequence": batch.first + sequence, "pos": pos}
         for name, value in chosen.items():
+            value[unit, place] = found[name].to(value.dtype)
             mine[name][units] = value
 
 

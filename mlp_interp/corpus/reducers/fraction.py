@@ -63,14 +63,15 @@ class Fraction(SiteReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Count, sequence by sequence."""
         row = self.row(site)
-        for part in pieces(x[:, self.first :]):
-            # Sums of floats are several times faster than sums of truth values, and up to 2^24 as
-            # exact; a sequence has fewer positions and a layer fewer units.
-            active = (part > self.above).to(torch.float32)
-            units = active.sum(1).to(torch.int64)
-            positions = active.flatten(2).sum(-1).to(torch.int64)
-            add(state["count"][row], units.sum(0))
-            add(state["squares"][row], units.square().sum(0))
+        for part in pieces(x[:, self.first :].flatten(2)):
+            # Sums of floats, as products with ones, are several times faster than sums of truth
+            # values, and as exact: a sequence has fewer positions, and a layer fewer units, than
+            # the 2^24 up to which single precision counts.
+            active = torch.gt(part, self.above, out=batch.scratch(part))
+            units = (active.new_ones(active.shape[1]) @ active).to(torch.int64)
+            positions = (active @ active.new_ones(active.shape[2])).to(torch.int64)
+            add(state["count"][row].view(-1), units.sum(0))
+            add(state["squares"][row].view(-1), units.square().sum(0))
             add(state["by_position"][row], positions.sum(0))
             add(state["by_position_squares"][row], positions.square().sum(0))
 

@@ -71,13 +71,10 @@ class Histogram(SiteReducer):
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Sort into bins by the leading bits of the numbers themselves."""
-        row, bins = self.row(site), len(self.edges) - 1
+        counts = state["count"][self.row(site)].view(-1)
         for part in pieces(x[:, self.first :]):
             rows = part.flatten(0, 1).flatten(1).float()
-            keys = self._bins(rows)
-            units = torch.arange(rows.shape[1], device=x.device, dtype=keys.dtype) * bins
-            found = (keys + units).flatten().bincount(minlength=rows.shape[1] * bins)
-            state["count"][row] += found.cpu().view(state["count"][row].shape)
+            counts += self._bins(rows, batch).bincount(minlength=len(counts)).cpu()
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The counts, with the edges of the bins."""
@@ -92,8 +89,8 @@ class Histogram(SiteReducer):
         attrs = {"long_name": f"activations at {self.site} by their size", "unit": "count"}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
-    def _bins(self, x: Tensor) -> Tensor:
-        """Number of the bin of each entry.
+    def _bins(self, x: Tensor, batch: Batch) -> Tensor:
+        """Number of the bin of each entry ``[row, unit]``, those of one unit after another's.
 
         A float32 is sign, exponent and mantissa; the exponent and the first bits of the mantissa,
         read as one integer, count the bins of all octaves.
@@ -101,11 +98,21 @@ class Histogram(SiteReducer):
         low, high = self.octaves
         shift = 23 - (self.per_octave.bit_length() - 1)
         bits = x.contiguous().view(torch.int32)
-        size = (bits & 0x7FFFFFFF) >> shift
+        size = batch.scratch(bits, torch.int32)
+        torch.bitwise_and(bits, 0x7FFFFFFF, out=size)
+        size >>= shift
         # 0 around zero, then one number for each bin outwards.
-        least, most = (low + 127) * self.per_octave - 1, (high - low) * self.per_octave + 1
-        size = (size - least).clamp_(0, most)
-        return torch.where(bits < 0, most - size, most + size)
+        most = (high - low) * self.per_octave + 1
+        size -= (low + 127) * self.per_octave - 1
+        size.clamp_(0, most)
+        # -1 below zero, else 0: what flips the sign of a two's complement.
+        sign = batch.scratch(bits, torch.int32, slot=1)
+        torch.bitwise_right_shift(bits, 31, out=sign)
+        size ^= sign
+        size -= sign
+        middle = torch.arange(x.shape[1], device=x.device, dtype=torch.int32) * (2 * most + 1)
+        size += middle + most
+        return size.flatten()
 
 
 def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:

@@ -65,22 +65,18 @@ class Moments(SiteReducer):
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Moments of the batch around its own mean, then merged."""
-        row = self.row(site)
+        mine = {name: value[self.row(site)] for name, value in state.items()}
         for part in pieces(x[:, self.first :]):
-            rows = part.flatten(0, 1).float() if part.dtype.itemsize < 4 else part.flatten(0, 1)
-            mean = rows.mean(0)
-            distance = rows - mean
-            power = distance * distance
-            found = {"mean": mean, "m2": power.sum(0)}
-            # What rounding of the mean leaves of the first moment; Chan's formula wants none.
-            rest = distance.mean(0)
+            rows = part.flatten(0, 1)
+            rows = rows.float() if rows.dtype.itemsize < 4 else rows
+            found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
+            scratch = batch.scratch(rows, rows.dtype), batch.scratch(rows, rows.dtype, slot=1)
+            distance = torch.sub(rows, found["mean"], out=scratch[0])
+            power = torch.mul(distance, distance, out=scratch[1])
+            found["m2"] = power.sum(0)
             for order in self._powers[1:]:
-                power *= distance
-                found[f"m{order}"] = power.sum(0)
-            found["least"], found["greatest"] = rows.amin(0), rows.amax(0)
-            seen = {name: value.cpu().double() for name, value in found.items()}
-            seen["mean"] += rest.cpu().double()
-            _merge({k: v[row] for k, v in state.items()}, len(rows), seen)
+                found[f"m{order}"] = power.mul_(distance).sum(0)
+            _merge(mine, len(rows), {k: v.cpu().double() for k, v in found.items()})
 
     def merge(self, state: State, later: State) -> None:
         """Pébay's formulas."""
