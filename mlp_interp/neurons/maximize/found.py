@@ -1,0 +1,135 @@
+"""What was found, looked at from all sides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.edits import Runner
+from mlp_interp.neurons.inputs import nearest, read_aloud, texts
+from mlp_interp.neurons.maximize.space import Space
+from mlp_interp.neurons.maximize.target import Target
+from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.results import to_numpy
+
+__all__ = ["Found"]
+
+_NEAREST = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """Optima, one for each restart.
+
+    Attributes:
+        target: What was driven.
+        space: Where the optima lie.
+        vectors: Embeddings at the free positions.
+        tokens: Indices of the vocabulary, where the optima are texts; else None.
+        trace: The score at every step.
+    """
+
+    target: Target
+    space: Space
+    vectors: Float[Tensor, "restart pos d_model"]
+    tokens: Int[Tensor, "restart pos"] | None
+    trace: Float[Tensor, "restart step"]
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.target.forward.weights.model
+
+    @cached_property
+    def near(self) -> tuple[Float[Tensor, "restart pos rank"], Int[Tensor, "restart pos rank"]]:
+        """Cosine and index of the tokens nearest each vector."""
+        top = min(_NEAREST, len(self.space.vocabulary))
+        return nearest(self.space.rows, self.vectors, top=top)
+
+    def dataset(self, *, batch_size: int, max_new_tokens: int) -> xr.Dataset:
+        """Everything about them, the best first."""
+        chosen = self.near[1][..., 0] if self.tokens is None else self.tokens
+        whole = self.space.texts(chosen)
+        of_tokens = self.target.of_tokens(whole, batch_size=batch_size)
+        if self.tokens is None:
+            activation, score = self.target(self.space.stream(self.vectors))
+        else:
+            activation, score = of_tokens
+        after_tokens = self._after_tokens(whole, max_new_tokens)
+        after = after_tokens if self.tokens is not None else self._after_vectors(max_new_tokens)
+        unit = {"unit": f"activation of {self.target.site.label}"}
+        restart, place = ("restart",), ("restart", "pos")
+        result = xr.Dataset(
+            {
+                "activation": (restart, to_numpy(activation), unit),
+                "trace": (
+                    ("restart", "step"),
+                    to_numpy(self.target.sign * self.trace),
+                    {**unit, "long_name": "what is climbed, at every step"},
+                ),
+                "activation_of_tokens": (restart, to_numpy(of_tokens[0]), unit),
+                "text": (restart, _strings(texts(self.model, whole[:, -self.space.length :]))),
+                "continuation": (restart, _strings(after)),
+                "continuation_of_tokens": (restart, _strings(after_tokens)),
+                "token_id": (place, self._ids(chosen)),
+                "token_text": (place, self._named(chosen)),
+                **self._geometry(),
+            },
+            coords={
+                "restart": np.arange(len(chosen)),
+                "pos": np.arange(chosen.shape[1]),
+                "step": np.arange(self.trace.shape[1]),
+            },
+        )
+        order = to_numpy(score.cpu()).argsort(kind="stable")[::-1].copy()
+        return result.isel(restart=order).assign_coords(restart=np.arange(len(order)))
+
+    def _geometry(self) -> dict[str, Any]:
+        cosine, near = self.near
+        ranked = ("restart", "pos", "rank")
+        distance = to_numpy(self.space.distance(self.vectors))
+        return {
+            "embedding": (("restart", "pos", "d_model"), to_numpy(self.vectors)),
+            "nearest_id": (ranked, self._ids(near)),
+            "nearest_text": (ranked, self._named(near)),
+            "cosine": (ranked, to_numpy(cosine), {"unit": "cosine"}),
+            "distance": (
+                ("restart", "pos"),
+                distance,
+                {
+                    "long_name": "squared distance to the nearest token",
+                    "unit": "squared mean norm of the tokens' embeddings",
+                },
+            ),
+        }
+
+    def _ids(self, chosen: Tensor) -> np.ndarray:
+        return to_numpy(self.space.vocabulary[chosen.cpu()])
+
+    def _named(self, chosen: Tensor) -> np.ndarray:
+        ids = self._ids(chosen)
+        tokenizer = getattr(self.model, "tokenizer", None)
+        return _strings(token_strings(tokenizer, ids.ravel().tolist())).reshape(ids.shape)
+
+    def _after_tokens(self, whole: Int[Tensor, "restart all_pos"], steps: int) -> list[str]:
+        if not steps:
+            return [""] * len(whole)
+        runner = Runner(self.target.forward)
+        added = runner.generate(whole, max_new_tokens=steps, eos=None).new
+        return texts(self.model, added)
+
+    def _after_vectors(self, steps: int) -> list[str]:
+        forward = self.target.forward
+        stream = self.space.stream(self.vectors)
+        unembed = Runner(forward).unembed
+        return texts(self.model, read_aloud(forward, unembed, stream, steps=steps))
+
+
+def _strings(values: Sequence[str]) -> np.ndarray:
+    """Strings as netCDF keeps them."""
+    return np.array(values, dtype=object).astype(str)
