@@ -49,7 +49,7 @@ def load_corpus(
     because the process was killed, is begun anew.
 
     No document is left out silently: ``attrs`` count each kind, and what is damaged is an error or
-    a warning. "Bad input" in the documentation of this module has the table.
+    a warning; the table is under "Bad input" in the documentation of corpora.
 
     Args:
         source: ``"nano"``, text from nano's generator that it was not trained on; a file: ``.txt``
