@@ -13,6 +13,7 @@ from mlp_interp.models import HookForward, Weights, forward_of
 from mlp_interp.neurons.embeddings import expected_embedding_generate
 from mlp_interp.neurons.inputs import read_aloud, vocabulary_of
 from mlp_interp.neurons.maximize import maximize
+from mlp_interp.neurons.maximize.coordinate import Search
 from mlp_interp.neurons.maximize.gradient import ascend
 from mlp_interp.neurons.maximize.space import Space
 from mlp_interp.neurons.maximize.target import Target
@@ -67,18 +68,20 @@ def test_what_is_driven_is_what_the_model_computes(model, tokens):
             torch.testing.assert_close(lowest.of_tokens(tokens, batch_size=9)[1], -value)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("label", SITES)
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
-def test_gradients_are_those_of_the_objective(kind, architecture, label, sign):
+def test_gradients_are_those_of_the_objective(kind, architecture):
     model = kind(architecture, processing="raw", dtype=torch.float64)
-    target, space = target_of(model, label, sign=sign, read=2), space_of(model)
-    x = space.rows[space.start_tokens(3, 0)].requires_grad_()
-    (gradient,) = torch.autograd.grad(target(space.stream(x))[1].sum(), x)
-    step = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype) * 1e-5
-    with torch.no_grad():
-        up, down = (target(space.stream(x + way * step))[1] for way in (1, -1))
-    torch.testing.assert_close((up - down) / 2, (gradient * step).sum((1, 2)), atol=1e-9, rtol=1e-4)
+    space = space_of(model)
+    for label, sign in itertools.product(SITES, (1, -1)):
+        target = target_of(model, label, sign=sign, read=2)
+        x = space.rows[space.start_tokens(3, 0)].requires_grad_()
+        (gradient,) = torch.autograd.grad(target(space.stream(x))[1].sum(), x)
+        generator = torch.Generator().manual_seed(2)
+        step = torch.randn(x.shape, generator=generator, dtype=x.dtype) * 1e-5
+        with torch.no_grad():
+            up, down = (target(space.stream(x + way * step))[1] for way in (1, -1))
+        expected = (gradient * step).sum((1, 2))
+        torch.testing.assert_close((up - down) / 2, expected, atol=1e-9, rtol=1e-4)
 
 
 def test_the_climb_is_the_activation_where_the_neuron_fires_and_has_no_flats(kind):
@@ -94,28 +97,28 @@ def test_the_climb_is_the_activation_where_the_neuron_fires_and_has_no_flats(kin
     assert (down[:3].diff(dim=0) < 0).all()
 
 
-@pytest.mark.parametrize("label", ["L2N7", "L2N7.pre", "2.resid_post", "L1H2.q"])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_one_free_token_is_the_best_of_the_vocabulary(model, label, sign):
+@pytest.mark.parametrize("label", ["L2N7", "1.resid_post"])
+def test_one_free_token_is_the_best_of_the_vocabulary(model, label):
     direction, prompt = direction_for(model, label), torch.tensor([0, 7, 9])
-    found = maximize(
-        model,
-        label,
-        method="coordinate",
-        candidates=None,
-        direction=direction,
-        sign=sign,
-        length=1,
-        prompt=prompt,
-        restarts=1,
-        max_new_tokens=0,
-    )
     every = torch.cat((prompt.expand(KNOWN, -1), torch.arange(KNOWN)[:, None]), 1)
     values = activations(model, label, every, direction)
-    best = (sign * values).max(0)
-    assert found["token_id"].item() == best.indices
-    assert found["activation"].item() == pytest.approx(sign * float(best.values), abs=2e-5)
-    assert found["activation_of_tokens"].item() == found["activation"].item()
+    for sign in (1, -1):
+        found = maximize(
+            model,
+            label,
+            method="coordinate",
+            candidates=None,
+            direction=direction,
+            sign=sign,
+            length=1,
+            prompt=prompt,
+            restarts=1,
+            max_new_tokens=0,
+        )
+        best = (sign * values).max(0)
+        assert found["token_id"].item() == best.indices
+        assert found["activation"].item() == pytest.approx(sign * float(best.values), abs=2e-5)
+        assert found["activation_of_tokens"].item() == found["activation"].item()
 
 
 @pytest.mark.parametrize("position", [-1, None])
@@ -130,8 +133,8 @@ def test_two_free_tokens_are_the_best_pair(kind, position, candidates):
         length=2,
         position=position,
         vocabulary=some,
-        restarts=12,
-        steps=60,
+        restarts=8,
+        steps=24,
         max_new_tokens=0,
     )
     pairs = torch.tensor(list(itertools.product([0], some, some)))
@@ -177,9 +180,16 @@ def test_a_planted_token_is_found_by_both(processing, backend):
     model = planted(77, processing=processing, backend=backend)
     assert float(activations(model, "L0N5.pre", torch.tensor([[0, 77]]))) > 5
     top = 32**0.5  # a unit receptor on a vector of variance 1
-    for method in ("gradient", "coordinate"):
+    for method, steps in (("gradient", 60), ("coordinate", 8)):
         found = maximize(
-            model, "L0N5", method=method, length=2, restarts=2, steps=150, max_new_tokens=0
+            model,
+            "L0N5",
+            method=method,
+            length=2,
+            restarts=2,
+            steps=steps,
+            rate=0.3,
+            max_new_tokens=0,
         )
         assert (found["token_id"][:, 1] == 77).all(), method
         assert found["activation"].values == pytest.approx(top, abs=2e-2)
@@ -191,7 +201,7 @@ def test_a_planted_token_is_found_by_both(processing, backend):
 
 def test_a_neuron_that_does_not_fire_at_the_start_is_climbed(backend):
     model = planted(77, bias=-5.0, backend=backend)
-    found = maximize(model, "L0N5", length=1, restarts=3, steps=150, max_new_tokens=0)
+    found = maximize(model, "L0N5", length=1, restarts=3, steps=60, rate=0.3, max_new_tokens=0)
     assert (found["trace"][:, 0] < -2).all()  # the pre-activation; the activation is flat
     assert (found["activation"] > 0.4).all()
     assert (found["token_id"] == 77).all()
@@ -202,8 +212,8 @@ def test_a_neuron_that_does_not_fire_at_the_start_is_climbed(backend):
 
 def test_vectors_climb_beyond_tokens_and_keep_tokens_norms(model):
     options = {"length": 3, "restarts": 2, "max_new_tokens": 0}
-    found = maximize(model, "L2N7.pre", steps=60, **options)
-    text = maximize(model, "L2N7.pre", method="coordinate", candidates=40, steps=12, **options)
+    found = maximize(model, "L2N7.pre", steps=25, rate=0.3, **options)
+    text = maximize(model, "L2N7.pre", method="coordinate", candidates=24, steps=6, **options)
     assert found["activation"][0] > text["activation"][0]
     assert (found["activation"].diff("restart") <= 0).all()
     W_E = Weights.of(model).W_E[:KNOWN]
@@ -238,7 +248,14 @@ def test_staying_near_tokens(kind):
     model = kind("parallel")
     found = {
         near: maximize(
-            model, "L1N3.pre", length=3, near_tokens=near, steps=120, restarts=3, max_new_tokens=0
+            model,
+            "L1N3.pre",
+            length=3,
+            near_tokens=near,
+            steps=80,
+            rate=0.2,
+            restarts=3,
+            max_new_tokens=0,
         )
         for near in (0.0, 2.0, 200.0)
     }
@@ -445,7 +462,7 @@ def slow_mixture(model, tokens, steps, temperature):
     return torch.stack(seen), rows[0, tokens.shape[1] :]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3])
+@pytest.mark.parametrize("temperature", [0.7, 3])
 def test_mean_embeddings_are_those_of_a_slow_loop(model, temperature):
     tokens = torch.tensor([[0, 9, 60, 3]])
     found = expected_embedding_generate(model, tokens, max_new_tokens=5, temperature=temperature)
@@ -520,3 +537,22 @@ def test_mean_embeddings_on_a_model_that_only_hooks_serve(backend):
 def test_mean_embeddings_refuse(kind, options, error):
     with pytest.raises(ValueError, match=error):
         expected_embedding_generate(kind(), **{"prompt": "the", **options})
+
+
+def test_candidates_are_those_of_largest_first_order_gain(kind):
+    model = kind("parallel", dtype=torch.float64)
+    target, space = target_of(model, "L1N3.pre"), space_of(model)
+    chosen = space.start_tokens(2, 0)
+    search = Search(target, space, steps=1, candidates=8, batch_size=99, seed=0)
+    gains = search._gains(chosen, 1)
+    rows, small = space.rows, 1e-5
+    before = target(space.stream(rows[chosen]))[1]
+    for token in (3, 99, 250):
+        moved = rows[chosen].clone()
+        moved[:, 1] = torch.lerp(moved[:, 1], rows[token], small)
+        slope = (target(space.stream(moved))[1] - before) / small
+        here = gains.gather(1, chosen[:, 1:2])[:, 0]
+        torch.testing.assert_close(gains[:, token] - here, slope, atol=1e-3, rtol=1e-3)
+    tried = search._candidates(chosen, 1, torch.Generator().manual_seed(0))
+    assert tried.shape == (2, 8)
+    assert tried[:, :6].tolist() == gains.topk(6).indices.tolist()
