@@ -174,6 +174,14 @@ def test_where_the_bias_decides_alone():
     assert 0.9 < edge[2] < 1
 
 
+def test_the_stream_has_one_dimension_less_than_its_width():
+    """Three numbers without a mean lie on a circle of radius sqrt(3), four on a sphere."""
+    bias = np.array([-1.0, 0.5, 2.0])
+    of_three = activation_volume(np.full(3, 2.0), bias, 3)
+    np.testing.assert_allclose(of_three, np.arccos(-bias / (2 * np.sqrt(3))) / np.pi)
+    np.testing.assert_allclose(activation_volume(np.full(3, 2.0), bias, 4), (1 + bias / 4) / 2)
+
+
 def test_a_sphere_needs_two_dimensions():
     with pytest.raises(ValueError, match="dimension=1; wanted at least 2"):
         cap_share(0.0, 1)
