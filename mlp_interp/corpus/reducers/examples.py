@@ -9,7 +9,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, SiteReducer, State
+from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
+from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -20,7 +21,7 @@ _UNITS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopExamples(SiteReducer):
+class TopExamples(UnitReducer):
     """The largest activations of every unit, with the tokens around them.
 
     At most one of each sequence, so that one text does not take all places. Of equal activations
@@ -33,6 +34,7 @@ class TopExamples(SiteReducer):
         site: As in `SiteReducer`; a site with neurons or ``d_model``.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
+        units: As in `UnitReducer`.
 
     Its result has ``activation``, ``sequence`` and ``pos`` (layer, unit, example) and, along
     ``context`` (0 is the token itself), ``token`` and ``around``, the activation at each token.
@@ -64,12 +66,13 @@ class TopExamples(SiteReducer):
 
     def empty(self, shape: Shape) -> State:
         """No examples."""
-        (units,) = shape.units(self.site).values()
+        (units,) = self.sizes(shape).values()
         return _places((len(self.chosen(shape)), units, self.k), self.before + 1 + self.after)
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Each sequence's best among those that are kept."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
+        x = self.picked(x)
         best = x[:, self.first :].amax(1).cpu().to(mine["activation"].dtype)
         better = (best.amax(0) > mine["activation"][:, -1]).nonzero()[:, 0]
         for units in better.split(_UNITS):
@@ -85,7 +88,7 @@ class TopExamples(SiteReducer):
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The examples, best first."""
-        (unit,) = shape.units(self.site)
+        (unit,) = self.sizes(shape)
         attrs = {"long_name": f"largest activations at {self.site}", "unit": "activation"}
         dims = ("layer", unit, "example")
         return _dataset(state, dims, self.coords(shape), self.before, attrs)

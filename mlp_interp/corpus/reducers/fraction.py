@@ -11,12 +11,12 @@ from torch import Tensor
 from mlp_interp.corpus.reducers.base import (
     Batch,
     Shape,
-    SiteReducer,
     State,
     add,
     mean_and_error_of_sums,
     pieces,
 )
+from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -24,7 +24,7 @@ __all__ = ["Fraction"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fraction(SiteReducer):
+class Fraction(UnitReducer):
     """How often an activation is above a threshold: by unit, and by position of the sequence.
 
     Args:
@@ -32,6 +32,7 @@ class Fraction(SiteReducer):
         site: As in `SiteReducer`.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
+        units: As in `UnitReducer`.
 
     Its result has ``fraction`` (layer and unit; share of positions), ``by_position`` (layer and
     position; share of units), each with the standard error over sequences ``*_se``, and ``count``.
@@ -50,7 +51,7 @@ class Fraction(SiteReducer):
 
     def empty(self, shape: Shape) -> State:
         """Counts, and the sums that standard errors need."""
-        layers, units = len(self.chosen(shape)), tuple(shape.units(self.site).values())
+        layers, units = len(self.chosen(shape)), tuple(self.sizes(shape).values())
         positions = self.positions(shape)
         return {
             "sequences": torch.zeros((), dtype=torch.int64),
@@ -63,7 +64,7 @@ class Fraction(SiteReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Count, sequence by sequence."""
         row = self.row(site)
-        for part in pieces(x[:, self.first :].flatten(2)):
+        for part in pieces(self.picked(x[:, self.first :]).flatten(2)):
             # Sums of floats, as products with ones, are several times faster than sums of truth
             # values, and as exact: a sequence has fewer positions, and a layer fewer units, than
             # the 2^24 up to which single precision counts.
@@ -81,7 +82,7 @@ class Fraction(SiteReducer):
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Shares, with standard errors over sequences."""
-        units = shape.units(self.site)
+        units = self.sizes(shape)
         sequences, positions = int(state["sequences"]), self.positions(shape)
         share = {"unit": "fraction of positions"}
         among = {"unit": "fraction of units"}

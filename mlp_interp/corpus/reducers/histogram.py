@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus.reducers.base import Batch, Shape, SiteReducer, State, pieces
+from mlp_interp.corpus.reducers.base import Batch, Shape, State, pieces
+from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -16,7 +17,7 @@ __all__ = ["Histogram", "quantiles"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Histogram(SiteReducer):
+class Histogram(UnitReducer):
     """Counts of every unit's activations in bins whose width grows with their distance from zero.
 
     Between 2^low and 2^high, and the same below zero, each octave is cut into `per_octave` bins of
@@ -31,6 +32,7 @@ class Histogram(SiteReducer):
         site: As in `SiteReducer`.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
+        units: As in `UnitReducer`.
 
     Raises:
         ValueError: Options out of range, or as `SiteReducer`.
@@ -66,19 +68,19 @@ class Histogram(SiteReducer):
 
     def empty(self, shape: Shape) -> State:
         """Counts of zero."""
-        size = (len(self.chosen(shape)), *shape.units(self.site).values(), len(self.edges) - 1)
+        size = (len(self.chosen(shape)), *self.sizes(shape).values(), len(self.edges) - 1)
         return {"count": torch.zeros(size, dtype=torch.int64)}
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Sort into bins by the leading bits of the numbers themselves."""
         counts = state["count"][self.row(site)].view(-1)
-        for part in pieces(x[:, self.first :]):
+        for part in pieces(self.picked(x[:, self.first :])):
             rows = part.flatten(0, 1).flatten(1).float()
             counts += self._bins(rows, batch).bincount(minlength=len(counts)).cpu()
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The counts, with the edges of the bins."""
-        edges, units = self.edges, shape.units(self.site)
+        edges, units = self.edges, self.sizes(shape)
         counts = to_numpy(state["count"])
         variables: dict[str, Any] = {"count": (("layer", *units, "bin"), counts, {"unit": "count"})}
         coords = {
@@ -118,7 +120,7 @@ class Histogram(SiteReducer):
 def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
     """Quantiles from a `Histogram`'s result, evenly spread within each bin.
 
-    The error is at most the width of a bin: ``1 / per_octave`` of the quantile's own size, or
+    The error is at most the width of a bin: ``1 / per_octave`` of the quantile's own size, or twice
     ``2^low`` around zero. In the outermost bins, which have no width, it is their finite edge.
 
     Args:

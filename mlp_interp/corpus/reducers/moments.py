@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Batch, Shape, SiteReducer, State, pieces
+from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -15,7 +16,7 @@ __all__ = ["Mean", "Moments"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments(SiteReducer):
+class Moments(UnitReducer):
     """Mean, standard deviation, skewness, excess kurtosis, least and greatest of every unit.
 
     Central moments are kept in double precision and merged by the formulas of Chan and Pébay, so
@@ -26,6 +27,7 @@ class Moments(SiteReducer):
         site: As in `SiteReducer`.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
+        units: As in `UnitReducer`.
 
     Raises:
         ValueError: Another order, or as `SiteReducer`.
@@ -53,7 +55,7 @@ class Moments(SiteReducer):
 
     def empty(self, shape: Shape) -> State:
         """Number of entries, mean, and sums of powers of the distance from the mean."""
-        size = (len(self.chosen(shape)), *shape.units(self.site).values())
+        size = (len(self.chosen(shape)), *self.sizes(shape).values())
         sums = {f"m{power}": torch.zeros(size, dtype=torch.float64) for power in self._powers}
         return {
             "entries": torch.zeros(size[0], dtype=torch.int64),
@@ -66,7 +68,7 @@ class Moments(SiteReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Moments of the batch around its own mean, then merged."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        for part in pieces(x[:, self.first :]):
+        for part in pieces(self.picked(x[:, self.first :])):
             rows = part.flatten(0, 1)
             rows = rows.float() if rows.dtype.itemsize < 4 else rows
             found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
@@ -87,7 +89,7 @@ class Moments(SiteReducer):
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Moments over all entries; the standard deviation divides by their number less one."""
-        units = shape.units(self.site)
+        units = self.sizes(shape)
         n = state["entries"].double().view(-1, *[1] * len(units))
         variance = state["m2"] / n
         found: dict[str, Tensor] = {

@@ -1,0 +1,61 @@
+"""Reducers that can look at some of the units of a site only."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mlp_interp.corpus.reducers.base import Shape, SiteReducer
+from mlp_interp.sites import Site
+
+__all__ = ["UnitReducer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitReducer(SiteReducer):
+    """A reducer of all units of a site, or of some: then time and memory are theirs alone.
+
+    Args:
+        units: Which neurons (at ``pre`` and ``post``) or entries of the vectors; None for all.
+        site: As in `SiteReducer`.
+        layers: As in `SiteReducer`.
+        first: As in `SiteReducer`.
+
+    Raises:
+        ValueError: No, negative or repeated units; units at a site with heads; or as `SiteReducer`.
+    """
+
+    units: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.units is None:
+            return
+        object.__setattr__(self, "units", tuple(int(unit) for unit in self.units))
+        if not self.units or min(self.units) < 0 or len({*self.units}) < len(self.units):
+            raise ValueError(f"units={self.units}; wanted one or more, from 0, each once")
+        if self.site in ("q", "k", "v", "z"):
+            raise ValueError(f"units={self.units} at site={self.site!r}; wanted None: it has heads")
+
+    def sites(self, shape: Shape) -> tuple[Site, ...]:
+        """One site in each of the layers."""
+        found = super().sites(shape)
+        if self.units is not None:
+            (size,) = shape.units(self.site).values()
+            if max(self.units) >= size:
+                raise ValueError(f"units={self.units}; wanted units 0 to {size - 1}")
+        return found
+
+    def sizes(self, shape: Shape) -> dict[str, int]:
+        """Dims of the units that are looked at, with their sizes."""
+        found = shape.units(self.site)
+        return found if self.units is None else dict.fromkeys(found, len(self.units))
+
+    def picked(self, x: Tensor) -> Tensor:
+        """The units that are looked at."""
+        return x if self.units is None else x[..., list(self.units)]
+
+    def coords(self, shape: Shape) -> dict[str, Any]:
+        """Coordinates of the layers, and of the units where they are chosen."""
+        chosen = () if self.units is None else self.sizes(shape)
+        return {**super().coords(shape), **{name: list(self.units or ()) for name in chosen}}

@@ -1,0 +1,51 @@
+"""Reducers of some units: what they would say of all, at these; and what they refuse."""
+
+import re
+
+import pytest
+import torch
+import xarray as xr
+
+from mlp_interp.corpus import sweep
+from mlp_interp.corpus.reducers import Fraction, Histogram, Moments, TopExamples
+
+UNITS = (9, 2, 30)
+
+
+@pytest.mark.parametrize("kind_of", [Fraction, Histogram, Moments, TopExamples])
+@pytest.mark.parametrize("site", ["pre", "resid_post"])
+def test_some_units_are_those_of_all(kind, tokens, kind_of, site):
+    model = kind("parallel")
+    options = {"site": site, "layers": (2, 0), "first": 1}
+    every, some = (
+        next(iter(sweep(model, tokens, kind_of(**options, **more), batch_size=3, shard=2).values()))
+        for more in ({}, {"units": UNITS})
+    )
+    unit = "neuron" if site == "pre" else "d_model"
+    assert some[unit].values.tolist() == list(UNITS)
+    mine = [name for name in some.data_vars if not name.startswith("by_position")]
+    expected = every[mine].isel({unit: list(UNITS)})
+    xr.testing.assert_allclose(some[mine].drop_vars(unit), expected, rtol=1e-6)
+
+
+def test_by_position_counts_the_chosen_units(kind, tokens):
+    found = sweep(kind("parallel"), tokens, Fraction(units=(5,)))["fraction.pre"]
+    assert set(torch.tensor(found.by_position.values * len(tokens)).flatten().tolist()) <= {
+        float(n) for n in range(len(tokens) + 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": ()}, "units=(); wanted one or more"),
+        ({"units": (-1,)}, "units=(-1,); wanted one or more, from 0"),
+        ({"units": (1, 1)}, "units=(1, 1)"),
+        ({"units": (64,)}, "units=(64,); wanted units 0 to 63"),
+        ({"units": (1,), "site": "z"}, "it has heads"),
+    ],
+)
+def test_errors(kind, tokens, options, message):
+    model = kind("parallel")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep(model, tokens, Fraction(**options))
