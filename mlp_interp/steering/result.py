@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 
+from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import Weights, describe
 from mlp_interp.steering.reading import HEADS, NEURONS
 
@@ -72,7 +72,4 @@ def separation(positive: np.ndarray, negative: np.ndarray, direction: np.ndarray
     The chance that one of the first set lies further along the direction than one of the second,
     ties counting half.
     """
-    both = np.concatenate((positive, negative))
-    ranks = scipy.stats.rankdata((both * direction).sum(-1), axis=0)
-    n, m = len(positive), len(negative)
-    return (ranks[:n].sum(0) - n * (n + 1) / 2) / (n * m)
+    return auroc((positive * direction).sum(-1), (negative * direction).sum(-1))

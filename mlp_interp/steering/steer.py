@@ -96,9 +96,10 @@ class Steering:
         where: Which part of a text they are kept to.
     """
 
-    def __init__(self, model: Any, edits: Sequence[Edit], where: Where) -> None:
+    def __init__(self, model: Any, edits: Sequence[Any], where: str) -> None:
         """Check what can be checked before there is a text."""
-        self.edits, self.where = tuple(edits), where
+        self.edits: tuple[Edit, ...] = tuple(edits)
+        self.where = where
         self._weights = Weights.of(model)
         for n, edit in enumerate(self.edits):
             if not isinstance(edit, Edit):

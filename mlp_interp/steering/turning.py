@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat, SupportsInt
+from typing import Any, SupportsFloat, SupportsInt
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ class _Read:
     n_layers: int | None
 
     @classmethod
-    def of(cls, direction: xr.DataArray) -> "_Read":
+    def of(cls, direction: Any) -> "_Read":
         if not isinstance(direction, xr.DataArray):
             raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
         site = direction.attrs.get("site")

@@ -1,0 +1,207 @@
+"""Texts continued with edits or without, each from a seed of its own."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits.applying import Applier, Where, check_where, confined
+from mlp_interp.edits.generate import Sampling
+from mlp_interp.edits.selection import axes
+from mlp_interp.models import Weights
+from mlp_interp.prompts.texts import Texts
+from mlp_interp.prompts.tokenizing import token_strings
+
+__all__ = ["Continued", "Continuing", "Eos", "check_edits", "text_of"]
+
+Eos = int | Literal["model"] | None
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What was added to prompts.
+
+    Attributes:
+        tokens: New token ids ``[prompt, sample, new]``; after the end -1.
+        length: How many tokens each text has, with the one that ended it, ``[prompt, sample]``.
+    """
+
+    tokens: np.ndarray
+    length: np.ndarray
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """How texts are continued.
+
+    Attributes:
+        n: Texts for each prompt.
+        seed: Of the draws.
+        max_new_tokens: New tokens at most.
+        temperature: 0 for the likeliest token.
+        top_k: Draw among so many.
+        where: Which part of a text the edits are kept to.
+        eos: What ends a text.
+        batch_size: Texts that run at once.
+
+    Raises:
+        ValueError: One of them is out of range, or several texts are to be drawn at temperature 0.
+    """
+
+    n: int
+    seed: int
+    max_new_tokens: int
+    temperature: float | int
+    top_k: int | None
+    where: Where
+    eos: Eos
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        Sampling(self.temperature, self.top_k, self.seed, 1)
+        check_where(self.where)
+        for name in ("n", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; wanted at least 1")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n={self.n} with temperature=0, where all samples are the same; wanted n=1 or a "
+                "temperature above 0"
+            )
+
+    def seeds(self, texts: Texts) -> list[list[int]]:
+        """A seed for every prompt and sample.
+
+        It depends on the prompt itself, not on its place among others. Where a prompt comes
+        several times, each time has other seeds.
+        """
+        seen: Counter[tuple[int, ...]] = Counter()
+        found = []
+        for row in texts.rows:
+            keys = [(self.seed, seen[row], sample, row) for sample in range(self.n)]
+            found.append([_digest(key) for key in keys])
+            seen[row] += 1
+        return found
+
+    def batches(self, texts: Texts) -> list[list[tuple[int, int]]]:
+        """Which prompts and samples run at once: prompts of one length."""
+        found = []
+        for part, _, _ in texts.batches(len(texts)):
+            pairs = [(prompt, sample) for prompt in part for sample in range(self.n)]
+            size = self.batch_size
+            found += [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        return found
+
+    def run(
+        self,
+        runner: Runner,
+        texts: Texts,
+        pairs: Sequence[tuple[int, int]],
+        seeds: Sequence[Sequence[int]],
+        edits: Sequence[Edit],
+    ) -> Tensor:
+        """New tokens ``[pair, new]`` of one batch; -1 after the end."""
+        rows = torch.tensor([texts.rows[prompt] for prompt, _ in pairs])
+        new = runner.generate(
+            rows.to(runner.weights.device),
+            edits=edits,
+            where=self.where,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            seed=[seeds[prompt][sample] for prompt, sample in pairs],
+            eos=self.eos,
+        ).new.cpu()
+        found = torch.full((len(pairs), self.max_new_tokens), -1)
+        found[:, : new.shape[1]] = new
+        end = self.end(runner.weights.model)
+        if end is not None:
+            ended = (found == end).cumsum(1) - (found == end).long() > 0
+            found[ended] = -1
+        return found
+
+    def gathered(self, texts: Texts, pieces: Sequence[Tensor]) -> Continued:
+        """The texts of all batches."""
+        tokens = np.full((len(texts), self.n, self.max_new_tokens), -1)
+        for pairs, piece in zip(self.batches(texts), pieces, strict=True):
+            for (prompt, sample), row in zip(pairs, piece.numpy(), strict=True):
+                tokens[prompt, sample] = row
+        return Continued(tokens, (tokens >= 0).sum(-1))
+
+    def all(self, runner: Runner, texts: Texts, edits: Sequence[Edit]) -> Continued:
+        """Continue all prompts."""
+        seeds = self.seeds(texts)
+        batches = self.batches(texts)
+        return self.gathered(texts, [self.run(runner, texts, b, seeds, edits) for b in batches])
+
+    def end(self, model: Any) -> int | None:
+        """The token that ends a text."""
+        if self.eos == "model":
+            return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
+        return self.eos
+
+    def check(self, weights: Weights, texts: Texts, edits: Sequence[Edit]) -> None:
+        """Refuse what some prompt has no room for, and edits that do not fit.
+
+        Raises:
+            ValueError: Naming what does not fit.
+        """
+        context, longest = int(weights.model.cfg.n_ctx), max(map(len, texts.rows))
+        if longest + self.max_new_tokens > context:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} after {longest} tokens exceeds the model's "
+                f"context of {context}"
+            )
+        end, size = self.end(weights.model), weights.W_E.shape[0]
+        if end is not None and not 0 <= end < size:
+            raise ValueError(f"eos={end}; wanted a token id from 0 to {size - 1}, 'model' or None")
+        if self.where == "new" and self.max_new_tokens == 1:
+            raise ValueError(
+                "max_new_tokens=1 with where='new', where no new token is read; wanted at least 2"
+            )
+        for length in sorted({len(row) for row in texts.rows}):
+            last = length + self.max_new_tokens - 1
+            placed = [confined(edit, self.where, length, last) for edit in edits]
+            Applier(placed, weights, (1, length), longest=last)
+
+
+def check_edits(edits: Any) -> tuple[Edit, ...]:
+    """One or several edits, none of which has values of its own for each prompt.
+
+    Raises:
+        ValueError: There are none, one is no edit, or its value has an axis of prompts.
+    """
+    listed = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    if not listed:
+        raise ValueError("edits is empty; wanted at least one edit to compare with none")
+    for n, edit in enumerate(listed):
+        if not isinstance(edit, Edit):
+            raise ValueError(f"edits[{n}]={edit!r}; wanted an Edit")
+        whole = 3 + ("units" in axes(edit.site.name) and edit.site.name not in ("pre", "post"))
+        for value in edit.values:
+            if isinstance(value, Tensor) and value.ndim == whole and value.shape[0] > 1:
+                raise ValueError(
+                    f"edits[{n}] at {edit.site.label!r} has values for {value.shape[0]} prompts; "
+                    "wanted the same for all, because prompts are run in groups"
+                )
+    return listed
+
+
+def text_of(tokenizer: Any, ids: Sequence[int], *, end: int | None = None) -> str:
+    """Tokens as text, without what ended it and what comes after."""
+    kept = [int(token) for token in ids if token >= 0]
+    if end is not None and kept and kept[-1] == end:
+        kept.pop()
+    if tokenizer is None:
+        return " ".join(token_strings(None, kept))
+    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+
+def _digest(key: tuple[Any, ...]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
