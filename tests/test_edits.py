@@ -718,6 +718,42 @@ def test_draws_come_again_from_their_seed(kind, backend, tokens):
     assert not torch.equal(greedy, first)
 
 
+def test_rows_draw_for_themselves(kind, tokens):
+    """A text depends on its own seed: not on its neighbours, nor on how many there are."""
+    runner = Runner.of(kind())
+    draw = lambda rows, seed: (
+        runner.generate(rows, max_new_tokens=8, temperature=1.0, seed=seed, eos=None).tokens
+    )
+    seeds = [5, 0, 2**40, 5]
+    together = draw(tokens, seeds)
+    for row, seed in enumerate(seeds):
+        one = tokens[row : row + 1]
+        assert torch.equal(draw(one, [seed]), together[row : row + 1])
+        assert torch.equal(draw(one, seed), together[row : row + 1])
+    assert torch.equal(draw(tokens.flip(0), seeds[::-1]), together.flip(0))
+    same = draw(tokens[:1].expand(4, -1), seeds)
+    assert torch.equal(same[0], same[3])
+    assert len({tuple(row) for row in same.tolist()}) == 3
+    assert len({tuple(row) for row in draw(tokens[:1].expand(4, -1), 5).tolist()}) == 4
+
+
+def test_edits_do_not_shift_the_draws(kind, tokens):
+    """A nearly zero edit leaves drawn texts, and one at the first step alone all later numbers."""
+    runner = Runner.of(kind())
+    draw = lambda edits: (
+        runner.generate(
+            tokens[:, :5], edits=edits, max_new_tokens=8, temperature=1.0, seed=3, eos=None
+        ).new
+    )
+    assert torch.equal(draw([]), draw([Edit.add("1.resid_post", 1e-7)]))
+    # All logits equal: what is drawn is the numbers alone, from the second step on.
+    blank = Edit.scale("2.resid_post", 0.0)
+    swayed = Edit.set("2.resid_post", 50 * runner.unembed.directions(torch.tensor(7)), positions=4)
+    first, second = draw([blank]), draw([blank, swayed])
+    assert not torch.equal(first[:, 0], second[:, 0])
+    assert torch.equal(first[:, 1:], second[:, 1:])
+
+
 def test_draws_follow_the_models_probabilities(kind):
     """Two thousand draws of one token, within four standard errors; top-k keeps its k."""
     model = kind()
@@ -772,6 +808,9 @@ def test_texts_end_where_their_end_comes(kind, backend, tokens):
         ({"temperature": -0.1}, "temperature=-0.1; wanted a number from 0"),
         ({"temperature": float("nan")}, "temperature=nan; wanted a number from 0"),
         ({"top_k": 0}, "top_k=0; wanted at least 1, or None"),
+        ({"seed": -1}, "seed=-1; wanted integers from 0"),
+        ({"seed": [1, 2, -3, 4]}, r"seed=\[1, 2, -3, 4\]; wanted integers from 0"),
+        ({"seed": [1, 2]}, "seed has 2 entries for 4 rows; wanted as many"),
         ({"eos": 300}, "eos=300; wanted a token id from 0 to 299"),
         ({"where": "old"}, "where='old'; wanted 'all', 'prompt' or 'new'"),
         ({"edits": [Edit.set("1.mlp", 0.0, positions=[12])]}, "wanted indices from -9 to 11"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,23 +43,38 @@ class Generation:
 class Sampling:
     """How a next token is chosen from logits.
 
+    Each row draws from a stream of random numbers of its own. The stream goes on by as much at
+    every step, so that two texts with one seed meet the same numbers at the same step, whatever
+    their edits, and whatever is run beside them.
+
     Args:
         temperature: 0 for the most likely one; else what logits are divided by.
         top_k: How many of the most likely tokens to draw from; None for all.
-        seed: Of the draws.
+        seed: Of the draws: one for all rows, which differ by their place, or one for each row,
+            which draws as if it were the first.
+        rows: How many rows there will be.
 
     Raises:
         ValueError: One of them is out of range.
     """
 
-    def __init__(self, temperature: float | int, top_k: int | None, seed: int) -> None:
+    def __init__(
+        self, temperature: float | int, top_k: int | None, seed: int | Sequence[int], rows: int
+    ) -> None:
         """Check the options."""
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature={temperature}; wanted a number from 0")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; wanted at least 1, or None")
+        pairs = (
+            [(seed, n) for n in range(rows)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        )
+        if len(pairs) != rows:
+            raise ValueError(f"seed has {len(pairs)} entries for {rows} rows; wanted as many")
+        if any(number < 0 for number, _ in pairs):
+            raise ValueError(f"seed={seed}; wanted integers from 0")
         self._temperature, self._top_k = temperature, top_k
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generators = [_stream(*pair) for pair in pairs] if temperature else []
 
     def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch 1"]:
         """One token for each row."""
@@ -69,8 +85,18 @@ class Sampling:
         if self._top_k is not None and self._top_k < scores.shape[-1]:
             least = scores.topk(self._top_k).values[:, -1:]
             scores = scores.masked_fill(scores < least, -torch.inf)
-        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
-        return drawn.to(logits.device)
+        # Of exponential waiting times with rates p the shortest is that of token v with probability
+        # p_v. And while two distributions are close, the same numbers mostly give the same token.
+        waits = torch.empty_like(scores)
+        for row, generator in zip(waits, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        tiny = torch.finfo(waits.dtype).tiny
+        return (scores - waits.clamp_min(tiny).log()).argmax(-1, keepdim=True).to(logits.device)
+
+
+def _stream(seed: int, row: int) -> torch.Generator:
+    words = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 
 
 def generate(

@@ -190,7 +190,7 @@ class Runner:
         max_new_tokens: int = 20,
         temperature: float | int = 0.0,
         top_k: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         eos: int | Literal["model"] | None = "model",
         remember: bool = True,
     ) -> Generation:
@@ -207,7 +207,9 @@ class Runner:
             temperature: 0 takes the most likely token; else what the logits are divided by before
                 one is drawn.
             top_k: Draw among the so many most likely tokens only; None for all.
-            seed: Of the draws. torch's own random state is neither read nor changed.
+            seed: Of the draws: one for all rows, or one for each. A row draws numbers of its own:
+                with its own seed the same ones whatever else is in the batch and whatever is
+                edited. torch's own random state is neither read nor changed.
             eos: The token that ends a text: ``"model"`` for the tokenizer's, None for no end. A
                 text that has ended is filled up with it, until all have.
             remember: Keep keys and values of what has been read, so that a step runs one position
@@ -228,7 +230,7 @@ class Runner:
             >>> runner.generate(prompt, edits=[steer], max_new_tokens=4, eos=None).tokens.shape
             torch.Size([1, 7])
         """
-        sampling = Sampling(temperature, top_k, seed)
+        sampling = Sampling(temperature, top_k, seed, len(tokens))
         return generate(
             self.forward,
             self.unembed,
