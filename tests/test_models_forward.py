@@ -1,6 +1,7 @@
 """Weights, the lean forward and its stand-in through hooks agree with the model itself."""
 
 import dataclasses
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,20 @@ import reference
 import torch
 from random_models import HAS_HOOKED
 
-from mlp_interp.models import Forward, HookForward, UnsupportedModel, Weights, forward_of
+from mlp_interp.models import (
+    Forward,
+    HookForward,
+    UnsupportedModel,
+    Weights,
+    forward_of,
+    portable,
+)
 from mlp_interp.models import engine as engine_module
 from mlp_interp.models import forward as forward_module
 from mlp_interp.models.forward import Memory
 from mlp_interp.models.rotary import Rotary
 from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
 
 OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
 ENGINES = {"lean": Forward.of, "hooks": lambda model: HookForward(Weights.of(model))}
@@ -293,3 +302,30 @@ def test_hooks_do_not_take_what_is_run_for_padding(kind, backend):
         assert torch.equal(forward.run(middle, start=1), expected)
     finally:
         tokenizer.padding_side, tokenizer.pad_token = before
+
+
+def test_a_portable_forward_pass_gives_the_same_bits(model, tokens):
+    """Also after pickling, which models of the library do not all survive."""
+    forward = forward_of(model)
+    if not isinstance(forward, Forward):
+        pytest.skip("the lean forward does not serve this model")
+    sent = pickle.loads(pickle.dumps(portable(forward)))
+    mine, theirs = {}, {}
+    for passed, seen in ((forward, mine), (sent, theirs)):
+
+        def observe(name, layer, x, seen=seen):
+            seen[name, layer] = x
+            return x
+
+        with torch.no_grad():
+            final = passed.run(passed.embed(tokens), observe=observe)
+            seen["logits", 0] = Unembed.of(passed.weights.model).logits(final)
+    assert mine.keys() == theirs.keys()
+    for place, value in mine.items():
+        assert torch.equal(value, theirs[place]), place
+    checked = sent.weights.checked(tokens)
+    assert torch.equal(checked, tokens)
+    with pytest.raises(ValueError, match="wanted ids from 0"):
+        sent.weights.checked(torch.full((1, 2), 10_000))
+    again = portable(sent, "cpu")
+    assert torch.equal(again.run(again.embed(tokens)), sent.run(sent.embed(tokens)))

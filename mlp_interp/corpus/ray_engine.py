@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.corpus.shards import Plan, States, reduce_shard
-from mlp_interp.models import forward_of
+from mlp_interp.models import Forward, HookForward, portable
 from mlp_interp.results import to_numpy
 
 __all__ = ["reduce_on_ray"]
@@ -17,12 +17,12 @@ __all__ = ["reduce_on_ray"]
 _RETRIES = 3
 """How many workers may die over one shard before the sweep gives up: it may be what kills them."""
 
-# In a worker: the model it has, under the name that the sweep gave it.
-_models: dict[str, Any] = {}
+# In a worker: the forward pass it has, under the name that the sweep gave it.
+_known: dict[str, Forward | HookForward] = {}
 
 
 def reduce_on_ray(
-    model: Any,
+    forward: Forward | HookForward,
     plan: Plan,
     tokens: Int[Tensor, "sequence pos"],
     todo: Sequence[int],
@@ -32,7 +32,7 @@ def reduce_on_ray(
     """Reduce shards on the cluster; they come as they are finished, not far out of order.
 
     Args:
-        model: The model; it is put into the cluster's store once.
+        forward: The model's forward pass; it is put into the cluster's store once.
         plan: What to do.
         tokens: The whole corpus, of which each task gets its shard.
         todo: Numbers of the shards.
@@ -41,6 +41,7 @@ def reduce_on_ray(
 
     Raises:
         ImportError: Ray is not installed.
+        TypeError: The model is one that runs through its own hooks and cannot be sent.
         ValueError: What `reduce_shard` raises.
         RuntimeError: Several workers died over one shard.
     """
@@ -51,7 +52,7 @@ def reduce_on_ray(
             num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="WARNING"
         )
     try:
-        yield from _tasks(ray, model, plan, tokens, todo, workers, resources)
+        yield from _tasks(ray, forward, plan, tokens, todo, workers, resources)
     finally:
         if started:
             ray.shutdown()
@@ -59,14 +60,14 @@ def reduce_on_ray(
 
 def _tasks(
     ray: Any,
-    model: Any,
+    forward: Forward | HookForward,
     plan: Plan,
     tokens: Tensor,
     todo: Sequence[int],
     workers: int | None,
     resources: Mapping[str, Any],
 ) -> Iterator[tuple[int, States]]:
-    handle = ray.put(model)
+    handle = ray.put(portable(forward) if isinstance(forward, Forward) else forward)
     options = {"max_retries": _RETRIES, **resources}
     work = ray.remote(_work).options(**options)
     threads = torch.get_num_threads()
@@ -81,7 +82,7 @@ def _tasks(
         while waiting and len(running) + len(finished) < 2 * window and len(running) < window:
             index = waiting.pop()
             rows = to_numpy(tokens[plan.rows(index)])
-            # In a list, or Ray would hand the model itself to every task.
+            # In a list, or Ray would hand the whole forward pass to every task.
             task = work.remote([handle], handle.hex(), plan, rows, index, threads)
             running[task] = index
         ready, _ = ray.wait(list(running), num_returns=1)
@@ -96,16 +97,17 @@ def _tasks(
 def _work(
     handle: list[Any], name: str, plan: Plan, tokens: np.ndarray, index: int, threads: int
 ) -> States:
-    """In a worker: one shard, on the model that it has got with the first."""
+    """In a worker: one shard, with the forward pass that it has got with the first."""
     import ray
 
     # As many threads as where it was called: numbers then are the same to the last bit.
     torch.set_num_threads(threads)
-    if name not in _models:
-        _models.clear()
-        model: Any = ray.get(handle[0])
-        _models[name] = model.to("cuda") if ray.get_gpu_ids() else model
-    return reduce_shard(forward_of(_models[name]), plan, torch.from_numpy(tokens.copy()), index)
+    if name not in _known:
+        _known.clear()
+        forward: Any = ray.get(handle[0])
+        gpu = bool(ray.get_gpu_ids()) and isinstance(forward, Forward)
+        _known[name] = portable(forward, "cuda") if gpu else forward
+    return reduce_shard(_known[name], plan, torch.from_numpy(tokens.copy()), index)
 
 
 def _get(ray: Any, task: Any, index: int) -> States:

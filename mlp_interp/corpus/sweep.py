@@ -102,7 +102,7 @@ def sweep(
     with bar:
         todo = [n for n in range(done, plan.shards) if n not in kept.kept()]
         if engine == "ray":
-            found = reduce_on_ray(model, plan, tokens, todo, workers, resources or {})
+            found = reduce_on_ray(forward, plan, tokens, todo, workers, resources or {})
         else:
             found = ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in todo)
         for merged in _in_order(plan, found, kept, done, states):

@@ -9,6 +9,7 @@ used, so a model with a feature that is not implemented here is refused instead 
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,12 @@ __all__ = ["Forward", "Memory", "Observer", "UnsupportedModel", "keep"]
 Observer = Callable[[str, int, Tensor], Tensor]
 """Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
 
+_gelu_tanh = partial(F.gelu, approximate="tanh")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
     "relu": F.relu,
 }
 

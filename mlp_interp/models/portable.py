@@ -1,0 +1,64 @@
+"""A forward pass that can be sent to another process: numbers only, no hooks."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from mlp_interp.models.forward import Forward, Projections
+
+__all__ = ["portable"]
+
+_CONFIG = (
+    *("model_name", "normalization_type", "n_layers", "n_heads", "d_model", "d_head", "d_mlp"),
+    *("n_ctx", "eps", "act_fn", "parallel_attn_mlp", "positional_embedding_type"),
+    *("use_attn_scale", "attn_scale"),
+)
+
+
+@torch.no_grad()
+def portable(forward: Forward, device: str | torch.device | None = None) -> Forward:
+    """The same forward pass on weights of its own, which pickle can take.
+
+    Models of TransformerLens hold closures (`TransformerBridge`) and much that a forward pass does
+    not need. What comes back has embeddings, folded blocks, rotary tables and the readout; it gives
+    the same numbers to the last bit on the same kind of processor.
+
+    Args:
+        forward: A lean forward pass.
+        device: Where to put it; None leaves it where it is. Elsewhere it is a copy.
+    """
+    weights = forward.weights
+    target = weights.device if device is None else torch.device(device)
+    numbers: dict[str, Any] = {
+        "W_E": weights.W_E.to(target),
+        "W_U": weights.W_U.to(target),
+        "b_U": weights.b_U.to(target),
+        "ln_final": SimpleNamespace(
+            w=weights.ln_final.w.to(target), b=weights.ln_final.b.to(target)
+        ),
+    }
+    if weights.has_pos_embed:
+        numbers["pos_embed"] = SimpleNamespace(W_pos=weights.W_pos.to(target))
+    cfg = weights.model.cfg
+    config = SimpleNamespace(**{name: getattr(cfg, name) for name in _CONFIG})
+    attention = SimpleNamespace(**_rotary_tables(forward, target))
+    model = SimpleNamespace(cfg=config, blocks=[SimpleNamespace(attn=attention)], **numbers)
+    blocks = [
+        Projections(**{name: value.to(target) for name, value in vars(block).items()})
+        for block in forward.blocks
+    ]
+    return Forward(type(weights)(model), blocks)
+
+
+def _rotary_tables(forward: Forward, device: torch.device) -> dict[str, Any]:
+    """Cosines and sines of every position, as `Forward.rotary` reads them."""
+    weights = forward.weights
+    positions = torch.arange(int(weights.model.cfg.n_ctx), device=weights.device)
+    rotary = forward.rotary(positions, like=weights.W_E)
+    if rotary.cos is None or rotary.sin is None:
+        return {}
+    return {
+        "rotary_cos": rotary.cos.squeeze(1).to(device),
+        "rotary_sin": rotary.sin.squeeze(1).to(device),
+    }

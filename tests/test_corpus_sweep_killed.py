@@ -1,0 +1,140 @@
+"""Sweeps that are killed, on one process and on Ray: nothing is lost and no bit changes."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_models import BACKENDS, VOCABULARY
+
+from mlp_interp.corpus import sweep
+from mlp_interp.corpus.reducers import Fraction, Histogram, Loss, Moments, TopExamples
+
+REDUCERS = [Fraction(), Moments(order=4), Histogram(), TopExamples(k=3), Loss()]
+
+
+@pytest.fixture
+def many():
+    return torch.randint(VOCABULARY, (96, 12), generator=torch.Generator().manual_seed(3))
+
+
+def same(found, wanted):
+    for name in wanted:
+        for variable in wanted[name].variables:
+            np.testing.assert_array_equal(
+                found[name][variable].values, wanted[name][variable].values, err_msg=name
+            )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ten_kills_lose_nothing(kind, many, tmp_path):
+    """Killed ten times at random moments, the sweep ends with the bits of one that was not."""
+    model = kind()
+    options = {"batch_size": 2, "shard": 3}
+    wanted = sweep(model, many, REDUCERS, **options)
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds each time
+    rng, done = random.Random(0), []
+    start = time.perf_counter()
+    sweep(model, many, REDUCERS, **options)
+    whole = time.perf_counter() - start
+    for _ in range(10):
+        child = fork.Process(
+            target=sweep, args=(model, many, REDUCERS), kwargs={**options, "checkpoint": tmp_path}
+        )
+        child.start()
+        time.sleep(rng.uniform(0, whole / 6))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        done.append(_shards_done(tmp_path))
+    assert done == sorted(done)  # it never goes back
+    same(sweep(model, many, REDUCERS, checkpoint=tmp_path, **options), wanted)
+    assert _shards_done(tmp_path) == 32
+
+
+def _shards_done(folder: Path) -> int:
+    from safetensors import safe_open
+
+    files = list(folder.rglob("merged.safetensors"))
+    if not files:
+        return 0
+    with safe_open(files[0], framework="pt") as file:
+        return int(file.metadata()["shards"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillsItsWorker(Fraction):
+    """Kills the process that comes to one sequence, once (or always)."""
+
+    marker: str = ""
+    always: bool = False
+
+    def finish(self, state, batch):
+        super().finish(state, batch)
+        if batch.first <= 40 < batch.first + len(batch.tokens):
+            if not self.always and Path(self.marker).exists():
+                return
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    environment = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+class TestRay:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_two_workers_give_the_same_bits_as_one_process(self, cluster, kind, backend, many):
+        model = kind("parallel", backend)
+        options = {"batch_size": 4, "shard": 10}
+        wanted = sweep(model, many, REDUCERS, **options)
+        found = sweep(model, many, REDUCERS, engine="ray", workers=2, **options)
+        same(found, wanted)
+
+    def test_a_killed_worker_is_survived(self, cluster, kind, many, tmp_path):
+        model, options = kind(), {"batch_size": 4, "shard": 10}
+        marker = tmp_path / "killed"
+        wanted = sweep(model, many, {"fraction": Fraction()}, **options)
+        kills = {"fraction": KillsItsWorker(marker=str(marker))}
+        found = sweep(model, many, kills, engine="ray", checkpoint=tmp_path / "kept", **options)
+        assert marker.exists()
+        same(found, wanted)
+
+    def test_what_goes_wrong_in_a_worker_is_said(self, cluster, kind, many):
+        bad = many.clone()
+        bad[50, 2] = VOCABULARY
+        with pytest.raises(ValueError, match="tokens hold 300; wanted ids from 0 to 299"):
+            sweep(kind(), bad, Fraction(), engine="ray", batch_size=4, shard=10)
+
+    def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
+        self, cluster, kind, many, tmp_path
+    ):
+        model, options = kind(), {"batch_size": 4, "shard": 10}
+        marker = str(tmp_path / "killed")
+        kills = {"fraction": KillsItsWorker(marker=marker, always=True)}
+        with pytest.raises(RuntimeError, match="workers died over shard 4"):
+            sweep(model, many, kills, engine="ray", checkpoint=tmp_path / "kept", **options)
+        assert _shards_done(tmp_path) == 4
+
+
+def test_ray_is_optional(kind, many, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'mlp-interp\[ray\]'"):
+        sweep(kind(), many, Fraction(), engine="ray")
