@@ -4,20 +4,26 @@ A neuron reads the normalised stream through its *receptor* (its column of ``W_i
 fires, adds its *value vector* (its row of ``W_out``) to the stream.
 """
 
+from mlp_interp.neurons.activity import activity as activity
+from mlp_interp.neurons.activity import outliers as outliers
 from mlp_interp.neurons.embeddings import (
     expected_embedding_generate as expected_embedding_generate,
 )
 from mlp_interp.neurons.maximize import maximize as maximize
 from mlp_interp.neurons.similar import antipodal_pairs as antipodal_pairs
 from mlp_interp.neurons.similar import nearest_neurons as nearest_neurons
+from mlp_interp.neurons.updates import update_shares as update_shares
 from mlp_interp.neurons.weights import neuron_weights as neuron_weights
 from mlp_interp.neurons.weights import promoted_tokens as promoted_tokens
 
 __all__ = [
+    "activity",
     "antipodal_pairs",
     "expected_embedding_generate",
     "maximize",
     "nearest_neurons",
     "neuron_weights",
+    "outliers",
     "promoted_tokens",
+    "update_shares",
 ]
