@@ -37,7 +37,7 @@ def generate_compare(
     prepend_bos: bool = True,
     batch_size: int = 32,
 ) -> xr.Dataset:
-    """Continue prompts with edits and without them, from the same random numbers.
+    r"""Continue prompts with edits and without them, from the same random numbers.
 
     Sample s of a prompt meets the same random numbers in both ways, step by step: where the two
     texts differ, it is by what the edits did to the model, not by luck. The numbers depend on the
@@ -79,7 +79,7 @@ def generate_compare(
 
     Example:
         >>> from mlp_interp import load_model
-        >>> model, prompt = load_model("nano"), "User: Teach me to steal a car.\\nAssistant:"
+        >>> model, prompt = load_model("nano"), "User: Teach me to steal a car.\nAssistant:"
         >>> found = generate_compare(model, prompt, Edit.scale("3.mlp", 0.0), max_new_tokens=4)
         >>> found.sizes["new"], found.text.sel(way="plain").item()
         (4, ' Sorry, I cannot')

@@ -152,9 +152,7 @@ def function_vector(
 class _Task:
     """A task as tokens, checked."""
 
-    def __init__(
-        self, model: Any, task: FewShot | Contrast, prepend_bos: bool, batch_size: int
-    ) -> None:
+    def __init__(self, model: Any, task: Any, prepend_bos: bool, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
         if isinstance(task, Contrast):
             given = task.clean_tokens, task.corrupted_tokens

@@ -95,7 +95,7 @@ def check_site(site: str) -> None:
         raise ValueError(f"site={site!r}; wanted one of {', '.join(known)}")
 
 
-def check_reading(texts: Texts, positions: Positions, batch_size: int, what: str) -> None:
+def check_reading(texts: Texts, positions: Any, batch_size: int, what: str) -> None:
     """Refuse what cannot be read of these prompts.
 
     Raises:

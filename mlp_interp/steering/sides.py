@@ -31,7 +31,7 @@ class Sides:
         site: str,
         layers: int | Sequence[int] | None,
         heads: int | Sequence[int] | None,
-        positions: Positions,
+        positions: Any,
         batch_size: int,
         prepend_bos: bool,
     ) -> None:

@@ -188,6 +188,7 @@ class _Read:
         values = torch.from_numpy(np.array(direction.values, dtype=np.float64))
         heads = tuple(map(int, direction["head"].values)) if "head" in dims else None
         n_layers = direction.attrs.get("n_layers")
+        n_layers = None if n_layers is None else int(n_layers)  # a file gives numpy's
         return cls(site, dict(zip(layers, values, strict=True)), heads, n_layers)
 
     def at(self, layer: int | Sequence[int] | None) -> list[tuple[int, Tensor]]:
