@@ -9,17 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
-from mlp_interp.ablation.effects import account, next_tokens
+from mlp_interp.ablation.effects import account
 from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.ablation.neurons import neuron_effects
-from mlp_interp.ablation.streams import (
-    chunks,
-    joined,
-    read_changes,
-    stream_change,
-    stream_scale,
-)
 from mlp_interp.metrics import Effects
+from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
+from mlp_interp.metrics.stream import stream_change, stream_scale
 from mlp_interp.models import Weights
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site

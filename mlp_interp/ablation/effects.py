@@ -4,24 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.metrics import Effects
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.sites import Site, component_coords
 
-__all__ = ["MEASURES", "account", "group_coords", "next_tokens"]
+__all__ = ["MEASURES", "account", "group_coords"]
 
 MEASURES = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
 """The measures of an ablation and their units."""
-
-
-def next_tokens(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """The token that follows each position; -1 after the last."""
-    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
 def group_coords(groups: Mapping[str, Sequence[Site]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the normalised stream changes when something is taken out of it."""
+"""Effects of changes of many rows of a stream, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.metrics import Effects, LogitChange, rows_for
-from mlp_interp.metrics.stream import stream_change, stream_scale
+from mlp_interp.metrics.change import Effects, LogitChange, rows_for
 from mlp_interp.unembed import Unembed
 
-__all__ = ["chunks", "clean_loss", "joined", "read_changes", "stream_change", "stream_scale"]
+__all__ = ["chunks", "clean_loss", "joined", "next_tokens", "read_changes"]
 
 T = TypeVar("T")
 
@@ -23,6 +22,11 @@ def chunks(groups: Sequence[T], rows: int, d_model: int) -> Iterator[Sequence[T]
     size = max(1, _CHANGES // (rows * d_model))
     for start in range(0, len(groups), size):
         yield groups[start : start + size]
+
+
+def next_tokens(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """The token that follows each position; -1 after the last."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
 def joined(pieces: Sequence[Effects], dim: int = 0) -> Effects:
