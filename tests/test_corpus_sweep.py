@@ -1,5 +1,9 @@
 """Sweeps: every reducer equals the same numbers computed with everything in memory."""
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,7 +11,7 @@ import torch
 from random_models import KINDS, VOCABULARY, unchecked
 from reference import full_cache
 
-from mlp_interp.corpus import Corpus, sweep
+from mlp_interp.corpus import Corpus, open_corpus, sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
     CoActivation,
@@ -477,3 +481,30 @@ def _batch(x):
     from mlp_interp.models import Weights
 
     return Batch(torch.zeros(x.shape[:2], dtype=torch.long), 0, Weights(None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resident(Fraction):
+    """Notes how much memory the process holds while a sweep goes on."""
+
+    def finish(self, state, batch):
+        super().finish(state, batch)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        _RESIDENT.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+_RESIDENT: list[float] = []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_a_million_tokens_in_flat_memory(kind, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    Corpus(torch.randint(VOCABULARY, (16_000, 64), generator=generator)).save(tmp_path / "ids.npy")
+    corpus = open_corpus(tmp_path / "ids.npy")
+    reducers = [_Resident(), Moments(site="mlp_out"), Histogram(layers=(1,)), TopExamples(k=3)]
+    _RESIDENT.clear()
+    found = sweep(kind(), corpus, reducers, batch_size=128, shard=1024, checkpoint=tmp_path / "kept")
+    assert int(found["_resident.pre"].attrs["sequences"]) == 16_000
+    settled = _RESIDENT[len(_RESIDENT) // 10 :]
+    # What may grow is the corpus' own map: 4 MB of ids.
+    assert max(settled) - settled[0] < 16
