@@ -15,7 +15,8 @@ from mlp_interp.prompts.tokenizing import tokenizer_of
 
 __all__ = ["Prompts", "Texts", "texts_of"]
 
-Prompts = str | Sequence[str] | Int[Tensor, "prompt pos"]
+# Without names: two sets of prompts need not be as many, nor as long.
+Prompts = str | Sequence[str] | Int[Tensor, "_ _"]
 
 
 @dataclass(frozen=True)
