@@ -9,12 +9,22 @@ from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
 from mlp_interp.plots._importance import direct_vs_total, importance
+from mlp_interp.plots._neurons import (
+    activation_fractions,
+    activity_by_position,
+    receptor_value,
+)
 from mlp_interp.plots._norms import norms
+from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
 from mlp_interp.plots._trace import causal_trace
+from mlp_interp.plots._updates import update_shares
 
 __all__ = [
+    "activation_fractions",
+    "activation_histogram",
+    "activity_by_position",
     "attribution",
     "causal_trace",
     "direct_vs_total",
@@ -26,5 +36,7 @@ __all__ = [
     "norms",
     "patching",
     "ranges",
+    "receptor_value",
     "sources",
+    "update_shares",
 ]
