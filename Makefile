@@ -53,6 +53,8 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/run.py
 	$(VENV)/bin/python tests/bench/patching.py
 	$(VENV)/bin/python tests/bench/gradients.py
+	$(VENV)/bin/python tests/bench/sweep.py
+	$(VENV)/bin/python tests/bench/sweep.py --ray
 
 notebook: $(VENV)/.installed ## JupyterLab on the demos
 	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[notebook]'

@@ -1,8 +1,10 @@
 from . import gradients as gradients
 from . import metrics as metrics
+from . import neurons as neurons
 from . import paths as paths
 from . import plots as plots
 from . import prompts as prompts
+from . import steering as steering
 from . import views as views
 from .ablation import ablate_direct as ablate_direct
 from .ablation import ablate_ranges as ablate_ranges
@@ -14,6 +16,7 @@ from .attribution import top as top
 from .corpus import Corpus as Corpus
 from .corpus import load_corpus as load_corpus
 from .corpus import open_corpus as open_corpus
+from .corpus import sweep as sweep
 from .edits import Edit as Edit
 from .edits import Runner as Runner
 from .gradients import attribution_patch as attribution_patch
@@ -32,4 +35,5 @@ from .residual import norms as norms
 from .results import load as load
 from .results import save as save
 from .sites import Site as Site
+from .steering import steer as steer
 from .unembed import Unembed as Unembed

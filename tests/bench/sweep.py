@@ -95,6 +95,33 @@ def cached(model: Any, tokens: torch.Tensor, size: int, every: bool) -> torch.Te
     return total
 
 
+def with_workers(model: Any, tokens: torch.Tensor, size: int, repeats: int) -> None:
+    """Print how throughput grows from one worker to two, one thread each, on a running cluster."""
+    import ray
+
+    torch.set_num_threads(1)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    reducers = (Fraction(), Moments())
+    options = {"batch_size": size, "shard": size}
+    ways: dict[str, Callable[[], Any]] = {
+        "local": lambda: sweep(model, tokens, reducers, **options),
+        "one worker": lambda: sweep(model, tokens, reducers, engine="ray", workers=1, **options),
+        "two workers": lambda: sweep(model, tokens, reducers, engine="ray", workers=2, **options),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if turn:  # the first call of anything is slow
+                times[name].append(time.perf_counter() - start)
+    ray.shutdown()
+    for name, taken in times.items():
+        ratio = statistics.median(b / t for b, t in zip(times["local"], taken, strict=True))
+        rate = tokens.numel() / statistics.median(taken)
+        print(f"{ratio:6.2f}x  {rate:7.0f} tokens/s  {name}, one thread each")
+
+
 def main() -> None:
     """Print throughput of each way relative to the bare body, and peak memory."""
     parser = argparse.ArgumentParser()
@@ -104,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--everything", action="store_true", help="the library's full cache too")
+    parser.add_argument("--ray", action="store_true", help="one and two workers of one thread too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = directory(options.shape, Path(folder))
@@ -129,6 +157,9 @@ def main() -> None:
     }
     if options.everything:
         ways["run_with_cache, all: fraction"] = lambda: cached(model, tokens, size, every=True)
+    if options.ray:
+        with_workers(model, tokens, size, options.repeats)
+        return
     for run in ways.values():  # the first call of anything is slow
         run()
     times: dict[str, list[float]] = {name: [] for name in ways}
