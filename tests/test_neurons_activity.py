@@ -293,7 +293,7 @@ def test_positions_and_samples_and_layers(kind, many):
     model = kind()
     found = update_shares(model, many, first=2, sample=3, layers=[2, 0], points=[4])
     assert found.layer.values.tolist() == [2, 0]
-    assert found.attrs["tokens"] == 7 * 3
+    assert found.attrs["entries"] == 7 * 3
     slow = slow_shares(model, many, "activation", [4], first=2, sample=3)
     for layer in (2, 0):
         mean = slow[layer]["cosine"].mean()
@@ -301,7 +301,7 @@ def test_positions_and_samples_and_layers(kind, many):
         length = np.linalg.norm(slow[layer]["update"].mean(0))
         np.testing.assert_allclose(found.virtual_bias_norm.sel(layer=layer), length, rtol=1e-4)
     with_bos = update_shares(model, many, first=0, points=[4])
-    assert with_bos.attrs["tokens"] == 63
+    assert with_bos.attrs["entries"] == 63
     assert not np.allclose(with_bos.cosine, update_shares(model, many, points=[4]).cosine)
 
 
@@ -381,6 +381,9 @@ def test_nano_keeps_its_beginning_apart(nano):
     np.testing.assert_array_equal(inner, without.by_position)
     assert without.attrs["data"].startswith("nano")
     assert "reducer" not in without.attrs
+    shares = update_shares(nano, corpus, points=[1], sample=2)
+    assert shares.attrs["entries"] == 16 * 16
+    assert shares.attrs["tokens"] == 16 * 32
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ class UpdateShares(SiteReducer):
             "level": self.level,
             "first": self.first,
             "sample": self.sample,
-            "tokens": int(state["tokens"][0]),
+            "entries": int(state["tokens"][0]),
             "without_direction": int((tokens - torch.from_numpy(counted[:, 0])).sum()),
         }
         coords = {**self.coords(shape), "k": [*self.points]}
