@@ -508,3 +508,25 @@ def test_a_million_tokens_in_flat_memory(kind, tmp_path):
     settled = _RESIDENT[len(_RESIDENT) // 10 :]
     # What may grow is the corpus' own map: 4 MB of ids.
     assert max(settled) - settled[0] < 16
+
+
+@pytest.mark.parametrize("kinds", [KINDS[0], KINDS[-1]], ids="-".join)
+def test_hooks_on_the_model_are_in_force(kind, kinds, many):
+    """A model that somebody holds edits on is swept as it is then, and left alone."""
+    model = kind(*kinds)
+    name = Site("mlp_out", 0).hook_name
+
+    def silence(x, hook=None):
+        return 0 * x
+
+    plain = sweep(model, many, Fraction())["fraction.pre"]
+    with model.hooks(fwd_hooks=[(name, silence)]):
+        found = sweep(model, many, [Fraction(), Loss()], batch_size=4)
+        early = sweep(model, many, Fraction(layers=(1,)), batch_size=4)["fraction.pre"]
+        cache = full_cache(model, many)
+    assert found["fraction.pre"].attrs["engine"] == "hooks"
+    pre = torch.stack([cache[Site("pre", layer).hook_name] for layer in range(3)])
+    wanted = (pre > 0).sum((1, 2))
+    np.testing.assert_array_equal(found["fraction.pre"]["count"], wanted)
+    np.testing.assert_array_equal(early["count"], wanted[1:2])
+    assert not (plain["count"][1:] == wanted[1:].numpy()).all()
