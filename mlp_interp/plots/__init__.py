@@ -18,6 +18,7 @@ from mlp_interp.plots._norms import norms
 from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
+from mlp_interp.plots._steering import dose_response
 from mlp_interp.plots._trace import causal_trace
 from mlp_interp.plots._updates import update_shares
 
@@ -28,6 +29,7 @@ __all__ = [
     "attribution",
     "causal_trace",
     "direct_vs_total",
+    "dose_response",
     "edges",
     "estimate",
     "heads",

@@ -1,9 +1,9 @@
 """A sweep over layers and coefficients: its cells, and what is computed of each."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 import torch
@@ -61,9 +61,9 @@ class Grid:
         cls,
         direction: Any,
         layers: int | Sequence[int] | None,
-        coefficients: Sequence[float],
+        coefficients: Iterable[SupportsFloat],
         positions: Indices,
-        action: Action,
+        action: Any,
     ) -> "Grid":
         """Check what was given."""
         if action not in ("add", "project_out"):
@@ -77,17 +77,18 @@ class Grid:
             )
         if not {*values} - {0.0}:
             raise ValueError(f"coefficients={values}; wanted at least one besides 0")
-        add(direction, 0.0, layer=layers if layers is not None else _layers(direction))
-        listed = _layers(direction) if layers is None else np.atleast_1d(layers)
+        found = tuple(_layers(direction))
+        if layers is not None:
+            found = tuple(int(n) for n in np.atleast_1d(layers))
+        add(direction, 0.0, layer=found)
         at = None if positions is None else tuple(int(p) for p in np.atleast_1d(list_of(positions)))
-        found = tuple(int(n) for n in listed)
         return cls(direction, found, tuple(sorted({0.0, *values})), at, action)
 
     def cells(self) -> list[Cell]:
         """All but those of coefficient 0, layer by layer."""
         return [self._cell(n, c) for n in self.layers for c in self.coefficients if c]
 
-    def laid_out(self, clean: Any, steered: Sequence[Any]) -> np.ndarray:
+    def laid_out(self, clean: Any, steered: Iterable[Any]) -> np.ndarray:
         """Values of the clean cell and of `cells`, as ``[layer, coef, ...]``."""
         values = iter(steered)
         rows = [[next(values) if c else clean for c in self.coefficients] for _ in self.layers]
@@ -122,7 +123,9 @@ def list_of(positions: Any) -> Any:
 
 
 def _layers(direction: Any) -> list[int]:
-    if not isinstance(direction, xr.DataArray) or "layer" not in direction.coords:
+    if not isinstance(direction, xr.DataArray):
+        raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
+    if "layer" not in direction.coords:
         return [0]  # `add` says what is wrong with it
     return [int(n) for n in np.atleast_1d(direction["layer"].values)]
 

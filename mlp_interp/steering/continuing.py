@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.edits import Edit, Runner
-from mlp_interp.edits.applying import Applier, Where, check_where, confined
+from mlp_interp.edits.applying import Applier, check_where, confined
 from mlp_interp.edits.generate import Sampling
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
@@ -59,7 +59,7 @@ class Continuing:
     max_new_tokens: int
     temperature: float | int
     top_k: int | None
-    where: Where
+    where: Any
     eos: Eos
     batch_size: int
 
@@ -193,7 +193,7 @@ def check_edits(edits: Any) -> tuple[Edit, ...]:
     return listed
 
 
-def text_of(tokenizer: Any, ids: Sequence[int], *, end: int | None = None) -> str:
+def text_of(tokenizer: Any, ids: Iterable[Any], *, end: int | None = None) -> str:
     """Tokens as text, without what ended it and what comes after."""
     kept = [int(token) for token in ids if token >= 0]
     if end is not None and kept and kept[-1] == end:

@@ -1,27 +1,27 @@
 """Effect against cost as a direction is turned up: layer by layer, coefficient by coefficient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
-import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
 from mlp_interp.edits import Runner
 from mlp_interp.edits.applying import Applier, Where, check_where
-from mlp_interp.metrics import Metric, finite
+from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
-from mlp_interp.results import to_numpy, tokens_of
-from mlp_interp.steering.cells import CLEAN, Action, Cell, Grid, costs, readings, texts_in
+from mlp_interp.results import tokens_of
+from mlp_interp.steering.cells import CLEAN, Action, Cell, Grid, costs
 from mlp_interp.steering.continuing import Continuing, Eos, text_of
 from mlp_interp.steering.dose_result import Limits, check_names, dose_result
 from mlp_interp.steering.kept import Kept
-from mlp_interp.steering.scores import TextScore, scored
+from mlp_interp.steering.scores import TextScore
 from mlp_interp.steering.turning import Indices
+from mlp_interp.steering.values import count_pieces, read_metrics, score_texts
 
 __all__ = ["dose_response"]
 
@@ -30,7 +30,7 @@ def dose_response(
     model: Any,
     prompts: Prompts,
     direction: xr.DataArray,
-    coefficients: Sequence[float | int],
+    coefficients: Iterable[SupportsFloat],
     metrics: Mapping[str, Metric | TextScore],
     *,
     layers: int | Sequence[int] | None = None,
@@ -101,7 +101,7 @@ def dose_response(
         `cost_perplexity_ratio`, each with its `…_se` over sequences; along ``metric``: `useful`;
         `useful_low` and `useful_high`, the lowest and highest useful coefficient of each layer (NaN
         for none); `best_layer` (-1 for none), `best_coef` and `best_effect`, where the effect of a
-        useful coefficient is largest, either way.
+        useful coefficient is largest, either way (of equal ones, where KL is least).
 
     Raises:
         ValueError: Something is empty, out of range or does not fit the model; a metric gives other
@@ -140,12 +140,12 @@ def dose_response(
     }
     cells = [CLEAN, *grid.cells()]
     with tqdm(
-        total=_pieces(texts, how, tokens, len(cells), read, score), disable=not progress
+        total=count_pieces(texts, how, tokens, len(cells), read, score), disable=not progress
     ) as b:
         folder = checkpoint and Path(checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
         kept = Kept(Path(folder) if folder else None, b.update)
-        values = _read(runner, texts, read, cells, kept=kept, batch_size=batch_size)
-        scores, written = _write(runner, texts, how, score, cells, kept=kept)
+        values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=batch_size)
+        scores, written = score_texts(runner, texts, how, score, cells, kept=kept)
         cost = None
         if len(tokens):
             cost = costs(runner, tokens, cells[1:], kept=kept, batch_size=batch_size)
@@ -213,67 +213,3 @@ def _corpus(
     for cell in cells:
         Applier(cell.everywhere, weights, (1, tokens.shape[1]))
     return tokens, data
-
-
-def _read(
-    runner: Runner,
-    texts: Texts,
-    metrics: Mapping[str, Metric],
-    cells: Sequence[Cell],
-    *,
-    kept: Kept,
-    batch_size: int,
-) -> dict[str, list[np.ndarray]]:
-    """Metrics of the prompts, of each cell ``[prompt]``."""
-    if not metrics:
-        return {}
-    listed = list(metrics.values())
-    streams = readings(runner, texts, listed, cells, kept=kept, batch_size=batch_size)
-    device, model = runner.weights.device, runner.weights.model
-    found, first, each = {}, 0, torch.arange(len(texts), device=device)
-    for name, metric in metrics.items():
-        own = slice(first, first + len(metric.positions))
-        first = own.stop
-        with torch.no_grad():
-            reader = metric.reader(model, streams[0][:, own].to(device))
-            values = [reader(stream[:, own].to(device), each) for stream in streams]
-        for cell, value in zip(cells, values, strict=True):
-            finite(metric, "clean" if cell is CLEAN else "steered", value)
-        found[name] = [to_numpy(value).astype(float) for value in values]
-    return found
-
-
-def _write(
-    runner: Runner,
-    texts: Texts,
-    how: Continuing,
-    scores: Mapping[str, TextScore],
-    cells: Sequence[Cell],
-    *,
-    kept: Kept,
-) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
-    """Scores of each cell's texts ``[prompt]``, and the texts ``[prompt, sample]``."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in scores}
-    written: list[np.ndarray] = []
-    end, tokenizer = how.end(runner.weights.model), getattr(runner.weights.model, "tokenizer", None)
-    for cell in cells if scores else ():
-        tokens = texts_in(runner, texts, how, cell, kept=kept)
-        said = [text_of(tokenizer, row, end=end) for row in tokens.reshape(-1, tokens.shape[-1])]
-        for name, score in scores.items():
-            found[name].append(scored(name, score, said).reshape(len(texts), -1).mean(-1))
-        written.append(np.array(said, dtype=object).reshape(len(texts), -1))
-    return found, written
-
-
-def _pieces(
-    texts: Texts,
-    how: Continuing,
-    tokens: torch.Tensor,
-    cells: int,
-    read: Mapping[str, Metric],
-    score: Mapping[str, TextScore],
-) -> int:
-    """How many pieces there are to compute."""
-    batches = len(list(texts.batches(how.batch_size))) * bool(read)
-    batches += len(how.batches(texts)) * bool(score)
-    return cells * (batches + -(-len(tokens) // how.batch_size))

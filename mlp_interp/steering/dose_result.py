@@ -43,7 +43,7 @@ class Limits:
     kl: float | None
 
     @classmethod
-    def of(cls, perplexity: float | None, kl: float | None, *, costed: bool) -> "Limits":
+    def of(cls, perplexity: Any, kl: Any, *, costed: bool) -> "Limits":
         """Check what was given; by default the perplexity is limited."""
         given = {"limit_perplexity": perplexity, "limit_kl": kl}
         for name, value in given.items():
@@ -124,10 +124,9 @@ def dose_result(
     if cost is not None:
         variables |= _of_cost(grid, cost)
         about |= {**limits.attrs(), **_clean(cost)}
-    norms = np.sqrt((grid.direction.astype(float) ** 2).sum(_own_dims(grid.direction)))
-    by_layer = dict(
-        zip(np.atleast_1d(grid.direction["layer"].values), norms.values.flat, strict=True)
-    )
+    squares = (grid.direction.astype(float) ** 2).sum(_own_dims(grid.direction))
+    norms = np.sqrt(np.atleast_1d(squares.values)).tolist()
+    by_layer = dict(zip(np.atleast_1d(grid.direction["layer"].values).tolist(), norms, strict=True))
     result = xr.Dataset(
         variables,
         coords={
@@ -135,7 +134,7 @@ def dose_result(
             "coef": list(grid.coefficients),
             "prompt": np.arange(len(prompts)),
             "prompt_text": ("prompt", np.array(prompts, dtype=object).astype(str)),
-            "direction_norm": ("layer", [float(by_layer[n]) for n in grid.layers]),
+            "direction_norm": ("layer", [by_layer[n] for n in grid.layers]),
         },
         attrs={
             **about,
@@ -204,7 +203,7 @@ def _with_useful(result: xr.Dataset, metrics: Sequence[str], limits: Limits) -> 
         values.ravel()
         for values in np.meshgrid(result["layer"].values, result["coef"].values, indexing="ij")
     )
-    best: list[tuple[int, float, float]] = []
+    best: list[tuple[Any, ...]] = []
     for sizes, fine in zip(
         effect.reshape(len(metrics), -1), useful.reshape(len(metrics), -1), strict=True
     ):

@@ -50,7 +50,7 @@ class TextScore:
 
     unit: str = field(default="share", kw_only=True)
 
-    def __call__(self, texts: list[str]) -> Sequence[float]:
+    def __call__(self, texts: list[str]) -> Any:
         """One number a text.
 
         Args:
@@ -80,7 +80,7 @@ class Keywords(TextScore):
         object.__setattr__(self, "words", _checked(words, "words"))
         object.__setattr__(self, "unit", "share")
 
-    def __call__(self, texts: list[str]) -> Sequence[float]:
+    def __call__(self, texts: list[str]) -> Any:
         """As `TextScore`."""
         pattern = _pattern(self.words)
         return [float(bool(pattern.search(_plain(text)))) for text in texts]
@@ -111,7 +111,7 @@ class Refusal(TextScore):
         object.__setattr__(self, "phrases", _checked(phrases, "phrases"))
         object.__setattr__(self, "unit", "share")
 
-    def __call__(self, texts: list[str]) -> Sequence[float]:
+    def __call__(self, texts: list[str]) -> Any:
         """As `TextScore`."""
         pattern = _pattern(self.phrases)
         return [float(bool(pattern.match(_plain(text).lstrip(" \t\r\n\"'*-")))) for text in texts]
@@ -132,7 +132,7 @@ class Score(TextScore):
 
     function: Callable[[list[str]], Any]
 
-    def __call__(self, texts: list[str]) -> Sequence[float]:
+    def __call__(self, texts: list[str]) -> Any:
         """As `TextScore`."""
         return self.function(texts)
 

@@ -4,8 +4,9 @@ Each function takes plain values and returns a `View`, which shows itself in Jup
 page as you like), and gives a stand-alone page as `view.html()`.
 """
 
+from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._page import View
 from mlp_interp.views._tokens import token_values, tokens
 
-__all__ = ["View", "attention", "token_values", "tokens"]
+__all__ = ["Comparison", "View", "attention", "compare", "token_values", "tokens"]
