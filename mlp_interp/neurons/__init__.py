@@ -9,7 +9,9 @@ from mlp_interp.neurons.activity import outliers as outliers
 from mlp_interp.neurons.embeddings import (
     expected_embedding_generate as expected_embedding_generate,
 )
+from mlp_interp.neurons.evidence import verify_neuron as verify_neuron
 from mlp_interp.neurons.maximize import maximize as maximize
+from mlp_interp.neurons.page import neuron_page as neuron_page
 from mlp_interp.neurons.similar import antipodal_pairs as antipodal_pairs
 from mlp_interp.neurons.similar import nearest_neurons as nearest_neurons
 from mlp_interp.neurons.updates import update_shares as update_shares
@@ -22,8 +24,10 @@ __all__ = [
     "expected_embedding_generate",
     "maximize",
     "nearest_neurons",
+    "neuron_page",
     "neuron_weights",
     "outliers",
     "promoted_tokens",
     "update_shares",
+    "verify_neuron",
 ]

@@ -72,4 +72,4 @@ def separation(positive: np.ndarray, negative: np.ndarray, direction: np.ndarray
     The chance that one of the first set lies further along the direction than one of the second,
     ties counting half.
     """
-    return auroc((positive * direction).sum(-1), (negative * direction).sum(-1))
+    return np.asarray(auroc((positive * direction).sum(-1), (negative * direction).sum(-1)))
