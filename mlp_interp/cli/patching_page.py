@@ -1,19 +1,16 @@
 """The page of `mlp-interp patch`: the figures and the pairs, in one file that needs no network."""
 
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
-import plotly.graph_objects as go
-import plotly.offline
 import xarray as xr
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mlp_interp import plots
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.display import contrast_html
-from mlp_interp.report.page import POLICY
-from mlp_interp.views.bundle import UNPACK, pack, script_safe, to_json
+from mlp_interp.views.bundle import script_safe
+from mlp_interp.views.document import render_document
 
 HEADINGS = {
     "stream": "Streams and outputs",
@@ -56,19 +53,15 @@ def write(
 
 def render(results: dict[str, xr.Dataset], contrast: Contrast, lines: list[str]) -> str:
     """The page as HTML: every text is escaped by the template, all data by `script_safe`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     source = resources.files("mlp_interp.cli").joinpath("patching.html")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
     first = next(iter(results.values()))
     attrs = first.attrs
-    return template.render(
+    return render_document(
+        source.read_text(encoding="utf-8"),
         title=f"Patching {attrs['model']}: {attrs['task']}",
         provenance=", ".join(
             str(attrs[key]) for key in ("model", "revision", "processing", "data") if key in attrs
         ),
-        policy=POLICY,
-        style=Markup(_shared("style.css")),
-        script=Markup(UNPACK + _shared("page.js")),
         what=WHAT[attrs["direction"]],
         lines=lines,
         left_out=int((first["clean"] == first["corrupted"]).sum()),
@@ -78,9 +71,6 @@ def render(results: dict[str, xr.Dataset], contrast: Contrast, lines: list[str])
         everything=max(float(result["check_everything"]) for result in results.values()),
         nothing=max(float(result["check_nothing"]) for result in results.values()),
         unit=attrs["unit"],
-        colophon=f"mlp_interp {metadata.version('mlp-interp')}",
-        plotly=pack(plotly.offline.get_plotlyjs()),
-        look=Markup(to_json(_look())),
     )
 
 
@@ -95,12 +85,3 @@ def _section(family: str, result: xr.Dataset) -> dict[str, object]:
         "json": Markup(script_safe(str(figure.to_json()))),
         "height": height,
     }
-
-
-def _look() -> dict:
-    """The template that all figures share, once."""
-    return go.Figure(layout_template="plotly_white").to_plotly_json()["layout"]["template"]
-
-
-def _shared(name: str) -> str:
-    return resources.files("mlp_interp.report").joinpath(name).read_text(encoding="utf-8")

@@ -14,13 +14,9 @@ from mlp_interp import plots, views
 from mlp_interp.report.content import Content
 from mlp_interp.report.examples import Example
 from mlp_interp.report.summary import Summary, with_error
-from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack, script_safe, to_json
+from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack, script_safe
+from mlp_interp.views.document import POLICY, look, shared
 
-# The browser itself refuses every request: whatever a corpus holds, this page stays by itself.
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; font-src data:"
-)
 WHAT = {"mlp": "MLPs", "attn": "attention", "both": "both"}
 CONTENTS = [
     ("card", "Model and data"),
@@ -64,8 +60,8 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         title=f"What does each sub-update of {attrs['model']} do?",
         provenance=", ".join([*_named(attrs), str(content.corpus.get("data", "corpus"))]),
         policy=POLICY,
-        style=Markup(_text("style.css")),
-        script=Markup(UNPACK + MOUNT + _text("page.js")),
+        style=Markup(shared("style.css") + _text("style.css")),
+        script=Markup(UNPACK + MOUNT + shared("page.js")),
         summary=summary,
         largest=largest,
         contents=CONTENTS,
@@ -77,7 +73,7 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         colophon=f"mlp_interp {metadata.version('mlp-interp')}. {made}".strip(),
         plotly=pack(plotly.offline.get_plotlyjs()),
         circuitsvis=circuitsvis(),
-        look=Markup(_look()),
+        look=look(),
     )
 
 
@@ -138,12 +134,6 @@ def _example(example: Example) -> dict[str, Any]:
             ).fragment()
         ),
     }
-
-
-def _look() -> str:
-    """The template that all figures share, once."""
-    template = go.Figure(layout_template="plotly_white").to_plotly_json()["layout"]["template"]
-    return to_json(template)
 
 
 def _drawing(figure: go.Figure, title: str = "", **layout: Any) -> Drawing:

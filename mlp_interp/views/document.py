@@ -1,0 +1,72 @@
+"""Self-contained HTML pages: one head, look and way to draw figures for all of them."""
+
+from collections.abc import Callable, Mapping
+from importlib import metadata, resources
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.offline
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from mlp_interp.views.bundle import UNPACK, pack, to_json
+
+__all__ = ["POLICY", "look", "render_document", "shared"]
+
+# The browser itself refuses every request: whatever a corpus holds, a page stays by itself.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:"
+)
+
+
+def render_document(
+    template: str,
+    *,
+    title: str,
+    provenance: str,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    **context: Any,
+) -> str:
+    """A complete document without any reference to another file or server.
+
+    Every text is escaped by the template; data for scripts goes through `script_safe`.
+
+    Args:
+        template: Jinja source that extends ``document.html`` and fills its blocks ``style``,
+            ``content`` and ``footer``. A figure is an element of class ``plot`` that holds a script
+            of JSON.
+        title: Of the page; plain text.
+        provenance: What was measured on what; plain text.
+        filters: For the template, besides Jinja's own.
+        **context: What the template shows.
+    """
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        loader=DictLoader({"document.html": shared("document.html")}),
+    )
+    environment.filters |= dict(filters or {})
+    return environment.from_string(template).render(
+        title=title,
+        provenance=provenance,
+        policy=POLICY,
+        style=Markup(shared("style.css")),
+        script=Markup(UNPACK + shared("page.js")),
+        colophon=f"mlp_interp {metadata.version('mlp-interp')}",
+        plotly=pack(plotly.offline.get_plotlyjs()),
+        look=look(),
+        **context,
+    )
+
+
+def look() -> Markup:
+    """The template that all figures of a page share, once."""
+    template = go.Figure(layout_template="plotly_white").to_plotly_json()["layout"]["template"]
+    return Markup(to_json(template))
+
+
+def shared(name: str) -> str:
+    """A file that pages share: ``document.html``, ``style.css``, ``page.js``."""
+    return resources.files("mlp_interp.views").joinpath(name).read_text(encoding="utf-8")
