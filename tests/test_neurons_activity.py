@@ -184,7 +184,7 @@ def test_activity_is_saved_and_loaded(kind, many, tmp_path):
 
 
 def slow_shares(model, tokens, order, points, first=1, sample=1):
-    """Token by token, neuron by neuron."""
+    """Token by token, with every sub-update as a vector."""
     post = everything(model, tokens, "post")[:, :, first::sample]
     rows = []
     for layer in range(LAYERS):
@@ -197,16 +197,15 @@ def slow_shares(model, tokens, order, points, first=1, sample=1):
                 size = np.abs(a) * (np.linalg.norm(W, axis=-1) if order == "norm" else 1)
                 parts = parts[np.argsort(-size, kind="stable")]
                 total = parts.sum(0)
-                running, curve = np.zeros(len(total)), [0.0]
-                for part in parts:
-                    running = running + part
-                    curve.append(running @ total / np.linalg.norm(running) / np.linalg.norm(total))
+                running = parts.cumsum(0)
+                lengths = np.linalg.norm(running, axis=-1) * np.linalg.norm(total)
+                curve = [0.0, *(running @ total / lengths)]
                 row["curve"].append(curve)
                 row["cosine"].append([curve[k] for k in points])
                 projected = [a[n] * W[n] @ total / (total @ total) for n in np.flatnonzero(a < 0)]
                 row["negative"].append(sum(projected))
-                lengths = np.abs(a) * np.linalg.norm(W, axis=-1)
-                row["norms"].append(lengths[a < 0].sum() / lengths.sum())
+                norms = np.abs(a) * np.linalg.norm(W, axis=-1)
+                row["norms"].append(norms[a < 0].sum() / norms.sum())
                 row["update"].append(total)
         rows.append({name: np.array(value) for name, value in row.items()} | {"bias": bias})
     return rows
@@ -349,6 +348,16 @@ def test_tokens_without_an_update_are_left_out(kind, many):
     mean = (one[0].mean() + one[1, 2:].mean()) / 2
     np.testing.assert_allclose(found.cosine.sel(k=1)[0], mean, rtol=1e-6)
     assert found.needed_median[0] > 1
+
+
+def test_the_median_of_an_even_number_is_the_lower_one():
+    shape = mi.corpus.reducers.Shape(2, 4, 32, 8, 64, 300, 5)
+    reducer = UpdateShares(points=(1,))
+    state = reducer.empty(shape)
+    state["needed_by_tokens"][0, [2, 6]] = 1
+    state["needed_by_tokens"][1, [2, 6, 7]] = 1
+    state["tokens"] += torch.tensor([2, 3])
+    assert reducer.result(state, shape).needed_median.values.tolist() == [2, 6]
 
 
 def test_equal_sizes_are_ordered_by_number():

@@ -116,39 +116,11 @@ class UpdateShares(SiteReducer):
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Means with errors over sequences; what is constant in the update."""
-        variables: dict[str, Any] = {}
-        for name, (unit, about) in _ABOUT.items():
-            sums, squares = state[name], state[f"{name}_squares"]
-            mean, error = zip(
-                *(
-                    mean_and_error_of_sums(*row)
-                    for row in zip(sums, squares, state["sequences"], strict=True)
-                ),
-                strict=True,
-            )
-            dims = ("layer", "k") if name == "cosine" else ("layer",)
-            attrs = {"unit": unit, "long_name": f"{about}; mean over tokens"}
-            variables[name] = (dims, np.stack(mean), attrs)
-            variables[f"{name}_se"] = (dims, np.stack(error), {"unit": unit})
         counts = to_numpy(state["needed_by_tokens"])
-        counted = counts.sum(-1, keepdims=True)
-        median = (counts.cumsum(-1) * 2 >= counted).argmax(-1)
+        counted = counts.sum(-1)
+        median = (counts.cumsum(-1) * 2 >= counted[:, None]).argmax(-1)
+        variables = _means(state) | _constant(state, torch.from_numpy(counted))
         variables["needed_median"] = ("layer", median, {"unit": "neurons"})
-        tokens = state["tokens"].double()
-        update, square = state["update"] / tokens[:, None], state["square"] / tokens
-        explained = update.square().sum(-1) / square
-        towards = torch.cosine_similarity(state["direction"], update, dim=-1)
-        length = state["direction"].norm(dim=-1) / torch.from_numpy(counted[:, 0])
-        for name, value, unit, about in (
-            ("virtual_bias", update, "activation", "mean update over tokens, without b_out"),
-            ("virtual_bias_norm", update.norm(dim=-1), "L2 norm", "norm of the virtual bias"),
-            ("update_rms", square.sqrt(), "L2 norm", "root mean square norm of an update"),
-            ("explained", explained, "fraction", "share of the mean square that is constant"),
-            ("varying", 1 - explained, "fraction", "share of the mean square that varies"),
-            ("virtual_bias_cosine", towards * length, "cosine", "update and virtual bias, mean"),
-        ):
-            dims = ("layer", "d_model")[: value.ndim]
-            variables[name] = (dims, to_numpy(value), {"unit": unit, "long_name": about})
         attrs = {
             "long_name": "neurons behind an MLP's update (without b_out)",
             "unit": "see each variable",
@@ -157,7 +129,7 @@ class UpdateShares(SiteReducer):
             "first": self.first,
             "sample": self.sample,
             "entries": int(state["tokens"][0]),
-            "without_direction": int((tokens - torch.from_numpy(counted[:, 0])).sum()),
+            "without_direction": int(state["tokens"].sum()) - int(counted.sum()),
         }
         coords = {**self.coords(shape), "k": [*self.points]}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
@@ -213,3 +185,42 @@ def _add_means(
         mean = mean / counted[some].view(-1, *[1] * (mean.ndim - 1))
         add(mine[name], mean.sum(0))
         add(mine[f"{name}_squares"], mean.square().sum(0))
+
+
+def _means(state: State) -> dict[str, Any]:
+    """Means over sequences with their errors, layer by layer: each has its own count."""
+    variables: dict[str, Any] = {}
+    for name, (unit, about) in _ABOUT.items():
+        rows = zip(state[name], state[f"{name}_squares"], state["sequences"], strict=True)
+        mean, error = zip(*(mean_and_error_of_sums(*row) for row in rows), strict=True)
+        dims = ("layer", "k") if name == "cosine" else ("layer",)
+        attrs = {"unit": unit, "long_name": f"{about}; mean over tokens"}
+        variables[name] = (dims, np.stack(mean), attrs)
+        variables[f"{name}_se"] = (dims, np.stack(error), {"unit": unit})
+    return variables
+
+
+def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, Any]:
+    """What updates have in common: their mean, and its share in them."""
+    tokens = state["tokens"].double()
+    update, square = state["update"] / tokens[:, None], state["square"] / tokens
+    explained = update.square().sum(-1) / square
+    # The mean of cosines to one vector is the product of the mean direction with it.
+    towards = torch.cosine_similarity(state["direction"], update, dim=-1)
+    cosine = towards * state["direction"].norm(dim=-1) / counted
+    found = (
+        ("virtual_bias", update, "activation", "mean update over tokens, without b_out"),
+        ("virtual_bias_norm", update.norm(dim=-1), "L2 norm", "norm of the virtual bias"),
+        ("update_rms", square.sqrt(), "L2 norm", "root mean square norm of an update"),
+        ("explained", explained, "fraction", "share of the mean square that is constant"),
+        ("varying", 1 - explained, "fraction", "share of the mean square that varies"),
+        ("virtual_bias_cosine", cosine, "cosine", "update and virtual bias, mean over tokens"),
+    )
+    return {
+        name: (
+            ("layer", "d_model")[: value.ndim],
+            to_numpy(value),
+            {"unit": unit, "long_name": about},
+        )
+        for name, value, unit, about in found
+    }

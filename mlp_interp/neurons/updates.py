@@ -77,7 +77,7 @@ def update_shares(
           update; with all neurons it is 1;
         - ``needed``: how many reach the cosine `level`. The point that first does is found, then
           the number by bisection between it and the point before; ``needed_median`` is the median
-          over tokens;
+          over tokens (of an even number of them the lower);
         - ``negative_share``: the sum of the sub-updates with negative activation (of GELU's
           negative part), projected onto the update, over the update's length. It is negative where
           they work against the update; with ``positive_share`` it makes 1;
@@ -112,7 +112,7 @@ def update_shares(
     weights = Weights.of(model)
     chosen = checked_layers(weights, layers)
     reducer = UpdateShares(
-        points=_doubling(weights.d_mlp) if points is None else tuple(points),
+        points=doubling(weights.d_mlp) if points is None else tuple(points),
         order=order,
         level=level,
         sample=sample,
@@ -131,18 +131,16 @@ def update_shares(
         workers=workers,
         resources=resources,
     )["shares"]
-    del found.attrs["reducer"]
-    return found.merge(_with_bias(weights, found)).assign_attrs(
-        found.attrs | {"analysis": "update_shares"}
-    )
+    return finished(weights, found)
 
 
-def _doubling(most: int) -> tuple[int, ...]:
+def doubling(most: int) -> tuple[int, ...]:
     """1, 2, 4 and so on, up to `most` and with it."""
     return (*(2**i for i in range(most.bit_length()) if 2**i < most), most)
 
 
-def _with_bias(weights: Weights, found: xr.Dataset) -> xr.Dataset:
+def finished(weights: Weights, found: xr.Dataset) -> xr.Dataset:
+    """What `UpdateShares` found, with what the output bias adds to it."""
     layers = found["layer"].values.tolist()
     bias = torch.stack([weights.parameter(layer, "b_out").cpu().double() for layer in layers])
     update = torch.from_numpy(found["virtual_bias"].values)
@@ -154,10 +152,12 @@ def _with_bias(weights: Weights, found: xr.Dataset) -> xr.Dataset:
         "b_out_cosine": torch.cosine_similarity(update, bias, dim=-1),
         "explained_with_b_out": (update + bias).square().sum(-1) / square,
     }
-    return xr.Dataset(
+    bias_too = xr.Dataset(
         {
             name: ("layer", to_numpy(x), {"unit": _ABOUT[name][0], "long_name": _ABOUT[name][1]})
             for name, x in values.items()
         },
         coords={"layer": layers},
     )
+    attrs = {name: value for name, value in found.attrs.items() if name != "reducer"}
+    return found.merge(bias_too).assign_attrs(attrs | {"analysis": "update_shares"})
