@@ -185,6 +185,14 @@ def test_top_examples_are_the_largest_of_each_sequence(model, many):
                 assert np.isnan(around)
 
 
+def test_one_sequence_says_nothing_of_its_error(kind, many):
+    found = sweep(kind(), many[:1], [Fraction(), Norms(site="mlp_out"), Loss()])
+    assert np.isnan(found["fraction.pre"]["fraction_se"]).all()
+    assert np.isnan(found["norms.mlp_out"]["norm_se"]).all()
+    assert np.isnan(found["loss"]["loss_se"])
+    assert np.isfinite(found["loss"]["loss"])
+
+
 def test_fewer_sequences_than_examples_leave_gaps(kind, many):
     found = sweep(kind(), many[:2], TopExamples(k=4), batch_size=1)["topexamples.pre"]
     assert (found["sequence"][..., :2] >= 0).all()
