@@ -9,8 +9,10 @@ from random_models import unchecked
 
 from mlp_interp import load, save
 from mlp_interp.edits import Edit, Runner
+from mlp_interp.prompts.texts import texts_of
 from mlp_interp.steering import Keywords, Refusal, Score, generate_compare
 from mlp_interp.steering.compare import described
+from mlp_interp.steering.continuing import Continuing
 from mlp_interp.steering.scores import scored
 
 PUSH = Edit.add("1.resid_post", torch.linspace(-2, 2, 32))
@@ -100,6 +102,12 @@ def test_seeds_and_repeated_prompts(kind):
     assert (first.token != other.token).any()
     plain = first.token.sel(way="plain").values.reshape(4, -1)
     assert len({tuple(row) for row in plain.tolist()}) == 4
+
+
+def test_every_prompt_and_sample_has_numbers_of_its_own(kind):
+    how = Continuing(2, 0, 4, 1.0, None, "all", None, 8)
+    texts = texts_of(kind(), ["the", "cat", "the"], what="prompts")
+    assert len({seed for row in how.seeds(texts) for seed in row}) == 6
 
 
 def test_unequal_lengths_are_run_each_as_it_is(kind):

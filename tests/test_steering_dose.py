@@ -15,6 +15,7 @@ from mlp_interp.steering import (
     Keywords,
     Refusal,
     Score,
+    activation_addition,
     by_answer,
     dose_response,
     generate_compare,
@@ -178,6 +179,19 @@ def test_positions_and_where(kind, tokens, difference):
     edits = add_edits(direction(), 9, layer=1)
     two = generate_compare(kind(), ["the cat"], edits, where="new", **WRITING)
     assert late.text.sel(layer=1, coef=9).item() == two.text.sel(way="edited").item()
+
+
+def test_a_direction_with_positions_goes_to_them(nano, tokens):
+    """Of prompts and of the corpus: the first ones, as the difference of two prompts has them."""
+    plus = activation_addition(nano, " happy", " sad", 1)
+    found = dose_response(nano, tokens, plus, [4], {"kl": kl()}, corpus=tokens)
+    runner = Runner.of(nano)
+    clean, run = (runner.run(tokens, edits=e) for e in ([], add_edits(plus, 4)))
+    effects = reference.effects(runner.logits(clean), runner.logits(run), tokens)
+    assert found.kl.sel(coef=4).item() == pytest.approx(
+        float(effects["kl"][:, -1].mean()), rel=1e-3
+    )
+    assert found.cost_kl.sel(coef=4).item() == pytest.approx(float(effects["kl"].mean()), rel=1e-3)
 
 
 def test_projecting_out(kind, tokens, rows, difference):

@@ -136,7 +136,7 @@ def dose_response(
         "positions": grid.positions,
         "action": action,
         "read": [list(metric.positions) for metric in read.values()],
-        "how": asdict(how) if score else [where, batch_size],
+        "how": [asdict(how), how.end(model)] if score else [where, batch_size],
     }
     cells = [CLEAN, *grid.cells()]
     with tqdm(
