@@ -19,9 +19,8 @@ def discrimination(
 ) -> dict[str, Any]:
     """How well the first neuron tells texts apart, and where it lies among the others."""
     dims, steps = ("summary", "step"), ("summary", "criterion")
-    area = auroc(
-        np.moveaxis(activation[..., :split], -1, 0), np.moveaxis(activation[..., split:], -1, 0)
-    )
+    sides = (np.moveaxis(x, -1, 0) for x in (activation[..., :split], activation[..., split:]))
+    area = np.asarray(auroc(*sides))
     tables = [threshold_table(x[0, :split], x[0, split:]) for x in activation]
     longest = max(len(table["threshold"]) for table in tables)
     padded = {

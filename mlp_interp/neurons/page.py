@@ -25,7 +25,7 @@ from mlp_interp.neurons.weights import neuron_weights, promoted_tokens
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Site
 
-__all__ = ["neuron_page"]
+__all__ = ["checked_request", "neuron_page"]
 
 SITES = ("pre", "post")
 # Of the positions where the neuron fires: the lower half, to nine tenths, to 99 in a hundred, the
@@ -122,10 +122,8 @@ def neuron_page(
         >>> str(page.component.values), page["top_text"].dims, 0 < float(page["fraction"]) < 1
         ('L3N506', ('example', 'context'), True)
     """
-    weights = Weights.of(model)
-    layer, neuron = checked_neuron(weights, layer, neuron)
+    layer, neuron = checked_request(model, layer, neuron, k)
     tokens, data = tokens_of(corpus)
-    checked_count(k, min(weights.d_vocab, weights.d_mlp - 1), "tokens, or of other neurons")
     _check(examples=examples, ablate=ablate, batch_size=batch_size)
     site = Site("post", layer, neuron=neuron)
     first = _first(model, tokens)
@@ -185,6 +183,17 @@ def neuron_page(
             "seed": seed,
         },
     )
+
+
+def checked_request(model: Any, layer: Any, neuron: Any, k: Any) -> tuple[int, int]:
+    """Layer and neuron as plain integers, before a corpus is read.
+
+    Raises:
+        ValueError: The model does not have it, or not `k` tokens and other neurons.
+    """
+    weights = Weights.of(model)
+    checked_count(k, min(weights.d_vocab, weights.d_mlp - 1), "tokens, or of other neurons")
+    return checked_neuron(weights, layer, neuron)
 
 
 def _first(model: Any, tokens: Tensor) -> int:

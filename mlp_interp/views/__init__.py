@@ -6,7 +6,17 @@ page as you like), and gives a stand-alone page as `view.html()`.
 
 from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
+from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
 from mlp_interp.views._tokens import token_values, tokens
 
-__all__ = ["Comparison", "View", "attention", "compare", "token_values", "tokens"]
+__all__ = [
+    "Comparison",
+    "Page",
+    "View",
+    "attention",
+    "compare",
+    "neuron",
+    "token_values",
+    "tokens",
+]

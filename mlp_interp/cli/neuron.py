@@ -1,0 +1,132 @@
+"""`mlp-interp neuron`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlp_interp.cli.options import (
+    Backend,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    ModelOption,
+    Processing,
+    ProcessingOption,
+    RevisionOption,
+    clear_errors,
+    load,
+)
+
+_GO_ON = "interrupted; the same command goes on with what is finished"
+
+
+def neuron(
+    label: Annotated[
+        str, typer.Argument(metavar="NEURON", help="As researchers write it: L3N669.")
+    ],
+    corpus: Annotated[
+        str,
+        typer.Option(
+            "--corpus",
+            "-c",
+            help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
+            "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
+        ),
+    ] = "nano",
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
+        ),
+    ] = None,
+    ablate: Annotated[
+        int, typer.Option(min=1, help="Sequences on which the neuron is taken away.")
+    ] = 32,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="Tokens, examples and neighbours to show.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(help="Draws sequences and examples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page. Default: L3N669.html, say.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The numbers, .nc or .zarr. Default: beside the page.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what is finished, for this and later runs. Default: one beside "
+            "the page, deleted when it is written."
+        ),
+    ] = None,
+    model: ModelOption = "nano",
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    processing: ProcessingOption = Processing.folded,
+    backend: BackendOption = Backend.auto,
+    debug: DebugOption = False,
+) -> None:
+    """Show all about one neuron: when it fires, on what, and what that does.
+
+    Prints a summary and writes a page that works offline, with the numbers beside it (read them
+    with mlp_interp.load): weights, activations and examples over the corpus, the tokens that the
+    neuron promotes, what is lost without it, similar neurons. An interrupted run goes on where it
+    stopped.
+
+    \b
+    Examples:
+      mlp-interp neuron L3N506
+      mlp-interp neuron L3N609 --model pythia-70m --corpus NeelNanda/pile-10k -n 1000
+    """  # noqa: D301 (click reads the \\b)
+    with clear_errors(debug, interrupted=_GO_ON):
+        page, numbers = _check(label, out, data)
+
+        from mlp_interp.cli.neuron_page import build
+
+        written = build(
+            load(model, revision, device, processing, backend),
+            label,
+            {"source": corpus, "sequences": sequences, "length": length, "seed": seed},
+            page=page,
+            data=numbers,
+            checkpoint=checkpoint,
+            options={"k": top, "ablate": ablate, "seed": seed, "batch_size": batch_size},
+            progress=sys.stderr.isatty(),
+        )
+    typer.echo("\n".join(written))
+    typer.echo(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB), with {numbers}")
+
+
+def _check(label: str, out: Path | None, data: Path | None) -> tuple[Path, Path]:
+    """Refuse what cannot work before a model is loaded.
+
+    Returns:
+        Where the page and the numbers go.
+    """
+    from mlp_interp.sites import Site
+
+    try:
+        site = Site.parse(label)
+    except ValueError:
+        site = None
+    if site is None or site.neuron is None or site.name != "post":
+        raise ValueError(f"neuron={label!r}; wanted a label such as L3N669")
+    page = Path(f"{label}.html") if out is None else out
+    numbers = page.with_suffix(".nc") if data is None else data
+    if page.suffix != ".html":
+        raise ValueError(f"out must end in .html, got {str(out)!r}")
+    if numbers.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"data must end in .nc or .zarr, got {str(data)!r}")
+    for name, path in (("out", page), ("data", numbers)):
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{name} must lie in a folder that exists, got {str(path)!r}")
+    return page, numbers

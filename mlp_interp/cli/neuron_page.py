@@ -1,0 +1,101 @@
+"""What `mlp-interp neuron` computes, writes and prints."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from mlp_interp import views
+from mlp_interp.corpus import load_corpus
+from mlp_interp.neurons import neuron_page
+from mlp_interp.neurons.page import checked_request
+from mlp_interp.results import save
+from mlp_interp.sites import Site
+from mlp_interp.views.numbers import number, percent, visible
+
+__all__ = ["build", "summary"]
+
+
+def build(
+    model: Any,
+    label: str,
+    corpus: Mapping[str, Any],
+    *,
+    page: Path,
+    data: Path,
+    checkpoint: Path | None,
+    options: Mapping[str, Any],
+    progress: bool = False,
+) -> list[str]:
+    """Compute a neuron's page, write it and its numbers.
+
+    Args:
+        model: The model.
+        label: The neuron, as ``L3N669``.
+        corpus: Arguments of `load_corpus`; ``source`` is the first one.
+        page: Where the HTML goes.
+        data: Where the numbers go.
+        checkpoint: A folder to keep finished parts in; None for one beside the page that is deleted
+            in the end.
+        options: Of `neuron_page`.
+        progress: Show progress bars.
+
+    Returns:
+        The summary, as the terminal shows it.
+    """
+    site = Site.parse(label)
+    layer, neuron = checked_request(model, site.layer, site.neuron, options["k"])
+    options_of_corpus = {key: value for key, value in corpus.items() if key != "source"}
+    text = load_corpus(corpus["source"], model, **options_of_corpus)
+    parts = page.with_name(page.name + ".parts") if checkpoint is None else checkpoint
+    found = neuron_page(model, layer, neuron, text, checkpoint=parts, progress=progress, **options)
+    views.neuron(found).save(page)
+    unfinished = data.with_name(f"unfinished-{data.name}")
+    save(found, unfinished)
+    if data.is_dir():  # zarr
+        shutil.rmtree(data)
+    unfinished.replace(data)
+    if checkpoint is None:
+        shutil.rmtree(parts, ignore_errors=True)
+    return summary(found)
+
+
+def summary(page: xr.Dataset) -> list[str]:
+    """A few lines that say what the neuron does."""
+    attrs = page.attrs
+    share = percent(page["fraction"], page["fraction_se"])
+    volume = percent(page["activation_volume"])
+    lines = [
+        f"{page['component'].item()} of {attrs['model']}, {attrs['data']}",
+        f"fires at {share} of {attrs['positions']:,} positions, in {volume} of all directions",
+        *(
+            f"{verb:<10} {'  '.join(repr(str(word)) for word in page[f'{name}_text'].values[:6])}"
+            for verb, name in (("promotes", "promoted"), ("suppresses", "suppressed"))
+        ),
+        "most active at the token in [brackets]",
+        *(f"  {_example(page, i)}" for i in range(min(3, page.sizes.get("example", 0)))),
+        "without it, in total (directly)",
+    ]
+    for where, said in (("all", "everywhere"), ("firing", "where it fires")):
+        lines += [f"  {said:<15} loss {_lost(page, 'delta_loss', where)} nats per token"]
+        lines += [f"  {'':<15} KL {_lost(page, 'kl', where)} nats"]
+    near = page.sel(by="value")
+    cosines = zip(near["similar"].values, near["similar_value_cosine"].values, strict=True)
+    named = [f"{label} {number(cosine)}" for label, cosine in list(cosines)[:4]]
+    return [*lines, f"writes like {', '.join(named)}"]
+
+
+def _example(page: xr.Dataset, index: int) -> str:
+    words = [
+        f"[{text}]" if offset == 0 else str(text)
+        for text, offset in zip(page["top_text"][index].values, page["context"].values, strict=True)
+    ]
+    return f"{float(page['top_activation'][index]):.2f}  {visible(''.join(words))}"
+
+
+def _lost(page: xr.Dataset, measure: str, where: str) -> str:
+    here = page.sel({"measure": measure, "where": where})
+    total, direct = here.sel(path="total"), here.sel(path="direct")
+    return f"{number(total['effect'], total['effect_se'])} ({number(direct['effect'])})"
