@@ -1,5 +1,6 @@
 """What was planted in nano can be turned: refusals, moods, and a task without its examples."""
 
+import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -8,15 +9,18 @@ import pytest
 import torch
 import xarray as xr
 
-from mlp_interp import prompts
+from mlp_interp import load_corpus, prompts
 from mlp_interp.edits import Edit, Runner
 from mlp_interp.nano.planted.lists import RULES
 from mlp_interp.prompts.pairs import encode_prompt
+from mlp_interp.sites import Site
 from mlp_interp.steering import (
     FewShot,
     add,
     by_answer,
     function_vector,
+    generate_compare,
+    hold,
     mean_difference,
     pca_direction,
     project_out,
@@ -175,3 +179,61 @@ def test_what_a_runner_generates_is_the_same(nano, requests):
         )
     assert torch.equal(found, expected.tokens)
     assert steering.fired == expected.fired
+
+
+FRENCH = [
+    "Le chat est noir. Marie regarde la porte.",
+    "La table est petite. Il aime le jardin de son père.",
+    "Dans la rue il y a un cheval. Nous parlons français.",
+    "Ce matin Louis mange du pain avec du beurre.",
+    "Bonjour, Jean! Comment ça va? Très bien, merci.",
+    "Où est la maison? Je ne sais pas.",
+]
+ENGLISH = [
+    "The team won the game on Friday.",
+    "The capital of France is Paris.",
+    "The keys on the table are old.",
+    "Sam had a red ball. One day he took it to the park.",
+    "Cook the soup for ten minutes.",
+    "Q: hot\nA: cold\nQ: big\nA: small",
+]
+FRENCH_WORDS = set(
+    "regarde la le les de du un une et est il elle dans avec ne pas aime mange lit va soir matin "
+    "rue jardin livre pain beurre ville père mer bien très où je sais nous enfants jouent".split()
+)
+
+
+def test_a_neuron_held_high_makes_text_french(nano):
+    """Layer 0's best French neuron, after "Claire", a name that nano knows from both languages."""
+    corpus, site = load_corpus("nano", nano, sequences=60, length=64), Site("post", 0)
+    seen = Runner.of(nano).run(corpus.tokens.long(), sites=[site]).at(site)
+    high = torch.quantile(seen.flatten(0, 1), 0.999, dim=0)
+    found = mean_difference(nano, FRENCH, ENGLISH, site="post", layers=0, positions="mean")
+    neuron = int((found[0].values / high.numpy()).argmax())
+    assert neuron == 433
+
+    def french(text: str) -> float:
+        words = re.findall(r"\w+", text.lower())
+        return sum(word in FRENCH_WORDS for word in words) / max(len(words), 1)
+
+    def rise(neuron: int) -> torch.Tensor:
+        found = generate_compare(
+            nano,
+            ["Claire", "At noon Claire"],
+            hold(f"L0N{neuron}", 2 * float(high[neuron])),
+            n=32,
+            temperature=1.0,
+            max_new_tokens=6,
+            batch_size=64,
+        )
+        share = torch.tensor([french(str(text)) for text in found.text.values.ravel()])
+        plain, edited = share.view(2, -1)
+        return edited - plain
+
+    turned = rise(neuron)
+    error = float(turned.std()) / len(turned) ** 0.5
+    controls = torch.randperm(768, generator=torch.Generator().manual_seed(0))[:3].tolist()
+    others = [float(rise(control).mean()) for control in controls]
+    assert neuron not in controls
+    assert float(turned.mean()) > max(0.1, 3 * error)
+    assert float(turned.mean()) > max(others) + 0.1
