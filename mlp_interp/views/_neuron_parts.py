@@ -49,7 +49,7 @@ def weights(page: xr.Dataset) -> list[tuple[str, str]]:
         ("value vector norm", number(page["value_norm_folded"])),
         ("bias", number(page["bias_folded"])),
         ("cosine of the two", number(page["cosine_folded"])),
-        ("fires in", f"{volume} of all directions"),
+        ("would fire in", f"{volume} of all directions"),
         ("mean activation", number(page["mean"].sel(site="post"))),
         ("largest", number(page["greatest"].sel(site="post"))),
     ]
@@ -98,7 +98,7 @@ def _example(page: xr.Dataset, prefix: str, at: dict[str, int], limit: float) ->
         for text, value, offset in zip(texts, around, page["context"].values, strict=True)
         if text != ""
     ]
-    activation = float(page[f"{prefix}_activation"].isel(at))
+    activation = round(float(page[f"{prefix}_activation"].isel(at)), 2) + 0.0  # no minus zero
     return {"activation": f"{activation:.2f}".replace("-", "−"), "tokens": tokens}
 
 
