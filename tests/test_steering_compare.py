@@ -145,6 +145,9 @@ def test_texts_that_end(kind, tokens):
             assert (cell.token_text.values[length:] == "").all()
             assert float(cell.fluency) == pytest.approx(float(cell.log_probability.mean()))
     assert int(found.length.min()) < 6
+    longest = found.length.max("way")
+    np.testing.assert_allclose(found.share_differing, found.differs.sum("new") / longest)
+    assert (found.length.min("way") < longest).any()
 
 
 def test_where_edits_are_kept(kind):

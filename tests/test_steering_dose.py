@@ -162,6 +162,17 @@ def test_a_sweep_is_its_calls_one_by_one(kind, backend, tokens, rows, difference
                     np.testing.assert_allclose(cell[name], mine, rtol=1e-4, atol=1e-5)
 
 
+def test_prompts_of_unequal_lengths_keep_their_places(kind):
+    texts = ["the cat", "cat", "mat", "hello"]
+    run = lambda given: dose_response(kind(), given, direction(), [2], {"kl": kl()}, batch_size=3)
+    together, lengths = run(texts), [len(kind().tokenizer(t)["input_ids"]) for t in texts]
+    assert lengths[0] == lengths[3] != lengths[1] == lengths[2]
+    for n, text in enumerate(texts):
+        np.testing.assert_allclose(
+            together.kl_by_prompt[..., n], run([text]).kl_by_prompt[..., 0], rtol=1e-3, atol=1e-6
+        )
+
+
 def test_positions_and_where(kind, tokens, difference):
     """On a prompt's last position, it is the same to read as an edit there; the corpus is whole."""
     found = dose_response(
