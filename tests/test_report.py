@@ -48,6 +48,7 @@ def calls(computed, monkeypatch):
     monkeypatch.setattr(content, "norms", done("norms", computed.norms))
     monkeypatch.setattr(content, "subupdate_importance", done("importance", computed.importance))
     monkeypatch.setattr(content, "ablate_ranges", ranges)
+    monkeypatch.setattr(content, "measure", done("neurons", computed.neurons))
     return asked
 
 
@@ -111,6 +112,7 @@ def test_every_part_is_there_in_order(written):
     anchors = re.findall(r'<section id="(\w+)">', page)
     assert anchors == [
         "answer", "card", "norms", "importance", "scatter", "ranges", "excerpt", "attribution",
+        "neurons",
     ]  # fmt: skip
     assert page.count('id="plotly"') == page.count('id="circuitsvis"') == 1
 
@@ -126,8 +128,8 @@ def test_no_reference_leaves_the_page(written):
 def test_the_page_draws_itself(written, tmp_path):
     dom, console = open_page(written.page.read_text(encoding="utf-8"), tmp_path)
     assert not console, console
-    # Norms, importance, scatter, three ranges, and four of the first example.
-    assert dom.count('class="plot js-plotly-plot"') == 10
+    # Norms, importance, scatter, three ranges, four of the first example and three of neurons.
+    assert dom.count('class="plot js-plotly-plot"') == 13
     assert "colored-tokens" in dom
     assert 'id="trouble" hidden' in dom
 
@@ -246,7 +248,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_p
     calls.clear()
     written = build(model, corpus, out=out, prompts=2, progress=False)
     assert written.reused == ["norms", "importance", "ranges/mlp"]
-    assert calls == ["ranges/attn", "ranges/both"]
+    assert calls == ["ranges/attn", "ranges/both", "neurons"]
     assert not kept.exists()
 
 

@@ -164,6 +164,8 @@ def receptor_value(
         figure.add_trace(points, row=place // columns + 1, col=place % columns + 1)
     figure.update_xaxes(matches="x")
     figure.update_yaxes(matches="y")
+    # The first axis is what they match; a browser warns of one that matches itself.
+    figure.update_layout(xaxis_matches=None, yaxis_matches=None)
     for column in range(1, columns + 1):
         figure.update_xaxes(title=_titled(result, x), row=rows, col=column)
     for row in range(1, rows + 1):

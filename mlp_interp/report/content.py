@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from mlp_interp.ablation import ablate_ranges, subupdate_importance
 from mlp_interp.models import check_model
 from mlp_interp.report.examples import Example, Excerpt, excerpt, from_corpus, from_tasks
+from mlp_interp.report.neurons import Neurons, measure
 from mlp_interp.report.store import Part, Store
 from mlp_interp.residual import norms
 
@@ -29,6 +30,7 @@ class Content:
         ranges: For "mlp", "attn" and "both", the effect of removing ranges of layers.
         excerpt: A piece of the corpus, with the effect of the strongest sub-updates on each token.
         examples: Logit attributions of prompts.
+        neurons: How often neurons fire, which are unlike the others, and how many make an update.
         notes: What could not be shown, and why, in plain sentences.
     """
 
@@ -39,6 +41,7 @@ class Content:
     ranges: dict[str, xr.Dataset]
     excerpt: Excerpt
     examples: list[Example]
+    neurons: Neurons
     notes: list[str] = field(default_factory=list)
 
     def parts(self) -> Iterator[tuple[str, Part]]:
@@ -54,6 +57,7 @@ class Content:
                 yield f"attribution/{example.name}/{level}", shares
             yield f"attribution/{example.name}/sources", example.sources
             yield f"attribution/{example.name}/patterns", example.patterns
+        yield from self.neurons.parts()
 
 
 def compute(
@@ -94,12 +98,15 @@ def compute(
         },
     }
     done: dict[str, Any] = {}
-    with tqdm(total=len(long) + 2, desc="report", disable=not progress) as bar:
+    with tqdm(total=len(long) + 3, desc="report", disable=not progress) as bar:
         check = check_model(model)
         for name, run in long.items():
             bar.set_postfix_str(name)
             done[name] = store.get(name, run)
             bar.update()
+        bar.set_postfix_str("neurons")
+        neurons = measure(model, corpus, store, **sweep)
+        bar.update()
         bar.set_postfix_str("prompts")
         examples, notes = from_tasks(model, prompts, seed)
         if not examples:
@@ -110,5 +117,13 @@ def compute(
         bar.update()
     ranges = {kind: done[f"ranges/{kind}"] for kind in KINDS}
     return Content(
-        check, dict(corpus.attrs), done["norms"], done["importance"], ranges, shown, examples, notes
+        check=check,
+        corpus=dict(corpus.attrs),
+        norms=done["norms"],
+        importance=done["importance"],
+        ranges=ranges,
+        excerpt=shown,
+        examples=examples,
+        neurons=neurons,
+        notes=notes,
     )

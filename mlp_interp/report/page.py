@@ -1,20 +1,21 @@
 """One self-contained HTML page from the results of a report."""
 
-from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import plotly.offline
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mlp_interp import plots, views
+from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
+from mlp_interp.report.drawing import drawing
 from mlp_interp.report.examples import Example
-from mlp_interp.report.summary import Summary, with_error
-from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack, script_safe
+from mlp_interp.report.summary import Summary
+from mlp_interp.report.wording import percent, with_error
+from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack
 from mlp_interp.views.document import POLICY, look, shared
 
 WHAT = {"mlp": "MLPs", "attn": "attention", "both": "both"}
@@ -26,15 +27,8 @@ CONTENTS = [
     ("ranges", "Several layers"),
     ("excerpt", "In the text"),
     ("attribution", "Logit attribution"),
+    ("neurons", "Neurons"),
 ]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as the page carries it."""
-
-    json: Markup
-    height: int
 
 
 def render(content: Content, summary: Summary, *, made: str = "") -> str:
@@ -52,7 +46,12 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         A complete document without any reference to another file or server.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"with_error": with_error, "signed": _signed, "share": _share}
+    environment.filters |= {
+        "with_error": with_error,
+        "signed": _signed,
+        "share": _share,
+        "percent": percent,
+    }
     template = environment.from_string(_text("template.html"))
     attrs = content.check.attrs
     largest = max((max(row.direct, row.total) for row in summary.rows), default=1.0)
@@ -70,6 +69,7 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         figures=_figures(content),
         excerpt=Markup(_excerpt(content).fragment()),
         examples=[_example(example) for example in content.examples],
+        neurons=neurons.shown(content.neurons),
         colophon=f"mlp_interp {metadata.version('mlp-interp')}. {made}".strip(),
         plotly=pack(plotly.offline.get_plotlyjs()),
         circuitsvis=circuitsvis(),
@@ -79,18 +79,18 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
 
 def _figures(content: Content) -> dict[str, Any]:
     drawn: dict[str, Any] = {
-        "norms": _drawing(plots.norms(content.norms)),
-        "scatter": _drawing(plots.direct_vs_total(content.importance)),
+        "norms": drawing(plots.norms(content.norms)),
+        "scatter": drawing(plots.direct_vs_total(content.importance)),
         "ranges": [
-            _drawing(
+            drawing(
                 plots.ranges(result), f"Perplexity without {WHAT[kind]}", width=None, height=380
             )
             for kind, result in content.ranges.items()
         ],
     }
     for quantity in ("kl", "delta_loss", "top1"):
-        drawn[quantity] = _drawing(plots.importance(content.importance, quantity=quantity))
-    drawn["kl_log"] = _drawing(plots.importance(content.importance, log=True))
+        drawn[quantity] = drawing(plots.importance(content.importance, quantity=quantity))
+    drawn["kl_log"] = drawing(plots.importance(content.importance, log=True))
     return drawn
 
 
@@ -116,11 +116,11 @@ def _example(example: Example) -> dict[str, Any]:
         "answer": example.answer,
         "foil": example.foil,
         "count": shares["component"].sizes["prompt"],
-        "component": _drawing(plots.attribution(shares["component"])),
-        "head": _drawing(plots.heads(shares["head"])),
+        "component": drawing(plots.attribution(shares["component"])),
+        "head": drawing(plots.heads(shares["head"])),
         "neurons": f"{int((shares['neuron']['kind'] == 'neuron').sum()):,}",
-        "neuron": _drawing(plots.neurons(shares["neuron"], top=20)),
-        "sources": _drawing(plots.sources(example.sources, tokens=example.tokens)),
+        "neuron": drawing(plots.neurons(shares["neuron"], top=20)),
+        "sources": drawing(plots.sources(example.sources, tokens=example.tokens)),
         "tokens": Markup(
             views.tokens(
                 example.tokens, by_token, caption=f"Logits, summed over {heads}."
@@ -134,14 +134,6 @@ def _example(example: Example) -> dict[str, Any]:
             ).fragment()
         ),
     }
-
-
-def _drawing(figure: go.Figure, title: str = "", **layout: Any) -> Drawing:
-    """A figure without what the page says already: its heading, its provenance, its template."""
-    figure.update_layout(template=None, title_text=title, **layout)
-    figure.update_layout(margin_t=56 if title else 34, legend={"x": 0, "xanchor": "left"})
-    height = int(figure.to_plotly_json()["layout"].get("height", 450))
-    return Drawing(Markup(script_safe(str(figure.to_json()))), height)
 
 
 def _cards(content: Content) -> dict[str, dict[str, str]]:

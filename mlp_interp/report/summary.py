@@ -7,8 +7,10 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.attribution import top
+from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
 from mlp_interp.report.examples import Example
+from mlp_interp.report.wording import number, with_error
 
 ROWS = 8
 
@@ -57,7 +59,7 @@ def summarise(content: Content) -> Summary:
         f"Of the {len(rows)} sub-updates of {model} (attention and MLP of {layers} layers), the "
         f"most important in total is {best.label}: removing it changes the prediction by "
         f"{_nats(best.total, best.total_se)} per token"
-        + (f" and multiplies perplexity by {_number(ratio)}." if np.isfinite(ratio) else "."),
+        + (f" and multiplies perplexity by {number(ratio)}." if np.isfinite(ratio) else "."),
         "Directly, through the readout alone, "
         + (
             f"it is also the largest, with {_nats(direct.direct, direct.direct_se)}."
@@ -69,6 +71,7 @@ def summarise(content: Content) -> Summary:
     sentences.append(_through_later_layers(rows, share))
     sentences += _compensated(rows)
     sentences += _without_all(content.ranges)
+    sentences += neurons.sentences(content.neurons)
     sentences += [_example(example) for example in content.examples]
     numbers = {
         "sub_updates": {row.label: asdict(row) for row in rows},
@@ -80,6 +83,7 @@ def summarise(content: Content) -> Summary:
             for kind, r in content.ranges.items()
         },
         "examples": {example.name: _strongest(example) for example in content.examples},
+        "neurons": neurons.numbers(content.neurons),
     }
     return Summary(sentences, rows[:ROWS], max(0, len(rows) - ROWS), numbers)
 
@@ -119,7 +123,7 @@ def _through_later_layers(rows: list[Row], share: float) -> str:
     return (
         f"{share:.0%} of the total effect, summed over sub-updates, goes through later layers; "
         f"{part} from {most.label} ({with_error(most.later, most.later_se)} of its "
-        f"{_number(most.total)} nats)."
+        f"{number(most.total)} nats)."
     )
 
 
@@ -135,7 +139,7 @@ def _compensated(rows: list[Row]) -> list[str]:
         return []
     return [
         f"Later layers make up most for the removal of {least.label}: the prediction changes by "
-        f"{_number(least.direct)} nats (KL) directly and by {_number(least.total)} in total, "
+        f"{number(least.direct)} nats (KL) directly and by {number(least.total)} in total, "
         f"{with_error(-least.later, least.later_se)} less."
     ]
 
@@ -145,9 +149,9 @@ def _without_all(ranges: dict[str, xr.Dataset]) -> list[str]:
         return []
     clean = float(ranges["mlp"].attrs.get("clean_perplexity", float("nan")))
     return [
-        f"Without any MLP, perplexity goes from {_number(clean)} to "
-        f"{_number(_corner(ranges['mlp']))}; without any attention, to "
-        f"{_number(_corner(ranges['attn']))}."
+        f"Without any MLP, perplexity goes from {number(clean)} to "
+        f"{number(_corner(ranges['mlp']))}; without any attention, to "
+        f"{number(_corner(ranges['attn']))}."
     ]
 
 
@@ -186,22 +190,3 @@ def _value(subs: xr.Dataset, name: str, label: str) -> float:
 
 def _nats(value: float, error: float) -> str:
     return f"{with_error(value, error)} nats"
-
-
-def with_error(value: float, error: float) -> str:
-    """A value with its standard error, both to the error's second digit: "6.78 ± 0.17"."""
-    if not (np.isfinite(error) and error > 0):
-        return _number(value)
-    places = max(0, 1 - int(f"{error:.1e}".split("e")[1]))
-    if places > 6:
-        return f"{value:.2e} ± {error:.1e}"
-    return f"{value:,.{places}f} ± {error:,.{places}f}"
-
-
-def _number(value: float) -> str:
-    """Three digits, without exponents where numbers are of everyday size."""
-    if not np.isfinite(value):
-        return "unknown"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
-    return f"{value:.3g}"
