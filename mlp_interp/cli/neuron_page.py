@@ -69,7 +69,7 @@ def summary(page: xr.Dataset) -> list[str]:
     volume = percent(page["activation_volume"])
     lines = [
         f"{page['component'].item()} of {attrs['model']}, {attrs['data']}",
-        f"fires at {share} of {attrs['positions']:,} positions, would in {volume} of all directions",
+        f"fires at {share} of {attrs['positions']:,} positions; would in {volume} of directions",
         *(
             f"{verb:<10} {'  '.join(repr(str(word)) for word in page[f'{name}_text'].values[:6])}"
             for verb, name in (("promotes", "promoted"), ("suppresses", "suppressed"))
