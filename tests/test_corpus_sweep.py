@@ -511,7 +511,9 @@ def test_a_million_tokens_in_flat_memory(kind, tmp_path):
     corpus = open_corpus(tmp_path / "ids.npy")
     reducers = [_Resident(), Moments(site="mlp_out"), Histogram(layers=(1,)), TopExamples(k=3)]
     _RESIDENT.clear()
-    found = sweep(kind(), corpus, reducers, batch_size=128, shard=1024, checkpoint=tmp_path / "kept")
+    found = sweep(
+        kind(), corpus, reducers, batch_size=128, shard=1024, checkpoint=tmp_path / "kept"
+    )
     assert int(found["_resident.pre"].attrs["sequences"]) == 16_000
     settled = _RESIDENT[len(_RESIDENT) // 10 :]
     # What may grow is the corpus' own map: 4 MB of ids.
@@ -538,3 +540,34 @@ def test_hooks_on_the_model_are_in_force(kind, kinds, many):
     np.testing.assert_array_equal(found["fraction.pre"]["count"], wanted)
     np.testing.assert_array_equal(early["count"], wanted[1:2])
     assert not (plain["count"][1:] == wanted[1:].numpy()).all()
+
+
+def test_shards_out_of_turn_wait_on_disk_too(kind, many, tmp_path, monkeypatch):
+    """Shards that workers finish early are merged in their turn, also by the next run."""
+    from mlp_interp.corpus.shards import reduce_shard
+
+    model, options = kind(), {"batch_size": 2, "shard": 3}
+    wanted = sweep(model, many, EVERY, **options)
+    asked = []
+
+    def workers(order, fail):
+        def run(forward, plan, tokens, todo, _workers, _resources):
+            asked.append(list(todo))
+            for n in order:
+                yield n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)
+            if fail:
+                raise RuntimeError("the cluster is gone")
+
+        return run
+
+    def ray(order, *, fail):
+        monkeypatch.setattr("mlp_interp.corpus.sweep.reduce_on_ray", workers(order, fail))
+        return sweep(model, many, EVERY, engine="ray", checkpoint=tmp_path, **options)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        ray([2, 3], fail=True)
+    with pytest.raises(RuntimeError, match="gone"):
+        ray([0], fail=True)
+    same(ray([1], fail=False), wanted)
+    assert asked == [[0, 1, 2, 3], [0, 1], [1]]
+    assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == ["merged.safetensors"]
