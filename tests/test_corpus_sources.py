@@ -370,7 +370,9 @@ def test_hub_errors(monkeypatch, raised, expected, message):
 
 def test_hub_without_the_field(monkeypatch):
     hub(monkeypatch, TEXTS)
-    with pytest.raises(ValueError, match=r"a/b \(train\), row 0: no field 'content' among 'text', 'meta'"):
+    with pytest.raises(
+        ValueError, match=r"a/b \(train\), row 0: no field 'content' among 'text', 'meta'"
+    ):
         load("a/b", field="content")
 
 
