@@ -71,9 +71,9 @@ def _tasks(
     options = {"max_retries": _RETRIES, **resources}
     work = ray.remote(_work).options(**options)
     threads = torch.get_num_threads()
-    # Twice as many as can run, so that none waits for the next; no more, so that what is finished
-    # out of turn stays little.
-    window = 2 * (workers or _room(ray, resources))
+    # Twice as many as there is room for, so that none waits for the next; no more, so that what is
+    # finished out of turn stays little.
+    window = workers or 2 * _room(ray, resources)
     running: dict[Any, int] = {}
     waiting = list(reversed(todo))
     merged = iter(todo)  # the oldest that is not finished bounds how far ahead others may be
