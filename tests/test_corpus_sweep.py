@@ -482,7 +482,7 @@ class _Stops(Reducer):
 def _shape(d_model, length):
     from mlp_interp.corpus.reducers import Shape
 
-    return Shape(1, 1, d_model, d_model, d_model, 9, length)
+    return Shape(1, 1, 1, d_model, d_model, d_model, 9, length)
 
 
 def _batch(x):
@@ -574,3 +574,69 @@ def test_shards_out_of_turn_wait_on_disk_too(kind, many, tmp_path, monkeypatch):
     same(ray([1], fail=False), wanted)
     assert asked == [[0, 1, 2, 3], [0, 1], [1]]
     assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == ["merged.safetensors"]
+
+
+def test_what_hooks_do_has_no_name_to_be_kept_under(kind, many, tmp_path):
+    model = kind()
+    with (
+        model.hooks(fwd_hooks=[(Site("mlp_out", 0).hook_name, lambda x, hook=None: 0 * x)]),
+        pytest.raises(ValueError, match="has hooks on it"),
+    ):
+        sweep(model, many, Fraction(), checkpoint=tmp_path)
+
+
+def test_reducers_of_one_repr_are_told_apart_by_class(kind, many, tmp_path):
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class Twice(Fraction):
+        def see(self, state, site, x, batch):
+            super().see(state, site, x, batch)
+            super().see(state, site, x, batch)
+
+        def __repr__(self):
+            return repr(Fraction())
+
+    once = sweep(kind(), many, {"a": Fraction()}, checkpoint=tmp_path)["a"]
+    twice = sweep(kind(), many, {"a": Twice()}, checkpoint=tmp_path)["a"]
+    np.testing.assert_array_equal(twice["count"], 2 * once["count"])
+
+
+def test_half_precision_is_summed_up_in_single():
+    """600 activations of 200 exceed what float16 holds; their sum must not."""
+    x, shape = torch.full((2, 600, 3), 200.0, dtype=torch.float16), _shape(d_model=3, length=600)
+    for reducer in (Mean(site="resid_pre"), Moments(site="resid_pre", order=4)):
+        state = reducer.empty(shape)
+        batch = _batch(x)
+        reducer.see(state, Site("resid_pre", 0), x, batch)
+        reducer.finish(state, batch)
+        np.testing.assert_allclose(reducer.result(state, shape)["mean"], 200.0, rtol=1e-6)
+    above, state = Fraction(site="resid_pre", above=0.1), None
+    state = above.empty(shape)
+    # 0.1 in bfloat16 is larger than 0.1.
+    above.see(state, Site("resid_pre", 0), torch.full((1, 600, 3), 0.1).bfloat16(), _batch(x[:1]))
+    assert (state["count"] == 600).all()
+
+
+def test_keys_and_values_may_have_fewer_heads():
+    from mlp_interp.corpus.reducers import Shape
+
+    shape = Shape(1, 4, 2, 32, 8, 64, 9, 5)
+    assert [shape.units(site)["head"] for site in "qkvz"] == [4, 2, 2, 4]
+
+
+def test_all_tokens_and_the_folder_are_looked_at_before_the_first_is_run(kind, many, tmp_path):
+    bad = many.clone()
+    bad[-1, -1] = VOCABULARY
+    with pytest.raises(ValueError, match="tokens hold 300"):
+        sweep(kind(), bad, _Stops(0), batch_size=1, shard=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"checkpoint='.*file' is a file; wanted a directory"):
+        sweep(kind(), many, _Stops(0), checkpoint=tmp_path / "file")
+
+
+def test_lists_serve_where_tuples_are_meant(kind, many):
+    pair = CoActivation(neurons=["L0N1", "L2N5"])
+    assert sweep(kind(), many, pair)["coactivation"].sizes["neuron"] == 2
+    bands = BandExamples(neuron="L0N1", edges=[-9.0, 0.0, 9.0])
+    assert sweep(kind(), many, bands)["bandexamples.L0N1"].sizes["band"] == 2
+    with pytest.raises(ValueError, match="has one of layer 0 twice"):
+        CoActivation(neurons=("L0N1", "L0N1.pre"))

@@ -123,6 +123,10 @@ class TestRay:
         with pytest.raises(ValueError, match="tokens hold 300; wanted ids from 0 to 299"):
             sweep(kind(), bad, Fraction(), engine="ray", batch_size=4, shard=10)
 
+    def test_resources_that_are_not_there_are_refused(self, cluster, kind, many):
+        with pytest.raises(ValueError, match=r"num_cpus.*the cluster has 2 processors"):
+            sweep(kind(), many, Fraction(), engine="ray", resources={"num_cpus": 3})
+
     def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
         self, cluster, kind, many, tmp_path
     ):

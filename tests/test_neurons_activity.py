@@ -331,7 +331,7 @@ def test_tokens_without_an_update_are_left_out(kind, many):
     model = kind()
     reducer = UpdateShares(points=(1, 64))
     W = model.blocks[0].mlp.W_out.detach()
-    shape = mi.corpus.reducers.Shape(3, 4, 32, 8, 64, 300, 5)
+    shape = mi.corpus.reducers.Shape(3, 4, 4, 32, 8, 64, 300, 5)
     state = reducer.empty(shape)
     post = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
     post[1, :2], post[2] = 0, 0
@@ -351,7 +351,7 @@ def test_tokens_without_an_update_are_left_out(kind, many):
 
 
 def test_the_median_of_an_even_number_is_the_lower_one():
-    shape = mi.corpus.reducers.Shape(2, 4, 32, 8, 64, 300, 5)
+    shape = mi.corpus.reducers.Shape(2, 4, 4, 32, 8, 64, 300, 5)
     reducer = UpdateShares(points=(1,))
     state = reducer.empty(shape)
     state["needed_by_tokens"][0, [2, 6]] = 1

@@ -1,6 +1,7 @@
 """Shards as tasks on a Ray cluster."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def reduce_on_ray(
     todo: Sequence[int],
     workers: int | None,
     resources: Mapping[str, Any],
-) -> Iterator[tuple[int, States]]:
+) -> Generator[tuple[int, States]]:
     """Reduce shards on the cluster; they come as they are finished, not far out of order.
 
     Args:
@@ -42,14 +43,15 @@ def reduce_on_ray(
     Raises:
         ImportError: Ray is not installed.
         TypeError: The model is one that runs through its own hooks and cannot be sent.
-        ValueError: What `reduce_shard` raises.
+        ValueError: What `reduce_shard` raises, or resources that the cluster has not.
         RuntimeError: Several workers died over one shard.
     """
     ray = _ray()
     started = not ray.is_initialized()
     if started:
+        cpus = None if workers is None else math.ceil(workers * resources.get("num_cpus", 1))
         ray.init(
-            num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="WARNING"
+            num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING"
         )
     try:
         yield from _tasks(ray, forward, plan, tokens, todo, workers, resources)
@@ -73,7 +75,8 @@ def _tasks(
     threads = torch.get_num_threads()
     # Twice as many as there is room for, so that none waits for the next; no more, so that what is
     # finished out of turn stays little.
-    window = workers or 2 * _room(ray, resources)
+    room = _room(ray, resources)
+    window = workers or 2 * room
     running: dict[Any, int] = {}
     waiting = list(reversed(todo))
     merged = iter(todo)  # the oldest that is not finished bounds how far ahead others may be
@@ -126,6 +129,11 @@ def _room(ray: Any, resources: Mapping[str, Any]) -> int:
     """How many workers the cluster has room for."""
     there = ray.cluster_resources()
     gpus, cpus = float(resources.get("num_gpus", 0)), float(resources.get("num_cpus", 1))
+    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+        raise ValueError(
+            f"resources={dict(resources)}: the cluster has {there.get('CPU', 0):g} processors and "
+            f"{there.get('GPU', 0):g} GPUs; wanted no more for one worker"
+        )
     rooms = [there.get("CPU", 1.0) / cpus] if cpus else []
     rooms += [there.get("GPU", 0.0) / gpus] if gpus else []
     return max(1, int(min(rooms, default=1)))

@@ -179,9 +179,17 @@ class Checkpoint:
         """How many shards are merged, and their states.
 
         Raises:
-            ValueError: A file is damaged.
+            ValueError: A file is damaged, or the folder is a file.
         """
-        if self._folder is None or not (path := self._folder / "merged.safetensors").exists():
+        if self._folder is None:
+            return 0, plan.empty()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"checkpoint={str(self._folder.parent)!r} is a file; wanted a directory"
+            ) from error
+        if not (path := self._folder / "merged.safetensors").exists():
             return 0, plan.empty()
         states, facts = _read(path)
         return int(facts["shards"]), states
@@ -237,7 +245,7 @@ def _read(path: Path) -> tuple[States, dict[str, str]]:
                 reducer, name = json.loads(key)
                 states.setdefault(reducer, {})[name] = file.get_tensor(key).clone()
             return states, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read ({error}); delete it to begin again"
         ) from error

@@ -1,9 +1,11 @@
 """`sweep`: one pass of a model over any number of tokens, into any number of reducers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
@@ -18,6 +20,9 @@ from mlp_interp.results import tokens_of
 __all__ = ["sweep"]
 
 Engine = Literal["local", "ray"]
+
+_FORMAT = 1
+"""Of what is kept: to be raised when states or the way to them change."""
 
 
 def sweep(
@@ -49,7 +54,8 @@ def sweep(
             connected to, or on a local one that is started for it (``pip install
             'mlp-interp[ray]'``). Every worker gets the model once, shards are its tasks, and those
             of a worker that dies are done by another.
-        batch_size: Sequences per forward pass. Results depend on it as rounding does.
+        batch_size: Sequences per forward pass, at most `shard`. Results depend on it as rounding
+            does.
         shard: Sequences per shard: how much is lost, and done again, when a run is interrupted.
         checkpoint: A directory in which finished shards are kept. Run again with the same one,
             model, corpus and options, the sweep goes on where it stopped.
@@ -63,7 +69,8 @@ def sweep(
 
     Raises:
         ValueError: Unknown options, no reducers or two of one name, what a reducer wants and the
-            model has not, tokens that are not the model's, or a damaged checkpoint.
+            model has not, tokens that are not the model's, a damaged checkpoint, one for a model on
+            which hooks are held, or resources that the cluster has not.
         ImportError: ``engine="ray"`` without Ray.
 
     Example:
@@ -81,14 +88,16 @@ def sweep(
     plan = Plan(
         _named(reducers),
         Shape.of(weights, tokens.shape[1]),
-        batch_size=batch_size,
+        batch_size=min(batch_size, shard),
         shard=shard,
         sequences=len(tokens),
     )
     plan.empty()
     _ = plan.watchers  # asks every reducer whether the model has what it wants
     weights.checked(tokens[:1].long())
-    kept = Checkpoint(checkpoint, _fingerprint(model, tokens, plan) if checkpoint else "")
+    weights.checked(torch.stack(tokens.aminmax())[None].long()[:, : tokens.shape[1]])
+    gpus = bool((resources or {}).get("num_gpus"))
+    kept = Checkpoint(checkpoint, _fingerprint(model, tokens, plan, gpus) if checkpoint else "")
     done, states = kept.load(plan)
     forward = forward_of(model)
     bar = tqdm(
@@ -101,14 +110,18 @@ def sweep(
     )
     with bar:
         todo = [n for n in range(done, plan.shards) if n not in kept.kept()]
+        found: Generator[tuple[int, States]]
         if engine == "ray":
             found = reduce_on_ray(forward, plan, tokens, todo, workers, resources or {})
         else:
             found = ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in todo)
-        for merged in _in_order(plan, found, kept, done, states):
-            bar.update(_tokens_of(plan, merged - 1, tokens))
+        with closing(found):  # a cluster that was started for it must not outlive an error here
+            for merged in _in_order(plan, found, kept, done, states):
+                bar.update(_tokens_of(plan, merged - 1, tokens))
     attrs = {**data, **describe(model), "analysis": "sweep", "engine": forward.engine}
-    attrs |= {"batch_size": batch_size, "shard": shard}
+    attrs |= {"batch_size": plan.batch_size, "shard": shard}
+    if gpus:
+        attrs["device"] = "cuda"
     return {
         name: reducer.result(states[name], plan.shape).assign_attrs(
             {**attrs, "reducer": repr(reducer)}
@@ -163,11 +176,16 @@ def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dic
     return dict(reducers)
 
 
-def _fingerprint(model: Any, tokens: Tensor, plan: Plan) -> str:
+def _fingerprint(model: Any, tokens: Tensor, plan: Plan, gpus: bool) -> str:
     options = {
-        "reducers": {name: repr(reducer) for name, reducer in plan.reducers.items()},
+        "format": _FORMAT,
+        "reducers": {
+            name: f"{type(reducer).__module__}.{type(reducer).__qualname__}: {reducer!r}"
+            for name, reducer in plan.reducers.items()
+        },
         "batch_size": plan.batch_size,
         "shard": plan.shard,
+        "gpus": gpus,
     }
     return fingerprint(model, tokens, options)
 

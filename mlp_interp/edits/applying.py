@@ -144,6 +144,5 @@ def whole_shape(edit: Edit, weights: Weights, shape: tuple[int, int]) -> tuple[i
     if name in ("q", "z"):
         return batch, length, weights.n_heads, weights.d_head
     if name in ("k", "v"):
-        heads = getattr(weights.model.cfg, "n_key_value_heads", None) or weights.n_heads
-        return batch, length, heads, weights.d_head
+        return batch, length, weights.n_kv_heads, weights.d_head
     return batch, length, weights.d_model

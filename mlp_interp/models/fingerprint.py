@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models.loading import describe
+from mlp_interp.models.remember import has_hooks
 from mlp_interp.models.weights import Affine, Weights
 
 __all__ = ["fingerprint", "id_blocks"]
@@ -33,6 +34,9 @@ def fingerprint(
         tokens: The tokens that it is measured on.
         options: Whatever else the numbers depend on; anything that JSON can hold.
 
+    Raises:
+        ValueError: Somebody has left hooks on the model: numbers depend on what they do.
+
     Example:
         >>> from mlp_interp import load_model
         >>> tokens = torch.arange(6).reshape(2, 3)
@@ -40,6 +44,11 @@ def fingerprint(
         >>> len(names)
         2
     """
+    if has_hooks(model):
+        raise ValueError(
+            f"model={model.cfg.model_name!r} has hooks on it (of `steer`, or of its own `hooks`): "
+            "what they do has no name, so nothing can be kept; wanted checkpoint=None, or no hooks"
+        )
     weights = Weights.of(model)
     config = {name: str(getattr(model.cfg, name, None)) for name in _CONFIG}
     facts = [describe(model), config, dict(options or {})]

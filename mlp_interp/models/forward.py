@@ -123,7 +123,7 @@ class Forward:
 
     @classmethod
     def of(cls, model: Any) -> "Forward":
-        """Read a model's weights and check on a few tokens that the result is the model's own.
+        """Read a model's weights and check on 32 tokens that the result is the model's own.
 
         Raises:
             UnsupportedModel: The model has a feature that is not implemented here, or its own
@@ -300,7 +300,7 @@ class Forward:
     @torch.no_grad()
     def _compare_with_model(self) -> None:
         model = self.weights.model
-        length = min(5, int(model.cfg.n_ctx))
+        length = min(32, int(model.cfg.n_ctx))
         tokens = torch.arange(length, device=self.weights.device)[None] % self.weights.W_E.shape[0]
         name = Site("resid_post", self.weights.n_layers - 1).hook_name
         _, cache = model.run_with_cache(tokens, names_filter=[name])

@@ -93,6 +93,11 @@ class Weights:
         return int(self.model.cfg.n_heads)
 
     @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values; fewer than `n_heads` where queries share them."""
+        return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_heads)
+
+    @property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.model.cfg.d_model)

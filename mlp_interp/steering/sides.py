@@ -44,7 +44,7 @@ class Sides:
         self.positions: Positions = positions
         self.batch_size, self.prepend_bos = batch_size, prepend_bos
         self.layers = chosen(layers, weights.n_layers, "layers")
-        grouped = getattr(model.cfg, "n_key_value_heads", None) or weights.n_heads
+        grouped = weights.n_kv_heads
         size = grouped if site in ("k", "v") else weights.n_heads
         self.heads = chosen(heads, size, "heads") if site in HEADS else None
 

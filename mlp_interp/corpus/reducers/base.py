@@ -44,6 +44,7 @@ class Shape:
 
     n_layers: int
     n_heads: int
+    n_kv_heads: int
     d_model: int
     d_head: int
     d_mlp: int
@@ -56,6 +57,7 @@ class Shape:
         return cls(
             n_layers=weights.n_layers,
             n_heads=weights.n_heads,
+            n_kv_heads=weights.n_kv_heads,
             d_model=weights.d_model,
             d_head=weights.d_head,
             d_mlp=weights.d_mlp,
@@ -67,8 +69,10 @@ class Shape:
         """Dims after ``batch pos`` of an activation at a site, with their sizes."""
         if site in ("pre", "post"):
             return {"neuron": self.d_mlp}
-        if site in ("q", "k", "v", "z"):
+        if site in ("q", "z"):
             return {"head": self.n_heads, "d_head": self.d_head}
+        if site in ("k", "v"):
+            return {"head": self.n_kv_heads, "d_head": self.d_head}
         return {"d_model": self.d_model}
 
 
@@ -120,7 +124,7 @@ class Batch:
         rows = max(1, 2**22 // unembed.d_vocab)
         stream, targets = self.final[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten()
         parts = [
-            F.cross_entropy(unembed.logits(some), wanted, reduction="none")
+            F.cross_entropy(_single(unembed.logits(some)), wanted, reduction="none")
             for some, wanted in zip(stream.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(parts).view(len(self.tokens), -1)
@@ -242,12 +246,17 @@ class SiteReducer(Reducer):
 def pieces(x: Float[Tensor, "batch *rest"]) -> Iterator[Tensor]:
     """Parts of an activation along its first axis that fit into a processor's cache.
 
+    They are in single precision at least: sums over half precisions would overflow or lose digits.
     Elsewhere than on a processor it is one part: there, each call costs more than what it computes.
     """
     if x.device.type != "cpu":
-        return iter((x,))
+        return iter((_single(x),))
     each = max(1, x[0].numel()) if len(x) else 1
-    return iter(x.split(max(1, _PIECE // each)))
+    return (_single(part) for part in x.split(max(1, _PIECE // each)))
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def add(total: Tensor, value: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Where in the corpus units are most active, and what they do at chosen strengths, with context."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,7 +152,7 @@ class BandExamples(Reducer):
     """
 
     neuron: str
-    edges: tuple[float, ...]
+    edges: Sequence[float]
     k: int = 5
     before: int = 10
     after: int = 5
@@ -161,6 +162,7 @@ class BandExamples(Reducer):
 
     def __post_init__(self) -> None:
         _check(self.k, self.before, self.after)
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
         site = Site.parse(self.neuron)
         if site.neuron is None:
             raise ValueError(f"neuron={self.neuron!r}; wanted a neuron, as 'L3N669'")

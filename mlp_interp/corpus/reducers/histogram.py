@@ -120,7 +120,8 @@ class Histogram(UnitReducer):
 def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
     """Quantiles from a `Histogram`'s result, evenly spread within each bin.
 
-    The error is at most the width of a bin: ``1 / per_octave`` of the quantile's own size, or twice
+    A quantile is the least entry that at least the share lies at or below. The error is at most the
+    width of a bin: ``1 / per_octave`` of the quantile's own size, or twice
     ``2^low`` around zero. In the outermost bins, which have no width, it is their finite edge.
 
     Args:

@@ -70,7 +70,6 @@ class Moments(UnitReducer):
         mine = {name: value[self.row(site)] for name, value in state.items()}
         for part in pieces(self.picked(x[:, self.first :])):
             rows = part.flatten(0, 1)
-            rows = rows.float() if rows.dtype.itemsize < 4 else rows
             found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
             scratch = batch.scratch(rows, rows.dtype), batch.scratch(rows, rows.dtype, slot=1)
             distance = torch.sub(rows, found["mean"], out=scratch[0])

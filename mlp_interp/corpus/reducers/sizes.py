@@ -101,6 +101,8 @@ class Norms(SiteReducer):
 class Loss(Reducer):
     """Loss of the model's predictions; the only reducer here that needs the unembedding.
 
+    It is read off the stream that leaves the last block: hooks held after that have no effect.
+
     Its result has ``loss`` (nats per token), its standard error over sequences ``loss_se``,
     ``by_position``, and ``perplexity``.
 

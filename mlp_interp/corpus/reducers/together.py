@@ -1,5 +1,6 @@
 """Which neurons are active together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,14 +42,15 @@ class CoActivation(Reducer):
         ('neuron', 'other')
     """
 
-    neurons: tuple[str, ...]
+    neurons: Sequence[str]
     above: float = 0.0
     first: int = 0
     _layers: dict[int, list[tuple[int, int]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.neurons or len({*self.neurons}) < len(self.neurons):
-            raise ValueError(f"neurons={self.neurons}; wanted one or more, each once")
+        object.__setattr__(self, "neurons", tuple(self.neurons))
+        if not self.neurons:
+            raise ValueError(f"neurons={self.neurons}; wanted one or more")
         if self.first < 0:
             raise ValueError(f"first={self.first}; wanted a position from 0")
         layers: dict[int, list[tuple[int, int]]] = {}
@@ -57,6 +59,9 @@ class CoActivation(Reducer):
             if site.neuron is None:
                 raise ValueError(f"neurons has {label!r}; wanted neurons, as 'L3N669'")
             layers.setdefault(site.layer or 0, []).append((column, site.neuron))
+        for layer, pairs in layers.items():
+            if len({neuron for _, neuron in pairs}) < len(pairs):
+                raise ValueError(f"neurons={self.neurons} has one of layer {layer} twice")
         object.__setattr__(self, "_layers", layers)
 
     @property
