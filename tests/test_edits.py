@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -718,6 +719,17 @@ def test_draws_come_again_from_their_seed(kind, backend, tokens):
     assert not torch.equal(greedy, first)
 
 
+@pytest.mark.parametrize(
+    ("seed", "same"), [(np.int64(3), 3), (np.arange(4), range(4)), ((4, 5, 6, 7), [4, 5, 6, 7])]
+)
+def test_seeds_of_numpy(kind, tokens, seed, same):
+    runner = Runner.of(kind())
+    draw = lambda seed: unchecked(Runner.generate)(
+        runner, tokens, seed=seed, temperature=1.0, max_new_tokens=3
+    )
+    assert torch.equal(draw(seed).tokens, draw(same).tokens)
+
+
 def test_rows_draw_for_themselves(kind, tokens):
     """A text depends on its own seed: not on its neighbours, nor on how many there are."""
     runner = Runner.of(kind())
@@ -810,6 +822,9 @@ def test_texts_end_where_their_end_comes(kind, backend, tokens):
         ({"top_k": 0}, "top_k=0; wanted at least 1, or None"),
         ({"seed": -1}, "seed=-1; wanted integers from 0"),
         ({"seed": [1, 2, -3, 4]}, r"seed=\[1, 2, -3, 4\]; wanted integers from 0"),
+        ({"seed": "abc"}, "seed='abc'; wanted integers from 0"),
+        ({"seed": 1.5}, "seed=1.5; wanted integers from 0"),
+        ({"seed": [1, 2, 3, None]}, "None.; wanted integers from 0"),
         ({"seed": [1, 2]}, "seed has 2 entries for 4 rows; wanted as many"),
         ({"eos": 300}, "eos=300; wanted a token id from 0 to 299"),
         ({"where": "old"}, "where='old'; wanted 'all', 'prompt' or 'new'"),

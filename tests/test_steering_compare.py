@@ -104,6 +104,15 @@ def test_seeds_and_repeated_prompts(kind):
     assert len({tuple(row) for row in plain.tolist()}) == 4
 
 
+def test_seeds_of_numpy(kind):
+    draw = lambda seed: unchecked(generate_compare)(
+        kind(), ["the cat"], PUSH, seed=seed, temperature=1.0, max_new_tokens=4
+    )
+    xr.testing.assert_identical(draw(np.int64(3)), draw(3))
+    with pytest.raises(ValueError, match=r"seed=\[3\]; wanted an integer"):
+        draw([3])
+
+
 def test_every_prompt_and_sample_has_numbers_of_its_own(kind):
     how = Continuing(2, 0, 4, 1.0, None, "all", None, 8)
     texts = texts_of(kind(), ["the", "cat", "the"], what="prompts")

@@ -337,6 +337,23 @@ def test_few_shot_prompts():
     assert task.prompts != task.uninformative
 
 
+@pytest.mark.parametrize("shots", [2, 3, 5])
+@pytest.mark.parametrize("kinds", [2, 3, 12])
+def test_no_example_of_an_uninformative_prompt_is_right(shots, kinds):
+    right = {str(n): f"w{n % kinds}" for n in range(12)}
+    task = FewShot.of(list(right.items()), n=40, shots=shots, line="{x} {y}\n", seed=3)
+    for prompt, other in zip(task.prompts, task.uninformative, strict=True):
+        shown, mixed = (
+            [line.split(" ") for line in text.split("\n")[:-1]] for text in (prompt, other)
+        )
+        assert [x for x, _ in mixed] == [x for x, _ in shown]
+        assert all(y == right[x] for x, y in shown)
+        assert all(y != right[x] and y in right.values() for x, y in mixed)
+        answers = sorted(y for _, y in shown)
+        if max(map(answers.count, answers)) <= shots / 2:
+            assert sorted(y for _, y in mixed) == answers
+
+
 def test_sides_of_a_contrast(nano):
     from mlp_interp.prompts import sentiment
 
@@ -382,8 +399,10 @@ def refusals(model: Any) -> list[Any]:
         (lambda: FewShot(["a"], ["b", "c"]), "answers has 2 texts for 1 prompts; wanted one"),
         (lambda: FewShot(["a"], ["b"], []), "uninformative has 0 texts for 1 prompts"),
         (lambda: FewShot.of([("a", "b")], shots=1), "n=32, shots=1 with 1 pairs; wanted"),
+        (lambda: FewShot.of([("a", "b")] * 3, shots=1), "shots=1 with 3 pairs; wanted .* from 2"),
+        (lambda: FewShot.of([("a", "b")] * 3, shots=2), "pairs all have the answer 'b'"),
         (
-            lambda: FewShot.of([("a", "b")] * 3, shots=1, line="{y} {x}"),
+            lambda: FewShot.of([("a", "b"), ("c", "d")] * 2, shots=2, line="{y} {x}"),
             "line=.*; wanted {x}, then",
         ),
         (lambda: effects(model, FewShot(pos, neg)), "uninformative=None; wanted prompts"),
@@ -399,7 +418,7 @@ def refusals(model: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("n", range(36))
+@pytest.mark.parametrize("n", range(38))
 def test_directions_refuse(kind, n):
     call, message = refusals(kind())[n]
     with pytest.raises(ValueError, match=message):

@@ -19,9 +19,11 @@ from mlp_interp.steering import (
     by_answer,
     dose_response,
     generate_compare,
+    kept,
     mean_difference,
     project_out,
     random_direction,
+    steer,
 )
 from mlp_interp.steering import add as add_edits
 
@@ -317,6 +319,43 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         assert len(calls) == total - at + lost
     xr.testing.assert_identical(resumed, whole)
     xr.testing.assert_identical(again, whole)
+
+
+def test_a_damaged_file_is_named(kind, tokens, difference, tmp_path):
+    run = lambda: dose_response(
+        kind(), tokens, direction(), [1], {"ld": difference}, checkpoint=tmp_path
+    )
+    run()
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    assert {file.suffix for file in files} == {".safetensors"}
+    files[-1].write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"checkpoint '.*' cannot be read .*; delete it to begin"):
+        run()
+    files[-1].unlink()
+    run()
+
+
+def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch):
+    written = []
+    real = kept.save_file
+    monkeypatch.setattr(kept, "save_file", lambda x, to: (written.append(to.name), real(x, to)))
+    for process in (7, 8):
+        monkeypatch.setattr(kept.os, "getpid", lambda process=process: process)
+        pieces = kept.Kept(tmp_path / str(process))
+        pieces.fill(["a"], [0], lambda items: iter([{"x": torch.ones(1)}]))
+    assert len({*written}) == 2
+
+
+def test_a_checkpoint_wants_a_model_without_hooks(kind, tokens, difference, tmp_path):
+    model = kind()
+    run = lambda **options: dose_response(
+        model, tokens, direction(), [1], {"ld": difference}, **options
+    )
+    with steer(model, add_edits(direction(), 1.0, layer=0)):
+        run()
+        with pytest.raises(ValueError, match="hooks"):
+            run(checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_metric_that_fails_loses_nothing(kind, tokens, rows, tmp_path, monkeypatch):

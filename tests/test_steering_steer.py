@@ -15,6 +15,7 @@ from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     add,
+    generate_compare,
     hold,
     output_direction,
     project_out,
@@ -191,6 +192,25 @@ def test_analyses_inside_see_the_edited_model(kind, backend, tokens):
         edited = log_probs(runner.unembed.logits(runner.edited(run, [theirs])))
     assert torch.allclose(inside, clean, atol=1e-4)
     assert torch.allclose(edited, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("positions", "where"), [([-1], "all"), ([2], "all"), (None, "new"), (None, "prompt")]
+)
+def test_a_runners_generation_cannot_be_followed(kind, backend, tokens, positions, where):
+    model, everywhere = kind("sequential", backend), Edit.add("1.mlp", STEERING)
+    edit = Edit.add("1.mlp", STEERING, positions=positions)
+    expected = Runner.of(model).generate(tokens, edits=[everywhere], max_new_tokens=3).tokens
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the edits that never fired
+        with steer(model, edit, where=where):
+            with pytest.raises(ValueError, match=r"'1.mlp' .* is held by steer.* wanted it given"):
+                Runner.of(model).generate(tokens, max_new_tokens=3)
+            with pytest.raises(ValueError, match="is held by steer"):
+                generate_compare(model, tokens, Edit.set("2.mlp", 0.0), max_new_tokens=3)
+            model(tokens)  # a pass of its own is as ever
+    with steer(model, everywhere):
+        assert torch.equal(Runner.of(model).generate(tokens, max_new_tokens=3).tokens, expected)
 
 
 def test_nested_blocks_are_one_list(model, tokens):

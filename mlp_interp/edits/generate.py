@@ -1,7 +1,10 @@
 """Continuing texts with edits held on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +18,9 @@ from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import Memory
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Generation", "Sampling", "generate"]
+__all__ = ["Generation", "Sampling", "generate", "generating"]
+
+_generating: ContextVar[bool] = ContextVar("generating", default=False)
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,13 @@ class Sampling:
         ValueError: One of them is out of range.
     """
 
-    def __init__(
-        self, temperature: float | int, top_k: int | None, seed: int | Sequence[int], rows: int
-    ) -> None:
+    def __init__(self, temperature: float | int, top_k: int | None, seed: Any, rows: int) -> None:
         """Check the options."""
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature={temperature}; wanted a number from 0")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; wanted at least 1, or None")
-        pairs = (
-            [(seed, n) for n in range(rows)] if isinstance(seed, int) else [(s, 0) for s in seed]
-        )
-        if len(pairs) != rows:
-            raise ValueError(f"seed has {len(pairs)} entries for {rows} rows; wanted as many")
-        if any(number < 0 for number, _ in pairs):
-            raise ValueError(f"seed={seed}; wanted integers from 0")
+        pairs = _seeds(seed, rows)
         self._temperature, self._top_k = temperature, top_k
         self._generators = [_stream(*pair) for pair in pairs] if temperature else []
 
@@ -92,6 +89,18 @@ class Sampling:
             row.exponential_(generator=generator)
         tiny = torch.finfo(waits.dtype).tiny
         return (scores - waits.clamp_min(tiny).log()).argmax(-1, keepdim=True).to(logits.device)
+
+
+def _seeds(seed: Any, rows: int) -> list[tuple[int, int]]:
+    """A seed and a number for each row."""
+    seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    one = isinstance(seed, Integral)
+    listed = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not all(isinstance(number, Integral) and int(number) >= 0 for number in listed):
+        raise ValueError(f"seed={seed!r}; wanted integers from 0")
+    if not one and len(listed) != rows:
+        raise ValueError(f"seed has {len(listed)} entries for {rows} rows; wanted as many")
+    return [(int(listed[0]), n) for n in range(rows)] if one else [(int(s), 0) for s in listed]
 
 
 def _stream(seed: int, row: int) -> torch.Generator:
@@ -126,7 +135,9 @@ def generate(
     step = _stepper(forward, applier, remember)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
-        new = sampling(unembed.logits(step(tokens)))
+        with _marked():
+            final = step(tokens)
+        new = sampling(unembed.logits(final))
         if end is not None:
             new = new.masked_fill(ended, end)
             ended = ended | (new == end)
@@ -134,6 +145,20 @@ def generate(
         if end is not None and ended.all():
             break
     return Generation(tokens, prompt, applier.fired)
+
+
+def generating() -> bool:
+    """Whether a pass is a step of `generate`, which hooks on the model cannot see."""
+    return _generating.get()
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    before = _generating.set(True)
+    try:
+        yield
+    finally:
+        _generating.reset(before)
 
 
 def _stepper(

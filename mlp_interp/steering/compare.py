@@ -98,7 +98,7 @@ def generate_compare(
             "long_name": "texts continued with edits and without, from the same seeds",
             "edits": "\n".join(described(edit) for edit in listed),
             "where": where,
-            "seed": seed,
+            "seed": how.seed,
             "temperature": float(temperature),
             "top_k": "all" if top_k is None else top_k,
         },

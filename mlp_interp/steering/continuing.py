@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -55,7 +56,7 @@ class Continuing:
     """
 
     n: int
-    seed: int
+    seed: Any
     max_new_tokens: int
     temperature: float | int
     top_k: int | None
@@ -64,6 +65,9 @@ class Continuing:
     batch_size: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral):
+            raise ValueError(f"seed={self.seed!r}; wanted an integer from 0")
+        object.__setattr__(self, "seed", int(self.seed))  # numpy's would give other texts
         Sampling(self.temperature, self.top_k, self.seed, 1)
         check_where(self.where)
         for name in ("n", "max_new_tokens", "batch_size"):

@@ -105,7 +105,8 @@ def dose_response(
 
     Raises:
         ValueError: Something is empty, out of range or does not fit the model; a metric gives other
-            than one finite number for each prompt or text.
+            than one finite number for each prompt or text; a file of the checkpoint is damaged, or
+            hooks are on the model with one.
 
     Example:
         >>> from mlp_interp import load_model, prompts
@@ -165,7 +166,7 @@ def dose_response(
             **describe(model),
             **data,
             "where": where,
-            "seed": seed,
+            "seed": how.seed,
             "temperature": float(temperature),
             "samples": n,
             "max_new_tokens": max_new_tokens if score else 0,

@@ -65,22 +65,29 @@ class FewShot:
     ) -> "FewShot":
         """Few-shot prompts from pairs of question and answer; uninformative ones are shuffled.
 
+        In an uninformative prompt no example has its right answer. The answers are those of the
+        same examples, each as often; only an answer that more than half of the examples share
+        gives way to answers of other pairs.
+
         Args:
             pairs: Question and answer, without leading spaces.
             n: How many prompts. Each draws its examples and its question anew, all different.
-            shots: How many examples stand before the question.
+            shots: How many examples stand before the question, at least 2.
             line: How a pair is written, ``{x}`` before ``{y}``.
             seed: Equal seeds give equal prompts.
 
         Raises:
-            ValueError: Fewer than ``shots + 1`` pairs, or a line that does not end in ``{y}`` and
-                blanks, or an option out of range.
+            ValueError: Fewer than ``shots + 1`` pairs, or all with one answer, or a line that does
+                not end in ``{y}`` and blanks, or an option out of range.
         """
-        if n < 1 or shots < 1 or len(pairs) <= shots:
+        if n < 1 or shots < 2 or len(pairs) <= shots:
             raise ValueError(
-                f"n={n}, shots={shots} with {len(pairs)} pairs; wanted at least 1 of each and more "
-                "pairs than shots"
+                f"n={n}, shots={shots} with {len(pairs)} pairs; wanted n from 1, shots from 2 (a "
+                "single answer cannot be shuffled) and more pairs than shots"
             )
+        known = sorted({y for _, y in pairs})
+        if len(known) < 2:
+            raise ValueError(f"pairs all have the answer {known[0]!r}; wanted different ones")
         head, found, tail = line.partition("{y}")
         if not found or "{x}" not in head or tail.strip():
             raise ValueError(f"line={line!r}; wanted {{x}}, then {{y}}, then nothing but blanks")
@@ -90,8 +97,7 @@ class FewShot:
         for _ in range(n):
             *shown, (question, answer) = rng.sample(list(pairs), shots + 1)
             words = [y for _, y in shown]
-            rng.shuffle(words)
-            for kind, ys in ((prompts, [y for _, y in shown]), (shuffled, words)):
+            for kind, ys in ((prompts, words), (shuffled, _misplaced(words, known, rng))):
                 examples = "".join(
                     line.replace("{x}", x).replace("{y}", y)
                     for (x, _), y in zip(shown, ys, strict=True)
@@ -99,3 +105,19 @@ class FewShot:
                 kind.append(examples + asked.replace("{x}", question))
             answers.append(gap + answer)
         return cls(tuple(prompts), tuple(answers), tuple(shuffled))
+
+
+def _misplaced(words: Sequence[str], known: Sequence[str], rng: Random) -> list[str]:
+    """The same words, none where it was; of one that more than half are, some become others."""
+    groups: dict[str, list[int]] = {}
+    for place in rng.sample(range(len(words)), len(words)):
+        groups.setdefault(words[place], []).append(place)
+    order = [place for group in groups.values() for place in group]
+    # With equal words in a row, going on by the longest row takes each out of its own.
+    step = max(map(len, groups.values()))
+    found = list(words)
+    for n, place in enumerate(order):
+        word = words[order[(n + step) % len(order)]]
+        others = [other for other in known if other != words[place]]
+        found[place] = rng.choice(others) if word == words[place] else word
+    return found

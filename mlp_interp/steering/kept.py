@@ -1,9 +1,11 @@
 """Pieces of a sweep that are kept in files, so that an interrupted one goes on where it was."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,6 +35,9 @@ class Kept:
             items: What each is computed from.
             compute: From the items whose pieces are not there to these, in order. Each is kept as
                 soon as it is handed out. It is not called where none is missing.
+
+        Raises:
+            ValueError: A file is damaged.
         """
         found = [self._read(name) for name in names]
         missing = [n for n, piece in enumerate(found) if piece is None]
@@ -52,14 +57,21 @@ class Kept:
 
     def _read(self, name: str) -> Piece | None:
         file = self._file(name)
-        return load_file(file) if file is not None and file.exists() else None
+        if file is None or not file.exists():
+            return None
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"checkpoint {str(file)!r} cannot be read ({error}); delete it to begin again"
+            ) from error
 
     def _write(self, name: str, piece: Piece) -> None:
-        """Write beside, then rename: a file that is there is whole."""
+        """Write beside, under a name of this process, then rename: a file there is whole."""
         file = self._file(name)
         if file is None:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".unfinished")
+        unfinished = file.with_name(f"unfinished-{os.getpid()}-{file.name}")
         save_file(piece, unfinished)
         unfinished.replace(file)

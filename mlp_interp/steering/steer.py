@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit, Fired
 from mlp_interp.edits.applying import Applier, Where, check_where, confined, whole_shape
+from mlp_interp.edits.generate import generating
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
@@ -40,6 +41,11 @@ def steer(
     prompt, so that it makes no difference whether the model runs a new token alone or the whole
     text again. (Where TransformerLens pads prompts of unequal length, the padding is counted.)
 
+    That is the model's own ``generate``. Inside the block each pass of `Runner.generate`,
+    `generate_compare` and `dose_response` counts as a text of its own, so that new tokens cannot be
+    told from the prompt: give them the edits instead of holding these. Edits at all positions with
+    ``where="all"`` can be held; others are refused there.
+
     Args:
         model: The model.
         edits: What to do; those of one place in the order given. `add`, `project_out`, `hold` and
@@ -54,7 +60,8 @@ def steer(
     Raises:
         ValueError: The model has no such layer; `where` is unknown; within the block: an edit does
             not fit what is run, an edit at ``embed`` in a ``generate`` that never passes there
-            (`HookedTransformer`; take ``0.resid_pre``), or ``generate_stream``.
+            (`HookedTransformer`; take ``0.resid_pre``), ``generate_stream``, or one with positions
+            or a `where` in a generation of this package.
 
     Warns:
         UserWarning: When the block ends well and some edit was never come to.
@@ -157,6 +164,7 @@ class Steering:
         def hook(x: Tensor, hook: Any = None) -> Tensor:
             shape = x.shape[0], x.shape[axes(name)["positions"]]
             if self._text is None:
+                self._check_pass()
                 return self._of_shape(*shape)(name, layer or 0, x)
             if name == "embed" or (name, layer) == ("resid_pre", 0):
                 self._follow(self._text, name, *shape)
@@ -164,6 +172,17 @@ class Steering:
             return x if applier is None else applier(name, layer or 0, x)
 
         return hook
+
+    def _check_pass(self) -> None:
+        """Refuse what would be misread in a generation of which nothing is known here."""
+        placed = [edit for edit in self.edits if edit.positions is not None or self.where != "all"]
+        if placed and generating():
+            raise ValueError(
+                f"the edit at {placed[0].site.label!r} (positions={placed[0].positions}, "
+                f"where={self.where!r}) is held by steer, and a generation of this package does "
+                "not tell it what is prompt; wanted it given to Runner.generate, generate_compare "
+                "or dose_response instead, or the model's own generate"
+            )
 
     def _of_shape(self, batch: int, length: int) -> Applier:
         """The edits on a text that is run as a whole."""
