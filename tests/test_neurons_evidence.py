@@ -153,6 +153,25 @@ def test_the_place_among_controls():
     assert np.isnan(alone["control_std"][1])
 
 
+def test_without_a_number_there_is_no_place_and_no_p():
+    values = np.array([[np.nan, 1.0, 2.0], [1.5, np.nan, 1.0], [3.0, np.nan, np.nan]])
+    found = {n: x[1] for n, x in against_controls(values, ("where",), "", "nats").items()}
+    np.testing.assert_array_equal(found["rank"], [np.nan, 1, np.nan])
+    np.testing.assert_array_equal(found["percentile"], [np.nan, 100, np.nan])
+    np.testing.assert_array_equal(found["p_value"], [np.nan, 1 / 2, np.nan])
+    np.testing.assert_array_equal(found["control_mean"], [1.5, 1, np.nan])
+    assert np.isnan(found["z"]).all()
+
+
+def test_a_text_too_short_to_predict_anything_has_no_loss_and_no_p(nano):
+    found = verify_neuron(nano, 2, 5, ["A"], ["The cat sat.", "He likes it"], controls=2)
+    found = found.sel(measure="delta_loss")
+    for name in ("effect", "z", "rank", "percentile", "p_value"):
+        known = found[name].isel(component=0) if name == "effect" else found[name]
+        assert np.isnan(known.sel(where=["positive", "difference"])).all(), name
+        assert np.isfinite(known.sel(where="negative")), name
+
+
 def test_controls_come_from_the_seed_and_are_others(kind):
     model = kind("parallel")
     d_mlp = model.cfg.d_mlp

@@ -36,12 +36,15 @@ def discrimination(
         "activation": (("summary", "component", "prompt"), activation, about),
         "auroc": (("summary", "component"), area, chance),
         **against_controls(area, ("summary",), "auroc_", "probability"),
-        "threshold": (dims, padded.pop("threshold"), {"unit": "activation"}),
-        **{name: (dims, values, {"unit": "fraction"}) for name, values in padded.items()},
+        "threshold": (dims, padded.pop("threshold"), _about("activation", "thresholds")),
+        **{
+            name: (dims, values, _about("fraction", f"{name} at each threshold"))
+            for name, values in padded.items()
+        },
         "best_threshold": (
             steps,
             np.array([t["threshold"][i] for t, i in zip(tables, best, strict=True)]),
-            {"unit": "activation"},
+            _about("activation", "the threshold where the criterion is highest"),
         ),
         "best": (
             steps,
@@ -51,7 +54,7 @@ def discrimination(
                     for t, (i, j) in zip(tables, best, strict=True)
                 ]
             ),
-            {"unit": "fraction"},
+            _about("fraction", "the criterion where it is highest"),
         ),
     }
 
@@ -62,11 +65,19 @@ def ablation(lost: Float[Tensor, "measure neuron text"], split: int) -> dict[str
     mean, error = (torch.stack(parts, dim=1) for parts in zip(*sides, strict=True))
     mean = torch.cat([mean, mean[:, :1] - mean[:, 1:]], dim=1)
     error = torch.cat([error, torch.hypot(error[:, :1], error[:, 1:])], dim=1)
-    dims, unit = ("measure", "where", "component"), {"unit": "nats"}
+    dims = ("measure", "where", "component")
     return {
-        "loss": (("measure", "component", "prompt"), to_numpy(lost), unit),
-        "effect": (dims, to_numpy(mean), unit),
-        "effect_se": (dims, to_numpy(error), unit),
+        "loss": (
+            ("measure", "component", "prompt"),
+            to_numpy(lost),
+            _about("nats", "lost without the neuron, by text"),
+        ),
+        "effect": (
+            dims,
+            to_numpy(mean),
+            _about("nats", "lost without the neuron, mean over texts"),
+        ),
+        "effect_se": (dims, to_numpy(error), _about("nats", "standard error of effect")),
         **against_controls(to_numpy(mean), dims[:2], "", "nats"),
     }
 
@@ -74,20 +85,43 @@ def ablation(lost: Float[Tensor, "measure neuron text"], split: int) -> dict[str
 def against_controls(
     values: Float[np.ndarray, "*dims component"], dims: Sequence[str], prefix: str, unit: str
 ) -> dict[str, Any]:
-    """Where the first component lies in the distribution of the others; names get the prefix."""
+    """Where the first component lies in the distribution of the others; names get the prefix.
+
+    A control without a number is left out; where the first component has none, it has no place.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
     mine, others = values[..., 0], values[..., 1:]
-    count = others.shape[-1]
-    mean = others.mean(-1)
-    spread = others.std(-1, ddof=1) if count > 1 else np.full(mine.shape, np.nan)
-    distance = np.full(mine.shape, np.nan)
+    count = np.isfinite(others).sum(-1)
+    known = np.isfinite(mine) & (count > 0)
+    mean, spread = (to_numpy(x) for x in _moments(torch.from_numpy(others)))
+    distance, below = (np.full(mine.shape, np.nan) for _ in range(2))
     np.divide(mine - mean, spread, out=distance, where=spread > 0)
-    at_least = (others >= mine[..., None]).sum(-1)
+    np.divide(100 * (others < mine[..., None]).sum(-1), count, out=below, where=known)
+    more, at_least = others > mine[..., None], others >= mine[..., None]
     found = {
-        "control_mean": (mean, unit),
-        "control_std": (spread, unit),
-        "z": (distance, "standard deviations"),
-        "rank": (1 + (others > mine[..., None]).sum(-1), "rank"),
-        "percentile": (100 * (others < mine[..., None]).mean(-1), "per cent"),
-        "p_value": ((1 + at_least) / (1 + count), "probability"),
+        "control_mean": (mean, unit, "mean of the controls"),
+        "control_std": (spread, unit, "standard deviation of the controls"),
+        "z": (distance, "standard deviations", "distance from the controls' mean"),
+        "rank": (np.where(known, 1 + more.sum(-1), np.nan), "rank", "1 is the largest"),
+        "percentile": (below, "per cent", "controls with less"),
+        "p_value": (
+            np.where(known, (1 + at_least.sum(-1)) / (1 + count), np.nan),
+            "probability",
+            "share with at least as much, the neuron among them",
+        ),
     }
-    return {f"{prefix}{name}": (dims, x, {"unit": about}) for name, (x, about) in found.items()}
+    return {
+        f"{prefix}{name}": (dims, x, _about(of, about)) for name, (x, of, about) in found.items()
+    }
+
+
+def _about(unit: str, long_name: str) -> dict[str, str]:
+    return {"unit": unit, "long_name": long_name}
+
+
+def _moments(
+    values: Float[Tensor, "*dims control"],
+) -> tuple[Float[Tensor, "*dims"], Float[Tensor, "*dims"]]:
+    """Mean and standard deviation of those that are numbers; of fewer than two, no deviation."""
+    mean, error = mean_and_error(values)
+    return mean, error * (~values.isnan()).sum(-1).sqrt()

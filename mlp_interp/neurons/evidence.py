@@ -91,6 +91,8 @@ def verify_neuron(
           ``z``, ``rank`` (1 is the largest), ``percentile`` (controls with less, per cent) and
           ``p_value`` = (1 + controls with at least as much) / (1 + controls). The same of
           ``auroc`` with ``auroc_`` before the name. The smallest possible p is 1 / (1 + controls).
+          Where the neuron's own number is NaN (``delta_loss`` on a single token), so are ``z``,
+          ``rank``, ``percentile`` and ``p_value``; controls that are NaN are not counted.
 
     Raises:
         ValueError: The model has no such neuron, a set is empty or holds what the model cannot
@@ -127,9 +129,13 @@ def verify_neuron(
     found = {
         **discrimination(activation, split),
         **ablation(lost, split),
-        "held_at": ("component", np.array(held), {"unit": "activation"}),
+        "held_at": (
+            "component",
+            np.array(held),
+            {"unit": "activation", "long_name": "the baseline"},
+        ),
         "promoted": ("rank", tokens["promoted"].values, tokens["promoted"].attrs),
-        "promoted_text": ("rank", tokens["promoted_text"].values, {"unit": "text"}),
+        "promoted_text": ("rank", tokens["promoted_text"].values, tokens["promoted_text"].attrs),
     }
     return xr.Dataset(
         found,
