@@ -135,3 +135,66 @@ def test_bad_input_is_one_line_and_status_two(arguments, message, tmp_path, monk
 def test_it_is_among_the_commands():
     output = CliRunner().invoke(app, ["--help"]).output
     assert re.search(r"^\s+neuron\s", output, re.MULTILINE)
+
+
+NEVER = ("--model", "no such model")  # what is refused is refused before a model is loaded
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.is_dir() for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_a_folder_of_other_things_is_never_replaced(suffix, tmp_path):
+    data = tmp_path / f"mine{suffix}"
+    data.mkdir()
+    (data / "thesis.txt").write_text("years of work")
+    before = contents(tmp_path)
+    result = run("L0N7", *NEVER, "-o", tmp_path / "n.html", "--data", data)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --data wanted")
+    assert contents(tmp_path) == before
+
+
+def test_a_link_to_a_store_is_not_followed(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".zgroup").touch()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "store")
+    result = run("L0N7", *NEVER, "-o", tmp_path / "n.html", "--data", tmp_path / "link.zarr")
+    assert "error: --data wanted a zarr store or nothing yet" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "d.html"], "--out wanted a file, got the folder 'd.html'"),
+        (["--out", "file/p.html"], "--out wanted a folder, got the file"),
+        (["--data", "missing/p.nc"], "--data must lie in a folder that exists"),
+        (["--checkpoint", "file"], "--checkpoint wanted a folder, got the file"),
+        (["--checkpoint", "file/deeper"], "--checkpoint wanted a folder, got the file"),
+    ],
+)
+def test_paths_are_checked_before_a_model_is_loaded(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.html").mkdir()
+    (tmp_path / "file").touch()
+    result = run("L0N7", *NEVER, *arguments)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert message in result.stderr
+    assert sorted(contents(tmp_path)) == ["d.html", "file"]
+
+
+def test_folders_without_the_right_to_write_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlp_interp.cli.options.os.access", lambda *_: False)
+    result = run("L0N7", *NEVER, "-o", tmp_path / "n.html")
+    assert "error: --out wanted a folder to write to" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["report"], ["patch", "--task", "ioi"]])
+@pytest.mark.parametrize("taken", ["p.html", "p.nc"])
+def test_other_pages_check_their_paths_too(command, taken, tmp_path):
+    (tmp_path / taken).mkdir()
+    given = [*command, *NEVER, "-o", str(tmp_path / "p.html")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2
+    assert "error: --out wanted a file, got the folder" in result.stderr

@@ -15,6 +15,9 @@ from mlp_interp.cli.options import (
     Processing,
     ProcessingOption,
     RevisionOption,
+    check_data,
+    check_file,
+    check_folder,
     clear_errors,
     load,
 )
@@ -88,7 +91,7 @@ def neuron(
       mlp-interp neuron L3N609 --model pythia-70m --corpus NeelNanda/pile-10k -n 1000
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug, interrupted=_GO_ON):
-        page, numbers = _check(label, out, data)
+        page, numbers = _check(label, out, data, checkpoint)
 
         from mlp_interp.cli.neuron_page import build
 
@@ -106,7 +109,9 @@ def neuron(
     typer.echo(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB), with {numbers}")
 
 
-def _check(label: str, out: Path | None, data: Path | None) -> tuple[Path, Path]:
+def _check(
+    label: str, out: Path | None, data: Path | None, checkpoint: Path | None
+) -> tuple[Path, Path]:
     """Refuse what cannot work before a model is loaded.
 
     Returns:
@@ -123,10 +128,11 @@ def _check(label: str, out: Path | None, data: Path | None) -> tuple[Path, Path]
     page = Path(f"{label}.html") if out is None else out
     numbers = page.with_suffix(".nc") if data is None else data
     if page.suffix != ".html":
-        raise ValueError(f"out must end in .html, got {str(out)!r}")
+        raise ValueError(f"--out must end in .html, got {str(out)!r}")
     if numbers.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"data must end in .nc or .zarr, got {str(data)!r}")
-    for name, path in (("out", page), ("data", numbers)):
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{name} must lie in a folder that exists, got {str(path)!r}")
+        raise ValueError(f"--data must end in .nc or .zarr, got {str(data)!r}")
+    check_file("--out", page)
+    check_data("--data", numbers)
+    if checkpoint is not None:
+        check_folder("--checkpoint", checkpoint)
     return page, numbers

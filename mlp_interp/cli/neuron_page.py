@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from mlp_interp import views
+from mlp_interp.cli.options import is_store
 from mlp_interp.corpus import load_corpus
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page import checked_request
@@ -54,7 +55,7 @@ def build(
     views.neuron(found).save(page)
     unfinished = data.with_name(f"unfinished-{data.name}")
     save(found, unfinished)
-    if data.is_dir():  # zarr
+    if is_store(data):  # nothing else may be lost
         shutil.rmtree(data)
     unfinished.replace(data)
     if checkpoint is None:

@@ -1,10 +1,12 @@
 """What the commands share: options, loading, errors as one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,3 +81,61 @@ def clear_errors(debug: bool, *, interrupted: str = "interrupted") -> Iterator[N
             traceback.print_exc(file=sys.stderr)
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(BAD_INPUT) from None
+
+
+def check_file(option: str, path: Path) -> None:
+    """Refuse, before anything is computed, what no file can be written to.
+
+    Args:
+        option: The option that named it, as ``--out``.
+        path: The file.
+
+    Raises:
+        ValueError: It is a folder, or the folder it lies in is missing or cannot be written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} wanted a file, got the folder {str(path)!r}")
+    _check_inside(option, path)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Refuse, before anything is computed, what no folder with files can be made of.
+
+    Raises:
+        ValueError: It is a file, or cannot be made or written to.
+    """
+    _check_inside(option, path / "a file", make=True)
+
+
+def check_data(option: str, path: Path) -> None:
+    """Refuse, before anything is computed, numbers that cannot be written or would replace others.
+
+    Raises:
+        ValueError: As `check_file`; of folders a zarr store may be replaced by another.
+    """
+    if path.is_dir() and path.suffix == ".zarr":
+        if not is_store(path):
+            raise ValueError(
+                f"{option} wanted a zarr store or nothing yet, got a folder of other things: "
+                f"{str(path)!r}"
+            )
+        _check_inside(option, path)
+    else:
+        check_file(option, path)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder, not a link to one, is a zarr store."""
+    marks = (".zgroup", ".zmetadata", "zarr.json")
+    return not path.is_symlink() and any((path / mark).is_file() for mark in marks)
+
+
+def _check_inside(option: str, path: Path, *, make: bool = False) -> None:
+    folder = path.absolute().parent
+    found = next(place for place in (folder, *folder.parents) if place.exists())
+    if not found.is_dir():
+        raise ValueError(f"{option} wanted a folder, got the file {str(found)!r}")
+    if found != folder and not make:
+        raise ValueError(f"{option} must lie in a folder that exists, got {str(path)!r}")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} wanted a folder to write to, got {str(found)!r}")

@@ -16,6 +16,7 @@ from mlp_interp.cli.options import (
     Processing,
     ProcessingOption,
     RevisionOption,
+    check_file,
     clear_errors,
     load,
 )
@@ -138,6 +139,6 @@ def _check(task: str | None, texts: dict[str, str | None], out: Path) -> None:
             f"--corrupted, --answer and --foil; missing {', '.join(missing)}"
         )
     if out.suffix != ".html":
-        raise ValueError(f"out must end in .html, got {str(out)!r}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"out must lie in a folder that exists, got {str(out)!r}")
+        raise ValueError(f"--out must end in .html, got {str(out)!r}")
+    for path in (out, out.with_suffix(".nc")):
+        check_file("--out", path)

@@ -14,6 +14,7 @@ from mlp_interp.cli.options import (
     Processing,
     ProcessingOption,
     RevisionOption,
+    check_file,
     clear_errors,
     load,
 )
@@ -69,11 +70,14 @@ def report(
       mlp-interp report -m pythia-160m --revision step1000 -c my.jsonl -n 500 -t 256
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug, interrupted=_GO_ON):
+        if out.suffix != ".html":
+            raise ValueError(f"--out must end in .html, got {str(out)!r}")
+        for suffix in (".html", ".nc", ".json"):
+            check_file("--out", out.with_suffix(suffix))
+
         from mlp_interp.corpus import load_corpus
         from mlp_interp.report import build
 
-        if out.suffix != ".html":
-            raise ValueError(f"out must end in .html, got {str(out)!r}")
         loaded = load(model, revision, device, processing, backend)
         text = load_corpus(corpus, loaded, sequences=sequences, length=length, seed=seed)
         written = build(loaded, text, out=out, prompts=prompts, seed=seed, batch_size=batch_size)
