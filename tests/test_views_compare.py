@@ -67,6 +67,17 @@ def test_what_is_said_beside_it():
     assert repr(found) == "Comparison(1 pairs of texts)"
 
 
+def test_texts_without_tokens_have_no_numbers():
+    empty = generations([" a"], [" b"]).assign(length=lambda made: 0 * made["length"])
+    empty["fluency"], empty["share_differing"] = (
+        np.nan * empty[n] for n in ("fluency", "share_differing")
+    )
+    html = views.compare(empty).fragment()
+    assert "nan" not in html
+    assert html.count("<small>– nats per token") == 2
+    assert "differs at – of positions" in html
+
+
 def test_no_more_rows_than_wanted():
     found = views.compare(generations([" a"], [" b"], samples=5), rows=2)
     assert found.fragment().count("<tr>") == 3

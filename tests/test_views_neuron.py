@@ -110,7 +110,31 @@ def test_a_result_of_another_kind_is_refused(page):
         (0.0626, 0.0058, "0.0626 ± 0.0058"),
         (float("nan"), 1.0, "–"),
         (1.5, float("nan"), "1.50"),
+        (-0.0, None, "0.00"),
+        (-0.001, 3.0, "0.0 ± 3.0"),
+        (9.9999e-4, None, "0.00100"),
+        (9.9996e-5, None, "1.00 · 10⁻⁴"),
+        (12.3, 0.0002, "12.3000 ± 0.0002"),
+        (5.0, 0.0999, "5.00 ± 0.10"),
+        (5.0, 0.0, "5.00 ± 0.00"),
     ],
 )
 def test_numbers_have_the_digits_that_their_errors_leave(value, error, said):
     assert number(value, error) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.5, 0.1, "50 ± 10%"),
+        (0.1234, 0.0056, "12.3 ± 0.6%"),
+        (1.0, 1e-7, "100.00000 ± 0.00001%"),
+        (0.5, None, "50%"),
+        (-0.0, None, "0%"),
+        (1.234e-7, None, "1.23 · 10⁻⁵%"),
+        (1.234e-8, None, "1.23 · 10⁻⁶%"),
+        (float("nan"), 0.1, "–"),
+    ],
+)
+def test_shares_have_the_digits_that_their_errors_leave(value, error, said):
+    assert percent(value, error) == said

@@ -1,5 +1,6 @@
 """Texts side by side, continued with edits and without, with what differs marked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -128,12 +129,18 @@ def _row(pair: xr.Dataset) -> str:
         ids.append(one["token"].values[:length].tolist())
         texts.append([str(text) for text in one["token_text"].values[:length]])
     cells = [f'<td class="mlp-prompt">{escape(str(pair["prompt_text"].item()))}</td>']
-    share = f"; differs at {float(pair['share_differing']):.0%} of positions"
+    share = f"; differs at {_or_dash(pair['share_differing'], '.0%')} of positions"
     for way, words, marked in zip(WAYS, texts, _differing(*ids), strict=True):
-        fluency = f"{float(pair['fluency'].sel(way=way)):.2f} nats per token".replace("-", "−")
+        fluency = f"{_or_dash(pair['fluency'].sel(way=way), '.2f')} nats per token"
         small = fluency + (share if way == "edited" else "")
         cells.append(f'<td class="mlp-{way}">{_marked(words, marked)}<small>{small}</small></td>')
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _or_dash(value: xr.DataArray, digits: str) -> str:
+    """A number, or a dash where there is none: of a text without tokens, say."""
+    number = float(value)
+    return f"{number:z{digits}}".replace("-", "−") if math.isfinite(number) else "–"
 
 
 def _differing(first: list[int], second: list[int]) -> tuple[set[int], set[int]]:
