@@ -143,10 +143,26 @@ def test_neurons_with_examples_are_extreme(measured):
     burst = found.isel(component=(found["why"] == "fires in bursts").values)
     sites = [Site.parse(str(label)) for label in burst["component"].values]
     assert len({site.layer for site in sites}) == len(sites) == 3
-    kurtosis = measured.activity["kurtosis"].where(measured.activity["fraction"] > 0)
+    active = measured.activity
+    rare = active["fraction"] < active["fraction"].median("neuron")
+    bursting = rare & (active["skewness"] > 0) & (active["fraction"] > 0)
+    kurtosis = active["kurtosis"].where(bursting)
     for site in sites:
         assert np.nanargmax(kurtosis.sel(layer=site.layer).values) == site.neuron
     assert sum(found["why"].values == "writes for few tokens") == 3
+
+
+def test_dips_and_what_fires_often_are_no_bursts(measured):
+    active = measured.activity.copy(deep=True)
+    active["outlier"][:] = False
+    for neuron, skewness, fraction in ((5, -9.0, 1e-4), (6, 9.0, 0.97), (7, 9.0, 1e-4)):
+        active["kurtosis"][2, neuron] = 1e6 - neuron
+        active["skewness"][2, neuron], active["fraction"][2, neuron] = skewness, fraction
+    chosen = measuring._chosen(active, measured.weights)
+    assert chosen.get("L2N7") == "fires in bursts"
+    assert not {"L2N5", "L2N6"} & {n for n, why in chosen.items() if why == "fires in bursts"}
+    active["skewness"][:] = -1.0
+    assert "fires in bursts" not in measuring._chosen(active, measured.weights).values()
 
 
 def test_who_fires_unusually_often_is_shown(nano, corpus, measured, tmp_path):

@@ -137,14 +137,18 @@ def _chosen(active: xr.Dataset, weights: xr.Dataset) -> dict[str, str]:
     """The neurons to give examples of, and why each; of a kind one in each layer.
 
     Outliers that fire often; those that are far more active at few tokens than at all others (the
-    largest excess kurtosis of the activation); those whose value vectors single out few tokens (of
-    their logits). What never fires has no examples: it comes last.
+    largest excess kurtosis of the activation, of those that are skewed upwards and fire less often
+    than their layer's median: kurtosis alone does not tell bursts from dips); those whose value
+    vectors single out few tokens (of their logits). What never fires has no examples: it comes
+    last.
     """
     fraction, z = active["fraction"].values, active["z"].values
     least, none = np.finfo(float).min, -np.inf
     scores = {_OFTEN: np.where(active["outlier"].values & (z > 0), z, none)}
     for why, kurtosis in ((_BURSTS, active["kurtosis"]), (_FEW, weights["logit_kurtosis"])):
         scores[why] = np.where(fraction > 0, np.nan_to_num(kurtosis.values, nan=least), least)
+    rare = fraction < np.median(fraction, axis=1, keepdims=True)
+    scores[_BURSTS][~(rare & (active["skewness"].values > 0))] = none
     taken, chosen = np.zeros(z.shape, dtype=bool), {}
     for why, score in scores.items():
         score = np.where(taken, none, score)
