@@ -149,23 +149,36 @@ def test_shares_have_a_line_for_each_layer_and_bars(shares):
 
 def test_a_histogram_shows_densities(histogram):
     figure = plots.activation_histogram(histogram, "L3N2")
-    fires, below = figure.data
-    counts = np.concatenate([trace.customdata[:, 2] for trace in (fires, below)])
+    fires, split, below = figure.data
+    assert [trace.name for trace in figure.data] == ["above 0: fires", "partly above 0", "below"]
+    counts = np.concatenate([trace.customdata[:, 2] for trace in figure.data])
     inner = histogram["count"].sel(layer=3)[2, 1:-1]
     assert counts.sum() == inner.sum()
-    for trace in (fires, below):
+    for trace in figure.data:
         low, high, count = trace.customdata.T
         np.testing.assert_allclose(trace.width, high - low)
         np.testing.assert_allclose(trace.y, count / (high - low))
         np.testing.assert_allclose(trace.x, (low + high) / 2)
     assert (fires.x > 0).all()
-    assert (below.x <= 0).all()
+    assert (below.x < 0).all()
+    assert list(split.x) == [0]
     # Side by side, without a gap.
-    low, high = np.sort(np.concatenate([t.customdata[:, :2] for t in (fires, below)]), axis=0).T
+    low, high = np.sort(np.concatenate([t.customdata[:, :2] for t in figure.data]), axis=0).T
     np.testing.assert_array_equal(low[1:], high[:-1])
     beyond = int(histogram["count"].sel(layer=3)[2, [0, -1]].sum())
     assert f"{beyond} positions beyond" in figure.layout.title.text
     assert figure.layout.yaxis.type == "log"
+
+
+def test_the_bin_that_holds_the_threshold_is_neither(histogram):
+    figure = plots.activation_histogram(histogram.assign_attrs(above=1.01), "L3N2")
+    (split,) = named(figure, "partly above 1.01")
+    ((low, high, _),) = split.customdata
+    assert low < 1.01 < high
+    assert (named(figure, "above 1.01: fires")[0].customdata[:, 0] >= high).all()
+    assert (named(figure, "below")[0].customdata[:, 1] <= low).all()
+    edge = plots.activation_histogram(histogram.assign_attrs(above=1.0), "L3N2")
+    assert [trace.name for trace in edge.data] == ["above 1: fires", "below"]
 
 
 def test_narrow_bins_are_joined(histogram, monkeypatch):

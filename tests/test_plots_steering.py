@@ -99,6 +99,29 @@ def test_the_useful_range_is_shaded_half_way_to_the_next():
     assert one.legendgroup == "layer 1"
 
 
+def test_bands_that_a_log_axis_cannot_show_are_left_out():
+    made = result()
+    made["cost_perplexity_ratio_se"][0, 1] = 5.0
+    figure = plots.dose_response(made)
+    (band,) = (t for t in figure.data if t.name == "layer 1 band" and t.yaxis == "y2")
+    np.testing.assert_array_equal(band.x, [-2, -2, np.nan, 1, 4, 4, 1])
+    assert np.nanmin(band.y) > 0
+    np.testing.assert_array_equal(curves(figure, "y2")[0].y, made.cost_perplexity_ratio[0])
+
+
+def test_long_notes_are_broken_into_lines():
+    made = result().assign_attrs(data="words & more " * 20)
+    title = plots.dose_response(made).layout.title.text
+    lines = title.split("<br>")
+    assert len(lines) > 2
+    assert max(len(line) for line in lines[1:]) <= 120 + len("<sup></sup>")
+    assert all(line.startswith("<sup>") and line.endswith("</sup>") for line in lines[1:])
+    assert "shaded where useful" in title
+    short = plots.dose_response(result())
+    assert len(short.layout.title.text.split("<br>")) == 2
+    assert plots.dose_response(made).layout.margin.t > short.layout.margin.t
+
+
 def test_without_a_corpus_there_is_one_panel():
     figure = plots.dose_response(result(cost=False))
     assert "yaxis2" not in figure.layout

@@ -15,14 +15,15 @@ def activation_histogram(histogram: xr.Dataset, neuron: str) -> go.Figure:
     """How the activation of one neuron is distributed, on a log axis.
 
     Bins differ in width, so heights are densities: positions per unit of activation. Bins narrower
-    than the eye can see are joined.
+    than the eye can see are joined. Where the threshold of firing lies inside a bin, nothing tells
+    which part of it fires: it has a colour of its own.
 
     Args:
         histogram: What `neurons.activity` returns, or `Histogram`.
         neuron: Its label, as ``"L3N669"``.
 
     Returns:
-        Bars, orange where the neuron fires.
+        Bars, orange where the neuron fires, amber where it may.
 
     Raises:
         ValueError: If `histogram` is no such Dataset, or has no such neuron or nothing of it.
@@ -37,10 +38,14 @@ def activation_histogram(histogram: xr.Dataset, neuron: str) -> go.Figure:
     above = float(histogram.attrs.get("above", 0.0))
     density = style.drawable(counts / (high - low), log=True)
     figure = go.Figure()
+    fires, split = low >= above, (low < above) & (high > above) & (counts > 0)
     for name, chosen, colour in (
-        (f"above {above:g}: fires", low >= above, style.ORANGE),
-        ("below", low < above, style.SKY),
+        (f"above {above:g}: fires", fires, style.ORANGE),
+        (f"partly above {above:g}", split, style.AMBER),
+        ("below", ~fires & ~split, style.SKY),
     ):
+        if name.startswith("partly") and not chosen.any():
+            continue
         figure.add_bar(
             x=((low + high) / 2)[chosen], y=density[chosen], width=(high - low)[chosen], name=name,
             marker={"color": colour, "line": {"width": 0}},

@@ -13,6 +13,7 @@ COSTS = {
     "kl": "KL(clean‖steered)",
     "delta_loss": "Δloss",
 }
+LOGARITHMIC = ("perplexity_ratio",)
 LIMITS = {"perplexity_ratio": "limit_perplexity", "kl": "limit_kl"}
 COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.AMBER, style.SKY)
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -27,9 +28,10 @@ def dose_response(
 ) -> go.Figure:
     """A curve per layer: the metric against the coefficient, and the cost below.
 
-    Bands are one standard error. Where a coefficient is useful, within the limits of the cost and
-    with an effect of more than two standard errors, the upper panel is shaded in the colour of the
-    layer, half way to the next coefficient; a click on a layer's name hides all that is its own.
+    Bands are one standard error; there is none where a log axis cannot show its lower edge. Where a
+    coefficient is useful, within the limits of the cost and with an effect of more than two
+    standard errors, the upper panel is shaded in the colour of the layer, half way to the next
+    coefficient; a click on a layer's name hides all that is its own.
 
     Args:
         result: What `steering.dose_response` returns.
@@ -65,7 +67,7 @@ def dose_response(
             _shade(figure, one, metric, look, name)
         _curve(figure, one, name, look, row=1)
         if costed:
-            _curve(figure, one, f"cost_{cost}", look, row=2)
+            _curve(figure, one, f"cost_{cost}", look, row=2, log=cost in LOGARITHMIC)
     unit = style.unit_of(result[metric])
     said = f"change of {metric}" if change else metric
     figure.update_yaxes(title=f"{style.plain(said)} [{unit}]", row=1, col=1)
@@ -75,7 +77,7 @@ def dose_response(
         kind = style.unit_of(result[f"cost_{cost}"])
         figure.update_yaxes(
             title=COSTS[cost] + ("" if kind == "ratio" else f" [{kind}]"), row=2, col=1,
-            type="log" if cost == "perplexity_ratio" else "linear",
+            type="log" if cost in LOGARITHMIC else "linear",
         )  # fmt: skip
         _limit(figure, result, cost)
     title = f"Dose and response: {style.plain(str(result.attrs.get('direction', 'direction')))}"
@@ -97,26 +99,39 @@ def _chosen(result: xr.Dataset, metric: str | None) -> str:
     return metric
 
 
-def _curve(figure: go.Figure, one: xr.Dataset, name: str, look: dict, *, row: int) -> None:
+def _curve(
+    figure: go.Figure, one: xr.Dataset, name: str, look: dict, *, row: int, log: bool = False
+) -> None:
     """A curve with its band, both of one layer."""
     layer, x = int(one["layer"]), one["coef"].values
     y, error = one[name].values.astype(float), np.nan_to_num(one[f"{name}_se"].values)
     group = f"layer {layer}"
+    across, up = _band(x, style.drawable(y - error, log=log), style.drawable(y + error, log=log))
     figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]), y=np.concatenate([y + error, (y - error)[::-1]]),
-        fill="toself", fillcolor=_faint(look["color"], 0.18), line={"width": 0}, mode="lines",
-        legendgroup=group, showlegend=False, hoverinfo="skip", name=f"{group} band",
+        x=across, y=up, fill="toself", fillcolor=_faint(look["color"], 0.18), line={"width": 0},
+        mode="lines", legendgroup=group, showlegend=False, hoverinfo="skip", name=f"{group} band",
         row=row, col=1,
     )  # fmt: skip
     unit = style.unit_of(one[name])
     figure.add_scatter(
-        x=x, y=y, mode="lines+markers", name=str(layer), legendgroup=group, showlegend=row == 1,
-        line={**look, "width": 2}, marker={"color": look["color"], "size": 6},
+        x=x, y=style.drawable(y, log=log), mode="lines+markers", name=str(layer),
+        legendgroup=group, showlegend=row == 1, line={**look, "width": 2},
+        marker={"color": look["color"], "size": 6},
         customdata=one[f"{name}_se"].values,
         hovertemplate=f"<b>layer {layer}</b>, coefficient %{{x:.4g}}<br>%{{y:.4g}} {unit}"
         " ± %{customdata:.2g} (standard error)<extra></extra>",
         row=row, col=1,
     )  # fmt: skip
+
+
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An outline around each run of points that have both edges, NaN between the outlines."""
+    there = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    across, up = [], []
+    for run in np.split(there, np.flatnonzero(np.diff(there) > 1) + 1):
+        across += [*x[run], *x[run[::-1]], np.nan]
+        up += [*high[run], *low[run[::-1]], np.nan]
+    return np.array(across[:-1], dtype=float), np.array(up[:-1], dtype=float)
 
 
 def _shade(figure: go.Figure, one: xr.Dataset, metric: str, look: dict, name: str) -> None:

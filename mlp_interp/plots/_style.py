@@ -1,5 +1,6 @@
 """What all figures share: colours, number formats, checks of the result, and honest log axes."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ KIND_NAMES = {
 }
 DIVERGING = "RdBu"  # red is negative, blue is positive, as in CircuitsVis
 SEQUENTIAL = "Viridis"
+WIDEST = 120  # characters of small text on one line of a title
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # the ends of RdBu
 
 
@@ -162,16 +164,18 @@ def finish(
 ):
     """Give a figure its title, its provenance (and a note) and the look that all figures share."""
     below = "; ".join(part for part in (subtitle(result), plain(note)) if part)
+    # Text in a title is cut off where the figure ends: long lines are broken.
+    lines = textwrap.wrap(below, WIDEST, break_long_words=False, break_on_hyphens=False)
     noted = "annotations" in figure.to_plotly_json()["layout"]
     figure.update_layout(
         template="plotly_white",
         title={
-            "text": f"{title}<br><sup>{below}</sup>" if below else title,
+            "text": "<br>".join([title, *(f"<sup>{line}</sup>" for line in lines)]),
             "font_size": 16, "x": 0, "xref": "paper", "y": 1, "yref": "container",
             "yanchor": "top", "pad": {"t": 14},
         },
         font_size=12,
-        margin={"l": 70, "r": 30, "t": 80, "b": 96 if noted else 60},
+        margin={"l": 70, "r": 30, "t": 80 + 18 * max(0, len(lines) - 1), "b": 96 if noted else 60},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )  # fmt: skip
