@@ -38,6 +38,20 @@ _ABOUT = {  # unit and long name of what this module works out itself
     "rank_correlation": ("Spearman's rho", "of the fraction with what the weights say, by layer"),
 }
 
+_MEASURED = {  # long names of what the sweep finds
+    "fraction": "share of positions at which the neuron fires",
+    "fraction_se": "standard error of fraction, over sequences",
+    "by_position": "share of the layer's neurons that fire at each position",
+    "by_position_se": "standard error of by_position, over sequences",
+    "mean": "mean before the nonlinearity",
+    "std": "standard deviation before the nonlinearity",
+    "skewness": "skewness before the nonlinearity",
+    "kurtosis": "excess kurtosis before the nonlinearity",
+    "least": "least before the nonlinearity",
+    "greatest": "greatest before the nonlinearity",
+    "count": "positions by activation before the nonlinearity",
+}
+
 
 def activity(
     model: Any,
@@ -68,7 +82,8 @@ def activity(
             all others, and it would be in every sequence. 0 counts it.
         above: The threshold.
         histogram: Keep the counts of the histogram, which make up most of the result's size;
-            quantiles come from them and are there in any case.
+            quantiles come from them and are there in any case. Without, the result is smaller; the
+            pass needs the same memory.
         batch_size: As in `sweep`.
         shard: As in `sweep`.
         checkpoint: A directory; run again with the same one, an interrupted run goes on.
@@ -103,7 +118,7 @@ def activity(
           either way. ``dead``: never fires here, ``always``: everywhere.
 
     Raises:
-        ValueError: A sequence has no position `first`, or as `sweep`.
+        ValueError: A sequence has no position `first`, weights are not finite, or as `sweep`.
 
     References:
         Voita et al., "Neurons in Large Language Models: Dead, N-gram, Positional", 2023; on
@@ -122,6 +137,7 @@ def activity(
         "histogram": Histogram(first=first),
         "post": Mean(site="post", first=first),
     }
+    weights = _from_weights(model, float(above))  # before the corpus: not finite, it raises
     found = sweep(
         model,
         corpus,
@@ -134,7 +150,7 @@ def activity(
         workers=workers,
         resources=resources,
     )
-    result = _gathered(found, histogram).merge(_from_weights(model, float(above)))
+    result = _gathered(found, histogram).merge(weights)
     entries = found["fraction"].attrs["sequences"] * found["fraction"].attrs["positions"]
     result = result.merge(_judged(found["fraction"]["count"], entries))
     attrs = {k: v for k, v in found["fraction"].attrs.items() if k != "reducer"}
@@ -146,13 +162,14 @@ def activity(
 
 
 def outliers(
-    activity: xr.Dataset, *, k: int = 20, side: Literal["both", "high", "low"] = "both"
+    activity: xr.Dataset, *, k: int | None = None, side: Literal["both", "high", "low"] = "both"
 ) -> xr.Dataset:
     """The neurons that fire most unlike the others of their layer, most extreme first.
 
     Args:
         activity: What `activity` gave.
-        k: How many; there are always so many, and ``outlier`` says which are beyond the threshold.
+        k: How many, None for 20 or all there are; there are always so many, and
+            ``outlier`` says which are beyond the threshold.
         side: ``"high"``: those that fire more often than the others; ``"low"``: less often.
 
     Returns:
@@ -176,7 +193,7 @@ def outliers(
     if side not in ("both", "high", "low"):
         raise ValueError(f"side={side!r}; wanted 'both', 'high' or 'low'")
     z = activity["z"].transpose("layer", "neuron").values
-    checked_count(k, z.size, "neurons")
+    k = checked_count(min(20, z.size) if k is None else k, z.size, "neurons")
     score = {"both": np.abs(z), "high": z, "low": -z}[side].ravel()
     rows, columns = np.unravel_index(np.argsort(-score, kind="stable")[:k], z.shape)
     layers = activity["layer"].values
@@ -202,6 +219,8 @@ def _gathered(found: Mapping[str, xr.Dataset], histogram: bool) -> xr.Dataset:
     result = found["fraction"].drop_vars("count").merge(found["moments"]).assign(_described(own))
     if histogram:
         result = result.merge(found["histogram"])
+    for name in _MEASURED.keys() & result.data_vars.keys():
+        result[name] = result[name].assign_attrs(long_name=_MEASURED[name])
     return result.assign_coords(neurons)
 
 

@@ -2,21 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import describe, forward_of
+from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.inputs import (
+    decoded,
     fed_back,
     nearest,
     prompt_tokens,
-    texts,
     vocabulary_of,
 )
 from mlp_interp.neurons.vectors import centred
-from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.neurons.vocabulary import texts
 from mlp_interp.results import to_numpy
 from mlp_interp.unembed import Unembed
 
@@ -59,8 +61,8 @@ def expected_embedding_generate(
         a model with hooks that somebody left on its embedding, those see the prompt only.
 
     Raises:
-        ValueError: The prompt is empty, has other tokens than the model or no room for new ones, or
-            an option is out of range.
+        ValueError: The prompt is empty, has other tokens than the model or no room for new ones, an
+            option is out of range, or weights are not finite.
 
     References:
         Feeding mixtures back is Hao et al., "Training Large Language Models to Reason in a
@@ -88,6 +90,7 @@ def expected_embedding_generate(
             f"max_new_tokens={max_new_tokens} after {length} tokens exceeds the model's context of "
             f"{context}"
         )
+    checked_weights(model)
     forward = forward_of(model)
     W_E = forward.weights.W_E
 
@@ -105,7 +108,11 @@ def expected_embedding_generate(
     return result.assign_attrs(
         {
             **describe(model),
-            "prompt": texts(model, tokens)[0],
+            "analysis": "expected_embedding_generate",
+            "long_name": "a text continued with mean embeddings",
+            "unit": "see each variable",
+            "data": "the prompt",
+            "prompt": decoded(model, tokens)[0],
             "temperature": float(temperature),
             "engine": forward.engine,
         }
@@ -136,14 +143,22 @@ def _dataset(
     near = known[near[:, 0]]
     sizes = centred(W_E[known]).norm(dim=-1)
 
-    def strings(ids: Tensor) -> list[str]:
-        return token_strings(getattr(model, "tokenizer", None), ids.tolist())
+    def strings(ids: Tensor) -> np.ndarray:
+        return texts(model, to_numpy(ids)).astype(str)
 
     step = ("step",)
     return xr.Dataset(
         {
-            "token_id": (step, to_numpy(likely.indices), {"long_name": "most likely token"}),
-            "token_text": (step, strings(likely.indices), {"long_name": "most likely token"}),
+            "token_id": (
+                step,
+                to_numpy(likely.indices),
+                {"long_name": "most likely token", "unit": "token"},
+            ),
+            "token_text": (
+                step,
+                strings(likely.indices),
+                {"long_name": "most likely token", "unit": "text"},
+            ),
             "probability": (
                 step,
                 to_numpy(likely.values),
@@ -154,8 +169,16 @@ def _dataset(
                 to_numpy(torch.special.entr(p).sum(-1)),
                 {"long_name": "entropy of the distribution", "unit": "nats"},
             ),
-            "nearest_id": (step, to_numpy(near), {"long_name": "token nearest the mean"}),
-            "nearest_text": (step, strings(near), {"long_name": "token nearest the mean"}),
+            "nearest_id": (
+                step,
+                to_numpy(near),
+                {"long_name": "token nearest the mean", "unit": "token"},
+            ),
+            "nearest_text": (
+                step,
+                strings(near),
+                {"long_name": "token nearest the mean", "unit": "text"},
+            ),
             "cosine": (
                 step,
                 to_numpy(cosine[:, 0]),
@@ -166,7 +189,11 @@ def _dataset(
                 to_numpy(centred(fed).norm(dim=-1) / sizes.mean()),
                 {"long_name": "norm of the mean over tokens' mean norm", "unit": "ratio"},
             ),
-            "text": ((), texts(model, likely.indices[None])[0], {"long_name": "likely tokens"}),
+            "text": (
+                (),
+                decoded(model, likely.indices[None])[0],
+                {"long_name": "likely tokens", "unit": "text"},
+            ),
         },
         coords={"step": range(len(fed))},
     )

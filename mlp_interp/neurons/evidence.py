@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlp_interp.edits import Runner
 from mlp_interp.models import Weights, describe
-from mlp_interp.neurons.checks import checked_count, checked_neuron
+from mlp_interp.neurons.checks import checked_count, checked_neuron, checked_seed
 from mlp_interp.neurons.comparing import ablation, discrimination
 from mlp_interp.neurons.effects import ABOUT, Losses, losses, stream_changes
 from mlp_interp.neurons.weights import promoted_tokens
@@ -114,6 +114,10 @@ def verify_neuron(
     layer, neuron = checked_neuron(weights, layer, neuron)
     _check(weights, baseline, controls, batch_size)
     checked_count(k, weights.d_vocab, "tokens")
+    checked_seed(seed)
+    for what, given in zip(SIDES, (positive, negative), strict=True):
+        if not hasattr(getattr(given, "tokens", given), "__iter__"):
+            raise ValueError(f"{what}={given!r}; wanted texts, a Corpus or tokens [prompt, pos]")
     sides = [
         texts_of(model, getattr(given, "tokens", given), what=what)
         for what, given in zip(SIDES, (positive, negative), strict=True)
@@ -236,9 +240,13 @@ def _held_at(baseline: Baseline, means: list[float]) -> list[float]:
 
 
 def _check(weights: Weights, baseline: Any, controls: Any, batch_size: Any) -> None:
-    number = isinstance(baseline, int | float) and np.isfinite(baseline)
+    number = type(baseline) in (int, float) and np.isfinite(baseline)
     if baseline not in ("mean", "zero") and not number:
         raise ValueError(f"baseline={baseline!r}; wanted 'mean', 'zero' or a finite number")
+    if weights.d_mlp == 1:
+        raise ValueError(
+            f"controls={controls!r}, but the layer has no other neuron to compare with"
+        )
     if type(controls) is not int or not 1 <= controls < weights.d_mlp:
         raise ValueError(
             f"controls={controls!r}; wanted an integer from 1 to {weights.d_mlp - 1}, the number "

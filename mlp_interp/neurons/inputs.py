@@ -15,17 +15,18 @@ from torch import Tensor
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.forward import Memory
 from mlp_interp.neurons.vectors import centred, single, unit
+from mlp_interp.neurons.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
 from mlp_interp.unembed import Unembed
 
 __all__ = [
+    "decoded",
     "fed_back",
     "nearest",
     "placed",
     "prompt_tokens",
     "read_aloud",
-    "texts",
     "vocabulary_of",
 ]
 
@@ -106,13 +107,14 @@ def nearest(
     return found.values, found.indices
 
 
-def texts(model: Any, tokens: Int[Tensor, "row pos"]) -> list[str]:
+def decoded(model: Any, tokens: Int[Tensor, "row pos"]) -> list[str]:
     """Each row as text; ``#17`` for token 17 where there is no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        return ["".join(token_strings(None, row)) for row in tokens.tolist()]
+        return [readable("".join(token_strings(None, row))) for row in tokens.tolist()]
     return [
-        str(tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in tokens.tolist()
+        readable(str(tokenizer.decode(row, clean_up_tokenization_spaces=False)))
+        for row in tokens.tolist()
     ]
 
 

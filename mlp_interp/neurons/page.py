@@ -19,7 +19,7 @@ from mlp_interp.corpus.reducers import (
 )
 from mlp_interp.models import Weights, describe
 from mlp_interp.neurons import sections
-from mlp_interp.neurons.checks import checked_count, checked_neuron
+from mlp_interp.neurons.checks import checked_count, checked_neuron, checked_seed
 from mlp_interp.neurons.removal import removal
 from mlp_interp.neurons.weights import neuron_weights, promoted_tokens
 from mlp_interp.results import tokens_of
@@ -95,15 +95,19 @@ def neuron_page(
           tenths, the next nine hundredths, the top hundredth; ``band_low``, ``band_high`` and
           ``band_count`` (positions) of each.
         - ``promoted``, ``suppressed``, ``..._text``, ``..._logit`` (rank), as in
-          `promoted_tokens`. ``direct_coefficient``: mean of activation / sigma over the positions
-          at which it fires, where sigma is what the final LayerNorm divides the stream by.
+          `promoted_tokens`. ``direct_coefficient``: activation / sigma, mean over sequences of the
+          mean over the positions at which it fires, where sigma is what the final LayerNorm divides
+          the stream by.
           ``promoted_direct``, ``suppressed_direct``: the product of the two, which is what the
           neuron adds directly to these logits when it fires, over the mean of all logits.
         - ``effect``, ``effect_se`` (measure, path, where): what is lost when the activation is held
           at its mean. Measures are ``delta_loss``, ``kl`` and ``promoted``, as in `verify_neuron`
           (with the `k` tokens above). Paths are ``direct`` (taken out of the final stream,
           LayerNorm recomputed), ``later`` (through later layers: the rest) and ``total``. ``all``
-          positions, or those where it is ``firing``. Standard errors are over sequences.
+          positions, or those where it is ``firing``. Each is a mean over
+          sequences of the mean over these positions, so a sequence in which it fires once weighs as
+          much as one in which it fires often; those in which it never fires are left out of
+          ``firing``. Standard errors are over sequences.
         - ``similar``, ``similar_value_cosine``, ``similar_receptor_cosine`` (by, rank):
           `nearest_neurons` by value vector and by receptor.
 
@@ -125,6 +129,11 @@ def neuron_page(
     layer, neuron = checked_request(model, layer, neuron, k)
     tokens, data = tokens_of(corpus)
     _check(examples=examples, ablate=ablate, batch_size=batch_size)
+    checked_seed(seed)
+    # Before the corpus is read: weights that are not finite are found here.
+    about = neuron_weights(model, layers=[layer], tokens=False)
+    words = promoted_tokens(model, layer, neuron, k=k)
+    similar = sections.similar(model, layer, neuron, k)
     site = Site("post", layer, neuron=neuron)
     first = _first(model, tokens)
     options: dict[str, Any] = {"layers": (layer,), "units": (neuron,), "first": first}
@@ -149,13 +158,11 @@ def neuron_page(
         neuron=site.label, edges=edges, k=examples, first=first, seed=seed, **shown
     )
     drawn = sweep(model, corpus, {"bands": bands}, **run)["bands"]
-    words = promoted_tokens(model, layer, neuron, k=k)
     chosen = _some(tokens, ablate, seed)
     held_at = float(found["moments.post"]["mean"])
     removed = removal(
         model, site, chosen, words["promoted"].values, held_at=held_at, first=first, size=batch_size
     )
-    about = neuron_weights(model, layers=[layer], tokens=False)
     page = {
         **about.isel(layer=0, neuron=neuron, drop=True).data_vars,
         **sections.activity(found),
@@ -165,7 +172,7 @@ def neuron_page(
         **words.drop_vars(["component", "layer", "neuron"], errors="ignore").data_vars,
         **removed,
         **sections.direct(words, removed["direct_coefficient"]),
-        **sections.similar(model, layer, neuron, k),
+        **similar,
     }
     return xr.Dataset(
         page,

@@ -11,6 +11,13 @@ from mlp_interp.neurons.vocabulary import texts
 __all__ = ["activity", "bands", "direct", "examples", "similar"]
 
 _SITES = ("pre", "post")
+_EXAMPLES = {
+    "activation": "activation of the example",
+    "sequence": "the example's sequence in the corpus, -1 for none",
+    "pos": "the example's position in its sequence, -1 for none",
+    "token": "tokens around the example, -1 beyond the ends of a sequence",
+    "around": "activation at the tokens around the example",
+}
 
 
 def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
@@ -53,6 +60,8 @@ def examples(model: Any, found: xr.Dataset, prefix: str, along: str) -> dict[str
     variables[f"{prefix}_text"] = text.reset_coords(drop=True).assign_attrs(
         unit="text", long_name="the token as text; nothing beyond the ends of a sequence"
     )
+    for name, about in _EXAMPLES.items():
+        variables[f"{prefix}_{name}"].attrs.setdefault("long_name", about)
     return variables
 
 

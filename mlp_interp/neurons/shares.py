@@ -120,7 +120,8 @@ class UpdateShares(SiteReducer):
         counted = counts.sum(-1)
         median = (counts.cumsum(-1) * 2 >= counted[:, None]).argmax(-1)
         variables = _means(state) | _constant(state, torch.from_numpy(counted))
-        variables["needed_median"] = ("layer", median, {"unit": "neurons"})
+        about = {"unit": "neurons", "long_name": "median over tokens of the neurons needed"}
+        variables["needed_median"] = ("layer", median, about)
         attrs = {
             "long_name": "neurons behind an MLP's update (without b_out)",
             "unit": "see each variable",
@@ -196,8 +197,12 @@ def _means(state: State) -> dict[str, Any]:
         dims = ("layer", "k") if name == "cosine" else ("layer",)
         attrs = {"unit": unit, "long_name": f"{about}; mean over tokens"}
         variables[name] = (dims, np.stack(mean), attrs)
-        variables[f"{name}_se"] = (dims, np.stack(error), {"unit": unit})
+        variables[f"{name}_se"] = (dims, np.stack(error), _error(unit, name))
     return variables
+
+
+def _error(unit: str, name: str) -> dict[str, str]:
+    return {"unit": unit, "long_name": f"standard error of {name}, over sequences"}
 
 
 def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, Any]:

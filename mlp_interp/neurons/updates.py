@@ -9,7 +9,7 @@ import xarray as xr
 
 from mlp_interp.corpus import sweep
 from mlp_interp.models import Weights
-from mlp_interp.neurons.checks import checked_layers
+from mlp_interp.neurons.checks import checked_layers, checked_weights
 from mlp_interp.neurons.shares import UpdateShares
 from mlp_interp.results import to_numpy
 
@@ -99,7 +99,8 @@ def update_shares(
 
     Raises:
         ValueError: Layers that the model does not have, points that do not ascend or exceed the
-            number of neurons, other options out of range, or as `sweep`.
+            number of neurons, other options out of range, weights that are not finite, or as
+            `sweep`.
 
     Example:
         >>> from mlp_interp import load_corpus, load_model
@@ -111,6 +112,7 @@ def update_shares(
     """
     weights = Weights.of(model)
     chosen = checked_layers(weights, layers)
+    checked_weights(model)
     reducer = UpdateShares(
         points=doubling(weights.d_mlp) if points is None else tuple(points),
         order=order,

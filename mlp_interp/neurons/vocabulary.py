@@ -14,7 +14,7 @@ from mlp_interp.neurons.vectors import centred, single
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Best", "Moments", "TokenDirections", "absolute", "texts"]
+__all__ = ["Best", "Moments", "TokenDirections", "absolute", "readable", "texts"]
 
 _TOKENS = 4096
 """Tokens at a time: their products with some hundred vectors stay in a core's cache."""
@@ -136,11 +136,15 @@ class Moments:
         return torch.stack([second, third / second**1.5, fourth / second**2 - 3])
 
 
+def readable(text: str) -> str:
+    """A text with ``␀`` for the character NUL, which no file format keeps within a string."""
+    return text.replace("\0", "␀")
+
+
 def texts(model: Any, tokens: np.ndarray) -> np.ndarray:
     """How tokens read, as an array of the same shape.
 
-    Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``; the
-    character NUL, which no file format keeps within a string, as ``␀``.
+    Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``.
     """
     tokenizer = getattr(model, "tokenizer", None)
     known = 0 if tokenizer is None else len(tokenizer)
@@ -148,5 +152,5 @@ def texts(model: Any, tokens: np.ndarray) -> np.ndarray:
     listed = ids.tolist()
     read = [token for token in listed if token < known]
     strings = dict(zip(read, token_strings(tokenizer, read), strict=True))
-    found = [strings.get(token, f"#{token}").replace("\0", "␀") for token in listed]
+    found = [readable(strings.get(token, f"#{token}")) for token in listed]
     return np.array(found, dtype=object)[places.reshape(tokens.shape)]

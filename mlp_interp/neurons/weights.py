@@ -43,8 +43,8 @@ _ABOUT = {  # unit and long name of each variable
     "suppressed": ("token id", "tokens whose logits the value vector lowers most"),
     "suppressed_logit": ("logits", "change of their logits over the mean, for sigma = 1"),
     "logit_variance": ("logits^2", "variance over the vocabulary of the value vector's logits"),
-    "logit_skew": ("", "skew over the vocabulary of the value vector's logits"),
-    "logit_kurtosis": ("", "excess kurtosis over the vocabulary of the value vector's logits"),
+    "logit_skew": ("1", "skew over the vocabulary of the value vector's logits"),
+    "logit_kurtosis": ("1", "excess kurtosis over the vocabulary of the value vector's logits"),
 }
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.edits import Runner
-from mlp_interp.neurons.inputs import nearest, read_aloud, texts
+from mlp_interp.neurons.inputs import decoded, nearest, read_aloud
 from mlp_interp.neurons.maximize.space import Space
 from mlp_interp.neurons.maximize.target import Target
-from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.neurons.vocabulary import texts
 from mlp_interp.results import to_numpy
 
 __all__ = ["Found"]
@@ -66,18 +66,38 @@ class Found:
         restart, place = ("restart",), ("restart", "pos")
         result = xr.Dataset(
             {
-                "activation": (restart, to_numpy(activation), unit),
+                "activation": (
+                    restart,
+                    to_numpy(activation),
+                    {**unit, "long_name": "of the optimum"},
+                ),
                 "trace": (
                     ("restart", "step"),
                     to_numpy(self.target.sign * self.trace),
                     {**unit, "long_name": "what is climbed, at every step"},
                 ),
-                "activation_of_tokens": (restart, to_numpy(of_tokens[0]), unit),
-                "text": (restart, _strings(texts(self.model, whole[:, -self.space.length :]))),
-                "continuation": (restart, _strings(after)),
-                "continuation_of_tokens": (restart, _strings(after_tokens)),
-                "token_id": (place, self._ids(chosen)),
-                "token_text": (place, self._named(chosen)),
+                "activation_of_tokens": (
+                    restart,
+                    to_numpy(of_tokens[0]),
+                    {**unit, "long_name": "of the tokens"},
+                ),
+                "text": (
+                    restart,
+                    _strings(decoded(self.model, whole[:, -self.space.length :])),
+                    _about("text", "the tokens, joined"),
+                ),
+                "continuation": (
+                    restart,
+                    _strings(after),
+                    _about("text", "greedy text after the optimum"),
+                ),
+                "continuation_of_tokens": (
+                    restart,
+                    _strings(after_tokens),
+                    _about("text", "greedy text after the tokens"),
+                ),
+                "token_id": (place, self._ids(chosen), _about("token", "found, or nearest")),
+                "token_text": (place, self._named(chosen), _about("text", "found, or nearest")),
                 **self._geometry(),
             },
             coords={
@@ -94,10 +114,14 @@ class Found:
         ranked = ("restart", "pos", "rank")
         distance = to_numpy(self.space.distance(self.vectors))
         return {
-            "embedding": (("restart", "pos", "d_model"), to_numpy(self.vectors)),
-            "nearest_id": (ranked, self._ids(near)),
-            "nearest_text": (ranked, self._named(near)),
-            "cosine": (ranked, to_numpy(cosine), {"unit": "cosine"}),
+            "embedding": (
+                ("restart", "pos", "d_model"),
+                to_numpy(self.vectors),
+                _about("embedding", "of the optimum, centred"),
+            ),
+            "nearest_id": (ranked, self._ids(near), _about("token", "tokens nearest by angle")),
+            "nearest_text": (ranked, self._named(near), _about("text", "tokens nearest by angle")),
+            "cosine": (ranked, to_numpy(cosine), _about("cosine", "with the nearest tokens")),
             "distance": (
                 ("restart", "pos"),
                 distance,
@@ -112,22 +136,24 @@ class Found:
         return to_numpy(self.space.vocabulary[chosen.cpu()])
 
     def _named(self, chosen: Tensor) -> np.ndarray:
-        ids = self._ids(chosen)
-        tokenizer = getattr(self.model, "tokenizer", None)
-        return _strings(token_strings(tokenizer, ids.ravel().tolist())).reshape(ids.shape)
+        return texts(self.model, self._ids(chosen)).astype(str)
 
     def _after_tokens(self, whole: Int[Tensor, "restart all_pos"], steps: int) -> list[str]:
         if not steps:
             return [""] * len(whole)
         runner = Runner(self.target.forward)
         added = runner.generate(whole, max_new_tokens=steps, eos=None).new
-        return texts(self.model, added)
+        return decoded(self.model, added)
 
     def _after_vectors(self, steps: int) -> list[str]:
         forward = self.target.forward
         stream = self.space.stream(self.vectors)
         unembed = Runner(forward).unembed
-        return texts(self.model, read_aloud(forward, unembed, stream, steps=steps))
+        return decoded(self.model, read_aloud(forward, unembed, stream, steps=steps))
+
+
+def _about(unit: str, long_name: str) -> dict[str, str]:
+    return {"unit": unit, "long_name": long_name}
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:

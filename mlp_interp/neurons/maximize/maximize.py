@@ -9,7 +9,8 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
-from mlp_interp.neurons.inputs import prompt_tokens, texts, vocabulary_of
+from mlp_interp.neurons.checks import checked_weights
+from mlp_interp.neurons.inputs import decoded, prompt_tokens, vocabulary_of
 from mlp_interp.neurons.maximize.coordinate import Search
 from mlp_interp.neurons.maximize.found import Found
 from mlp_interp.neurons.maximize.gradient import ascend
@@ -107,7 +108,8 @@ def maximize(
 
     Raises:
         ValueError: The site is not one number, the model does not have it, it cannot be
-            differentiated, or an option is out of range or does not go with another.
+            differentiated, or an option is out of range or does not go with another,
+            or weights are not finite.
 
     References:
         Olah et al., "Feature Visualization", 2017. Zou et al., "Universal and Transferable
@@ -141,6 +143,7 @@ def maximize(
         before = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
         _check_room(model, before.shape[1], options)
         allowed = vocabulary_of(model, vocabulary)
+        checked_weights(model)
         forward = _forward(model, method)
         target = Target(forward, site, sign, along, length if position is None else 1)
         space = Space(forward, before, allowed, length)
@@ -149,9 +152,12 @@ def maximize(
             {
                 **describe(model),
                 **options.attrs(),
+                "analysis": "maximize",
+                "long_name": f"inputs that drive {site.label} up (sign 1) or down (sign -1)",
+                "data": "none but the prompt",
                 "site": site.label,
                 "unit": f"activation of {site.label}",
-                "prompt": texts(model, before)[0],
+                "prompt": decoded(model, before)[0],
                 "engine": forward.engine,
             }
         )
