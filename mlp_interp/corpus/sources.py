@@ -61,7 +61,7 @@ def file_digest(path: Path) -> str | None:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def open_source(source: str | Path | Iterable[str], options: Options) -> Source:
+def open_source(source: str | Path | Iterable[Any], options: Options) -> Source:
     """Decide what `source` is and make its documents ready to be read.
 
     Raises:
@@ -125,7 +125,7 @@ def _file(path: Path, options: Options) -> Source:
     return Source(documents, tally, file=path, identity=lambda: identity)
 
 
-def _strings(strings: Iterable[str], options: Options) -> Source:
+def _strings(strings: Iterable[Any], options: Options) -> Source:
     tally = Tally("strings", options.errors)
     documents = _of_strings(strings, tally)
     return Source(documents, tally, identity=lambda: {"strings_sha256": _digest(strings)})
@@ -142,7 +142,7 @@ def _digest(strings: Iterable[Any]) -> str | None:
     return digest.hexdigest()
 
 
-def _of_strings(strings: Iterable[str], tally: Tally) -> Iterator[Document]:
+def _of_strings(strings: Iterable[Any], tally: Tally) -> Iterator[Document]:
     for index, text in enumerate(tally.counted(strings)):
         document = document_of(text, f"source[{index}]", "found", tally)
         if document is not None:
