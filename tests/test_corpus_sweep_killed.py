@@ -90,6 +90,8 @@ def cluster():
     ray = pytest.importorskip("ray")
     environment = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    # Ray's workers give way to everything else: beside another test process they would starve.
+    os.environ["RAY_worker_niceness"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
