@@ -9,12 +9,15 @@ import typer
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
+    CorpusOption,
     DebugOption,
     DeviceOption,
+    LengthOption,
     ModelOption,
     Processing,
     ProcessingOption,
     RevisionOption,
+    SequencesOption,
     check_data,
     check_file,
     check_folder,
@@ -29,27 +32,9 @@ def neuron(
     label: Annotated[
         str, typer.Argument(metavar="NEURON", help="As researchers write it: L3N669.")
     ],
-    corpus: Annotated[
-        str,
-        typer.Option(
-            "--corpus",
-            "-c",
-            help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
-            "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
-        ),
-    ] = "nano",
-    sequences: Annotated[
-        int | None,
-        typer.Option(
-            "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
-        ),
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
-        ),
-    ] = None,
+    corpus: CorpusOption = "nano",
+    sequences: SequencesOption = None,
+    length: LengthOption = None,
     ablate: Annotated[
         int, typer.Option(min=1, help="Sequences on which the neuron is taken away.")
     ] = 32,

@@ -43,6 +43,27 @@ ProcessingOption = Annotated[
     typer.Option(help="Fold LayerNorm into the weights (as TransformerLens does), or leave them."),
 ]
 BackendOption = Annotated[Backend, typer.Option(help="TransformerLens class to load with.")]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        "--corpus",
+        "-c",
+        help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
+        "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
+    ),
+]
+SequencesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
+    ),
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 

@@ -8,12 +8,15 @@ import typer
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
+    CorpusOption,
     DebugOption,
     DeviceOption,
+    LengthOption,
     ModelOption,
     Processing,
     ProcessingOption,
     RevisionOption,
+    SequencesOption,
     check_file,
     clear_errors,
     load,
@@ -24,27 +27,9 @@ _GO_ON = "interrupted; the same command goes on with what is finished"
 
 def report(
     model: ModelOption = "nano",
-    corpus: Annotated[
-        str,
-        typer.Option(
-            "--corpus",
-            "-c",
-            help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
-            "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
-        ),
-    ] = "nano",
-    sequences: Annotated[
-        int | None,
-        typer.Option(
-            "--sequences", "-n", min=1, help="How many. Default: 64 of nano, else up to 10,000."
-        ),
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
-        ),
-    ] = None,
+    corpus: CorpusOption = "nano",
+    sequences: SequencesOption = None,
+    length: LengthOption = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The page; .nc and .json files go beside it.")
     ] = Path("report.html"),

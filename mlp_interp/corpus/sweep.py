@@ -95,7 +95,7 @@ def sweep(
     plan.empty()
     _ = plan.watchers  # asks every reducer whether the model has what it wants
     weights.checked(tokens[:1].long())
-    weights.checked(torch.stack(tokens.aminmax())[None].long()[:, : tokens.shape[1]])
+    weights.checked(torch.stack(tokens.aminmax())[:, None].long())
     gpus = bool((resources or {}).get("num_gpus"))
     kept = Checkpoint(checkpoint, _fingerprint(model, tokens, plan, gpus) if checkpoint else "")
     done, states = kept.load(plan)
@@ -109,7 +109,8 @@ def sweep(
         disable=not progress,
     )
     with bar:
-        todo = [n for n in range(done, plan.shards) if n not in kept.kept()]
+        early = kept.kept()
+        todo = [n for n in range(done, plan.shards) if n not in early]
         found: Generator[tuple[int, States]]
         if engine == "ray":
             found = reduce_on_ray(forward, plan, tokens, todo, workers, resources or {})

@@ -229,10 +229,10 @@ class SiteReducer(Reducer):
             )
         return tuple(Site(self.site, layer) for layer in layers)
 
-    def row(self, site: Site, shape_layers: tuple[int, ...] | None = None) -> int:
+    def row(self, site: Site) -> int:
         """Where a layer stands in the state."""
-        layers = self.layers if shape_layers is None else shape_layers
-        return (site.layer or 0) if layers is None else layers.index(site.layer or 0)
+        layer = site.layer or 0
+        return layer if self.layers is None else self.layers.index(layer)
 
     def coords(self, shape: Shape) -> dict[str, Any]:
         """Coordinates of the layers."""
