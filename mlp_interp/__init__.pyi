@@ -18,7 +18,6 @@ from .corpus import load_corpus as load_corpus
 from .corpus import open_corpus as open_corpus
 from .corpus import sweep as sweep
 from .edits import Edit as Edit
-from .edits import Runner as Runner
 from .gradients import attribution_patch as attribution_patch
 from .gradients import edge_attribution as edge_attribution
 from .gradients import faithfulness as faithfulness
@@ -34,6 +33,7 @@ from .residual import decompose as decompose
 from .residual import norms as norms
 from .results import load as load
 from .results import save as save
+from .runs import Runner as Runner
 from .sites import Site as Site
 from .steering import steer as steer
 from .unembed import Unembed as Unembed

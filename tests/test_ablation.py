@@ -174,7 +174,7 @@ def test_hooks_give_the_same_totals(kind, backend, tokens, monkeypatch):
     """Models that the lean forward does not serve run through hooks."""
     model = kind("parallel", backend)
     lean = ablate_total(model, tokens, GROUPS, baseline="mean")
-    monkeypatch.setattr("mlp_interp.edits.runner.forward_of", lambda m: HookForward(Weights.of(m)))
+    monkeypatch.setattr("mlp_interp.runs.runner.forward_of", lambda m: HookForward(Weights.of(m)))
     hooks = ablate_total(model, tokens, GROUPS, baseline="mean")
     assert (lean.attrs["engine"], hooks.attrs["engine"]) == ("lean", "hooks")
     np.testing.assert_allclose(lean.kl, hooks.kl, rtol=1e-3, atol=1e-5)
@@ -367,7 +367,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(kind, backend, tokens
             raise KeyboardInterrupt
         return clean.final
 
-    monkeypatch.setattr("mlp_interp.edits.Runner.edited", fail)
+    monkeypatch.setattr("mlp_interp.runs.Runner.edited", fail)
     with pytest.raises(KeyboardInterrupt):
         ablate_total(model, tokens)
     assert len(calls) == 3

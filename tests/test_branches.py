@@ -4,11 +4,13 @@ import pytest
 import torch
 from random_models import VOCABULARY
 
-from mlp_interp.branches import Branch, Pin, Trunk, grow, rows_in
 from mlp_interp.models import Forward
+from mlp_interp.runs import Branch, Pin, Trunk, grow, rows_in
 
 LENGTH, READ = 7, [2, 6]
-grow_module = sys.modules["mlp_interp.branches.grow"]  # the package's name `grow` is the function
+grow_module = sys.modules[
+    "mlp_interp.runs.run_patched"
+]  # the package's name `grow` is the function
 
 
 @pytest.fixture(params=["parallel", "sequential", "gpt2"])

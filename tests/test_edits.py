@@ -8,8 +8,9 @@ import reference
 import torch
 from random_models import unchecked
 
-from mlp_interp.edits import Edit, Fired, Runner
+from mlp_interp.edits import Edit, Fired
 from mlp_interp.models import HookForward, Weights
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
 

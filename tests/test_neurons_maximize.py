@@ -8,7 +8,6 @@ import torch
 from random_models import build, tiny_tokenizer, unchecked
 
 from mlp_interp import load, save
-from mlp_interp.edits import Runner
 from mlp_interp.models import HookForward, Weights, forward_of
 from mlp_interp.neurons.embeddings import expected_embedding_generate
 from mlp_interp.neurons.inputs import read_aloud, vocabulary_of
@@ -17,6 +16,7 @@ from mlp_interp.neurons.maximize.coordinate import Search
 from mlp_interp.neurons.maximize.gradient import ascend
 from mlp_interp.neurons.maximize.space import Space
 from mlp_interp.neurons.maximize.target import Target
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
 SITES = "L1N3 L1N3.pre L2H1 L1H2.q 1.resid_pre 2.mlp 0.attn 2.resid_post 1.post".split()

@@ -8,8 +8,9 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp import load, save
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.prompts.texts import texts_of
+from mlp_interp.runs import Runner
 from mlp_interp.steering import Keywords, Refusal, Score, generate_compare
 from mlp_interp.steering.compare import described
 from mlp_interp.steering.continuing import Continuing

@@ -10,8 +10,9 @@ from random_models import unchecked
 from scipy.stats import mannwhitneyu
 
 from mlp_interp import load, save
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.prompts import Contrast
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     FewShot,

@@ -9,8 +9,8 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp import load, load_corpus, prompts, save
-from mlp_interp.edits import Runner
 from mlp_interp.metrics import Custom, kl, logit_difference, probability
+from mlp_interp.runs import Runner
 from mlp_interp.steering import (
     Keywords,
     Refusal,

@@ -10,9 +10,10 @@ import torch
 import xarray as xr
 
 from mlp_interp import load_corpus, prompts
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.nano.planted.lists import RULES
 from mlp_interp.prompts.pairs import encode_prompt
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     FewShot,

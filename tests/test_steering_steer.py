@@ -10,8 +10,9 @@ import torch
 import xarray as xr
 from random_models import assert_same_state, state_of, unchecked
 
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.edits.edit import EDITABLE
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     add,

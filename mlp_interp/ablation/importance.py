@@ -15,10 +15,10 @@ from mlp_interp.ablation.effects import MEASURES, group_coords
 from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.sweep import Batch, Sweep
 from mlp_interp.ablation.total import total_effects
-from mlp_interp.edits import Runner
 from mlp_interp.models import describe
 from mlp_interp.residual import components
 from mlp_interp.results import mean_and_error, to_numpy, tokens_of
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
 from mlp_interp.ablation.total import read_sites
-from mlp_interp.edits import Run, Runner
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models import fingerprint
 from mlp_interp.residual import Stand
+from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 from mlp_interp.ablation.baselines import Baseline, stand_in
 from mlp_interp.ablation.effects import account
 from mlp_interp.ablation.groups import Groups, resolve
-from mlp_interp.edits import Edit, Run, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
 from mlp_interp.models import Weights, describe
 from mlp_interp.residual import Stand
 from mlp_interp.results import tokens_of
+from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

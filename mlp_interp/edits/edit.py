@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, SupportsInt, get_args
+from typing import Any, Literal, SupportsInt, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,6 @@ from mlp_interp.edits.actions import act, span
 from mlp_interp.edits.checks import check_selection, check_value
 from mlp_interp.edits.selection import indices, place
 from mlp_interp.sites import Site
-
-if TYPE_CHECKING:
-    from mlp_interp.edits.runner import Run
 
 __all__ = ["EDITABLE", "Action", "Edit", "Value"]
 
@@ -180,7 +177,7 @@ class Edit:
     def replace(
         cls,
         site: Site | str,
-        run: "Run",
+        run: Any,
         *,
         positions: Indices = None,
         units: Indices = None,
@@ -204,7 +201,7 @@ class Edit:
 
         Example:
             >>> from mlp_interp import load_model
-            >>> from mlp_interp.edits import Runner
+            >>> from mlp_interp.runs import Runner
             >>> runner = Runner.of(load_model("nano"))
             >>> other = runner.run(torch.tensor([[0, 7, 6]]), sites=[Site("mlp_out", 1)])
             >>> run = runner.run(

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Run, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import LogitChange, rows_for
+from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

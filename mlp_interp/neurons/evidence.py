@@ -10,7 +10,6 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.edits import Runner
 from mlp_interp.models import Weights, describe
 from mlp_interp.neurons.checks import checked_count, checked_neuron, checked_seed
 from mlp_interp.neurons.comparing import ablation, discrimination
@@ -18,6 +17,7 @@ from mlp_interp.neurons.effects import ABOUT, Losses, losses, stream_changes
 from mlp_interp.neurons.weights import promoted_tokens
 from mlp_interp.prompts.texts import Texts, texts_of
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["verify_neuron"]

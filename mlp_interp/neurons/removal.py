@@ -8,10 +8,10 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Runner
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.neurons.effects import ABOUT, losses, stream_changes
 from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
 __all__ = ["removal"]

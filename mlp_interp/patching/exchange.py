@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlp_interp.branches import Branch, Pin, Trunk
 from mlp_interp.patching.cells import Grid
+from mlp_interp.runs import Branch, Pin, Trunk
 from mlp_interp.sites import Site
 
 __all__ = ["Exchange", "Job", "kept_sites"]

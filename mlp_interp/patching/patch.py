@@ -10,8 +10,6 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.branches import Trunk
-from mlp_interp.edits import Runner
 from mlp_interp.metrics import Metric, Reader, finite, metric_for, normalized
 from mlp_interp.models import Forward, Weights, describe, forward_of
 from mlp_interp.patching.cells import Grid, Positions, grid_of
@@ -19,6 +17,7 @@ from mlp_interp.patching.exchange import Exchange, kept_sites
 from mlp_interp.patching.running import Outcome, run_branches, run_cells
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner, Trunk
 from mlp_interp.sites import Site
 
 __all__ = ["patch"]

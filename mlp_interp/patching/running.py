@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mlp_interp.branches import grow, rows_in
-from mlp_interp.edits import Edit, Run, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import Reader
 from mlp_interp.patching.cells import Cell, Grid
 from mlp_interp.patching.exchange import Exchange, Job
+from mlp_interp.runs import Run, Runner, grow, rows_in
 from mlp_interp.sites import Site
 
 __all__ = ["Outcome", "run_branches", "run_cells"]

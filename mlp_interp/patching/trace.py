@@ -10,8 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.branches import Trunk
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import Reader, finite, probability
 from mlp_interp.models import Forward, Weights, describe, forward_of
 from mlp_interp.patching.cells import Grid, grid_of
@@ -20,6 +19,7 @@ from mlp_interp.patching.running import Outcome, run_branches, run_cells
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.runs import Runner, Trunk
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Run
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.paths.labels import LOGITS, check_range, shared_keys
 from mlp_interp.paths.problem import Problem
+from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
 __all__ = ["Circuits", "node_of", "random_nodes"]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlp_interp.edits import Run
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.paths.labels import Receivers, Senders
+from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
 __all__ = ["Exchange", "Write", "kept_sites"]

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mlp_interp.branches import Trunk
 from mlp_interp.metrics import Metric, metric_for, normalized
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.paths.exchange import Exchange, kept_sites
@@ -20,6 +19,7 @@ from mlp_interp.paths.problem import Problem, items_in
 from mlp_interp.paths.sweep import Freeze, Item, Sweep, batches
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Trunk
 
 __all__ = ["path_patch"]
 

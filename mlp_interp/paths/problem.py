@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.edits import Run, Runner
 from mlp_interp.metrics import Metric, Reader, finite
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.prompts import Contrast
+from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 
 __all__ = ["Problem", "items_in"]

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.branches import Branch, Trunk, grow
 from mlp_interp.paths.exchange import Exchange, Write
 from mlp_interp.paths.labels import Receivers
+from mlp_interp.runs import Branch, Trunk, grow
 from mlp_interp.sites import Site
 
 __all__ = ["Freeze", "Heard", "Item", "Sweep", "batches"]

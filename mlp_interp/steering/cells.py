@@ -11,10 +11,11 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import chunks, clean_loss, next_tokens, read_changes
 from mlp_interp.prompts.texts import Texts
+from mlp_interp.runs import Runner
 from mlp_interp.steering.continuing import Continuing
 from mlp_interp.steering.kept import Kept, Piece
 from mlp_interp.steering.turning import Indices, add, project_out

@@ -8,13 +8,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Where
 from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.steering.continuing import Continued, Continuing, Eos, check_edits, text_of
 
 __all__ = ["described", "generate_compare"]

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Applier, check_where, confined
-from mlp_interp.edits.generate import Sampling
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.runs import Runner
+from mlp_interp.runs.generate import Sampling
 
 __all__ = ["Continued", "Continuing", "Eos", "check_edits", "text_of"]
 

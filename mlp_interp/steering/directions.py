@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mlp_interp.edits import Runner
 from mlp_interp.models import Weights
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering.reading import (
     STREAM,

@@ -9,12 +9,12 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from mlp_interp.edits import Runner
 from mlp_interp.edits.applying import Applier, Where, check_where
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import tokens_of
+from mlp_interp.runs import Runner
 from mlp_interp.steering.cells import CLEAN, Action, Cell, Grid, costs
 from mlp_interp.steering.continuing import Continuing, Eos, text_of
 from mlp_interp.steering.dose_result import Limits, check_names, dose_result

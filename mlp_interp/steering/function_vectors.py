@@ -9,11 +9,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Runner
+from mlp_interp.edits import Edit
 from mlp_interp.models import Weights, describe
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import encode, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering.few_shot import FewShot
 from mlp_interp.steering.reading import Texts, activations, check_reading, chosen, texts_of

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mlp_interp.edits import Runner
 from mlp_interp.metrics import Metric, finite
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner
 from mlp_interp.steering.cells import CLEAN, Cell, readings, texts_in
 from mlp_interp.steering.continuing import Continuing, text_of
 from mlp_interp.steering.kept import Kept

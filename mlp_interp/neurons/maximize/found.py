@@ -10,12 +10,12 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Runner
 from mlp_interp.neurons.inputs import decoded, nearest, read_aloud
 from mlp_interp.neurons.maximize.space import Space
 from mlp_interp.neurons.maximize.target import Target
 from mlp_interp.neurons.vocabulary import texts
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Runner
 
 __all__ = ["Found"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mlp_interp.edits.applying import Applier, Fired, Where
 from mlp_interp.edits.edit import EDITABLE, Edit
-from mlp_interp.edits.generate import Generation, Sampling, generate
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
+from mlp_interp.runs.generate import Generation, Sampling, generate
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.branches.branch import Branch
+from mlp_interp.runs.patched import Branch
 
 __all__ = ["Rows"]
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.branches.branch import Branch
-from mlp_interp.branches.rows import Rows
-from mlp_interp.branches.trunk import Trunk
+from mlp_interp.runs.patched import Branch
+from mlp_interp.runs.rows import Rows
+from mlp_interp.runs.trunk import Trunk
 
 __all__ = ["Group"]
 

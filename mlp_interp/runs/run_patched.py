@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.branches.branch import Branch
-from mlp_interp.branches.group import Group
-from mlp_interp.branches.trunk import Trunk
+from mlp_interp.runs.group import Group
+from mlp_interp.runs.patched import Branch
+from mlp_interp.runs.trunk import Trunk
 
 __all__ = ["grow", "rows_in"]
 
