@@ -1,0 +1,74 @@
+"""Indices of layers, heads, neurons, positions or prompts: read in one way, wherever given.
+
+Negative ones count from the end. Named twice, one out of range, and what is no integer (a bool, a
+float) are refused: a user who gives them means something else than what would be computed.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["index", "indices"]
+
+
+def index(name: str, given: Any, size: int) -> int:
+    """One index, counted from 0.
+
+    Args:
+        name: Of the argument, for the error.
+        given: An integer of Python, numpy or torch.
+        size: How many things there are.
+
+    Raises:
+        ValueError: It is no integer, or out of range.
+
+    Example:
+        >>> index("layer", -1, 4)
+        3
+    """
+    place = _plain(given)
+    if not _within(place, size):
+        raise ValueError(f"{name}={place!r}; wanted an integer from {-size} to {size - 1}")
+    return place % size
+
+
+def indices(name: str, given: Any, size: int) -> tuple[int, ...]:
+    """Indices counted from 0, in the order given; all of them for None.
+
+    Args:
+        name: Of the argument, for the error.
+        given: One integer or several, of Python, numpy or torch; None for all.
+        size: How many things there are.
+
+    Raises:
+        ValueError: There are none, one is no integer, is out of range, or is named twice.
+
+    Example:
+        >>> indices("layers", [0, -1], 4), indices("layers", None, 4), indices("layers", 2, 4)
+        ((0, 3), (0, 1, 2, 3), (2,))
+        >>> indices("layers", [1, -3], 4)
+        Traceback (most recent call last):
+        ValueError: layers=[1, -3]; wanted integers from -4 to 3, each once
+    """
+    if given is None:
+        return tuple(range(size))
+    places = _plain(given)
+    listed = [_plain(i) for i in places] if _several(places) else [places]
+    if not listed:
+        raise ValueError(f"{name}={listed}; wanted at least one integer from {-size} to {size - 1}")
+    found = tuple(i % size for i in listed if _within(i, size))
+    if len(set(found)) < len(listed):
+        raise ValueError(f"{name}={listed}; wanted integers from {-size} to {size - 1}, each once")
+    return found
+
+
+def _plain(given: Any) -> Any:
+    """Numbers and lists of Python, where numpy or torch holds them."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def _several(given: Any) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
+
+
+def _within(given: Any, size: int) -> bool:
+    return type(given) is int and -size <= given < size
