@@ -9,33 +9,59 @@ TransformerLens hook names.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral
+from typing import Any, Literal, SupportsInt
 
 import numpy as np
 
-__all__ = ["Site", "component_coords"]
+__all__ = [
+    "ACTIVATIONS",
+    "HEADS",
+    "NEURONS",
+    "STREAM",
+    "Kind",
+    "Site",
+    "component_coords",
+    "did_you_mean",
+    "site_of",
+]
+
+STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+"""Activations of the stream's width, ``[batch, pos, d_model]``."""
+
+HEADS = ("z", "q", "k", "v")
+"""Activations with a vector for each head, ``[batch, pos, head, d_head]``."""
+
+NEURONS = ("pre", "post")
+"""Activations with a number for each neuron, ``[batch, pos, neuron]``."""
+
+ACTIVATIONS = tuple("resid_pre q k v pattern z attn_out pre post mlp_out resid_post".split())
+"""All that a block computes, in that order; the pattern is ``[batch, head, pos, source]``."""
+
+Kind = Literal["embed", "pos_embed", "attn", "mlp", "head", "neuron", "bias"]
 
 # TransformerLens short name -> hook name. Parameters (biases) have a place in the residual stream
 # but no hook.
 _HOOKS = {
     "embed": "hook_embed",
     "pos_embed": "hook_pos_embed",
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
-    "resid_post": "blocks.{layer}.hook_resid_post",
-    "attn_out": "blocks.{layer}.hook_attn_out",
-    "mlp_out": "blocks.{layer}.hook_mlp_out",
-    "q": "blocks.{layer}.attn.hook_q",
-    "k": "blocks.{layer}.attn.hook_k",
-    "v": "blocks.{layer}.attn.hook_v",
-    "z": "blocks.{layer}.attn.hook_z",
-    "pattern": "blocks.{layer}.attn.hook_pattern",
-    "pre": "blocks.{layer}.mlp.hook_pre",
-    "post": "blocks.{layer}.mlp.hook_post",
+    **{name: f"blocks.{{layer}}.hook_{name}" for name in STREAM},
+    **{name: f"blocks.{{layer}}.attn.hook_{name}" for name in (*HEADS, "pattern")},
+    **{name: f"blocks.{{layer}}.mlp.hook_{name}" for name in NEURONS},
+}
+_AXES = {
+    **dict.fromkeys(("embed", "pos_embed", *STREAM), ("batch", "pos", "d_model")),
+    **dict.fromkeys(HEADS, ("batch", "pos", "head", "d_head")),
+    **dict.fromkeys(NEURONS, ("batch", "pos", "neuron")),
+    "pattern": ("batch", "head", "pos", "source"),
 }
 _PARAMETERS = ("b_O", "b_out", "bias")
 _GLOBAL = ("embed", "pos_embed", "bias")
-_PER_HEAD = ("q", "k", "v", "z", "pattern")
-_PER_NEURON = ("pre", "post")
+_KNOWN = (*_HOOKS, *_PARAMETERS)
+_WITH = {"head": (*HEADS, "pattern"), "neuron": NEURONS}
 _SUBUPDATE = {"attn_out": "attn", "mlp_out": "mlp"}
+_BY_SUBUPDATE = {short: name for name, short in _SUBUPDATE.items()}
 _KINDS = {
     "embed": "embed",
     "pos_embed": "pos_embed",
@@ -47,6 +73,7 @@ _KINDS = {
     "b_out": "bias",
     "bias": "bias",
 }
+_EXAMPLES = {"attn": "3.attn", "mlp": "3.mlp", "head": "L3H5", "neuron": "L3N669", "bias": "3.b_O"}
 _LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HN])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
 _LAYERED = re.compile(r"(?P<layer>[0-9]+)\.(?P<name>\w+)")
 
@@ -60,8 +87,8 @@ class Site:
             ``k``, ``v``, ``pattern``, ``pre``, ``post``, ``embed``, ``pos_embed``), or a bias that
             is written to the stream (``b_O``, ``b_out``) or to the logits (``bias``).
         layer: Block index; None for the embeddings and the readout bias.
-        head: Head index, for ``q k v z pattern`` only.
-        neuron: Neuron index, for ``pre`` and ``post`` only.
+        head: Head index, for `HEADS` and ``pattern`` only.
+        neuron: Neuron index, for `NEURONS` only.
 
     Raises:
         ValueError: The name is unknown, or the layer, head or neuron does not go with it.
@@ -79,20 +106,22 @@ class Site:
     neuron: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in _HOOKS and self.name not in _PARAMETERS:
-            known = ", ".join([*_HOOKS, *_PARAMETERS])
-            raise ValueError(f"name={self.name!r} is not a site; wanted one of {known}")
+        if self.name not in _KNOWN:
+            near = did_you_mean(self.name.removeprefix("hook_"), _KNOWN)
+            raise ValueError(
+                f"name={self.name!r} is not a site{near}; wanted one of {', '.join(_KNOWN)}"
+            )
         if (self.layer is None) != (self.name in _GLOBAL):
             wanted = "no layer" if self.name in _GLOBAL else "a layer"
             raise ValueError(f"layer={self.layer!r}: site {self.name!r} wants {wanted}")
-        if self.head is not None and self.name not in _PER_HEAD:
-            raise ValueError(f"head={self.head!r}: only {', '.join(_PER_HEAD)} have heads")
-        if self.neuron is not None and self.name not in _PER_NEURON:
-            raise ValueError(f"neuron={self.neuron!r}: only {', '.join(_PER_NEURON)} have neurons")
-        for name in ("layer", "head", "neuron"):
-            index = getattr(self, name)
-            if index is not None and index < 0:
-                raise ValueError(f"{name}={index}: sites are counted from 0, not from the end")
+        for unit, names in _WITH.items():
+            index = getattr(self, unit)
+            if index is not None and self.name not in names:
+                raise ValueError(f"{unit}={index!r}: only {', '.join(names)} have {unit}s")
+        for what in ("layer", "head", "neuron"):
+            index = getattr(self, what)
+            if type(index) is not int or index < 0:
+                _check_index(what, index)
 
     @property
     def hook_name(self) -> str:
@@ -117,6 +146,26 @@ class Site:
         return f"{self.layer}.{_SUBUPDATE.get(self.name, self.name)}"
 
     @property
+    def whole(self) -> "Site":
+        """The activation that it is part of: the same without head and neuron."""
+        return Site(self.name, self.layer)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis words of its whole activation.
+
+        Raises:
+            ValueError: The site is a parameter.
+
+        Example:
+            >>> Site("z", 3, head=5).axes
+            ('batch', 'pos', 'head', 'd_head')
+        """
+        if self.name in _PARAMETERS:
+            raise ValueError(f"site {self.label!r} is a parameter; no activation is there")
+        return _AXES[self.name]
+
+    @property
     def unit(self) -> int:
         """The head or neuron.
 
@@ -138,21 +187,113 @@ class Site:
         """Read a label back: the inverse of `label`.
 
         Raises:
-            ValueError: The text is not a label.
+            ValueError: The text is not a label; the nearest one is named.
         """
-        if label in _GLOBAL:
-            return cls(label)
-        if match := _LABEL.fullmatch(label):
-            name = match["name"] or ("z" if match["unit"] == "H" else "post")
-            unit = {"head" if match["unit"] == "H" else "neuron": int(match["index"])}
-            return cls(name, int(match["layer"]), **unit)
-        if match := _LAYERED.fullmatch(label):
-            names = {short: name for name, short in _SUBUPDATE.items()}
-            return cls(names.get(match["name"], match["name"]), int(match["layer"]))
+        return _parse(label, "label")
+
+
+def site_of(
+    given: Site | str | Iterable[SupportsInt], *, kind: Kind | None = None, argument: str = "site"
+) -> Site:
+    """The site that somebody named, in any of the ways in which one is named.
+
+    Args:
+        given: A label (``"L3N669"``, ``"L3H5"``, ``"3.mlp"``), a `Site`, or, where `kind` is a head
+            or a neuron, the pair ``(layer, index)``.
+        kind: What it must be; None for any site.
+        argument: What the caller calls it, for errors.
+
+    Raises:
+        ValueError: It is not a site, or one of another kind.
+
+    Example:
+        >>> site_of("3.mlp"), site_of((3, 669), kind="neuron").label
+        (Site(name='mlp_out', layer=3, head=None, neuron=None), 'L3N669')
+        >>> site_of("L3H5", kind="neuron", argument="neuron")
+        Traceback (most recent call last):
+        ValueError: neuron='L3H5' is no neuron; wanted e.g. 'L3N669'
+    """
+    if isinstance(given, str):
+        site = _parse(given, argument)
+    elif isinstance(given, Site):
+        site = given
+    else:
+        site = _of_pair(given, kind, argument)
+    all_units = kind in ("head", "neuron") and site == site.whole
+    if kind is not None and (site.kind != kind or all_units):
+        wanted = _EXAMPLES.get(kind, kind)
+        raise ValueError(f"{argument}={site.label!r} is no {kind}; wanted e.g. {wanted!r}")
+    return site
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """For an error: the known name nearest to an unknown one, in brackets; empty if none is near.
+
+    Example:
+        >>> did_you_mean("mlp_uot", ["attn_out", "mlp_out"])
+        " (did you mean 'mlp_out'?)"
+    """
+    by_case = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), by_case, n=1)
+    return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
+
+
+def _parse(label: str, argument: str) -> Site:
+    if label in _GLOBAL:
+        return Site(label)
+    if match := _LABEL.fullmatch(label):
+        head = match["unit"] == "H"
+        name, index = match["name"] or ("z" if head else "post"), int(match["index"])
+        if name in _WITH["head" if head else "neuron"]:
+            return Site(name, int(match["layer"]), **{"head" if head else "neuron": index})
+    if match := _LAYERED.fullmatch(label):
+        name = _BY_SUBUPDATE.get(match["name"], match["name"])
+        if name in _KNOWN and name not in _GLOBAL:
+            return Site(name, int(match["layer"]))
+    raise ValueError(
+        f"{argument}={label!r} is not a component label{_nearest_label(label)}; wanted e.g. "
+        "'embed', '3.attn', '3.mlp', 'L3H5' or 'L3N669'"
+    )
+
+
+def _nearest_label(text: str) -> str:
+    """`did_you_mean` among the labels that have the text's numbers, or the site of a hook name."""
+    layer, unit, *_ = [*map(int, re.findall("[0-9]+", text)[:2]), 0, 0]
+    sites = [Site(name, None if name in _GLOBAL else layer) for name in _KNOWN]
+    labels = {site.hook_name: site.label for site in sites if site.name in _HOOKS}
+    sites += [Site(name, layer, head=unit) for name in _WITH["head"]]
+    sites += [Site(name, layer, neuron=unit) for name in _WITH["neuron"]]
+    if text in labels:
+        return f" (did you mean {labels[text]!r}?)"
+    return did_you_mean(text, [site.label for site in sites])
+
+
+def _of_pair(given: Any, kind: str | None, argument: str) -> Site:
+    pair = given.tolist() if hasattr(given, "tolist") else given
+    pair = list(pair) if isinstance(pair, Sequence) else []
+    if kind not in ("head", "neuron"):
         raise ValueError(
-            f"label={label!r} is not a component label; wanted e.g. 'embed', '3.attn', '3.mlp', "
-            "'L3H5' or 'L3N669'"
+            f"{argument}={given!r}; wanted a label such as '3.mlp', 'L3H5' or 'L3N669', or a Site"
         )
+    if len(pair) != 2 or not all(_is_index(i) for i in pair):
+        raise ValueError(
+            f"{argument}={given!r}; wanted a label such as {_EXAMPLES[kind]!r}, a Site or the pair "
+            f"(layer, {kind}), counted from 0"
+        )
+    layer, index = map(int, pair)
+    return Site("z", layer, head=index) if kind == "head" else Site("post", layer, neuron=index)
+
+
+def _is_index(index: Any) -> bool:
+    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0
+
+
+def _check_index(what: str, index: Any) -> None:
+    if index is None or _is_index(index):
+        return
+    if isinstance(index, Integral) and not isinstance(index, bool):
+        raise ValueError(f"{what}={index}: sites are counted from 0, not from the end")
+    raise ValueError(f"{what}={index!r}; wanted an integer from 0")
 
 
 def component_coords(sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]:

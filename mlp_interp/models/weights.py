@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.results import tokens_of
+from mlp_interp.sites import Site
 
 __all__ = ["Affine", "Block", "Weights"]
 
@@ -186,6 +187,23 @@ class Weights:
                 f"sequences of {tokens.shape[1]} tokens exceed the model's context of {context}"
             )
         return tokens.to(self.device, torch.int64)
+
+    def shape_of(self, site: Site, batch: int, pos: int) -> tuple[int, ...]:
+        """Shape of the whole activation at a site, of so many texts of so many positions.
+
+        Raises:
+            ValueError: The site is a parameter.
+        """
+        sizes = {
+            "batch": batch,
+            "pos": pos,
+            "source": pos,
+            "head": self.n_kv_heads if site.name in ("k", "v") else self.n_heads,
+            "d_head": self.d_head,
+            "neuron": self.d_mlp,
+            "d_model": self.d_model,
+        }
+        return tuple(sizes[axis] for axis in site.axes)
 
     def parameter(self, layer: int, name: str) -> Tensor:
         """One of the weights of a `Block`, by its name, without reading the rest of the block."""
