@@ -84,7 +84,7 @@ def test_what_is_finished_is_taken_over(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("mlp_interp.neurons.page.removal", interrupted)
+        patched.setattr("mlp_interp.neurons.page.page.removal", interrupted)
         result = run(*arguments)
     assert result.exit_code == 130
     assert "goes on with what is finished" in result.stderr

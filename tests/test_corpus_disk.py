@@ -18,7 +18,7 @@ from random_models import tiny_tokenizer
 import mlp_interp as mi
 from mlp_interp.corpus import Corpus, disk, load_corpus, loading, open_corpus
 from mlp_interp.models import Weights
-from mlp_interp.models.fingerprint import fingerprint, id_blocks
+from mlp_interp.models._fingerprint import fingerprint, id_blocks
 
 TOKENIZER = tiny_tokenizer()
 TEXTS = [f"the cat {number} sat on the mat; hello world" for number in range(40)]

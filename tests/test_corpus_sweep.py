@@ -1,6 +1,5 @@
 """Sweeps: every reducer equals the same numbers computed with everything in memory."""
 
-import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -562,9 +561,7 @@ def test_shards_out_of_turn_wait_on_disk_too(kind, many, tmp_path, monkeypatch):
         return run
 
     def ray(order, *, fail):
-        # By its file: in the package, `sweep` is the function.
-        file = importlib.import_module("mlp_interp.corpus.sweep")
-        monkeypatch.setattr(file, "reduce_on_ray", workers(order, fail))
+        monkeypatch.setattr("mlp_interp.corpus._sweep.reduce_on_ray", workers(order, fail))
         return sweep(model, many, EVERY, engine="ray", checkpoint=tmp_path, **options)
 
     with pytest.raises(RuntimeError, match="gone"):

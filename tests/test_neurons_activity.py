@@ -12,8 +12,8 @@ import mlp_interp as mi
 from mlp_interp.corpus import sweep
 from mlp_interp.corpus.reducers import quantiles
 from mlp_interp.neurons import activity, neuron_weights, outliers, update_shares
-from mlp_interp.neurons.shares import UpdateShares
-from mlp_interp.neurons.subupdates import SubUpdates
+from mlp_interp.neurons.sweeps.shares import UpdateShares
+from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 
 LAYERS = 3
 

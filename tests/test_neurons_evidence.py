@@ -13,7 +13,7 @@ from mlp_interp import Site
 from mlp_interp.metrics.separation import auroc, threshold_table
 from mlp_interp.nano import french, topics
 from mlp_interp.neurons import promoted_tokens, verify_neuron
-from mlp_interp.neurons.comparing import against_controls
+from mlp_interp.neurons.evidence.controls import against_controls
 from mlp_interp.prompts.texts import texts_of
 
 TEXTS = ["the cat sat", "hello world; the cat", "mat mat", "on the mat sat the cat"]

@@ -9,13 +9,13 @@ from random_models import build, tiny_tokenizer, unchecked
 
 from mlp_interp import load, save
 from mlp_interp.models import HookForward, Weights, forward_of
-from mlp_interp.neurons.embeddings import expected_embedding_generate
-from mlp_interp.neurons.inputs import read_aloud, vocabulary_of
-from mlp_interp.neurons.maximize import maximize
-from mlp_interp.neurons.maximize.coordinate import Search
-from mlp_interp.neurons.maximize.gradient import ascend
-from mlp_interp.neurons.maximize.space import Space
-from mlp_interp.neurons.maximize.target import Target
+from mlp_interp.neurons import maximize
+from mlp_interp.neurons.inputs.ascent import ascend
+from mlp_interp.neurons.inputs.embeddings import expected_embedding_generate
+from mlp_interp.neurons.inputs.search import Search
+from mlp_interp.neurons.inputs.space import Space
+from mlp_interp.neurons.inputs.target import Target
+from mlp_interp.neurons.inputs.vectors import read_aloud, vocabulary_of
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 

@@ -1,7 +1,6 @@
 """What all results on neurons have in common: attributes, finite weights, seeds, texts."""
 
 import re
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -61,9 +60,8 @@ def test_weights_that_are_not_finite_are_refused_first(monkeypatch, name):
     def never(*args, **kwargs):
         raise AssertionError("swept")
 
-    for module in ("activity", "page", "updates"):
-        # By name: the package has a function `activity` in place of the module.
-        monkeypatch.setattr(import_module(f"mlp_interp.neurons.{module}"), "sweep", never)
+    for module in ("sweeps.activity", "sweeps.updates", "page.page"):
+        monkeypatch.setattr(f"mlp_interp.neurons.{module}.sweep", never)
     with pytest.raises(ValueError, match="NaN or infinity"):
         FUNCTIONS[name](model, corpus_for(model))
 

@@ -56,7 +56,7 @@ def calls(computed, monkeypatch):
 def written(model, corpus, computed, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlp_interp.report.writing.compute", lambda *args, **options: computed)
+        patch.setattr("mlp_interp.report._build.compute", lambda *args, **options: computed)
         return build(model, corpus, out=out, prompts=3, progress=False)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,17 +12,17 @@ from browser import needs_browser, open_page
 from random_models import VOCABULARY
 
 from mlp_interp import load_corpus, neurons
-from mlp_interp.corpus import Corpus
+from mlp_interp.corpus import Corpus, _sweep
 from mlp_interp.corpus.reducers import TopExamples
 from mlp_interp.report import build, compute, content, render, summarise
-from mlp_interp.report.neurons import Neurons, measure, measuring, numbers, sentences, shown
-from mlp_interp.report.neurons.telling import layers
+from mlp_interp.report.format import percent
+from mlp_interp.report.neurons import Neurons, measure, numbers, sentences, shown
+from mlp_interp.report.neurons import compute as measuring
+from mlp_interp.report.neurons.words import layers
 from mlp_interp.report.store import Store
-from mlp_interp.report.wording import percent
 from mlp_interp.sites import Site
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-SWEEP = sys.modules["mlp_interp.corpus.sweep"]
 NAMES = ["activity", "weights", "outliers", "updates", "examples"]
 
 
@@ -62,13 +61,13 @@ def page_of(whole, found):
 
 def shards(monkeypatch):
     """The shards that are reduced from now on, and how many reducers see each."""
-    asked, whole = [], SWEEP.reduce_shard
+    asked, whole = [], _sweep.reduce_shard
 
     def counted(forward, plan, tokens, index):
         asked.append((index, len(plan.reducers)))
         return whole(forward, plan, tokens, index)
 
-    monkeypatch.setattr(SWEEP, "reduce_shard", counted)
+    monkeypatch.setattr(_sweep, "reduce_shard", counted)
     return asked
 
 
@@ -227,7 +226,7 @@ def test_an_interrupted_pass_goes_on(nano, corpus, measured, tmp_path, monkeypat
 
 
 def test_files(nano, whole, measured, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlp_interp.report.writing.compute", lambda *args, **options: whole)
+    monkeypatch.setattr("mlp_interp.report._build.compute", lambda *args, **options: whole)
     few = load_corpus("nano", nano, sequences=2, length=12)
     written = build(nano, few, out=tmp_path / "r.html", progress=False)
     groups = set(xr.open_datatree(written.data, engine="h5netcdf").groups)

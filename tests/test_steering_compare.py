@@ -13,8 +13,8 @@ from mlp_interp.prompts.texts import texts_of
 from mlp_interp.runs import Runner
 from mlp_interp.steering import Keywords, Refusal, Score, generate_compare
 from mlp_interp.steering.compare import described
-from mlp_interp.steering.continuing import Continuing
-from mlp_interp.steering.scores import scored
+from mlp_interp.steering.dose.scores import scored
+from mlp_interp.steering.generation import Continuing
 
 PUSH = Edit.add("1.resid_post", torch.linspace(-2, 2, 32))
 TEXTS = ["the cat sat", "hello", "the", "on the mat; hello world", "cat"]

@@ -175,7 +175,7 @@ def test_activation_addition_position_by_position(kind, backend):
 
 def test_a_tokenizer_without_spaces(kind, monkeypatch):
     model = kind()
-    monkeypatch.setattr("mlp_interp.steering.directions.encode", lambda *_: [1, 2])
+    monkeypatch.setattr("mlp_interp.steering.directions.single.encode", lambda *_: [1, 2])
     with pytest.raises(ValueError, match="plus has 4 tokens and minus 2, and the tokenizer has no"):
         activation_addition(model, "the cat sat", "mat", 1)
 

@@ -19,13 +19,13 @@ from mlp_interp.steering import (
     by_answer,
     dose_response,
     generate_compare,
-    kept,
     mean_difference,
     project_out,
     random_direction,
     steer,
 )
 from mlp_interp.steering import add as add_edits
+from mlp_interp.steering.dose import kept
 
 LENGTH = Score(lambda texts: [float(len(text)) for text in texts], unit="letters")
 WRITING = {"max_new_tokens": 3, "eos": None}

@@ -11,7 +11,7 @@ from mlp_interp import views
 from mlp_interp.cli.options import is_store
 from mlp_interp.corpus import load_corpus
 from mlp_interp.neurons import neuron_page
-from mlp_interp.neurons.page import checked_request
+from mlp_interp.neurons.page.page import checked_request
 from mlp_interp.results import save
 from mlp_interp.sites import Site
 from mlp_interp.views.numbers import number, percent, visible

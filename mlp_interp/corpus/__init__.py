@@ -1,7 +1,7 @@
 """Corpora: rows of tokens with their provenance, and sweeps that sum up a model over them."""
 
+from mlp_interp.corpus._sweep import sweep
 from mlp_interp.corpus.corpus import Corpus, open_corpus
 from mlp_interp.corpus.loading import load_corpus
-from mlp_interp.corpus.sweep import sweep
 
 __all__ = ["Corpus", "load_corpus", "open_corpus", "sweep"]

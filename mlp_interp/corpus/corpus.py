@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
-from mlp_interp.models.fingerprint import id_blocks
+from mlp_interp.models._fingerprint import id_blocks
 from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
 
 __all__ = ["Corpus", "open_corpus"]

@@ -4,19 +4,19 @@ A neuron reads the normalised stream through its *receptor* (its column of ``W_i
 fires, adds its *value vector* (its row of ``W_out``) to the stream.
 """
 
-from mlp_interp.neurons.activity import activity as activity
-from mlp_interp.neurons.activity import outliers as outliers
-from mlp_interp.neurons.embeddings import (
+from mlp_interp.neurons.evidence.verify import verify_neuron as verify_neuron
+from mlp_interp.neurons.inputs.embeddings import (
     expected_embedding_generate as expected_embedding_generate,
 )
-from mlp_interp.neurons.evidence import verify_neuron as verify_neuron
-from mlp_interp.neurons.maximize import maximize as maximize
-from mlp_interp.neurons.page import neuron_page as neuron_page
-from mlp_interp.neurons.similar import antipodal_pairs as antipodal_pairs
-from mlp_interp.neurons.similar import nearest_neurons as nearest_neurons
-from mlp_interp.neurons.updates import update_shares as update_shares
-from mlp_interp.neurons.weights import neuron_weights as neuron_weights
-from mlp_interp.neurons.weights import promoted_tokens as promoted_tokens
+from mlp_interp.neurons.inputs.maximize import maximize as maximize
+from mlp_interp.neurons.page.page import neuron_page as neuron_page
+from mlp_interp.neurons.sweeps.activity import activity as activity
+from mlp_interp.neurons.sweeps.activity import outliers as outliers
+from mlp_interp.neurons.sweeps.updates import update_shares as update_shares
+from mlp_interp.neurons.weights.similar import antipodal_pairs as antipodal_pairs
+from mlp_interp.neurons.weights.similar import nearest_neurons as nearest_neurons
+from mlp_interp.neurons.weights.statistics import neuron_weights as neuron_weights
+from mlp_interp.neurons.weights.statistics import promoted_tokens as promoted_tokens
 
 __all__ = [
     "activity",

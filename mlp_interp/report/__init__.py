@@ -4,9 +4,9 @@
 its two halves.
 """
 
+from mlp_interp.report._build import Written, build
 from mlp_interp.report.content import Content, compute
 from mlp_interp.report.page import render
 from mlp_interp.report.summary import Summary, summarise
-from mlp_interp.report.writing import Written, build
 
 __all__ = ["Content", "Summary", "Written", "build", "compute", "render", "summarise"]

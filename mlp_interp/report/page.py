@@ -11,10 +11,10 @@ from markupsafe import Markup
 from mlp_interp import plots, views
 from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
-from mlp_interp.report.drawing import drawing
 from mlp_interp.report.examples import Example
+from mlp_interp.report.figure import drawing
+from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.summary import Summary
-from mlp_interp.report.wording import percent, with_error
 from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack
 from mlp_interp.views.document import POLICY, look, shared
 

@@ -10,7 +10,7 @@ from mlp_interp.attribution import top
 from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
 from mlp_interp.report.examples import Example
-from mlp_interp.report.wording import number, with_error
+from mlp_interp.report.format import number, with_error
 
 ROWS = 8
 

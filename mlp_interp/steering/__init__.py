@@ -7,27 +7,27 @@ find directions; `random_direction` makes controls for them. `add`, `project_out
 direction against its cost.
 """
 
+from mlp_interp.steering._steer import Steering as Steering
+from mlp_interp.steering._steer import steer as steer
 from mlp_interp.steering.compare import generate_compare as generate_compare
-from mlp_interp.steering.contrast import by_answer as by_answer
-from mlp_interp.steering.contrast import mean_difference as mean_difference
-from mlp_interp.steering.contrast import pca_direction as pca_direction
-from mlp_interp.steering.directions import activation_addition as activation_addition
-from mlp_interp.steering.directions import output_direction as output_direction
-from mlp_interp.steering.directions import random_direction as random_direction
-from mlp_interp.steering.dose import dose_response as dose_response
-from mlp_interp.steering.few_shot import FewShot as FewShot
-from mlp_interp.steering.function_vectors import function_vector as function_vector
-from mlp_interp.steering.function_vectors import head_effects as head_effects
-from mlp_interp.steering.scores import REFUSALS as REFUSALS
-from mlp_interp.steering.scores import Keywords as Keywords
-from mlp_interp.steering.scores import Refusal as Refusal
-from mlp_interp.steering.scores import Score as Score
-from mlp_interp.steering.steer import Steering as Steering
-from mlp_interp.steering.steer import steer as steer
-from mlp_interp.steering.turning import add as add
-from mlp_interp.steering.turning import hold as hold
-from mlp_interp.steering.turning import project_out as project_out
-from mlp_interp.steering.turning import scale as scale
+from mlp_interp.steering.directions.contrast import by_answer as by_answer
+from mlp_interp.steering.directions.contrast import mean_difference as mean_difference
+from mlp_interp.steering.directions.contrast import pca_direction as pca_direction
+from mlp_interp.steering.directions.few_shot import FewShot as FewShot
+from mlp_interp.steering.directions.function_vectors import function_vector as function_vector
+from mlp_interp.steering.directions.function_vectors import head_effects as head_effects
+from mlp_interp.steering.directions.single import activation_addition as activation_addition
+from mlp_interp.steering.directions.single import output_direction as output_direction
+from mlp_interp.steering.directions.single import random_direction as random_direction
+from mlp_interp.steering.dose.dose import dose_response as dose_response
+from mlp_interp.steering.dose.scores import REFUSALS as REFUSALS
+from mlp_interp.steering.dose.scores import Keywords as Keywords
+from mlp_interp.steering.dose.scores import Refusal as Refusal
+from mlp_interp.steering.dose.scores import Score as Score
+from mlp_interp.steering.edits import add as add
+from mlp_interp.steering.edits import hold as hold
+from mlp_interp.steering.edits import project_out as project_out
+from mlp_interp.steering.edits import scale as scale
 
 __all__ = [
     "REFUSALS",

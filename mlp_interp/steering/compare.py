@@ -16,7 +16,7 @@ from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.steering.continuing import Continued, Continuing, Eos, check_edits, text_of
+from mlp_interp.steering.generation import Continued, Continuing, Eos, check_edits, text_of
 
 __all__ = ["described", "generate_compare"]
 

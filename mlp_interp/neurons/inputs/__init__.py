@@ -1,0 +1,1 @@
+"""Inputs made for a neuron instead of read: the best of all, and mixtures of tokens."""

@@ -1,0 +1,109 @@
+"""The parts of a neuron's page as labelled variables."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mlp_interp.neurons.weights.similar import nearest_neurons
+from mlp_interp.neurons.weights.vocabulary import texts
+
+__all__ = ["activity", "bands", "direct", "examples", "similar"]
+
+_SITES = ("pre", "post")
+_EXAMPLES = {
+    "activation": "activation of the example",
+    "sequence": "the example's sequence in the corpus, -1 for none",
+    "pos": "the example's position in its sequence, -1 for none",
+    "token": "tokens around the example, -1 beyond the ends of a sequence",
+    "around": "activation at the tokens around the example",
+}
+
+
+def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
+    """How often it fires, moments, histograms."""
+    bins = [found[f"bins.{name}"] for name in _SITES]
+    site = {"site": list(_SITES)}
+    variables: dict[str, Any] = {
+        name: found["fraction"][name].assign_attrs(long_name="share of positions at which it fires")
+        for name in ("fraction", "fraction_se")
+    }
+    for name in ("mean", "std", "least", "greatest"):
+        values = [float(found[f"moments.{where}"][name]) for where in _SITES]
+        about = {"unit": "activation", "long_name": f"{name} over positions"}
+        variables[name] = xr.DataArray(values, site, "site", attrs=about)
+    variables["histogram"] = xr.DataArray(
+        np.stack([one["count"].values for one in bins]),
+        {
+            **site,
+            "bin_low": ("bin", bins[0]["low"].values, {"unit": "activation"}),
+            "bin_high": ("bin", bins[0]["high"].values, {"unit": "activation"}),
+        },
+        ("site", "bin"),
+        attrs={"unit": "positions", "long_name": "positions by activation"},
+    )
+    return variables
+
+
+def examples(model: Any, found: xr.Dataset, prefix: str, along: str) -> dict[str, Any]:
+    """Examples under names of their own, places that do not exist left out, and tokens as text."""
+    there = found["sequence"] >= 0
+    some = there.any([dim for dim in there.dims if dim != along])
+    kept = found.isel({along: some.values})
+    token = kept["token"]
+    words = texts(model, np.maximum(token.values, 0))
+    text = token.copy(data=np.where(token.values < 0, "", words).astype(object))
+    variables = {
+        f"{prefix}_{name}": kept[name].reset_coords(drop=True)
+        for name in ("activation", "sequence", "pos", "token", "around")
+    }
+    variables[f"{prefix}_text"] = text.reset_coords(drop=True).assign_attrs(
+        unit="text", long_name="the token as text; nothing beyond the ends of a sequence"
+    )
+    for name, about in _EXAMPLES.items():
+        variables[f"{prefix}_{name}"].attrs.setdefault("long_name", about)
+    return variables
+
+
+def bands(drawn: xr.Dataset) -> dict[str, Any]:
+    """What the bands are."""
+
+    def along_bands(values: Any, unit: str, long_name: str) -> xr.DataArray:
+        return xr.DataArray(values, dims="band", attrs={"unit": unit, "long_name": long_name})
+
+    return {
+        "band_low": along_bands(drawn["low"].values, "activation", "from this"),
+        "band_high": along_bands(drawn["high"].values, "activation", "to below this"),
+        "band_count": along_bands(drawn["count"].values, "positions", "positions in the band"),
+    }
+
+
+def direct(words: xr.Dataset, coefficient: Any) -> dict[str, Any]:
+    """What it adds to the logits of the tokens that it promotes and suppresses."""
+    return {
+        f"{name}_direct": (words[f"{name}_logit"] * coefficient.values)
+        .reset_coords(drop=True)
+        .assign_attrs(unit="logits", long_name="added directly to the logit when it fires, mean")
+        for name in ("promoted", "suppressed")
+    }
+
+
+def similar(model: Any, layer: int, neuron: int, k: int) -> dict[str, Any]:
+    """The nearest neurons, by what they write and by what they read."""
+    kinds = ("value", "receptor")
+    found = [nearest_neurons(model, layer, neuron, k=k, by=by) for by in kinds]
+    dims, coords = ("by", "rank"), {"by": list(kinds)}
+    named = [one["component"].values.astype(object) for one in found]
+    variables = {
+        "similar": xr.DataArray(
+            np.stack(named), coords, dims, attrs={"unit": "label", "long_name": "nearest neurons"}
+        )
+    }
+    for kind in kinds:
+        variables[f"similar_{kind}_cosine"] = xr.DataArray(
+            np.stack([one[f"{kind}_cosine"].values for one in found]),
+            coords,
+            dims,
+            attrs={"unit": "cosine", "long_name": f"cosine of the {kind} vectors"},
+        )
+    return variables

@@ -1,0 +1,270 @@
+"""What a neuron's weights say of it: how long, in which direction, towards which tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlp_interp.models import Weights, describe
+from mlp_interp.neurons.checks import checked_count, checked_layers, checked_neuron
+from mlp_interp.neurons.weights.vectors import Vectors, unit
+from mlp_interp.neurons.weights.vocabulary import Best, Moments, TokenDirections, absolute, texts
+from mlp_interp.neurons.weights.volume import activation_volume
+from mlp_interp.results import to_numpy
+from mlp_interp.sites import Site, component_coords
+
+__all__ = ["neuron_weights", "promoted_tokens"]
+
+_VECTORS = 256
+"""Neurons at a time that are compared with the vocabulary."""
+
+_ABOUT = {  # unit and long name of each variable
+    "receptor_norm": ("L2 norm", "norm of the receptor, the column of W_in"),
+    "receptor_norm_folded": ("L2 norm", "norm of the receptor, LayerNorm folded in"),
+    "value_norm": ("L2 norm", "norm of the value vector, the row of W_out"),
+    "value_norm_folded": ("L2 norm", "norm of the value vector less its mean over d_model"),
+    "bias": ("pre-activation", "b_in"),
+    "bias_folded": ("pre-activation", "b_in and what the LayerNorm's shift adds to it"),
+    "cosine": ("cosine", "receptor and value vector"),
+    "cosine_folded": ("cosine", "receptor and value vector, as the LayerNorms see them"),
+    "activation_volume": ("fraction", "share of the stream's directions that fire the neuron"),
+    "cosine_embed": ("cosine", "receptor and the embedding closest to it or its opposite"),
+    "closest_embed": ("token id", "token of that embedding"),
+    "cosine_unembed": ("cosine", "value vector and the readout direction closest to its line"),
+    "closest_unembed": ("token id", "token of that direction"),
+    "promoted": ("token id", "tokens whose logits the value vector raises most"),
+    "promoted_logit": ("logits", "raise of their logits over the mean, for sigma = 1"),
+    "suppressed": ("token id", "tokens whose logits the value vector lowers most"),
+    "suppressed_logit": ("logits", "change of their logits over the mean, for sigma = 1"),
+    "logit_variance": ("logits^2", "variance over the vocabulary of the value vector's logits"),
+    "logit_skew": ("1", "skew over the vocabulary of the value vector's logits"),
+    "logit_kurtosis": ("1", "excess kurtosis over the vocabulary of the value vector's logits"),
+}
+
+
+@torch.no_grad()
+def neuron_weights(
+    model: Any,
+    *,
+    layers: Sequence[int] | None = None,
+    k: int = 10,
+    tokens: bool = True,
+    progress: bool = False,
+) -> xr.Dataset:
+    """What the weights of every neuron say: norms, angles, firing volume, promoted tokens.
+
+    The *receptor* of a neuron is its column ``w`` of ``W_in``, its *value vector* ``v`` its row of
+    ``W_out``. Numbers called ``folded``, and all that compare with tokens, are of the receptor
+    ``D diag(gamma) w`` that the normalised stream is multiplied by and of ``D v``, the part of the
+    value vector that later LayerNorms let through; ``D`` takes the mean over ``d_model`` out. These
+    are the same for raw and processed weights of a model. The others are of the weights as they are
+    held, which processing changes.
+
+    Logits of a value vector are ``v W'`` through the folded readout, less their mean over the
+    vocabulary: what an activation of 1 would add directly to the logits of a stream with ``sigma =
+    1``. They say nothing of what later layers make of the vector.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        layers: Which layers; None for all.
+        k: How many tokens to name for each neuron and sign.
+        tokens: Whether to compare with the vocabulary, which takes nearly all of the time: two
+            products of ``neurons x d_model x d_vocab``.
+        progress: Show a progress bar.
+
+    Returns:
+        A Dataset over ``layer, neuron``:
+
+        - ``receptor_norm``, ``receptor_norm_folded``, ``value_norm``, ``value_norm_folded``;
+        - ``bias`` (``b_in``) and ``bias_folded`` (``b_in + beta . w``);
+        - ``cosine`` and ``cosine_folded`` between receptor and value vector;
+        - ``activation_volume``: the share of all directions of the stream that fire the neuron
+          (pre-activation above zero), with the LayerNorm's epsilon neglected. Streams of a model do
+          not point everywhere alike, so the share of tokens on which it fires is another number;
+
+        and with `tokens`
+
+        - ``cosine_embed``: the receptor's cosine to the row of ``W_E`` for which it is largest in
+          size, and that token's ``closest_embed``; ``cosine_unembed`` and ``closest_unembed``: the
+          same for the value vector and the columns of the readout, less their mean;
+        - ``promoted``, ``suppressed`` with ``promoted_logit``, ``suppressed_logit``, along a
+          further ``rank``: the tokens with the largest and the smallest logits;
+        - ``logit_variance``, ``logit_skew`` and ``logit_kurtosis`` (excess, 0 for a normal
+          distribution): moments of the logits over the vocabulary. A large kurtosis speaks of few
+          tokens, a skew of its sign;
+        - for each kind of token its ``..._text``.
+
+        Cosines with a vector of zeros are 0. A vocabulary padded with ids beyond the tokenizer's
+        takes part with all of them.
+
+    Raises:
+        ValueError: Layers that the model does not have; `k` outside 1 to ``d_vocab``; weights that
+            are not finite.
+
+    References:
+        Geva et al., "Transformer Feed-Forward Layers Build Predictions by Promoting Concepts in the
+        Vocabulary Space", 2022; Gurnee et al., "Universal Neurons in GPT2 Language Models", 2024,
+        on moments of the logits.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> found = neuron_weights(load_model("nano"), layers=[3], k=3)
+        >>> found.promoted_text.dims, found.promoted.shape
+        (('layer', 'neuron', 'rank'), (1, 768, 3))
+        >>> bool((found.promoted_logit > found.suppressed_logit).all())
+        True
+    """
+    weights = Weights.of(model)
+    chosen = checked_layers(weights, layers)
+    checked_count(k, weights.d_vocab, "tokens")
+    compare = _Comparison.of(weights, k) if tokens else None
+    rows = []
+    for layer in tqdm(chosen, desc="neurons", disable=not progress):
+        vectors = Vectors.of(weights, layer)
+        found = {name: to_numpy(x) for name, x in _geometry(vectors).items()}
+        found["activation_volume"] = activation_volume(
+            found["receptor_norm_folded"], found["bias_folded"], weights.d_model
+        )
+        if compare is not None:
+            found |= {name: to_numpy(x) for name, x in compare(vectors).items()}
+        rows.append(found)
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    coords = {"layer": list(chosen), "neuron": np.arange(weights.d_mlp)}
+    return _dataset(model, stacked, ("layer", "neuron"), coords)
+
+
+@torch.no_grad()
+def promoted_tokens(model: Any, layer: int, neuron: int, *, k: int = 10) -> xr.Dataset:
+    """Tokens that one neuron's value vector raises and lowers most, read through the readout.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        layer: The neuron's layer.
+        neuron: Its index there.
+        k: How many tokens of each sign.
+
+    Returns:
+        A Dataset along ``rank`` with ``promoted``, ``promoted_logit``, ``promoted_text`` and the
+        same of ``suppressed``: the row of this neuron in `neuron_weights`, which says what the
+        numbers mean.
+
+    Raises:
+        ValueError: The model has no such neuron; `k` outside 1 to ``d_vocab``; weights that are not
+            finite.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> found = promoted_tokens(load_model("nano"), 3, 669, k=3)
+        >>> str(found.component.values), sorted(found.data_vars)[:3]
+        ('L3N669', ['promoted', 'promoted_logit', 'promoted_text'])
+    """
+    weights = Weights.of(model)
+    layer, neuron = checked_neuron(weights, layer, neuron)
+    checked_count(k, weights.d_vocab, "tokens")
+    value = Vectors.of(weights, layer).value_folded[neuron, None]
+    found = _read_out(TokenDirections.unembedding(weights), value, k)
+    names = component_coords([Site("post", layer, neuron=neuron)])
+    coords = {name: names[name][1][0] for name in ("component", "layer", "neuron")}
+    return _dataset(model, {name: to_numpy(x[0]) for name, x in found.items()}, (), coords)
+
+
+def _geometry(x: Vectors) -> dict[str, Float[Tensor, " neuron"]]:
+    return {
+        "receptor_norm": x.receptor.norm(dim=-1),
+        "receptor_norm_folded": x.folded.norm(dim=-1),
+        "value_norm": x.value.norm(dim=-1),
+        "value_norm_folded": x.value_folded.norm(dim=-1),
+        "bias": x.bias,
+        "bias_folded": x.bias_folded,
+        "cosine": (unit(x.receptor) * unit(x.value)).sum(-1),
+        "cosine_folded": (unit(x.folded) * unit(x.value_folded)).sum(-1),
+    }
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Of a layer's neurons with the vocabulary, at both of its ends."""
+
+    embed: TokenDirections
+    unembed: TokenDirections
+    k: int
+
+    @classmethod
+    def of(cls, weights: Weights, k: int) -> "_Comparison":
+        return cls(TokenDirections.embedding(weights), TokenDirections.unembedding(weights), k)
+
+    def __call__(self, vectors: Vectors) -> dict[str, Tensor]:
+        parts = []
+        for folded, value in zip(
+            vectors.folded.split(_VECTORS), vectors.value_folded.split(_VECTORS), strict=True
+        ):
+            receptor = unit(folded)
+            near_embed, near_unembed, moments = Best(1, absolute), Best(1, absolute), Moments()
+            for tokens, x in self.embed.read(receptor):
+                near_embed.add(tokens, x * self.embed.inverse[tokens])
+            part = _read_out(self.unembed, value, self.k, near_unembed, moments)
+            for name, near in (("embed", near_embed), ("unembed", near_unembed)):
+                cosine, token = near.numbers_and_tokens()
+                part |= {f"cosine_{name}": cosine[:, 0], f"closest_{name}": token[:, 0]}
+            variance, skew, kurtosis = moments.result()
+            part["logit_variance"] = variance * value.square().sum(-1)
+            part |= {"logit_skew": skew, "logit_kurtosis": kurtosis}
+            parts.append(part)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read_out(
+    unembed: TokenDirections,
+    value: Float[Tensor, "neuron d_model"],
+    k: int,
+    near: Best | None = None,
+    moments: Moments | None = None,
+) -> dict[str, Tensor]:
+    """Promoted and suppressed tokens of value vectors; more is observed where it is wanted."""
+    # Directions alone: powers of the logits of a tiny vector would underflow.
+    direction, length = unit(value), value.norm(dim=-1, keepdim=True)
+    best = {"promoted": Best(k, torch.positive), "suppressed": Best(k, torch.neg)}
+    for tokens, x in unembed.read(direction):
+        for found in best.values():
+            found.add(tokens, x)
+        if moments is not None:
+            moments.add(tokens, x)
+        if near is not None:
+            near.add(tokens, x * unembed.inverse[tokens])
+    result = {}
+    for name, found in best.items():
+        logits, ids = found.numbers_and_tokens()
+        result |= {name: ids, f"{name}_logit": logits * length}
+    return result
+
+
+def _dataset(
+    model: Any, found: Mapping[str, np.ndarray], dims: tuple[str, ...], coords: Mapping[str, Any]
+) -> xr.Dataset:
+    variables = {}
+    for name, (unit_name, long_name) in _ABOUT.items():
+        if name not in found:
+            continue
+        values = found[name]
+        own = (*dims, "rank")[: values.ndim]
+        variables[name] = (own, values, {"unit": unit_name, "long_name": long_name})
+        if unit_name == "token id":
+            about = {"unit": "text", "long_name": f"{long_name}, as text"}
+            variables[f"{name}_text"] = (own, texts(model, values), about)
+    ranks = found["promoted"].shape[-1] if "promoted" in found else 0
+    return xr.Dataset(
+        variables,
+        coords={**coords, **({"rank": np.arange(ranks)} if ranks else {})},
+        attrs={
+            **describe(model),
+            "unit": "see each variable",
+            "long_name": "what the weights of neurons say",
+            "data": "the weights alone",
+        },
+    )

@@ -1,0 +1,156 @@
+"""Many vectors against every token, a piece of the vocabulary at a time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.models import Weights
+from mlp_interp.neurons.weights.vectors import centred, single
+from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.unembed import Unembed
+
+__all__ = ["Best", "Moments", "TokenDirections", "absolute", "readable", "texts"]
+
+_TOKENS = 4096
+"""Tokens at a time: their products with some hundred vectors stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class TokenDirections:
+    """A direction in the stream for each token, and its length.
+
+    Attributes:
+        matrix: One column a token.
+        mean: Subtracted from each column before anything else.
+        inverse: One over the L2 norm of each column less that and less its own mean over
+            ``d_model``; zero where nothing but rounding is left.
+    """
+
+    matrix: Float[Tensor, "d_model d_vocab"]
+    mean: Float[Tensor, " d_model"]
+    inverse: Float[Tensor, " d_vocab"]
+
+    @classmethod
+    def embedding(cls, weights: Weights) -> "TokenDirections":
+        """Rows of ``W_E``, as the LayerNorms see them: without their mean over ``d_model``.
+
+        Raises:
+            ValueError: They are not finite.
+        """
+        matrix = weights.W_E.T
+        return cls._of(matrix, single(matrix[:, 0]).new_zeros(len(matrix)), "W_E")
+
+    @classmethod
+    def unembedding(cls, weights: Weights) -> "TokenDirections":
+        """Columns of the folded readout ``W'`` less their mean over the vocabulary.
+
+        The mean moves all logits alike, so no probability feels it; processing takes it out.
+
+        Raises:
+            ValueError: They are not finite.
+        """
+        matrix = Unembed.of(weights.model).weight
+        return cls._of(matrix, single(matrix).mean(1), "the readout")
+
+    @classmethod
+    def _of(cls, matrix: Tensor, mean: Tensor, name: str) -> "TokenDirections":
+        pieces = [_norms(single(piece).T, mean) for piece in matrix.split(_TOKENS, dim=1)]
+        norms = torch.cat(pieces)
+        if not bool(torch.isfinite(norms).all()):
+            raise ValueError(
+                f"{name} holds NaN or infinity; wanted finite weights: look at them with "
+                "check_model(model)"
+            )
+        return cls(matrix, mean, torch.where(norms > 0, 1 / norms, 0))
+
+    def read(
+        self, vectors: Float[Tensor, "neuron d_model"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "neuron token"]]]:
+        """Dot products of vectors without a mean with the tokens, and which tokens these are."""
+        offset = -(vectors @ self.mean)[:, None]
+        start = 0
+        for piece in self.matrix.split(_TOKENS, dim=1):
+            tokens = slice(start, start + piece.shape[1])
+            yield tokens, torch.addmm(offset, vectors, single(piece))
+            start = tokens.stop
+
+
+def _norms(
+    columns: Float[Tensor, "token d_model"], mean: Float[Tensor, " d_model"]
+) -> Float[Tensor, " token"]:
+    norms = centred(columns - mean).norm(dim=-1)
+    rounding = 4 * torch.finfo(norms.dtype).eps * (columns.norm(dim=-1) + mean.norm())
+    return torch.where(norms <= rounding, 0, norms)
+
+
+def absolute(x: Tensor) -> Tensor:
+    """The size of a number: as `Best`'s key, for the largest of either sign."""
+    return x.abs()
+
+
+class Best:
+    """The best tokens for each vector, kept while pieces of the vocabulary come along."""
+
+    def __init__(self, k: int, key: Callable[[Tensor], Tensor]) -> None:
+        """The `k` tokens with the largest `key` of their number."""
+        self.k, self.key = k, key
+        self._found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, tokens: slice, x: Float[Tensor, "neuron token"]) -> None:
+        """Look at the numbers of further tokens."""
+        at = self.key(x).topk(min(self.k, x.shape[1]), sorted=False).indices
+        self._found.append((x.gather(1, at), at + tokens.start))
+
+    def numbers_and_tokens(
+        self,
+    ) -> tuple[Float[Tensor, "neuron rank"], Int[Tensor, "neuron rank"]]:
+        """Numbers and ids of the best tokens, best first."""
+        numbers, tokens = (torch.cat(pieces, dim=1) for pieces in zip(*self._found, strict=True))
+        at = self.key(numbers).topk(self.k).indices
+        return numbers.gather(1, at), tokens.gather(1, at)
+
+
+class Moments:
+    """Variance, skew and excess kurtosis over the vocabulary of numbers whose mean is zero."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def add(self, _tokens: slice, x: Float[Tensor, "neuron token"]) -> None:
+        """Look at the numbers of further tokens."""
+        square = x.square()
+        powers = square.sum(1), (square * x).sum(1), square.square_().sum(1)
+        self._sums.append(torch.stack(powers).double())
+        self._count += x.shape[1]
+
+    def result(self) -> Float[Tensor, "3 neuron"]:
+        """The three; skew and kurtosis are NaN where all numbers are zero."""
+        second, third, fourth = torch.stack(self._sums).sum(0) / self._count
+        return torch.stack([second, third / second**1.5, fourth / second**2 - 3])
+
+
+def readable(text: str) -> str:
+    """A text with ``␀`` for the character NUL, which no file format keeps within a string."""
+    return text.replace("\0", "␀")
+
+
+def texts(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """How tokens read, as an array of the same shape.
+
+    Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    known = 0 if tokenizer is None else len(tokenizer)
+    ids, places = np.unique(tokens, return_inverse=True)
+    listed = ids.tolist()
+    read = [token for token in listed if token < known]
+    strings = dict(zip(read, token_strings(tokenizer, read), strict=True))
+    found = [readable(strings.get(token, f"#{token}")) for token in listed]
+    return np.array(found, dtype=object)[places.reshape(tokens.shape)]

@@ -1,0 +1,1 @@
+"""Directions in a model's activations: how they are found."""

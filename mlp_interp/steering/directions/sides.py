@@ -1,0 +1,77 @@
+"""Activations of two sets of prompts, for directions from what differs between them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlp_interp.models import Weights
+from mlp_interp.results import to_numpy
+from mlp_interp.steering.directions.activations import (
+    HEADS,
+    Positions,
+    Prompts,
+    Texts,
+    activations,
+    check_reading,
+    check_site,
+    chosen,
+    texts_of,
+)
+
+__all__ = ["Sides"]
+
+
+class Sides:
+    """What is read of positive and negative prompts: checked once, before anything runs."""
+
+    def __init__(
+        self,
+        model: Any,
+        site: str,
+        layers: int | Sequence[int] | None,
+        heads: int | Sequence[int] | None,
+        positions: Any,
+        batch_size: int,
+        prepend_bos: bool,
+    ) -> None:
+        """Check site, layers and heads."""
+        weights = Weights.of(model)
+        check_site(site)
+        if heads is not None and site not in HEADS:
+            raise ValueError(f"heads={heads}: site {site!r} has no heads; wanted None")
+        self.model, self.site = model, site
+        self.positions: Positions = positions
+        self.batch_size, self.prepend_bos = batch_size, prepend_bos
+        self.layers = chosen(layers, weights.n_layers, "layers")
+        grouped = weights.n_kv_heads
+        size = grouped if site in ("k", "v") else weights.n_heads
+        self.heads = chosen(heads, size, "heads") if site in HEADS else None
+
+    def both(
+        self, positive: Prompts, negative: Prompts, *, paired: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Activations ``[prompt, layer, (head,) d]`` of both sides."""
+        texts = {
+            what: texts_of(self.model, prompts, what=what, prepend_bos=self.prepend_bos)
+            for what, prompts in (("positive", positive), ("negative", negative))
+        }
+        for what, side in texts.items():
+            check_reading(side, self.positions, self.batch_size, what)
+        first, second = texts.values()
+        if paired and len(first) != len(second):
+            raise ValueError(
+                f"positive has {len(first)} prompts and negative {len(second)}; wanted pairs"
+            )
+        return self._read(first), self._read(second)
+
+    def _read(self, texts: Texts) -> np.ndarray:
+        found = activations(
+            self.model,
+            texts,
+            self.site,
+            self.layers,
+            positions=self.positions,
+            batch_size=self.batch_size,
+        )
+        return to_numpy(found if self.heads is None else found[:, :, self.heads])

@@ -1,0 +1,1 @@
+"""Effect against cost as a direction is turned up."""

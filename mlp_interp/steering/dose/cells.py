@@ -1,0 +1,230 @@
+"""A sweep over layers and coefficients: its cells, and what is computed of each."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, SupportsFloat
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
+
+from mlp_interp.edits import Edit
+from mlp_interp.metrics import Metric
+from mlp_interp.metrics.rows import chunks, clean_loss, next_tokens, read_changes
+from mlp_interp.prompts.texts import Texts
+from mlp_interp.runs import Runner
+from mlp_interp.steering.dose.kept import Kept, Piece
+from mlp_interp.steering.edits import Indices, add, project_out
+from mlp_interp.steering.generation import Continuing
+
+__all__ = ["CLEAN", "Action", "Cell", "Grid", "costs", "readings", "texts_in"]
+
+Action = Literal["add", "project_out"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer and one coefficient.
+
+    Attributes:
+        name: Tells it from the others.
+        edits: What is done to prompts.
+        everywhere: The same at all positions, for a corpus.
+    """
+
+    name: str
+    edits: tuple[Edit, ...] = ()
+    everywhere: tuple[Edit, ...] = ()
+
+
+CLEAN = Cell("clean")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Layers and coefficients, 0 among them, and the edits of each cell.
+
+    Raises:
+        ValueError: The direction is none or lacks a layer, or the coefficients are none for this.
+    """
+
+    direction: xr.DataArray
+    layers: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    positions: tuple[int, ...] | None
+    action: Action
+
+    @classmethod
+    def of(
+        cls,
+        direction: Any,
+        layers: int | Sequence[int] | None,
+        coefficients: Iterable[SupportsFloat],
+        positions: Indices,
+        action: Any,
+    ) -> "Grid":
+        """Check what was given."""
+        if action not in ("add", "project_out"):
+            raise ValueError(f"action={action!r}; wanted 'add' or 'project_out'")
+        values = [float(c) + 0.0 for c in coefficients]  # -0.0 becomes 0.0
+        if len({*values}) < len(values) or not np.isfinite(values).all():
+            raise ValueError(f"coefficients={values}; wanted different finite numbers")
+        if action == "project_out" and not {*values} <= {0.0, 1.0}:
+            raise ValueError(
+                f"coefficients={values} with action='project_out'; wanted 1 (projected out) and 0"
+            )
+        if not {*values} - {0.0}:
+            raise ValueError(f"coefficients={values}; wanted at least one besides 0")
+        found = tuple(_layers(direction))
+        if layers is not None:
+            found = tuple(int(n) for n in np.atleast_1d(layers))
+        add(direction, 0.0, layer=found)
+        at = None if positions is None else tuple(int(p) for p in np.atleast_1d(list_of(positions)))
+        return cls(direction, found, tuple(sorted({0.0, *values})), at, action)
+
+    def cells(self) -> list[Cell]:
+        """All but those of coefficient 0, layer by layer."""
+        return [self._cell(n, c) for n in self.layers for c in self.coefficients if c]
+
+    def laid_out(self, clean: Any, steered: Iterable[Any]) -> np.ndarray:
+        """Values of the clean cell and of `cells`, as ``[layer, coef, ...]``."""
+        values = iter(steered)
+        rows = [[next(values) if c else clean for c in self.coefficients] for _ in self.layers]
+        return np.array(rows)
+
+    def digest(self) -> str:
+        """Changes with the direction, wherever it is used."""
+        facts = {
+            name: [int(n) for n in np.atleast_1d(self.direction[name].values)]
+            for name in ("layer", "head")
+            if name in self.direction.coords
+        }
+        said = f"{self.direction.attrs['site']} {self.direction.dims} {facts}"
+        digest = hashlib.sha256(said.encode())
+        digest.update(np.ascontiguousarray(self.direction.values, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+    def _cell(self, layer: int, coefficient: float) -> Cell:
+        def edits(positions: Indices) -> tuple[Edit, ...]:
+            if self.action == "project_out":
+                return tuple(project_out(self.direction, layer=layer, positions=positions))
+            return tuple(add(self.direction, coefficient, layer=layer, positions=positions))
+
+        everywhere = edits(None)
+        given = everywhere if self.positions is None else edits(self.positions)
+        return Cell(f"L{layer}-c{coefficient!r}", given, everywhere)
+
+
+def list_of(positions: Any) -> Any:
+    """Positions as something that numpy takes: ranges and other iterables become lists."""
+    return list(positions) if hasattr(positions, "__iter__") else positions
+
+
+def _layers(direction: Any) -> list[int]:
+    if not isinstance(direction, xr.DataArray):
+        raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
+    if "layer" not in direction.coords:
+        return [0]  # `add` says what is wrong with it
+    return [int(n) for n in np.atleast_1d(direction["layer"].values)]
+
+
+@torch.no_grad()
+def readings(
+    runner: Runner,
+    texts: Texts,
+    metrics: Sequence[Metric],
+    cells: Sequence[Cell],
+    *,
+    kept: Kept,
+    batch_size: int,
+) -> list[Tensor]:
+    """Final streams ``[prompt, read, d_model]`` of each cell where the metrics read, in a row."""
+    order: list[int] = []
+    found: list[list[Tensor]] = [[] for _ in cells]
+    for number, (part, rows, _) in enumerate(texts.batches(batch_size)):
+        read = [p for metric in metrics for p in metric.read(rows.shape[1])]
+
+        def compute(missing: list[Cell], rows: Tensor = rows, read: list[int] = read) -> Any:
+            clean = runner.run(rows.to(runner.weights.device))
+            for cell in missing:
+                yield {"final": runner.edited(clean, cell.edits)[:, read]}
+
+        names = [f"read-{number:05d}-{cell.name}" for cell in cells]
+        for streams, piece in zip(found, kept.fill(names, cells, compute), strict=True):
+            streams.append(piece["final"])
+        order += part
+    back = torch.tensor(order).argsort()
+    return [torch.cat(streams)[back] for streams in found]
+
+
+def texts_in(
+    runner: Runner, texts: Texts, how: Continuing, cell: Cell, *, kept: Kept
+) -> np.ndarray:
+    """New tokens ``[prompt, sample, new]`` of one cell."""
+    seeds, batches = how.seeds(texts), how.batches(texts)
+
+    def compute(missing: list[list[tuple[int, int]]]) -> Iterator[Piece]:
+        for pairs in missing:
+            yield {"tokens": how.run(runner, texts, pairs, seeds, cell.edits)}
+
+    names = [f"text-{number:05d}-{cell.name}" for number in range(len(batches))]
+    pieces = kept.fill(names, batches, compute)
+    return how.gathered(texts, [piece["tokens"] for piece in pieces]).tokens
+
+
+@torch.no_grad()
+def costs(
+    runner: Runner,
+    tokens: Int[Tensor, "sequence pos"],
+    cells: Sequence[Cell],
+    *,
+    kept: Kept,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """What the prediction of a corpus loses in each cell.
+
+    Returns:
+        `loss` of the clean run, ``[sequence]``, `kl` and `delta_loss`, ``[cell, sequence]``; means
+        over tokens, in nats.
+    """
+    every = (CLEAN, *cells)
+    found: list[list[Piece]] = []
+    for number, rows in enumerate(tokens.split(batch_size)):
+
+        def compute(missing: list[Cell], rows: Tensor = rows) -> Iterator[Piece]:
+            return _cost(runner, rows.to(runner.weights.device, torch.int64), missing)
+
+        names = [f"cost-{number:05d}-{cell.name}" for cell in every]
+        found.append(kept.fill(names, every, compute))
+    loss = torch.cat([batch[0]["loss"] for batch in found])
+    return {"loss": loss} | {
+        name: torch.stack([torch.cat([b[n][name] for b in found]) for n in range(1, len(every))])
+        for name in ("kl", "delta_loss")
+    }
+
+
+def _cost(runner: Runner, rows: Tensor, cells: list[Cell]) -> Iterator[Piece]:
+    """Cost pieces of one batch, several cells at a time: its clean predictions are made once."""
+    clean, targets = runner.run(rows), next_tokens(rows)
+    if cells[0] is CLEAN:
+        yield {"loss": clean_loss(runner.unembed, clean.final, targets).nanmean(-1)}
+        cells = cells[1:]
+    normalized = runner.unembed.normalize(clean.final)
+    flat = normalized.flatten(0, 1)
+    for some in chunks(cells, *flat.shape):
+        changes = torch.stack(
+            [
+                (runner.unembed.normalize(runner.edited(clean, c.everywhere)) - normalized)
+                .flatten(0, 1)
+                for c in some
+            ]
+        )  # fmt: skip
+        effects = read_changes(runner.unembed, flat, targets.flatten(), changes)
+        for kl, loss in zip(effects.kl, effects.delta_loss, strict=True):
+            yield {
+                "kl": kl.view(targets.shape).mean(-1),
+                "delta_loss": loss.view(targets.shape).nanmean(-1),
+            }

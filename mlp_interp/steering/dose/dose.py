@@ -1,0 +1,216 @@
+"""Effect against cost as a direction is turned up: layer by layer, coefficient by coefficient."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from mlp_interp.edits.applying import Applier, Where, check_where
+from mlp_interp.metrics import Metric
+from mlp_interp.models import Weights, describe, fingerprint
+from mlp_interp.prompts.texts import Prompts, Texts, texts_of
+from mlp_interp.results import tokens_of
+from mlp_interp.runs import Runner
+from mlp_interp.steering.dose.cells import CLEAN, Action, Cell, Grid, costs
+from mlp_interp.steering.dose.kept import Kept
+from mlp_interp.steering.dose.result import Limits, check_names, dose_result
+from mlp_interp.steering.dose.scores import TextScore
+from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
+from mlp_interp.steering.edits import Indices
+from mlp_interp.steering.generation import Continuing, Eos, text_of
+
+__all__ = ["dose_response"]
+
+
+def dose_response(
+    model: Any,
+    prompts: Prompts,
+    direction: xr.DataArray,
+    coefficients: Iterable[SupportsFloat],
+    metrics: Mapping[str, Metric | TextScore],
+    *,
+    layers: int | Sequence[int] | None = None,
+    positions: Indices = None,
+    where: Where = "all",
+    action: Action = "add",
+    corpus: Any = None,
+    limit_perplexity: float | int | None = None,
+    limit_kl: float | int | None = None,
+    n: int = 1,
+    max_new_tokens: int = 20,
+    temperature: float | int = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    eos: Eos = "model",
+    prepend_bos: bool = True,
+    batch_size: int = 8,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> xr.Dataset:
+    """What a direction does at every layer and coefficient, and what it costs.
+
+    The effect of a coefficient is how much a metric changes on the prompts, prompt by prompt. The
+    cost is what the same direction, on at all positions, does to the model's prediction of other
+    text. A coefficient is *useful* for a metric where the effect is more than two of its standard
+    errors from 0 and the cost is within the limits. That is a rule for reading curves, not a test:
+    of many cells without any effect some pass it. Do the same with `random_direction` to see what
+    any push of that length does.
+
+    Everything is run clean once; each cell starts at its own layer, and the cost comes from changes
+    of the final stream (`metrics.LogitChange`).
+
+    Args:
+        model: The model.
+        prompts: Texts of any lengths, or tokens ``[prompt, pos]``. One prompt has no standard
+            error, so nothing is useful.
+        direction: A direction of this package.
+        coefficients: What it is multiplied by; 0 is added if it is not there.
+        metrics: By name: a `metrics.Metric` is read on the prompts, without generating; a text
+            score (`Keywords`, `Refusal`, `Score`) on the texts that follow them.
+        layers: Which of the direction's layers, each alone; None for all.
+        positions: Which positions of a prompt and its text, as in `Edit`; None for all.
+        where: As in `generate_compare`.
+        action: ``"add"``; or ``"project_out"``, where coefficient 1 is projected out.
+        corpus: Held-out text for the cost, a `Corpus` or tokens ``[sequence, pos]``; None for no
+            cost, and then no useful range.
+        limit_perplexity: The cost is within its limits up to this ratio of the perplexities,
+            steered by clean. None for 1.5, or for no such limit where there is a `limit_kl`.
+        limit_kl: And up to so many nats per token of KL(clean‖steered).
+        n: Texts for each prompt.
+        max_new_tokens: New tokens of each text at most.
+        temperature: 0 takes the likeliest token; else what logits are divided by.
+        top_k: Draw among the so many likeliest only.
+        seed: Of the draws. All cells meet the same random numbers.
+        eos: The token that ends a text.
+        prepend_bos: Whether texts begin with BOS.
+        batch_size: Prompts, texts and sequences that run at once.
+        progress: Show a progress bar.
+        checkpoint: Directory in which what the model did is kept, cell by cell; a run that was
+            broken off goes on there, and one with more layers or coefficients adds to it. Metrics
+            and scores are computed anew from what was kept.
+
+    Returns:
+        A Dataset over ``layer``, ``coef`` and ``prompt``. For each metric: its mean under its own
+        name, `…_se` (over prompts, of which samples are averaged first), `…_effect` with
+        `…_effect_se` (less coefficient 0, prompt by prompt) and `…_by_prompt`. `text`, if any was
+        generated. With a corpus: `cost_kl` (nats per token), `cost_delta_loss` (nats per token) and
+        `cost_perplexity_ratio`, each with its `…_se` over sequences; along ``metric``: `useful`;
+        `useful_low` and `useful_high`, the lowest and highest useful coefficient of each layer (NaN
+        for none); `best_layer` (-1 for none), `best_coef` and `best_effect`, where the effect of a
+        useful coefficient is largest, either way (of equal ones, where KL is least).
+
+    Raises:
+        ValueError: Something is empty, out of range or does not fit the model; a metric gives other
+            than one finite number for each prompt or text; a file of the checkpoint is damaged, or
+            hooks are on the model with one.
+
+    Example:
+        >>> from mlp_interp import load_model, prompts
+        >>> from mlp_interp.metrics import logit_difference
+        >>> from mlp_interp.steering import by_answer, mean_difference
+        >>> model = load_model("nano")
+        >>> harmful, harmless = by_answer(prompts.refusal(model, n=16, seed=0), " Sorry")
+        >>> refusal = mean_difference(model, harmful, harmless, layers=2)
+        >>> sorry, sure = (model.to_single_token(word) for word in (" Sorry", " Sure"))
+        >>> metric = logit_difference(torch.full((16,), sorry), torch.full((16,), sure))
+        >>> found = dose_response(model, harmful, refusal, [-1, -0.5], {"refusal": metric})
+        >>> (found.refusal.sel(layer=2).values > 0).tolist()
+        [False, True, True]
+    """
+    runner = Runner.of(model)
+    check_names(metrics)
+    grid = Grid.of(direction, layers, coefficients, positions, action)
+    texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
+    read = {name: m for name, m in metrics.items() if isinstance(m, Metric)}
+    score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
+    how = Continuing(n, seed, max_new_tokens, temperature, top_k, where, eos, batch_size)
+    _check_prompts(runner.weights, texts, grid.cells(), read, how if score else None, where)
+    tokens, data = _corpus(runner.weights, corpus, grid.cells())
+    limits = Limits.of(limit_perplexity, limit_kl, costed=corpus is not None)
+    options = {
+        "prompts": [list(row) for row in texts.rows],
+        "direction": grid.digest(),
+        "positions": grid.positions,
+        "action": action,
+        "read": [list(metric.positions) for metric in read.values()],
+        "how": [asdict(how), how.end(model)] if score else [where, batch_size],
+    }
+    cells = [CLEAN, *grid.cells()]
+    with tqdm(
+        total=count_pieces(texts, how, tokens, len(cells), read, score), disable=not progress
+    ) as b:
+        folder = checkpoint and Path(checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
+        kept = Kept(Path(folder) if folder else None, b.update)
+        values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=batch_size)
+        scores, written = score_texts(runner, texts, how, score, cells, kept=kept)
+        cost = None
+        if len(tokens):
+            cost = costs(runner, tokens, cells[1:], kept=kept, batch_size=batch_size)
+    by_prompt = {
+        name: grid.laid_out((values | scores)[name][0], (values | scores)[name][1:])
+        for name in metrics
+    }
+    return dose_result(
+        grid,
+        by_prompt,
+        units={name: metric.unit for name, metric in metrics.items()},
+        texts=grid.laid_out(written[0], written[1:]) if written else None,
+        prompts=[text_of(getattr(model, "tokenizer", None), row) for row in texts.rows],
+        cost=cost,
+        limits=limits,
+        attrs={
+            **describe(model),
+            **data,
+            "where": where,
+            "seed": how.seed,
+            "temperature": float(temperature),
+            "samples": n,
+            "max_new_tokens": max_new_tokens if score else 0,
+        },
+    )
+
+
+def _check_prompts(
+    weights: Weights,
+    texts: Texts,
+    cells: Sequence[Cell],
+    read: Mapping[str, Metric],
+    how: Continuing | None,
+    where: str,
+) -> None:
+    """Refuse metrics and edits that do not fit the prompts."""
+    check_where(where)
+    for name, metric in read.items():
+        if where == "new":
+            raise ValueError(
+                f"where='new' with metric {name!r}, which is read on prompts; wanted 'all' or "
+                "'prompt', or scores of generated texts alone"
+            )
+        metric.check_prompts(len(texts))
+    for length in sorted({len(row) for row in texts.rows}):
+        for metric in read.values():
+            metric.read(length)
+        for cell in cells if read else ():
+            Applier(cell.edits, weights, (1, length))
+    for cell in cells if how else ():
+        if how:
+            how.check(weights, texts, cell.edits)
+
+
+def _corpus(
+    weights: Weights, corpus: Any, cells: Sequence[Cell]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Tokens of the corpus, none if there is none, and what is said of them."""
+    if corpus is None:
+        return torch.zeros(0, 2, dtype=torch.long), {"data": "no corpus"}
+    tokens, data = tokens_of(corpus)
+    if tokens.shape[1] < 2:
+        raise ValueError(f"corpus has sequences of {tokens.shape[1]} token; wanted at least 2")
+    weights.checked(tokens)
+    for cell in cells:
+        Applier(cell.everywhere, weights, (1, tokens.shape[1]))
+    return tokens, data

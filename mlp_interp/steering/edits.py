@@ -1,0 +1,227 @@
+"""From directions and labels to edits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat, SupportsInt
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from mlp_interp.edits import Edit
+from mlp_interp.sites import Site
+from mlp_interp.steering.directions.activations import HEADS, NEURONS, STREAM
+from mlp_interp.steering.directions.result import direction_dims
+
+__all__ = ["add", "hold", "project_out", "scale"]
+
+Indices = SupportsInt | Iterable[SupportsInt] | None
+
+
+def add(
+    direction: xr.DataArray,
+    coefficient: SupportsFloat = 1.0,
+    *,
+    layer: int | Sequence[int] | None = None,
+    positions: Indices = None,
+) -> list[Edit]:
+    """Add a direction to the activations where it belongs.
+
+    Args:
+        direction: A direction of this package.
+        coefficient: What it is multiplied by, as it is: its own length counts. Coefficient 1 of a
+            `mean_difference` is one difference of means; negative ones turn the other way.
+        layer: At which of its layers; several add each layer's own direction there. None wants a
+            direction of one layer.
+        positions: Which positions, as in `Edit`; None for all. A direction of `activation_addition`
+            goes to the first positions unless others, as many, are given.
+
+    Returns:
+        Edits for `steer`, `Runner.run` and all that takes edits.
+
+    Raises:
+        ValueError: It is no direction, has no such layer, or several and none is chosen; positions
+            that are not as many as those of the direction.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.steering import output_direction
+        >>> (edit,) = add(output_direction(load_model("nano"), "L3N5"), 4.0)
+        >>> edit.site.label, edit.action
+        ('3.resid_post', 'add')
+    """
+    read = _Read.of(direction)
+    times = float(coefficient)
+    if not np.isfinite(times):
+        raise ValueError(f"coefficient={times}; wanted a finite number")
+    if "pos" in direction.dims:
+        positions = _first(positions, direction.sizes["pos"])
+    return [
+        Edit.add(Site(read.site, at), times * value, positions=positions, units=read.heads)
+        for at, value in read.at(layer)
+    ]
+
+
+def project_out(
+    direction: xr.DataArray,
+    *,
+    layer: int | Sequence[int] | None = None,
+    everywhere: bool = False,
+    positions: Indices = None,
+) -> list[Edit]:
+    """Remove from activations what lies along a direction.
+
+    Args:
+        direction: A direction of this package, without positions of its own.
+        layer: At which of its layers; None wants a direction of one layer.
+        everywhere: Not only where the direction belongs, but from all that writes to the stream:
+            the embedding and every attention and MLP output. No layer can then read or write along
+            it (directional ablation). The direction is one of the stream, at one layer.
+        positions: Which positions, as in `Edit`; None for all.
+
+    Returns:
+        Edits, as of `add`.
+
+    Raises:
+        ValueError: As `add`; `everywhere` with a direction that is not one vector of the stream.
+
+    References:
+        Arditi et al. 2024, arXiv:2406.11717, section 2.4.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> from mlp_interp.steering import output_direction
+        >>> value = output_direction(load_model("nano"), "L3N5")
+        >>> len(project_out(value)), len(project_out(value, everywhere=True))
+        (1, 9)
+    """
+    read = _Read.of(direction)
+    if "pos" in direction.dims:
+        raise ValueError("direction has positions; wanted one without to project out")
+    found = read.at(layer)
+    if everywhere:
+        return _everywhere(read, found, positions)
+    if read.heads is None:
+        return [Edit.project_out(Site(read.site, n), v, positions=positions) for n, v in found]
+    return [
+        Edit.project_out(Site(read.site, at, head=head), value, positions=positions)
+        for at, values in found
+        for head, value in zip(read.heads, values, strict=True)
+    ]
+
+
+def hold(component: str, value: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
+    """Hold a neuron at one activation, whatever it would do by itself.
+
+    Args:
+        component: ``"L3N669"`` (after the nonlinearity) or ``"L3N669.pre"`` (before it).
+        value: The activation: high, 0, or its mean, perhaps as measured over a corpus.
+        positions: Which positions, as in `Edit`; None for all.
+
+    Returns:
+        One edit.
+
+    Raises:
+        ValueError: It is no neuron, or the value is no finite number.
+
+    Example:
+        >>> hold("L3N669", 5.0)[0].action
+        'set'
+    """
+    place = Site.parse(component)
+    if place.neuron is None:
+        raise ValueError(f"component={component!r}; wanted a neuron, as 'L3N669'")
+    return [Edit.set(place, float(value), positions=positions)]
+
+
+def scale(component: str, factor: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
+    """Multiply what a component writes: 0 silences it, 2 doubles it.
+
+    Args:
+        component: ``"3.mlp"``, ``"3.attn"``, ``"L2H1"``, ``"L3N669"``, or any site's label.
+        factor: What to multiply by.
+        positions: Which positions, as in `Edit`; None for all.
+
+    Returns:
+        One edit.
+
+    Raises:
+        ValueError: It is no component that can be edited, or the factor is no finite number.
+
+    Example:
+        >>> scale("L2H1", 2.0)[0].site.label
+        'L2H1'
+    """
+    return [Edit.scale(Site.parse(component), float(factor), positions=positions)]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A direction as vectors by layer."""
+
+    site: str
+    vectors: dict[int, Tensor]
+    heads: tuple[int, ...] | None
+    n_layers: int | None
+
+    @classmethod
+    def of(cls, direction: Any) -> "_Read":
+        if not isinstance(direction, xr.DataArray):
+            raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
+        site = direction.attrs.get("site")
+        if site not in (*STREAM, *HEADS, *NEURONS):
+            raise ValueError(
+                f"direction.attrs['site']={site!r}; wanted a direction of mlp_interp.steering "
+                "(arithmetic may drop attributes: give the coefficient to add instead)"
+            )
+        for name in ("layer", "head"):  # one of them may have been chosen with .sel or .isel
+            if name in direction.coords and name not in direction.dims:
+                direction = direction.expand_dims(name)
+        dims = direction_dims(site)
+        if "pos" in direction.dims:
+            dims = ("layer", "pos", *dims[1:])
+        if {*direction.dims} != {*dims} or "layer" not in direction.coords:
+            raise ValueError(f"direction has dims {direction.dims}; wanted {dims}")
+        direction = direction.transpose(*dims)
+        layers = [int(layer) for layer in direction["layer"].values]
+        values = torch.from_numpy(np.array(direction.values, dtype=np.float64))
+        heads = tuple(map(int, direction["head"].values)) if "head" in dims else None
+        n_layers = direction.attrs.get("n_layers")
+        n_layers = None if n_layers is None else int(n_layers)  # a file gives numpy's
+        return cls(site, dict(zip(layers, values, strict=True)), heads, n_layers)
+
+    def at(self, layer: int | Sequence[int] | None) -> list[tuple[int, Tensor]]:
+        """The vectors of chosen layers."""
+        have = list(self.vectors)
+        if layer is None:
+            if len(have) > 1:
+                raise ValueError(
+                    f"layer=None with a direction at layers {have}; wanted one of them, or several"
+                )
+            return list(self.vectors.items())
+        listed = [layer] if isinstance(layer, int | np.integer) else list(layer)
+        if not listed or len({*listed}) < len(listed) or not {*listed} <= {*have}:
+            raise ValueError(f"layer={layer}; the direction has layers {have}")
+        return [(int(n), self.vectors[n]) for n in listed]
+
+
+def _everywhere(read: _Read, found: list[tuple[int, Tensor]], positions: Indices) -> list[Edit]:
+    if read.site not in STREAM or len(found) != 1 or read.n_layers is None:
+        raise ValueError(
+            f"everywhere=True with {len(found)} layers of {read.site!r}; wanted one vector of the "
+            "stream"
+        )
+    places = [Site("resid_pre", 0)]
+    for layer in range(int(read.n_layers)):
+        places += [Site("attn_out", layer), Site("mlp_out", layer)]
+    return [Edit.project_out(place, found[0][1], positions=positions) for place in places]
+
+
+def _first(positions: Indices, length: int) -> Indices:
+    if positions is None:
+        return range(length)
+    listed = list(positions) if isinstance(positions, Iterable) else [positions]
+    if len(listed) != length:
+        raise ValueError(f"positions={listed} for a direction of {length}; wanted as many")
+    return listed

@@ -1,0 +1,24 @@
+"""A module can be imported by its name: nothing of its package stands in its place."""
+
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+import mlp_interp
+
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages(mlp_interp.__path__, "mlp_interp.")
+    if not info.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_what_its_name_says(name):
+    module = import_module(name)
+    package, _, last = name.rpartition(".")
+    there = getattr(import_module(package), last)
+    assert isinstance(there, ModuleType), f"{package} has a {type(there).__name__} named {last}"
+    assert there is module
