@@ -382,7 +382,9 @@ def test_errors_name_what_is_wrong(kind, many):
     for reducers, text in [
         ([], "reducers is empty"),
         ([Fraction(), Fraction(above=1.0)], r"fraction\.pre more than once"),
-        (Fraction(layers=(3,)), r"layers=\(3,\); wanted layers 0 to 2"),
+        (Fraction(layers=(3,)), r"layers=\[3\]; wanted integers from -3 to 2, each once"),
+        (Fraction(layers=(1, -2)), r"layers=\[1, -2\]; wanted .*, each once"),
+        (Fraction(layers=()), r"layers=\[\]; wanted at least one"),
         (Fraction(first=9), "sequences of 9 tokens have no such position"),
         (BandExamples(neuron="L0N64", edges=(0.0, 1.0)), "L0N64"),
         (BandExamples(neuron="L0N1", edges=(0.0, 1.0), first=9), "sequences have 9 tokens"),
@@ -409,8 +411,6 @@ def test_errors_name_what_is_wrong(kind, many):
     ("make", "text"),
     [
         (lambda: Fraction(site="logits"), "site='logits'"),
-        (lambda: Fraction(layers=()), "wanted one or more"),
-        (lambda: Fraction(layers=(1, 1)), "each once"),
         (lambda: Fraction(first=-1), "first=-1"),
         (lambda: Moments(order=5), "order=5"),
         (lambda: Histogram(per_octave=3), "power of 2"),

@@ -28,6 +28,16 @@ def test_some_units_are_those_of_all(kind, tokens, kind_of, site):
     xr.testing.assert_allclose(some[mine].drop_vars(unit), expected, rtol=1e-6)
 
 
+def test_negative_ones_count_from_the_end(kind, tokens):
+    model = kind("parallel")
+    options = {"layers": (-1, 0), "units": (-64, 5)}
+    found = sweep(model, tokens, Fraction(**options))["fraction.pre"]
+    assert found["layer"].values.tolist() == [2, 0]
+    assert found["neuron"].values.tolist() == [0, 5]
+    wanted = sweep(model, tokens, Fraction(layers=(2, 0), units=(0, 5)))["fraction.pre"]
+    xr.testing.assert_identical(found, wanted)
+
+
 def test_by_position_counts_the_chosen_units(kind, tokens):
     found = sweep(kind("parallel"), tokens, Fraction(units=(5,)))["fraction.pre"]
     assert set(torch.tensor(found.by_position.values * len(tokens)).flatten().tolist()) <= {
@@ -38,10 +48,9 @@ def test_by_position_counts_the_chosen_units(kind, tokens):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"units": ()}, "units=(); wanted one or more"),
-        ({"units": (-1,)}, "units=(-1,); wanted one or more, from 0"),
-        ({"units": (1, 1)}, "units=(1, 1)"),
-        ({"units": (64,)}, "units=(64,); wanted units 0 to 63"),
+        ({"units": ()}, "units=[]; wanted at least one"),
+        ({"units": (1, 1)}, "units=[1, 1]; wanted integers from -64 to 63, each once"),
+        ({"units": (64,)}, "units=[64]; wanted integers from -64 to 63"),
         ({"units": (1,), "site": "z"}, "it has heads"),
     ],
 )

@@ -85,9 +85,10 @@ def sweep(
     tokens, data = tokens_of(corpus)
     _check_options(engine, batch_size, shard, workers, resources)
     weights = Weights.of(model)
+    shape = Shape.of(weights, tokens.shape[1])
     plan = Plan(
-        _named(reducers),
-        Shape.of(weights, tokens.shape[1]),
+        {name: reducer.resolved(shape) for name, reducer in _named(reducers).items()},
+        shape,
         batch_size=min(batch_size, shard),
         shard=shard,
         sequences=len(tokens),

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import indices
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -149,6 +150,14 @@ class Reducer(ABC):
     def name(self) -> str:
         """What its result is called unless the caller names it."""
 
+    def resolved(self, shape: Shape) -> "Reducer":
+        """The same reducer for a model of this shape: with indices counted from 0; called first.
+
+        Raises:
+            ValueError: It wants what a model of this shape has not.
+        """
+        return self
+
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """Which activations it wants to see; none by default.
 
@@ -187,12 +196,13 @@ class SiteReducer(Reducer):
     Args:
         site: ``"pre"``, ``"post"``, ``"mlp_out"``, ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``,
             ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
-        layers: Which layers; None for all.
+        layers: Which layers, negative ones from the last; None for all.
         first: Position from which on activations count: 1 leaves out the beginning-of-sequence
             token, at which many models do something else than everywhere else.
 
     Raises:
-        ValueError: An unknown site, no or negative layers, or a negative position.
+        ValueError: An unknown site, or a negative position; from `sweep`, layers that the model has
+            not or that are named twice.
     """
 
     site: str = "pre"
@@ -203,9 +213,7 @@ class SiteReducer(Reducer):
         if self.site not in _SITES:
             raise ValueError(f"site={self.site!r}; wanted one of {', '.join(_SITES)}")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
-            if not self.layers or min(self.layers) < 0 or len({*self.layers}) < len(self.layers):
-                raise ValueError(f"layers={self.layers}; wanted one or more, from 0, each once")
+            object.__setattr__(self, "layers", tuple(self.layers))
         if self.first < 0:
             raise ValueError(f"first={self.first}; wanted a position from 0")
 
@@ -214,20 +222,21 @@ class SiteReducer(Reducer):
         """The kind of reducer and its site, as ``fraction.pre``."""
         return f"{type(self).__name__.lower()}.{self.site}"
 
+    def resolved(self, shape: Shape) -> "SiteReducer":
+        """With layers counted from 0."""
+        return self if self.layers is None else replace(self, layers=self.chosen(shape))
+
     def chosen(self, shape: Shape) -> tuple[int, ...]:
         """The layers that are looked at."""
-        return tuple(range(shape.n_layers)) if self.layers is None else self.layers
+        return indices("layers", self.layers, shape.n_layers)
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """One site in each of the layers."""
-        layers = self.chosen(shape)
-        if max(layers) >= shape.n_layers:
-            raise ValueError(f"layers={self.layers}; wanted layers 0 to {shape.n_layers - 1}")
         if self.first >= shape.length:
             raise ValueError(
                 f"first={self.first}: sequences of {shape.length} tokens have no such position"
             )
-        return tuple(Site(self.site, layer) for layer in layers)
+        return tuple(Site(self.site, layer) for layer in self.chosen(shape))
 
     def row(self, site: Site) -> int:
         """Where a layer stands in the state."""

@@ -1,12 +1,12 @@
 """Reducers that can look at some of the units of a site only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Shape, SiteReducer
-from mlp_interp.sites import Site
+from mlp_interp.models.indices import indices
 
 __all__ = ["UnitReducer"]
 
@@ -16,13 +16,15 @@ class UnitReducer(SiteReducer):
     """A reducer of all units of a site, or of some: then time and memory are theirs alone.
 
     Args:
-        units: Which neurons (at ``pre`` and ``post``) or entries of the vectors; None for all.
+        units: Which neurons (at ``pre`` and ``post``) or entries of the vectors, negative ones from
+            the last; None for all.
         site: As in `SiteReducer`.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
 
     Raises:
-        ValueError: No, negative or repeated units; units at a site with heads; or as `SiteReducer`.
+        ValueError: Units at a site with heads, or as `SiteReducer`; from `sweep`, units that the
+            site has not or that are named twice.
     """
 
     units: tuple[int, ...] | None = None
@@ -31,20 +33,17 @@ class UnitReducer(SiteReducer):
         super().__post_init__()
         if self.units is None:
             return
-        object.__setattr__(self, "units", tuple(int(unit) for unit in self.units))
-        if not self.units or min(self.units) < 0 or len({*self.units}) < len(self.units):
-            raise ValueError(f"units={self.units}; wanted one or more, from 0, each once")
+        object.__setattr__(self, "units", tuple(self.units))
         if self.site in ("q", "k", "v", "z"):
             raise ValueError(f"units={self.units} at site={self.site!r}; wanted None: it has heads")
 
-    def sites(self, shape: Shape) -> tuple[Site, ...]:
-        """One site in each of the layers."""
-        found = super().sites(shape)
-        if self.units is not None:
-            (size,) = shape.units(self.site).values()
-            if max(self.units) >= size:
-                raise ValueError(f"units={self.units}; wanted units 0 to {size - 1}")
-        return found
+    def resolved(self, shape: Shape) -> SiteReducer:
+        """With layers and units counted from 0."""
+        if self.units is None:
+            return super().resolved(shape)
+        (size,) = shape.units(self.site).values()
+        counted = replace(self, units=indices("units", self.units, size))
+        return SiteReducer.resolved(counted, shape)
 
     def sizes(self, shape: Shape) -> dict[str, int]:
         """Dims of the units that are looked at, with their sizes."""
