@@ -667,11 +667,11 @@ def test_generation_is_the_models_own_with_the_same_hooks(model, tokens):
     for name, (edits, by_hand, where) in HELD.items():
         expected = continued(model, prompt, by_hand, 4)
         assert torch.equal(expected, plain) == (name == "none"), name
-        for runner, remember in ((lean, True), (lean, False), (hooks, True)):
+        for runner, use_cache in ((lean, True), (lean, False), (hooks, True)):
             found = runner.generate(
-                prompt, edits=edits, where=where, max_new_tokens=4, eos=None, remember=remember
+                prompt, edits=edits, where=where, max_new_tokens=4, eos=None, use_cache=use_cache
             )
-            assert torch.equal(found.tokens, expected), (name, remember)
+            assert torch.equal(found.tokens, expected), (name, use_cache)
             assert torch.equal(found.new, expected[:, 5:])
             assert all(fired.times and fired.changed for fired in found.fired)
 
@@ -696,8 +696,8 @@ def test_noise_is_the_same_however_a_text_is_run(kind, tokens):
         Edit.noise("2.z", std=1.0, seed=4, units=1),
     ]
     texts = [
-        runner.generate(tokens, edits=edits, max_new_tokens=6, eos=None, remember=remember).tokens
-        for runner, remember in ((lean, True), (lean, False), (hooks, True))
+        runner.generate(tokens, edits=edits, max_new_tokens=6, eos=None, use_cache=use_cache).tokens
+        for runner, use_cache in ((lean, True), (lean, False), (hooks, True))
     ]
     assert torch.equal(texts[0], texts[1])
     assert torch.equal(texts[0], texts[2])
@@ -712,7 +712,7 @@ def test_draws_come_again_from_their_seed(kind, backend, tokens):
     first = draw(temperature=1.0, seed=1)
     assert torch.equal(first, draw(temperature=1.0, seed=1))
     assert torch.equal(first, draw(temperature=1, seed=1, runner=hooks))
-    assert torch.equal(first, draw(temperature=1.0, seed=1, remember=False))
+    assert torch.equal(first, draw(temperature=1.0, seed=1, use_cache=False))
     assert not torch.equal(first, draw(temperature=1.0, seed=2))
     greedy = draw()
     assert torch.equal(greedy, draw(temperature=1.0, top_k=1, seed=1))

@@ -19,7 +19,7 @@ from mlp_interp.models import (
 )
 from mlp_interp.models import engine as engine_module
 from mlp_interp.models import forward as forward_module
-from mlp_interp.models.forward import Memory
+from mlp_interp.models.forward import KVCache
 from mlp_interp.models.rotary import Rotary
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -121,11 +121,11 @@ def test_a_text_can_be_run_in_pieces(model, tokens, pieces):
     forward = Forward.of(model)
     whole = forward.run(forward.embed(tokens))
     for patterns in ((), (0, 1, 2)):
-        memory, done, first = Memory(), [], 0
+        kv_cache, done, first = KVCache(), [], 0
         for piece in tokens.split(pieces, dim=1):
-            assert memory.length == first
+            assert kv_cache.length == first
             stream = forward.embed(piece, first=first)
-            done.append(forward.run(stream, memory=memory, patterns=patterns))
+            done.append(forward.run(stream, kv_cache=kv_cache, patterns=patterns))
             first += piece.shape[1]
         torch.testing.assert_close(torch.cat(done, 1), whole, atol=2e-5, rtol=1e-4)
 

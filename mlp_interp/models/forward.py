@@ -21,7 +21,7 @@ from mlp_interp.models.rotary import Rotary
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
-__all__ = ["Forward", "Memory", "Observer", "UnsupportedModel", "keep"]
+__all__ = ["Forward", "KVCache", "Observer", "UnsupportedModel", "keep"]
 
 Observer = Callable[[str, int, Tensor], Tensor]
 """Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
@@ -59,7 +59,7 @@ def keep(_name: str, _layer: int, x: Tensor) -> Tensor:
     return x
 
 
-class Memory:
+class KVCache:
     """Keys (rotated) and values of the positions that have been run, for `Forward.run` to extend.
 
     Each pass adds the positions it is given after those that are there, so a text can be run token
@@ -72,7 +72,7 @@ class Memory:
 
     @property
     def length(self) -> int:
-        """Positions remembered."""
+        """How many positions it holds."""
         return next((keys.shape[1] for keys, _ in self._layers.values()), 0)
 
     def extend(
@@ -163,7 +163,7 @@ class Forward:
         stop: int | None = None,
         observe: Observer = keep,
         patterns: Collection[int] = (),
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop`` (not included) on the stream that enters ``start``.
 
@@ -177,16 +177,16 @@ class Forward:
                 what the block goes on with, so it can both record and edit.
             patterns: Layers whose attention pattern ``[batch, head, pos, source pos]`` is shown
                 too, as ``pattern``: it is computed as a matrix there, and only there.
-            memory: Positions that were run before those of `resid`. It is extended.
+            kv_cache: Positions that were run before those of `resid`. It is extended.
 
         Returns:
             The stream at the input of block `stop`.
         """
-        first = memory.length if memory else 0
+        first = kv_cache.length if kv_cache else 0
         positions = torch.arange(first, first + resid.shape[1], device=resid.device)
         rotary = self.rotary(positions, like=resid)
         for layer in range(start, self.weights.n_layers if stop is None else stop):
-            resid = self._block(layer, resid, rotary, observe, layer in patterns, memory)
+            resid = self._block(layer, resid, rotary, observe, layer in patterns, kv_cache)
         return resid
 
     @property
@@ -228,17 +228,17 @@ class Forward:
         rotary: Rotary,
         observe: Observer,
         pattern: bool = False,
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         resid = observe("resid_pre", layer, resid)
         normalized = self.normalize(resid)
         if self.weights.parallel:
             # The MLP first: who looks at no more than what it reads can stop before the attention.
             mlp_out = self._mlp(layer, normalized, observe)
-            attn_out = self._attention(layer, normalized, rotary, observe, pattern, memory)
+            attn_out = self._attention(layer, normalized, rotary, observe, pattern, kv_cache)
             resid = resid + attn_out + mlp_out
         else:
-            resid = resid + self._attention(layer, normalized, rotary, observe, pattern, memory)
+            resid = resid + self._attention(layer, normalized, rotary, observe, pattern, kv_cache)
             resid = resid + self._mlp(layer, self.normalize(resid), observe)
         return observe("resid_post", layer, resid)
 
@@ -249,15 +249,15 @@ class Forward:
         rotary: Rotary,
         observe: Observer,
         pattern: bool,
-        memory: Memory | None,
+        kv_cache: KVCache | None,
     ) -> Tensor:
         p, weights = self.blocks[layer], self.weights
         shape = (*normalized.shape[:2], 3, weights.n_heads, weights.d_head)
         q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
         q, k = rotary(q), rotary(k)
-        if memory is not None:
-            k, v = memory.extend(layer, k, v)
+        if kv_cache is not None:
+            k, v = kv_cache.extend(layer, k, v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if pattern:
             z = observe("pattern", layer, self._pattern(q, k)) @ v

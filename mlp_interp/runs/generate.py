@@ -15,7 +15,7 @@ from torch import Tensor
 from mlp_interp.edits.applying import Applier, Fired, check_where, confined
 from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Forward, HookForward
-from mlp_interp.models.forward import Memory
+from mlp_interp.models.forward import KVCache
 from mlp_interp.unembed import Unembed
 
 __all__ = ["Generation", "Sampling", "generate", "generating"]
@@ -118,7 +118,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     eos: int | Literal["model"] | None,
-    remember: bool,
+    use_cache: bool,
 ) -> Generation:
     """Continue prompts; see `Runner.generate`."""
     weights = forward.weights
@@ -132,7 +132,7 @@ def generate(
         _check_new(edits)
     edits = [confined(edit, where, prompt, longest) for edit in edits]
     applier = Applier(edits, weights, (batch, prompt), longest=longest)
-    step = _stepper(forward, applier, remember)
+    step = _stepper(forward, applier, use_cache)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         with _marked():
@@ -162,7 +162,7 @@ def _marked() -> Iterator[None]:
 
 
 def _stepper(
-    forward: Forward | HookForward, applier: Applier, remember: bool
+    forward: Forward | HookForward, applier: Applier, use_cache: bool
 ) -> Callable[[Tensor], Tensor]:
     """From the text until now to the final stream at its last position."""
     patterns = applier.patterns
@@ -171,14 +171,14 @@ def _stepper(
         embedded = forward.embed(tokens, observe=applier)
         return forward.run(embedded, observe=applier, patterns=patterns)[:, -1]
 
-    if not (remember and isinstance(forward, Forward)):
+    if not (use_cache and isinstance(forward, Forward)):
         return whole
-    memory = Memory()
+    kv_cache = KVCache()
 
     def onward(tokens: Tensor) -> Tensor:
-        first = applier.start = memory.length
+        first = applier.start = kv_cache.length
         embedded = forward.embed(tokens[:, first:], first=first, observe=applier)
-        final = forward.run(embedded, observe=applier, patterns=patterns, memory=memory)
+        final = forward.run(embedded, observe=applier, patterns=patterns, kv_cache=kv_cache)
         return final[:, -1]
 
     return onward

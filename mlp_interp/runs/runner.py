@@ -192,7 +192,7 @@ class Runner:
         top_k: int | None = None,
         seed: int | Sequence[int] = 0,
         eos: int | Literal["model"] | None = "model",
-        remember: bool = True,
+        use_cache: bool = True,
     ) -> Generation:
         """Continue prompts, with edits held on at every step.
 
@@ -212,7 +212,7 @@ class Runner:
                 edited. torch's own random state is neither read nor changed.
             eos: The token that ends a text: ``"model"`` for the tokenizer's, None for no end. A
                 text that has ended is filled up with it, until all have.
-            remember: Keep keys and values of what has been read, so that a step runs one position
+            use_cache: Keep keys and values of what has been read, so that a step runs one position
                 only. Without it, and on models that the lean forward does not serve, a step runs
                 the whole text; the tokens are the same.
 
@@ -240,5 +240,5 @@ class Runner:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos=eos,
-            remember=remember,
+            use_cache=use_cache,
         )

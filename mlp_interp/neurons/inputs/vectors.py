@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.models.forward import Memory
+from mlp_interp.models.forward import KVCache
 from mlp_interp.neurons.weights.vectors import centred, single, unit
 from mlp_interp.neurons.weights.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
@@ -129,8 +129,8 @@ def fed_back(
     """Run a stream on and on, each step on a vector made from the logits of the one before.
 
     Args:
-        forward: The forward pass. Only the new position is run at each step where it can remember
-            keys and values; otherwise everything is.
+        forward: The forward pass. Only the new position is run at each step where it keeps keys
+            and values; otherwise everything is.
         unembed: The readout.
         stream: The stream before the first block.
         vectors: From logits ``[batch, d_vocab]`` to what stands in for the next token's embedding,
@@ -140,12 +140,12 @@ def fed_back(
     Yields:
         The logits at the last position, and the vector made from them.
     """
-    memory = Memory() if isinstance(forward, Forward) else None
+    kv_cache = KVCache() if isinstance(forward, Forward) else None
     length, new = stream.shape[1], stream
     for step in range(steps):
         with torch.no_grad():
             if isinstance(forward, Forward):
-                final = forward.run(new, memory=memory)
+                final = forward.run(new, kv_cache=kv_cache)
             else:
                 stream = stream if step == 0 else torch.cat((stream, new), 1)
                 final = forward.run(stream)
