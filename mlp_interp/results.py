@@ -1,5 +1,6 @@
 """Results: labelled arrays that carry their units, and the few things done to all of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +10,19 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Result", "load", "mean_and_error", "save", "to_numpy", "tokens_of"]
+from mlp_interp.checkpoint import Format, whole_file
+
+__all__ = [
+    "DATASETS",
+    "Result",
+    "is_store",
+    "load",
+    "mean_and_error",
+    "save",
+    "save_groups",
+    "to_numpy",
+    "tokens_of",
+]
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 
@@ -68,10 +81,35 @@ def mean_and_error(
 def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
     """Write a result to netCDF (``.nc``) or zarr (``.zarr``), by the suffix of `path`.
 
+    All of it or nothing: an error, or being killed, leaves what was there.
+
     Raises:
-        ValueError: The suffix is neither.
+        ValueError: The suffix is neither, or the zarr store would replace a folder that is none.
     """
     path = _checked(path)
+    if path.is_dir() and any(path.iterdir()) and not is_store(path):
+        raise ValueError(f"path={str(path)!r} is a folder of other things; wanted a new name")
+    with whole_file(path) as part:
+        _write(result, part)
+    return path
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a zarr store."""
+    return any((path / mark).is_file() for mark in (".zgroup", ".zmetadata", "zarr.json"))
+
+
+def save_groups(results: Mapping[str, xr.DataArray | xr.Dataset], path: Path) -> Path:
+    """Write several results to one netCDF file, each to the group of its name; all or nothing."""
+    with whole_file(path) as part:
+        for name, result in results.items():
+            data = result.to_dataset(name="value") if isinstance(result, xr.DataArray) else result
+            mode = "a" if part.exists() else "w"
+            data.to_netcdf(part, mode=mode, group=name, engine="h5netcdf")
+    return path
+
+
+def _write(result: xr.DataArray | xr.Dataset, path: Path) -> None:
     if isinstance(result, xr.DataArray):
         name = "" if result.name is None else str(result.name)
         result = result.to_dataset(name=name or _UNNAMED).assign_attrs({_DATAARRAY: name})
@@ -80,7 +118,6 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
         result.to_zarr(path, mode="w", zarr_format=2)
     else:
         result.to_netcdf(path, engine="h5netcdf")
-    return path
 
 
 def load(path: str | Path) -> xr.DataArray | xr.Dataset:
@@ -106,3 +143,7 @@ def _checked(path: str | Path) -> Path:
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.nc' or '.zarr'")
     return path
+
+
+DATASETS: Format[xr.DataArray | xr.Dataset] = Format(".nc", _write, load)
+"""How a `Checkpoint` keeps results."""

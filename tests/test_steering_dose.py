@@ -25,7 +25,6 @@ from mlp_interp.steering import (
     steer,
 )
 from mlp_interp.steering import add as add_edits
-from mlp_interp.steering.dose import kept
 
 LENGTH = Score(lambda texts: [float(len(text)) for text in texts], unit="letters")
 WRITING = {"max_new_tokens": 3, "eos": None}
@@ -333,17 +332,6 @@ def test_a_damaged_file_is_named(kind, tokens, difference, tmp_path):
         run()
     files[-1].unlink()
     run()
-
-
-def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch):
-    written = []
-    real = kept.save_file
-    monkeypatch.setattr(kept, "save_file", lambda x, to: (written.append(to.name), real(x, to)))
-    for process in (7, 8):
-        monkeypatch.setattr(kept.os, "getpid", lambda process=process: process)
-        pieces = kept.Kept(tmp_path / str(process))
-        pieces.fill(["a"], [0], lambda items: iter([{"x": torch.ones(1)}]))
-    assert len({*written}) == 2
 
 
 def test_a_checkpoint_wants_a_model_without_hooks(kind, tokens, difference, tmp_path):

@@ -1,18 +1,18 @@
 """Ablations over a corpus: batch by batch, per sequence, and resumable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
 from mlp_interp.ablation.total import read_sites
+from mlp_interp.checkpoint import TENSORS, Checkpoint, Tensors
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models import fingerprint
 from mlp_interp.residual import Stand
@@ -85,23 +85,22 @@ class Sweep:
             progress: Show a progress bar.
             checkpoint: Directory for finished batches, or None.
         """
-        sites = read_sites(self.groups)
-        batches = self._batches()
-        means = self._means(sites) if self.baseline == "mean" else None
+        sites, batches = read_sites(self.groups), self._batches()
+
+        def compute(missing: list[int]) -> Iterator[Tensors]:
+            means = self._means(sites) if self.baseline == "mean" else None
+            for number in missing:
+                clean = self.runner.run(batches[number], sites=sites)
+                seed = self.seed + number
+                stand = stand_in(self.baseline, len(clean.tokens), seed=seed, means=means)
+                yield {key: value.cpu() for key, value in measure(Batch(clean, stand)).items()}
+
         folder = None if checkpoint is None else Path(checkpoint) / f"{name}-{self._name()}"
-        done: list[dict[str, Tensor]] = []
-        for number, tokens in enumerate(tqdm(batches, desc=name, disable=not progress)):
-            file = None if folder is None else folder / f"{number:06d}.safetensors"
-            if file is not None and file.exists():
-                done.append(load_file(file))
-                continue
-            clean = self.runner.run(tokens, sites=sites)
-            stand = stand_in(self.baseline, len(tokens), seed=self.seed + number, means=means)
-            found = {k: v.cpu().contiguous() for k, v in measure(Batch(clean, stand)).items()}
-            if file is not None:
-                _write(file, found)
-            done.append(found)
-        return {key: torch.cat([found[key] for found in done], dim=-1) for key in done[0]}
+        numbers = range(len(batches))
+        with tqdm(total=len(batches), desc=name, disable=not progress) as bar:
+            kept = Checkpoint(folder, TENSORS, done=bar.update)
+            pieces = kept.fill([f"{number:06d}" for number in numbers], numbers, compute)
+        return {key: torch.cat([piece[key] for piece in pieces], dim=-1) for key in pieces[0]}
 
     def _name(self) -> str:
         options = {
@@ -127,11 +126,3 @@ class Sweep:
                 total = value.double().sum((0, 1), keepdim=True)
                 sums[site] = sums[site] + total if site in sums else total
         return {site: total / self.tokens.numel() for site, total in sums.items()}
-
-
-def _write(file: Path, found: dict[str, Tensor]) -> None:
-    """Write beside, then rename: a file that is there is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    save_file(found, unfinished)
-    unfinished.replace(file)

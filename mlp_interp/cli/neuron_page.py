@@ -8,7 +8,6 @@ from typing import Any
 import xarray as xr
 
 from mlp_interp import views
-from mlp_interp.cli.options import is_store
 from mlp_interp.corpus import load_corpus
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
@@ -53,11 +52,7 @@ def build(
     parts = page.with_name(page.name + ".parts") if checkpoint is None else checkpoint
     found = neuron_page(model, layer, neuron, text, checkpoint=parts, progress=progress, **options)
     views.neuron(found).save(page)
-    unfinished = data.with_name(f"unfinished-{data.name}")
-    save(found, unfinished)
-    if is_store(data):  # nothing else may be lost
-        shutil.rmtree(data)
-    unfinished.replace(data)
+    save(found, data)
     if checkpoint is None:
         shutil.rmtree(parts, ignore_errors=True)
     return summary(found)

@@ -134,8 +134,10 @@ def check_data(option: str, path: Path) -> None:
     Raises:
         ValueError: As `check_file`; of folders a zarr store may be replaced by another.
     """
+    from mlp_interp.results import is_store
+
     if path.is_dir() and path.suffix == ".zarr":
-        if not is_store(path):
+        if path.is_symlink() or not is_store(path):
             raise ValueError(
                 f"{option} wanted a zarr store or nothing yet, got a folder of other things: "
                 f"{str(path)!r}"
@@ -143,12 +145,6 @@ def check_data(option: str, path: Path) -> None:
         _check_inside(option, path)
     else:
         check_file(option, path)
-
-
-def is_store(path: Path) -> bool:
-    """Whether a folder, not a link to one, is a zarr store."""
-    marks = (".zgroup", ".zmetadata", "zarr.json")
-    return not path.is_symlink() and any((path / mark).is_file() for mark in marks)
 
 
 def _check_inside(option: str, path: Path, *, make: bool = False) -> None:

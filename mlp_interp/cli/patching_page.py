@@ -7,8 +7,10 @@ import xarray as xr
 from markupsafe import Markup
 
 from mlp_interp import plots
+from mlp_interp.checkpoint import whole_file
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.display import contrast_html
+from mlp_interp.results import save_groups
 from mlp_interp.views.bundle import script_safe
 from mlp_interp.views.document import render_document
 
@@ -40,14 +42,9 @@ def write(
         The page and the data.
     """
     page, data = render(results, contrast, lines), out.with_suffix(".nc")
-    unfinished = data.with_name(data.name + ".unfinished")
-    unfinished.unlink(missing_ok=True)
-    for number, (family, result) in enumerate(results.items()):
-        result.to_netcdf(unfinished, mode="a" if number else "w", group=family, engine="h5netcdf")
-    unfinished.replace(data)
-    unfinished = out.with_name(out.name + ".unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(out)
+    save_groups(results, data)
+    with whole_file(out) as part:
+        part.write_text(page, encoding="utf-8")
     return out, data
 
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
-from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mlp_interp.checkpoint import Checkpoint
 from mlp_interp.corpus.ray_engine import reduce_on_ray
 from mlp_interp.corpus.reducers import Reducer, Shape
-from mlp_interp.corpus.shards import Checkpoint, Plan, States, merge, reduce_shard
+from mlp_interp.corpus.shards import STATES, Merged, Plan, States, merge, reduce_shard
 from mlp_interp.models import Weights, describe, fingerprint, forward_of
 from mlp_interp.results import tokens_of
 
@@ -98,68 +98,77 @@ def sweep(
     weights.checked(tokens[:1].long())
     weights.checked(torch.stack(tokens.aminmax())[:, None].long())
     gpus = bool((resources or {}).get("num_gpus"))
-    kept = Checkpoint(checkpoint, _fingerprint(model, tokens, plan, gpus) if checkpoint else "")
-    done, states = kept.load(plan)
     forward = forward_of(model)
+    kept = Checkpoint(_folder(checkpoint, model, tokens, plan, gpus), STATES)
+    merged = kept.read("merged") or Merged(0, plan.empty())
+    todo = _todo(plan, merged, kept)
     bar = tqdm(
         total=tokens.numel(),
-        initial=min(done * shard, len(tokens)) * tokens.shape[1],
+        initial=min(merged.shards * shard, len(tokens)) * tokens.shape[1],
         desc="sweep",
         unit="tok",
         unit_scale=True,
         disable=not progress,
     )
     with bar:
-        early = kept.kept()
-        todo = [n for n in range(done, plan.shards) if n not in early]
         found: Generator[tuple[int, States]]
         if engine == "ray":
             found = reduce_on_ray(forward, plan, tokens, todo, workers, resources or {})
         else:
             found = ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in todo)
         with closing(found):  # a cluster that was started for it must not outlive an error here
-            for merged in _in_order(plan, found, kept, done, states):
-                bar.update(_tokens_of(plan, merged - 1, tokens))
+            for index in _in_order(plan, found, kept, merged):
+                bar.update(tokens[plan.rows(index)].numel())
     attrs = {**data, **describe(model), "analysis": "sweep", "engine": forward.engine}
     attrs |= {"batch_size": plan.batch_size, "shard": shard}
     if gpus:
         attrs["device"] = "cuda"
     return {
-        name: reducer.result(states[name], plan.shape).assign_attrs(
+        name: reducer.result(merged.states[name], plan.shape).assign_attrs(
             {**attrs, "reducer": repr(reducer)}
         )
         for name, reducer in plan.reducers.items()
     }
 
 
+def _single(index: int) -> str:
+    """What a shard is called that is kept because its turn has not come."""
+    return f"shard-{index}"
+
+
+def _todo(plan: Plan, merged: Merged, kept: Checkpoint[Merged]) -> list[int]:
+    """The shards that are neither merged nor kept by themselves."""
+    names = kept.names()
+    for index in range(merged.shards):
+        if _single(index) in names:  # killed after it was merged, before it was deleted
+            kept.forget(_single(index))
+    return [n for n in range(merged.shards, plan.shards) if _single(n) not in names]
+
+
 def _in_order(
-    plan: Plan, found: Iterator[tuple[int, States]], kept: Checkpoint, done: int, states: States
+    plan: Plan,
+    found: Iterator[tuple[int, States]],
+    kept: Checkpoint[Merged],
+    merged: Merged,
 ) -> Iterator[int]:
-    """Merge shards into the states as their turn comes; give how many are merged.
+    """Merge shards into the states as their turn comes; give the number of each.
 
     A shard that comes out of turn waits, here and on disk.
     """
     waiting: dict[int, States] = {}
-    early = kept.kept()
-    while done < plan.shards:
-        if done in early:
-            early.discard(done)
-            merge(plan, states, kept.take(done))
-        else:
-            while done not in waiting:
-                index, new = next(found)
-                if index != done:
-                    kept.keep(index, new)
-                waiting[index] = new
-            merge(plan, states, waiting.pop(done))
-        done += 1
-        kept.save(done, states)
-        yield done
-
-
-def _tokens_of(plan: Plan, index: int, tokens: Int[Tensor, "sequence pos"]) -> int:
-    rows = plan.rows(index)
-    return (rows.stop - rows.start) * tokens.shape[1]
+    for index in range(merged.shards, plan.shards):
+        while index not in waiting:
+            if early := kept.read(_single(index)):
+                waiting[index] = early.states
+                break
+            number, states = next(found)
+            if number != index:
+                kept.keep(_single(number), Merged(1, states))
+            waiting[number] = states
+        merge(plan, merged.states, waiting.pop(index))
+        kept.keep("merged", Merged(index + 1, merged.states))
+        kept.forget(_single(index))
+        yield index
 
 
 def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dict[str, Reducer]:
@@ -178,7 +187,12 @@ def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dic
     return dict(reducers)
 
 
-def _fingerprint(model: Any, tokens: Tensor, plan: Plan, gpus: bool) -> str:
+def _folder(
+    checkpoint: str | Path | None, model: Any, tokens: Tensor, plan: Plan, gpus: bool
+) -> Path | None:
+    """Where the sweep keeps what it has done: a folder for all that its numbers depend on."""
+    if checkpoint is None:
+        return None
     options = {
         "format": _FORMAT,
         "reducers": {
@@ -189,7 +203,7 @@ def _fingerprint(model: Any, tokens: Tensor, plan: Plan, gpus: bool) -> str:
         "shard": plan.shard,
         "gpus": gpus,
     }
-    return fingerprint(model, tokens, options)
+    return Path(checkpoint) / f"sweep-{fingerprint(model, tokens, options)}"
 
 
 def _check_options(

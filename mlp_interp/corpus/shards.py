@@ -1,4 +1,4 @@
-"""A corpus cut into shards: how one is reduced; how they are put together, and kept.
+"""A corpus cut into shards: how one is reduced; how they are put together, and written.
 
 Where the cuts are depends on nothing but the sweep's own options, and shards are merged in their
 order. So a sweep gives the same numbers to the last bit whoever reduces the shards, in whatever
@@ -6,8 +6,7 @@ order they are finished, and however often it was interrupted.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mlp_interp.checkpoint import Format
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Checkpoint", "Plan", "States", "merge", "reduce_shard"]
+__all__ = ["STATES", "Merged", "Plan", "States", "merge", "reduce_shard"]
 
 States = dict[str, State]
 """The state of every reducer, by the reducer's name."""
@@ -160,92 +160,28 @@ def merge(plan: Plan, states: States, later: States) -> None:
         reducer.merge(states[name], later[name])
 
 
-class Checkpoint:
-    """What a sweep has finished, on disk.
+@dataclass(frozen=True)
+class Merged:
+    """The merged states of the first so many shards; or of one shard."""
 
-    One file holds the merged states of all shards up to some number; shards that were finished out
-    of turn have a file each until theirs comes. Files are written under another name first, so that
-    a process that is killed at any moment leaves none half written.
-
-    Args:
-        folder: Where the files go; None keeps nothing.
-        fingerprint: What the numbers depend on.
-    """
-
-    def __init__(self, folder: str | Path | None, fingerprint: str) -> None:
-        self._folder = None if folder is None else Path(folder) / f"sweep-{fingerprint}"
-
-    def load(self, plan: Plan) -> tuple[int, States]:
-        """How many shards are merged, and their states.
-
-        Raises:
-            ValueError: A file is damaged, or the folder is a file.
-        """
-        if self._folder is None:
-            return 0, plan.empty()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(
-                f"checkpoint={str(self._folder.parent)!r} is a file; wanted a directory"
-            ) from error
-        if not (path := self._folder / "merged.safetensors").exists():
-            return 0, plan.empty()
-        states, facts = _read(path)
-        return int(facts["shards"]), states
-
-    def save(self, shards: int, states: States) -> None:
-        """Keep the merged states of the first so many shards; forget those kept one by one."""
-        if self._folder is None:
-            return
-        _write(self._folder / "merged.safetensors", states, {"shards": str(shards)})
-        for index, path in self._single():
-            if index < shards:
-                path.unlink(missing_ok=True)
-
-    def keep(self, index: int, states: States) -> None:
-        """Keep a shard whose turn has not come."""
-        if self._folder is not None:
-            _write(self._folder / f"shard-{index}.safetensors", states, {})
-
-    def kept(self) -> set[int]:
-        """The shards kept one by one."""
-        return {index for index, _ in self._single()}
-
-    def take(self, index: int) -> States:
-        """The states of a shard that was kept.
-
-        Raises:
-            ValueError: There is no such file, or it is damaged.
-        """
-        if self._folder is None:
-            raise ValueError(f"index={index}: nothing is kept without a folder")
-        return _read(self._folder / f"shard-{index}.safetensors")[0]
-
-    def _single(self) -> Iterator[tuple[int, Path]]:
-        if self._folder is not None:
-            for path in sorted(self._folder.glob("shard-*.safetensors")):
-                yield int(path.stem.removeprefix("shard-")), path
+    shards: int
+    states: States
 
 
-def _write(path: Path, states: States, facts: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = [[reducer, name] for reducer, state in states.items() for name in state]
-    tensors = {json.dumps(n): states[n[0]][n[1]].contiguous() for n in names}
-    unfinished = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
-    save_file(tensors, unfinished, metadata={**facts, "format": "sweep"})
-    unfinished.replace(path)
+def _write(merged: Merged, path: Path) -> None:
+    names = [[reducer, name] for reducer, state in merged.states.items() for name in state]
+    tensors = {json.dumps(n): merged.states[n[0]][n[1]].contiguous() for n in names}
+    save_file(tensors, path, metadata={"shards": str(merged.shards), "format": "sweep"})
 
 
-def _read(path: Path) -> tuple[States, dict[str, str]]:
+def _read(path: Path) -> Merged:
     states: States = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                reducer, name = json.loads(key)
-                states.setdefault(reducer, {})[name] = file.get_tensor(key).clone()
-            return states, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {str(path)!r} cannot be read ({error}); delete it to begin again"
-        ) from error
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            reducer, name = json.loads(key)
+            states.setdefault(reducer, {})[name] = file.get_tensor(key).clone()
+        return Merged(int(file.metadata()["shards"]), states)
+
+
+STATES = Format(".safetensors", _write, _read)
+"""How states are kept."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
+from mlp_interp.checkpoint import whole_file
 from mlp_interp.models import fingerprint
-from mlp_interp.report.content import Content, compute
+from mlp_interp.report.content import compute
 from mlp_interp.report.page import render
 from mlp_interp.report.store import Store
 from mlp_interp.report.summary import Summary, summarise
+from mlp_interp.results import save_groups
 
 
 @dataclass(frozen=True)
@@ -98,32 +98,19 @@ def build(
     )
     summary = summarise(content)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    _write(page, render(content, summary, made=f"Made on {now}.").encode())
-    data = _write_data(content, page.with_suffix(".nc"))
+    _write(page, render(content, summary, made=f"Made on {now}."))
+    data = save_groups(dict(content.parts()), page.with_suffix(".nc"))
     numbers = page.with_suffix(".json")
     facts = {"model": dict(content.check.attrs), "corpus": content.corpus, **summary.numbers}
     text = json.dumps(_jsonable(facts), indent=1, ensure_ascii=False, allow_nan=False)
-    _write(numbers, text.encode())
+    _write(numbers, text)
     store.remove()
     return Written(page, data, numbers, summary, store.reused)
 
 
-def _write_data(content: Content, path: Path) -> Path:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.unlink(missing_ok=True)
-    for number, (group, part) in enumerate(content.parts()):
-        dataset = part.to_dataset(name="value") if isinstance(part, xr.DataArray) else part
-        mode = "a" if number else "w"
-        dataset.to_netcdf(unfinished, mode=mode, group=group, engine="h5netcdf")
-    unfinished.replace(path)
-    return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write all of a file or nothing."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _jsonable(value: Any) -> Any:

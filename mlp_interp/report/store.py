@@ -1,13 +1,13 @@
 """Finished analyses on disk, so that an interrupted run goes on where it stopped."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import xarray as xr
 
-from mlp_interp.results import load, save
+from mlp_interp.checkpoint import Checkpoint
+from mlp_interp.results import DATASETS
 
 Part = xr.Dataset | xr.DataArray
 
@@ -16,8 +16,7 @@ class Store:
     """A folder with one netCDF file per finished analysis.
 
     File names carry a fingerprint of model, data and options: a part is only ever read back by a
-    run that would compute the same. Parts are written under another name first, so that a run that
-    is killed leaves no half file behind.
+    run that would compute the same.
 
     Args:
         folder: Where the files go; made when the first part is kept.
@@ -28,28 +27,19 @@ class Store:
         self.folder = folder
         self.fingerprint = fingerprint
         self.reused: list[str] = []
+        self._kept = Checkpoint(folder, DATASETS)
 
     @property
     def batches(self) -> Path:
         """Folder for the finished batches of an analysis that is not finished."""
         return self.folder / f"batches-{self.fingerprint}"
 
-    def path(self, name: str) -> Path:
-        """The file of one part."""
-        return self.folder / f"{name.replace('/', '-')}-{self.fingerprint}.nc"
-
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
         """The part from an earlier run if there is one, else computed now and kept."""
-        path = self.path(name)
-        if path.exists():
+        file = f"{name.replace('/', '-')}-{self.fingerprint}"
+        if file in self._kept.names():
             self.reused.append(name)
-            return load(path)
-        part = compute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
-        save(part, unfinished)
-        unfinished.replace(path)
-        return part
+        return self._kept.once(file, compute)
 
     def remove(self) -> None:
         """Delete the parts of this run, and the folder if nothing else is in it."""

@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 from markupsafe import Markup
 
+from mlp_interp.checkpoint import whole_file
 from mlp_interp.views._neuron_parts import (
     ablation,
     bands,
@@ -51,9 +52,8 @@ class Page:
             raise ValueError(f"path must end in .html, got {str(path)!r}")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"path must lie in a folder that exists, got {str(path)!r}")
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(self.document, encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as part:
+            part.write_text(self.document, encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:

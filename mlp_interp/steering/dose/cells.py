@@ -11,12 +11,12 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mlp_interp.checkpoint import Checkpoint, Tensors
 from mlp_interp.edits import Edit
 from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import chunks, clean_loss, next_tokens, read_changes
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
-from mlp_interp.steering.dose.kept import Kept, Piece
 from mlp_interp.steering.edits import Indices, add, project_out
 from mlp_interp.steering.generation import Continuing
 
@@ -138,7 +138,7 @@ def readings(
     metrics: Sequence[Metric],
     cells: Sequence[Cell],
     *,
-    kept: Kept,
+    kept: Checkpoint[Tensors],
     batch_size: int,
 ) -> list[Tensor]:
     """Final streams ``[prompt, read, d_model]`` of each cell where the metrics read, in a row."""
@@ -150,7 +150,7 @@ def readings(
         def compute(missing: list[Cell], rows: Tensor = rows, read: list[int] = read) -> Any:
             clean = runner.run(rows.to(runner.weights.device))
             for cell in missing:
-                yield {"final": runner.edited(clean, cell.edits)[:, read]}
+                yield {"final": runner.edited(clean, cell.edits)[:, read].cpu()}
 
         names = [f"read-{number:05d}-{cell.name}" for cell in cells]
         for streams, piece in zip(found, kept.fill(names, cells, compute), strict=True):
@@ -161,12 +161,12 @@ def readings(
 
 
 def texts_in(
-    runner: Runner, texts: Texts, how: Continuing, cell: Cell, *, kept: Kept
+    runner: Runner, texts: Texts, how: Continuing, cell: Cell, *, kept: Checkpoint[Tensors]
 ) -> np.ndarray:
     """New tokens ``[prompt, sample, new]`` of one cell."""
     seeds, batches = how.seeds(texts), how.batches(texts)
 
-    def compute(missing: list[list[tuple[int, int]]]) -> Iterator[Piece]:
+    def compute(missing: list[list[tuple[int, int]]]) -> Iterator[Tensors]:
         for pairs in missing:
             yield {"tokens": how.run(runner, texts, pairs, seeds, cell.edits)}
 
@@ -181,7 +181,7 @@ def costs(
     tokens: Int[Tensor, "sequence pos"],
     cells: Sequence[Cell],
     *,
-    kept: Kept,
+    kept: Checkpoint[Tensors],
     batch_size: int,
 ) -> dict[str, Tensor]:
     """What the prediction of a corpus loses in each cell.
@@ -191,10 +191,10 @@ def costs(
         over tokens, in nats.
     """
     every = (CLEAN, *cells)
-    found: list[list[Piece]] = []
+    found: list[list[Tensors]] = []
     for number, rows in enumerate(tokens.split(batch_size)):
 
-        def compute(missing: list[Cell], rows: Tensor = rows) -> Iterator[Piece]:
+        def compute(missing: list[Cell], rows: Tensor = rows) -> Iterator[Tensors]:
             return _cost(runner, rows.to(runner.weights.device, torch.int64), missing)
 
         names = [f"cost-{number:05d}-{cell.name}" for cell in every]
@@ -206,11 +206,11 @@ def costs(
     }
 
 
-def _cost(runner: Runner, rows: Tensor, cells: list[Cell]) -> Iterator[Piece]:
+def _cost(runner: Runner, rows: Tensor, cells: list[Cell]) -> Iterator[Tensors]:
     """Cost pieces of one batch, several cells at a time: its clean predictions are made once."""
     clean, targets = runner.run(rows), next_tokens(rows)
     if cells[0] is CLEAN:
-        yield {"loss": clean_loss(runner.unembed, clean.final, targets).nanmean(-1)}
+        yield {"loss": clean_loss(runner.unembed, clean.final, targets).nanmean(-1).cpu()}
         cells = cells[1:]
     normalized = runner.unembed.normalize(clean.final)
     flat = normalized.flatten(0, 1)
@@ -225,6 +225,6 @@ def _cost(runner: Runner, rows: Tensor, cells: list[Cell]) -> Iterator[Piece]:
         effects = read_changes(runner.unembed, flat, targets.flatten(), changes)
         for kl, loss in zip(effects.kl, effects.delta_loss, strict=True):
             yield {
-                "kl": kl.view(targets.shape).mean(-1),
-                "delta_loss": loss.view(targets.shape).nanmean(-1),
+                "kl": kl.view(targets.shape).mean(-1).cpu(),
+                "delta_loss": loss.view(targets.shape).nanmean(-1).cpu(),
             }

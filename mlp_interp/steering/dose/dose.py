@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from mlp_interp.checkpoint import TENSORS, Checkpoint
 from mlp_interp.edits.applying import Applier, Where, check_where
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
@@ -16,7 +17,6 @@ from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Runner
 from mlp_interp.steering.dose.cells import CLEAN, Action, Cell, Grid, costs
-from mlp_interp.steering.dose.kept import Kept
 from mlp_interp.steering.dose.result import Limits, check_names, dose_result
 from mlp_interp.steering.dose.scores import TextScore
 from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
@@ -143,8 +143,10 @@ def dose_response(
     with tqdm(
         total=count_pieces(texts, how, tokens, len(cells), read, score), disable=not progress
     ) as b:
-        folder = checkpoint and Path(checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
-        kept = Kept(Path(folder) if folder else None, b.update)
+        folder = None
+        if checkpoint is not None:
+            folder = Path(checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
+        kept = Checkpoint(folder, TENSORS, done=b.update)
         values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=batch_size)
         scores, written = score_texts(runner, texts, how, score, cells, kept=kept)
         cost = None

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from mlp_interp.checkpoint import Checkpoint, Tensors
 from mlp_interp.metrics import Metric, finite
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.steering.dose.cells import CLEAN, Cell, readings, texts_in
-from mlp_interp.steering.dose.kept import Kept
 from mlp_interp.steering.dose.scores import TextScore, scored
 from mlp_interp.steering.generation import Continuing, text_of
 
@@ -23,7 +23,7 @@ def read_metrics(
     metrics: Mapping[str, Metric],
     cells: Sequence[Cell],
     *,
-    kept: Kept,
+    kept: Checkpoint[Tensors],
     batch_size: int,
 ) -> dict[str, list[np.ndarray]]:
     """Metrics of the prompts, of each cell ``[prompt]``."""
@@ -52,7 +52,7 @@ def score_texts(
     scores: Mapping[str, TextScore],
     cells: Sequence[Cell],
     *,
-    kept: Kept,
+    kept: Checkpoint[Tensors],
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
     """Scores of each cell's texts ``[prompt]``, and the texts ``[prompt, sample]``."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in scores}

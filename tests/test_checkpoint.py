@@ -1,0 +1,195 @@
+"""Files that are whole or not there, and pieces that are computed once."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+
+from mlp_interp.checkpoint import TENSORS, Checkpoint, whole_file
+from mlp_interp.results import DATASETS, load, save, save_groups
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with whole_file(path) as part:
+        assert part.suffix == ".txt"
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert (names(tmp_path), path.read_text()) == (["a.txt"], "new")
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted():
+        with whole_file(path) as part:
+            part.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (names(tmp_path), path.read_text()) == (["a.txt"], "old")
+
+
+def test_it_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    order, replace = [], Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: order.append("on disk"))
+    monkeypatch.setattr(Path, "replace", lambda *to: (order.append("named"), replace(*to)))
+    with whole_file(tmp_path / "a.txt") as part:
+        part.write_text("all")
+    assert order == ["on disk", "named"]
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    with whole_file(link) as part:
+        part.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_two_processes_do_not_write_one_file(tmp_path, monkeypatch):
+    parts = set()
+    for process in (7, 8):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with whole_file(tmp_path / "a.txt") as part:
+            part.write_text("all")
+            parts.add(part)
+    assert len(parts) == 2
+
+
+def _write_for_ever(path):
+    for number in range(1_000_000):
+        with whole_file(path) as part, part.open("w") as file:
+            for _ in range(200):
+                file.write(f"{number:09d}")
+                file.flush()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_whoever_is_killed_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    child = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+    child.start()
+    while not path.exists():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    text = path.read_text()
+    assert text == text[:9] * 200
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    save(xr.DataArray([1.0], dims="x"), path)
+    with pytest.raises((TypeError, ValueError)):
+        save(xr.DataArray([2.0], dims="x", attrs={"model": object()}), path)
+    assert load(path).values.tolist() == [1.0]
+    assert names(tmp_path) == [path.name]
+    save(xr.DataArray([3.0], dims="x"), path)
+    assert load(path).values.tolist() == [3.0]
+
+
+def test_a_store_replaces_no_folder_of_other_things(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "thesis.tex").write_text("all of it")
+    with pytest.raises(ValueError, match="is a folder of other things"):
+        save(xr.DataArray([1.0], dims="x"), tmp_path / "a.zarr")
+    assert (tmp_path / "a.zarr" / "thesis.tex").exists()
+
+
+def test_groups_of_one_file(tmp_path):
+    parts = {"a": xr.DataArray([1.0], dims="x"), "b/c": xr.Dataset({"y": 2.0})}
+    path = save_groups(parts, tmp_path / "all.nc")
+    assert names(tmp_path) == ["all.nc"]
+    read = {name: xr.load_dataset(path, group=name, engine="h5netcdf") for name in parts}
+    assert float(read["a"]["value"][0]) == 1
+    assert float(read["b/c"]["y"]) == 2
+
+
+def ones(missing):
+    for item in missing:
+        yield {"x": torch.full((2,), float(item))}
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+    def test_pieces_come_in_the_order_of_their_names(self, tmp_path, kept):
+        folder, asked, steps = tmp_path / "deep" / "down", [], []
+
+        def compute(missing):
+            asked.append(list(missing))
+            return ones(missing)
+
+        for listed in ([2], [1, 2, 3]):
+            store = Checkpoint(folder if kept else None, TENSORS, done=lambda: steps.append(1))
+            pieces = store.fill([f"piece-{n}" for n in listed], listed, compute)
+            assert [float(piece["x"][0]) for piece in pieces] == listed
+        assert asked == ([[2], [1, 3]] if kept else [[2], [1, 2, 3]])
+        assert len(steps) == 4
+        assert store.names() == ({"piece-1", "piece-2", "piece-3"} if kept else set())
+
+    def test_each_is_kept_as_soon_as_it_is_there(self, tmp_path):
+        def compute(missing):
+            yield from ones(missing[:1])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Checkpoint(tmp_path, TENSORS).fill(["a", "b"], [1, 2], compute)
+        assert Checkpoint(tmp_path, TENSORS).names() == {"a"}
+
+    def test_nothing_is_computed_where_none_is_missing(self, tmp_path):
+        Checkpoint(tmp_path, TENSORS).fill(["a"], [1], ones)
+        (piece,) = Checkpoint(tmp_path, TENSORS).fill(["a"], [1], lambda missing: iter([{}, {}]))
+        assert piece["x"].tolist() == [1.0, 1.0]
+
+    def test_results_are_kept_too(self, tmp_path):
+        result, calls = xr.DataArray([1.0], dims="x", name="y"), []
+        for _ in range(2):
+            store = Checkpoint(tmp_path, DATASETS)
+            xr.testing.assert_identical(store.once("a", lambda: calls.append(1) or result), result)
+        assert len(calls) == 1
+
+    def test_what_was_left_unfinished_is_no_piece(self, tmp_path):
+        (tmp_path / "unfinished-1-a.safetensors").write_bytes(b"half")
+        store = Checkpoint(tmp_path, TENSORS)
+        assert store.names() == set()
+        assert store.read("a") is None
+
+    def test_a_forgotten_piece_is_gone(self, tmp_path):
+        store = Checkpoint(tmp_path, TENSORS)
+        store.keep("a", {"x": torch.ones(1)})
+        store.forget("a")
+        store.forget("a")
+        assert store.read("a") is None
+
+    @pytest.mark.parametrize(
+        ("form", "name"), [(TENSORS, "a.safetensors"), (DATASETS, "a.nc")], ids=["tensors", "nc"]
+    )
+    def test_a_damaged_file_is_named(self, tmp_path, form, name):
+        (tmp_path / name).write_bytes(b"half")
+        with pytest.raises(ValueError, match=rf"{name}' cannot be read .*; delete it to begin"):
+            Checkpoint(tmp_path, form).read("a")
+
+    def test_a_folder_that_is_a_file_is_refused(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match=r"checkpoint='.*file' is a file; wanted a directory"):
+            Checkpoint(tmp_path / "file" / "sweep-1", TENSORS)
