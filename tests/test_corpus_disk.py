@@ -166,7 +166,6 @@ def test_nothing_is_left_of_what_failed(tmp_path, source):
 
 
 def test_two_at_once(tmp_path, source):
-    pytest.importorskip("fcntl")
     path = tmp_path / "a.npy"
     with disk.TokenWriter(path, 4), pytest.raises(ValueError, match="written by another process"):
         load(source, path)
@@ -174,19 +173,27 @@ def test_two_at_once(tmp_path, source):
 
 
 def test_writer_that_was_overtaken_touches_nothing(tmp_path, monkeypatch):
-    # Another process finished between this one's opening of the file and its lock.
-    fcntl = pytest.importorskip("fcntl")
-    path, lock = tmp_path / "a.npy", fcntl.flock
+    # Another process finished between this one's look at the file and its lock.
+    path, lock = tmp_path / "a.npy", disk.FileLock.acquire
 
-    def finished_meanwhile(file, how):
-        (tmp_path / "a.npy.part").rename(path)
+    def finished_meanwhile(self):
         path.write_bytes(b"finished")
-        lock(file, how)
+        return lock(self)
 
-    monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
-    with pytest.raises(ValueError, match="written by another process"):
+    monkeypatch.setattr(disk.FileLock, "acquire", finished_meanwhile)
+    with pytest.raises(ValueError, match="is there already, and is not overwritten"):
         disk.TokenWriter(path, 4)
     assert path.read_bytes() == b"finished"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_writer_lets_go_of_its_lock_at_the_end(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        with disk.TokenWriter(tmp_path / name, 4) as rows:
+            rows.append(np.arange(4))
+            rows.finish({})
+        assert not list(tmp_path.glob("*.lock"))
+    assert np.load(tmp_path / "b.npy").tolist() == [[0, 1, 2, 3]]
 
 
 SLOW = """

@@ -5,26 +5,25 @@ last step, after the JSON is there; whatever is killed before leaves nothing tha
 """
 
 import hashlib
+import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Int
 from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from mlp_interp.checkpoint import whole_file
 
 __all__ = ["TokenWriter", "is_finished", "map_tokens", "read_facts"]
 
 _FORMAT = "mlp_interp tokens 1"
 _BLOCK = 1 << 18  # tokens that are held before they are written: 1 MB
-_HEADER = 128  # bytes; room for any shape, so that it can be written again when that is known
 
 
 class TokenWriter:
@@ -41,23 +40,24 @@ class TokenWriter:
     """
 
     def __init__(self, path: Path, length: int) -> None:
-        _check_free(path)
+        self._lock = _locked(path)
         self.path, self.length, self.highest = path, length, 0
         self._rows, self._finished = 0, False
         self._digest = hashlib.sha256()
         self._block = np.empty((max(1, _BLOCK // length), length), dtype="<i4")
         self._held = 0
         self._part = path.with_name(path.name + ".part")
-        self._file = self._opened()
+        self._file = self._part.open("wb")  # what a killed process left is gone
+        self._file.write(_header(0, self.length))
 
     def __enter__(self) -> "TokenWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._finished:
-            # Before it is closed: once it is, it may be somebody else's.
-            self._part.unlink(missing_ok=True)
         self._file.close()
+        if not self._finished:
+            self._part.unlink(missing_ok=True)
+        _unlock(self._lock)
 
     def __len__(self) -> int:
         return self._rows
@@ -94,18 +94,6 @@ class TokenWriter:
         _write_facts(self.path, known)
         self._part.replace(self.path)
         self._finished = True
-
-    def _opened(self) -> IO[bytes]:
-        file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        if not _locked(file, self._part):
-            file.close()
-            raise ValueError(
-                f"file={str(self.path)!r} is being written by another process; wait for it, or "
-                "give another name"
-            )
-        file.truncate(0)  # what a killed process left
-        file.write(_header(0, self.length))
-        return file
 
     def _flush(self) -> None:
         block = self._block[: self._held]
@@ -175,22 +163,43 @@ def _check_free(path: Path) -> None:
         raise ValueError(f"file={str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
-def _locked(file: IO[bytes], name: Path) -> bool:
-    """Lock a file that was just opened; False if somebody else has it, or had and is done."""
-    if fcntl is None:
-        return True
+def _locked(path: Path) -> FileLock:
+    """A lock beside a file that is to be written.
+
+    Raises:
+        ValueError: The file is there already, its folder is not, or somebody else has the lock.
+    """
+    _check_free(path)
+    lock = FileLock(path.with_name(path.name + ".lock"), blocking=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), name.stat())
-    except OSError:
-        return False
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"file={str(path)!r} is being written by another process; wait for it, or "
+            "give another name"
+        ) from error
+    try:
+        _check_free(path)  # again: somebody may have finished it meanwhile
+    except ValueError:
+        _unlock(lock)
+        raise
+    return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    """Let go of a lock, and delete its file."""
+    # While it is held: afterwards it may be somebody else's. Windows deletes no file that is open.
+    with suppress(PermissionError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def _header(rows: int, length: int) -> bytes:
-    """Version 1.0 of numpy's format."""
-    text = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({rows}, {length}), }}"
-    size = _HEADER - 10
-    return b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + f"{text:<{size - 1}}\n".encode()
+    """Version 1.0 of numpy's format, which leaves room for the shape to grow."""
+    header = io.BytesIO()
+    facts = {"descr": "<i4", "fortran_order": False, "shape": (rows, length)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
 
 
 def _facts_of(path: Path) -> Path:
@@ -199,9 +208,5 @@ def _facts_of(path: Path) -> Path:
 
 def _write_facts(path: Path, facts: dict[str, Any]) -> None:
     beside = _facts_of(path)
-    part = beside.with_name(beside.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(beside)
+    with whole_file(beside) as part:
+        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,8 @@ def save(
     import torch
     from safetensors.torch import save_file
 
+    from mlp_interp.checkpoint import whole_file
+
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         # Pythia's name for it in every published checkpoint; transformers 5 renamed its own.
@@ -38,8 +39,8 @@ def save(
     tokenizer.save_pretrained(folder)
     _name_tokenizer_class(folder / "tokenizer_config.json")
     (folder / "README.md").write_text(card)
-    save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
-    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    with whole_file(folder / "model.safetensors") as part:
+        save_file(weights, part, metadata={"format": "pt"})
 
 
 def _name_tokenizer_class(path: Path) -> None:
