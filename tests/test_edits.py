@@ -8,7 +8,7 @@ import reference
 import torch
 from random_models import unchecked
 
-from mlp_interp.edits import Edit, Fired
+from mlp_interp.edits import Add, Clamp, Edit, Fired, Noise, ProjectOut, Scale, Set
 from mlp_interp.models import HookForward, Weights
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
@@ -25,8 +25,15 @@ def test_an_edit_changes_its_selection_and_nothing_else(action, units, positions
     x = an_activation()
     before = x.clone()
     a, b = torch.arange(8.0), torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 2])
-    value = {"clamp": (-0.5, 0.2), "project_out": torch.stack([a, b])}.get(action, 2.5)
-    found = Edit(Site("z", 1), action, value, positions=positions, units=units).apply(x)
+    does = {
+        "set": Set(2.5),
+        "add": Add(2.5),
+        "scale": Scale(2.5),
+        "clamp": Clamp(-0.5, 0.2),
+        "project_out": ProjectOut(torch.stack([a, b])),
+    }[action]
+    assert does.name == action
+    found = Edit(Site("z", 1), does, positions=positions, units=units).apply(x)
     expected = x.clone()
     across = b - b @ a / (a @ a) * a  # of the second direction, what is not along the first
     for batch in range(2):
@@ -50,20 +57,20 @@ def test_an_edit_changes_its_selection_and_nothing_else(action, units, positions
 def test_tensor_values_go_to_the_places_they_were_made_for():
     x = an_activation()
     value = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(1))
-    found = Edit(Site("z", 1), "set", value, positions=(4, 1), units=(3, 0, 2)).apply(x)
+    found = Edit.set(Site("z", 1), value, positions=(4, 1), units=(3, 0, 2)).apply(x)
     for i, position in enumerate((4, 1)):
         for j, unit in enumerate((3, 0, 2)):
             assert torch.equal(found[:, position, unit], value[:, i, j])
-    stream = Edit(Site("resid_pre", 0), "add", torch.arange(8.0), positions=(2,))
+    stream = Edit.add(Site("resid_pre", 0), torch.arange(8.0), positions=(2,))
     y = torch.zeros(2, 5, 8)
     assert torch.equal(stream.apply(y)[1, 2], torch.arange(8.0))
     assert stream.apply(y).sum() == 2 * 28
 
 
 def test_a_head_or_neuron_in_the_site_selects_it():
-    found = Edit(Site("post", 0, neuron=3), "set", 9.0).apply(torch.zeros(1, 2, 6))
+    found = Edit.set(Site("post", 0, neuron=3), 9.0).apply(torch.zeros(1, 2, 6))
     assert found.nonzero()[:, 2].unique().tolist() == [3]
-    assert Edit(Site("q", 0, head=1), "set", 9.0).apply(torch.zeros(1, 2, 3, 4))[0, 0, 1, 0] == 9
+    assert Edit.set(Site("q", 0, head=1), 9.0).apply(torch.zeros(1, 2, 3, 4))[0, 0, 1, 0] == 9
 
 
 def test_a_pattern_is_chosen_by_head_query_and_key_and_stays_causal():
@@ -83,14 +90,44 @@ def test_a_pattern_is_chosen_by_head_query_and_key_and_stays_causal():
 def test_the_constructors_make_the_plain_form():
     site = Site("z", 1)
     made = Edit.clamp("L1H2", low=-1.0, positions=3)
-    assert (made.site, made.action, made.value) == (Site("z", 1, head=2), "clamp", (-1.0, None))
+    assert (made.site, made.action.low, made.action.high) == (Site("z", 1, head=2), -1.0, None)
+    assert isinstance(made.action, Clamp)
     assert made.positions == (3,)
-    for action in ("set", "add", "scale"):
-        made = getattr(Edit, action)(site, 2.0, positions=range(2), units=torch.tensor([3]))
-        assert (made.site, made.action, made.value) == (site, action, 2.0)
-        assert (made.positions, made.units, made.keys, made.seed) == ((0, 1), (3,), None, 0)
+    for name, action in (("set", Set), ("add", Add), ("scale", Scale)):
+        made = getattr(Edit, name)(site, 2.0, positions=range(2), units=torch.tensor([3]))
+        assert (made.site, type(made.action), made.action.value) == (site, action, 2.0)
+        assert (made.positions, made.units, made.keys) == ((0, 1), (3,), None)
     made = Edit.noise(site, std=0.5, seed=7, units=1)
-    assert (made.action, made.value, made.units, made.seed) == ("noise", 0.5, (1,), 7)
+    assert isinstance(made.action, Noise)
+    assert (made.action.std, made.action.seed, made.units) == (0.5, 7, (1,))
+
+
+def test_an_edit_says_what_it_does():
+    said = {
+        Edit.set("1.mlp", 0.0): "set at 1.mlp: 0",
+        Edit.set("1.mlp", torch.tensor(2.0)): "set at 1.mlp: 2",
+        Edit.set("1.mlp", torch.ones(2, 5, 8)): "set at 1.mlp: values (2, 5, 8) of norm 8.944",
+        Edit.add("1.mlp", torch.ones(4)): "add at 1.mlp: a vector of norm 2",
+        Edit.scale("1.z", 1, units=[3]): "scale at 1.z: 1; heads or neurons 3",
+        Edit.clamp("1.mlp", high=torch.ones(32)): "clamp at 1.mlp: bounds",
+        Edit.clamp("L1N3", low=0.25, positions=[0, -1]): (
+            "clamp at L1N3: 0.25 to None; positions 0, -1"
+        ),
+        Edit.project_out("1.mlp", torch.eye(3)[:2]): "project_out at 1.mlp: 2 directions",
+        Edit.project_out("1.mlp", torch.ones(1, 4)): "project_out at 1.mlp: a vector of norm 2",
+        Edit.noise("1.z", std=0.5, seed=7): "noise at 1.z: 0.5, seed 7",
+        Edit.set(Site("pattern", 1), 0.0, keys=0): "set at 1.pattern: 0; keys 0",
+    }
+    assert [str(edit) for edit in said] == list(said.values())
+    assert repr(Edit.set("L1H2", 0.5)) == "Edit(set at L1H2: 0.5)"
+
+
+def test_an_edit_has_values_for_as_many_prompts_as_its_value():
+    assert Edit.set("1.z", torch.zeros(3, 1, 4, 8)).prompts == 3
+    assert Edit.clamp("1.mlp", low=0.0, high=torch.zeros(2, 9, 32)).prompts == 2
+    for alike in (torch.zeros(3, 4, 8), torch.zeros(1, 9, 4, 8), 0.0):
+        assert Edit.set("1.z", alike).prompts == 1
+    assert Edit.project_out("1.mlp", torch.eye(3)).prompts == 1
 
 
 @pytest.mark.parametrize("directions", [[[3.0, 4, 0]], [[1, 0, 0], [1, 1e-3, 0], [2, 0, 0.0]]])
@@ -128,13 +165,22 @@ def test_noise_has_its_size_and_comes_again_from_its_seed():
     assert (wide[..., 1] != 0).all()
 
 
+class Pair(Add):
+    """What a caller without type checks could give."""
+
+    values = ((0.0, 1.0),)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: unchecked_edit(Site("z", 0), "drop"), "action='drop'; wanted one of 'set', 'add'"),
-        (lambda: Edit(Site("pos_embed"), "set", 0.0), "site='pos_embed' cannot be edited"),
-        (lambda: Edit(Site("b_O", 1), "set", 0.0), r"site='1\.b_O' cannot be edited"),
-        (lambda: Edit(Site("mlp_out", 1), "set", 0.0, units=(1,)), "has no heads or neurons"),
+        (
+            lambda: unchecked_edit(Site("z", 0), "drop"),
+            "action='drop'; wanted Set, Add, Scale, Clamp",
+        ),
+        (lambda: Edit.set(Site("pos_embed"), 0.0), "site='pos_embed' cannot be edited"),
+        (lambda: Edit.set(Site("b_O", 1), 0.0), r"site='1\.b_O' cannot be edited"),
+        (lambda: Edit.set(Site("mlp_out", 1), 0.0, units=(1,)), "has no heads or neurons"),
         (lambda: Edit.set("L1H2", 0.0, units=1), r"units=\(1,\) beside site='L1H2'; wanted one"),
         (lambda: Edit.set("1.z", 0.0, keys=1), r"keys=\(1,\): site '1\.z' is no pattern"),
         (lambda: Edit.set("1.z", 0.0, positions=[]), r"positions=\(\) at '1\.z' selects nothing"),
@@ -143,8 +189,10 @@ def test_noise_has_its_size_and_comes_again_from_its_seed():
         (lambda: Edit.clamp("1.z", low=float("nan")), "value of 'clamp' .* holds nan"),
         (lambda: Edit.clamp("1.z"), "low=None and high=None; wanted at least one"),
         (lambda: Edit.clamp("1.z", low=2, high=1.5), "low=2 is above high=1.5"),
-        (lambda: Edit(Site("z", 1), "clamp", 0.0), r"value=0.0 of 'clamp'; wanted the pair"),
-        (lambda: Edit(Site("z", 1), "add", (0.0, 1.0)), r"value=\(0.0, 1.0\) of 'add'; wanted a n"),
+        (lambda: Edit(Site("z", 1), Pair(0.0)), r"value=\(0.0, 1.0\) of 'add'; wanted a number"),
+        (lambda: Edit.set("1.z", 0.0, positions=1.5), "positions=1.5; wanted integers"),
+        (lambda: Edit.set("1.z", 0.0, units=[True]), r"units=\[True\]; wanted integers"),
+        (lambda: Edit.set("1.zz", 0.0), r"site='1\.zz' is not .* \(did you mean '1\.z'\?\)"),
         (lambda: Edit.project_out("1.z", torch.zeros(2, 8)), "directions are all zero"),
         (lambda: Edit.project_out("1.z", torch.ones(2, 2, 8)), r"shape \(2, 2, 8\); wanted \[d\]"),
         (lambda: Edit.project_out("L1N2", torch.ones(8)), r"units=\(2,\) .* wanted all neurons"),
@@ -161,19 +209,19 @@ def test_edits_that_cannot_be_are_refused(make, text):
 
 def unchecked_edit(site, action):
     edit = object.__new__(Edit)
-    for name, value in {"site": site, "action": action, "value": 0.0, "units": None}.items():
+    for name, value in {"site": site, "action": action, "units": None}.items():
         object.__setattr__(edit, name, value)
     unchecked(Edit.__post_init__)(edit)
 
 
 UNFIT = [
-    (Edit(Site("z", 1, head=4), "set", 0.0), r"units=\(4,\) at 'L1H4'; wanted .* -4 to 3"),
-    (Edit(Site("z", 1), "set", 0.0, units=(0, -5)), r"units=\(0, -5\) at '1.z'"),
-    (Edit(Site("z", 1), "set", 0.0, positions=(9,)), r"positions=\(9,\) .* wanted .* -9 to 8"),
-    (Edit(Site("z", 1), "set", 0.0, positions=(1, -8)), r"positions=\(1, -8\) .* has one twice"),
-    (Edit(Site("pattern", 1), "set", 0.0, keys=(9,)), r"keys=\(9,\) at '1.pattern'; wanted"),
+    (Edit.set(Site("z", 1, head=4), 0.0), r"units=\(4,\) at 'L1H4'; wanted .* -4 to 3"),
+    (Edit.set(Site("z", 1), 0.0, units=(0, -5)), r"units=\(0, -5\) at '1.z'"),
+    (Edit.set(Site("z", 1), 0.0, positions=(9,)), r"positions=\(9,\) .* wanted .* -9 to 8"),
+    (Edit.set(Site("z", 1), 0.0, positions=(1, -8)), r"positions=\(1, -8\) .* -9 to 8, each once"),
+    (Edit.set(Site("pattern", 1), 0.0, keys=(9,)), r"keys=\(9,\) at '1.pattern'; wanted"),
     (
-        Edit(Site("z", 1), "set", torch.zeros(3, 8), units=(0, 1)),
+        Edit.set(Site("z", 1), torch.zeros(3, 8), units=(0, 1)),
         r"value of shape \(3, 8\) at '1.z'; wanted one that broadcasts to \(4, 9, 2, 8\)",
     ),
     (Edit.clamp("1.mlp", low=torch.zeros(1, 4, 9, 32)), r"value of shape \(1, 4, 9, 32\)"),
@@ -454,7 +502,7 @@ def test_runs_of_other_lengths_want_positions(kind, tokens):
 def test_edits_apply_in_the_order_given(kind, tokens):
     runner = Runner.of(kind())
     clean = runner.run(tokens)
-    add, double = Edit(Site("mlp_out", 2), "add", 1.0), Edit(Site("mlp_out", 2), "scale", 2.0)
+    add, double = Edit.add(Site("mlp_out", 2), 1.0), Edit.scale(Site("mlp_out", 2), 2.0)
     a, b = runner.edited(clean, [add, double]), runner.edited(clean, [double, add])
     torch.testing.assert_close(a - b, torch.ones_like(a), atol=1e-5, rtol=0)
 
@@ -469,7 +517,7 @@ def test_no_edits_give_the_clean_stream(kind, tokens):
 def test_edits_that_never_fire_are_refused(kind, backend, tokens, layers):
     runner = Runner.of(kind("parallel", backend))
     clean = runner.run(tokens)
-    edits = [Edit(Site("mlp_out", layer), "set", 0.0) for layer in layers]
+    edits = [Edit.set(Site("mlp_out", layer), 0.0) for layer in layers]
     text = rf"edits at {layers[-1]}\.mlp never fire; wanted layers 0 to 2"
     for run in (
         lambda: runner.edited(clean, edits),
@@ -515,18 +563,11 @@ class Stop(Exception):
     """Raised in the middle of a pass."""
 
 
-class Raising(Edit):
-    """An edit whose value fails when it is read for the fourth time."""
+class Raising(Set):
+    """An action that fails when a pass comes to it."""
 
-    @property
-    def values(self):
-        reads.append(self)
-        if len(reads) > 3:
-            raise Stop
-        return (0.0,)
-
-
-reads = []
+    def __call__(self, old, selection):
+        raise Stop
 
 
 @pytest.mark.parametrize("engine", ["lean", "hooks"])
@@ -535,18 +576,16 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(kind, backend, tokens
     model = kind("parallel", backend)
     runner = both_engines(model)[engine == "hooks"]
     clean = runner.run(tokens, sites=[Site("mlp_out", 0)])
-    reads.clear()
     edits = [
         Edit.set("0.pattern", 0.0),
         Edit.scale("embed", 2.0),
-        Raising(Site("z", 1), "set", 0.0),
+        Edit(Site("z", 1), Raising(0.0)),
     ]
     for run in (
         lambda: runner.edited(clean, edits),
         lambda: runner.run(tokens, edits=edits),
         lambda: runner.generate(tokens, edits=edits, temperature=1.0),
     ):
-        reads[:] = [None, None]  # the check before the pass reads once, the pass then raises
         with pytest.raises(Stop):
             run()
         assert torch.is_grad_enabled()
@@ -558,7 +597,7 @@ def test_training_mode_and_gradients_stay(kind, backend, tokens):
     model.train()
     try:
         runner = Runner.of(model)
-        final = runner.edited(runner.run(tokens), [Edit(Site("mlp_out", 1), "set", 0.0)])
+        final = runner.edited(runner.run(tokens), [Edit.set(Site("mlp_out", 1), 0.0)])
         assert model.training
         assert not final.requires_grad
         with torch.enable_grad():
@@ -829,7 +868,10 @@ def test_texts_end_where_their_end_comes(kind, backend, tokens):
         ({"seed": [1, 2]}, "seed has 2 entries for 4 rows; wanted as many"),
         ({"eos": 300}, "eos=300; wanted a token id from 0 to 299"),
         ({"where": "old"}, "where='old'; wanted 'all', 'prompt' or 'new'"),
-        ({"edits": [Edit.set("1.mlp", 0.0, positions=[12])]}, "wanted indices from -9 to 11"),
+        (
+            {"edits": [Edit.set("1.mlp", 0.0, positions=[12])]},
+            "wanted integers from -9 to 11, each once",
+        ),
         ({"edits": [Edit.set("1.mlp", torch.zeros(9, 32))]}, r"broadcasts to \(4, pos, 32\)"),
         (
             {"edits": [Edit.set("1.mlp", 0.0)], "where": "new", "max_new_tokens": 1},

@@ -431,7 +431,7 @@ def other_site():
         ({"direction": direction(layers=(0, 5))}, "wanted layers 0 to 2"),
         ({"direction": direction("post").assign_attrs(site="pre")[:, :9]}, r"\(9,\)"),
         ({"layers": [1, 3]}, r"layer=.1, 3.; the direction has layers \[0, 1, 2\]"),
-        ({"positions": [30]}, "wanted indices from"),
+        ({"positions": [30]}, "wanted integers from"),
         ({"metrics": {}}, "metrics={}; wanted at least one, by name"),
         ({"metrics": {"a": 3}}, r"metrics\['a'\]=3; wanted a Metric, or Keywords"),
         ({"metrics": {"text": LENGTH}}, "metrics has 'text': text would be there twice"),

@@ -272,7 +272,7 @@ def test_nothing_is_left(model, tokens):
 def test_an_edit_that_does_not_fit_leaves_nothing(model, tokens):
     state, before = state_of(model), log_probs(model(tokens))
     with (
-        pytest.raises(ValueError, match=r"positions=\(20,\) at '1.mlp'; wanted indices from -9"),
+        pytest.raises(ValueError, match=r"positions=\(20,\) at '1.mlp'; wanted integers from -9"),
         steer(model, Edit.set("1.mlp", 0.0, positions=20)),
     ):
         model(tokens)

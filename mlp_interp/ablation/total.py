@@ -131,13 +131,13 @@ def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], st
     if whole.name in _EDITED:
         replacement = stand(whole, clean.seen[whole])
         if whole.name in ("attn_out", "mlp_out"):
-            return Edit(whole, "set", replacement)
+            return Edit.set(whole, replacement)
         units = tuple(site.unit for site in sites)
-        return Edit(whole, "set", replacement[:, :, list(units)], units=units)
+        return Edit.set(whole, replacement[:, :, list(units)], units=units)
     # Embeddings and biases are no activations of a block: take them out of the sum they are in.
     value = _constant(weights, clean, whole)
     place = Site(_SUMS[whole.name], whole.layer or 0)
-    return Edit(place, "add", stand(whole, value) - value)
+    return Edit.add(place, stand(whole, value) - value)
 
 
 def _constant(weights: Weights, clean: Run, site: Site) -> Float[Tensor, "batch pos d_model"]:

@@ -4,7 +4,14 @@ An `Edit` names a site, which part of it (positions, heads, neurons) and what to
 are data: they compose by being put in a list. `mlp_interp.runs` runs a model with them.
 """
 
+from mlp_interp.edits.actions import Action as Action
+from mlp_interp.edits.actions import Add as Add
+from mlp_interp.edits.actions import Clamp as Clamp
+from mlp_interp.edits.actions import Noise as Noise
+from mlp_interp.edits.actions import ProjectOut as ProjectOut
+from mlp_interp.edits.actions import Scale as Scale
+from mlp_interp.edits.actions import Set as Set
 from mlp_interp.edits.applying import Fired as Fired
 from mlp_interp.edits.edit import Edit as Edit
 
-__all__ = ["Edit", "Fired"]
+__all__ = ["Action", "Add", "Clamp", "Edit", "Fired", "Noise", "ProjectOut", "Scale", "Set"]

@@ -7,9 +7,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from mlp_interp.edits.actions import act
 from mlp_interp.edits.edit import Edit
-from mlp_interp.edits.selection import Placed, place
+from mlp_interp.edits.selection import Region
 from mlp_interp.models import Weights
 
 __all__ = ["Applier", "Fired", "Where", "check_where", "confined", "whole_shape"]
@@ -54,11 +53,11 @@ class Applier:
             ValueError: An edit could never fire, or its value does not fit.
         """
         self.start = 0
-        self._edits: dict[tuple[str, int], list[tuple[int, Placed]]] = {}
+        self._at: dict[tuple[str, int], list[tuple[int, Edit, Region]]] = {}
         for n, edit in enumerate(edits):
-            key, whole = _key(edit), whole_shape(edit, weights, shape)
-            self._edits.setdefault(key, []).append((n, place(edit, whole, longest=longest)))
-        self.patterns = {layer for name, layer in self._edits if name == "pattern"}
+            region = edit.region(whole_shape(edit, weights, shape), longest=longest)
+            self._at.setdefault(edit.place, []).append((n, edit, region))
+        self.patterns = {layer for name, layer in self._at if name == "pattern"}
         self._labels = [edit.site.label for edit in edits]
         self._times = [0] * len(edits)
         self._changed: list[Tensor | int] = [0] * len(edits)
@@ -66,7 +65,7 @@ class Applier:
     @property
     def first(self) -> int:
         """The first edited layer; -1 for the embedding."""
-        return min(-1 if name == "embed" else layer for name, layer in self._edits)
+        return min(-1 if name == "embed" else layer for name, layer in self._at)
 
     @property
     def fired(self) -> tuple[Fired, ...]:
@@ -76,12 +75,12 @@ class Applier:
 
     def __call__(self, name: str, layer: int, x: Tensor) -> Tensor:
         """The activation with the edits of this place done."""
-        for n, placed in self._edits.get((name, layer), ()):
-            found = act(placed, x, self.start)
-            if found is not None:
-                x = found[0]
+        for n, edit, region in self._at.get((name, layer), ()):
+            selection = region.within(x.shape, self.start)
+            if selection is not None:
+                x, changed = edit.act(x, selection)
                 self._times[n] += 1
-                self._changed[n] = self._changed[n] + found[1]
+                self._changed[n] = self._changed[n] + changed
         return x
 
     def check(self) -> None:
@@ -122,27 +121,14 @@ def confined(edit: Edit, where: str, prompt: int, longest: int) -> Edit:
     return dataclasses.replace(edit, positions=tuple(part))
 
 
-def _key(edit: Edit) -> tuple[str, int]:
-    return edit.site.name, edit.site.layer or 0
-
-
 def whole_shape(edit: Edit, weights: Weights, shape: tuple[int, int]) -> tuple[int, ...]:
     """Shape of the activation that an edit is for.
 
     Raises:
         ValueError: The model has no such layer.
     """
-    name, layer, (batch, length) = edit.site.name, edit.site.layer or 0, shape
-    if layer >= weights.n_layers:
+    if edit.place[1] >= weights.n_layers:
         raise ValueError(
             f"edits at {edit.site.label} never fire; wanted layers 0 to {weights.n_layers - 1}"
         )
-    if name == "pattern":
-        return batch, weights.n_heads, length, length
-    if name in ("pre", "post"):
-        return batch, length, weights.d_mlp
-    if name in ("q", "z"):
-        return batch, length, weights.n_heads, weights.d_head
-    if name in ("k", "v"):
-        return batch, length, weights.n_kv_heads, weights.d_head
-    return batch, length, weights.d_model
+    return weights.shape_of(edit.site, *shape)

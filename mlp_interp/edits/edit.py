@@ -1,29 +1,22 @@
 """What an edit is: a place, a selection there, and what to do to it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, SupportsInt, get_args
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, SupportsInt
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits.actions import act, span
-from mlp_interp.edits.checks import check_selection, check_value
-from mlp_interp.edits.selection import indices, place
-from mlp_interp.sites import Site
+from mlp_interp.edits.actions import Action, Add, Clamp, Noise, ProjectOut, Scale, Set, Value
+from mlp_interp.edits.selection import Region, Selection, axes, region
+from mlp_interp.models.indices import integers
+from mlp_interp.sites import ACTIVATIONS, Site, site_of
 
-__all__ = ["EDITABLE", "Action", "Edit", "Value"]
+__all__ = ["EDITABLE", "Edit"]
 
-Action = Literal["set", "add", "scale", "clamp", "project_out", "noise"]
-Bound = Tensor | float | int | None
-Value = Tensor | float | int | tuple[Bound, Bound]
 Indices = SupportsInt | Iterable[SupportsInt] | None
 
-EDITABLE = tuple(
-    "embed resid_pre q k v pattern z attn_out pre post mlp_out resid_post".split()  # as computed
-)
+EDITABLE = ("embed", *ACTIVATIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,54 +29,52 @@ class Edit:
 
     Args:
         site: Where; a head or neuron in the site selects just that one.
-        action: What to do: ``"set"``, ``"add"``, ``"scale"``, ``"clamp"``, ``"project_out"`` or
-            ``"noise"``.
-        value: What the action needs. For set, add and scale a number, or a tensor that broadcasts
-            to what is selected; for clamp the pair ``(low, high)`` of such, None where there is no
-            bound; for project_out directions ``[d]`` or ``[k, d]``; for noise its standard
-            deviation. What is selected is ``[batch, pos, d_model]``; ``[batch, pos, head, d_head]``
-            for q, k, v, z; ``[batch, pos, d_mlp]`` for pre and post; ``[batch, head, pos, source
-            pos]`` for pattern: of it only the chosen positions, heads and neurons.
+        action: What to do: `Set`, `Add`, `Scale`, `Clamp`, `ProjectOut` or `Noise`, of numbers or
+            of tensors that broadcast to what is selected. That is ``[batch, pos, d_model]``;
+            ``[batch, pos, head, d_head]`` for q, k, v, z; ``[batch, pos, d_mlp]`` for pre and post;
+            ``[batch, head, pos, source pos]`` for pattern: of it only the chosen positions, heads
+            and neurons.
         positions: Which positions; None for all. Negative counts from the end (in a generation:
             from the end of the prompt). Of a pattern: those that attend.
         units: Which heads or neurons, where the site has them; None for all.
         keys: Of a pattern only: which positions are attended to; None for all.
-        seed: Of noise only.
 
     Raises:
-        ValueError: An unknown action; a site that cannot be edited; units where there are none;
-            a selection of nothing; a value that is not finite or not one for this action.
+        ValueError: No action; a site that cannot be edited; units where there are none; a selection
+            of nothing; a value that is not finite or not one for this action.
 
     Example:
-        >>> edit = Edit.set(Site("z", 1, head=2), 0.0)
+        >>> import torch
+        >>> edit = Edit.set("L1H2", 0.0, positions=[0, -1])
+        >>> edit
+        Edit(set at L1H2: 0; positions 0, -1)
         >>> edit.apply(torch.ones(1, 3, 4, 8))[0, 0, :, 0]
         tensor([1., 1., 0., 1.])
     """
 
     site: Site
     action: Action
-    value: Value
     positions: tuple[int, ...] | None = None
     units: tuple[int, ...] | None = None
     keys: tuple[int, ...] | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.action not in get_args(Action):
-            wanted = ", ".join(map(repr, get_args(Action)))
-            raise ValueError(f"action={self.action!r}; wanted one of {wanted}")
+        if not isinstance(self.action, Action):
+            raise ValueError(
+                f"action={self.action!r}; wanted Set, Add, Scale, Clamp, ProjectOut or Noise"
+            )
         if self.site.name not in EDITABLE:
             raise ValueError(
                 f"site={self.site.label!r} cannot be edited; wanted one of {', '.join(EDITABLE)}"
             )
-        check_selection(self)
-        check_value(self)
+        self._check_selection()
+        self.action.check(self.site, self.chosen)
 
     @classmethod
     def set(
         cls,
         site: Site | str,
-        value: Tensor | float | int,
+        value: Value,
         *,
         positions: Indices = None,
         units: Indices = None,
@@ -95,41 +86,41 @@ class Edit:
             >>> Edit.set("3.mlp", 0.0).site
             Site(name='mlp_out', layer=3, head=None, neuron=None)
         """
-        return cls(_site(site), "set", value, *_chosen(positions, units, keys))
+        return cls._at(site, Set(value), positions, units, keys)
 
     @classmethod
     def add(
         cls,
         site: Site | str,
-        value: Tensor | float | int,
+        value: Value,
         *,
         positions: Indices = None,
         units: Indices = None,
         keys: Indices = None,
     ) -> "Edit":
         """Add `value`, for example a steering vector ``[d_model]``. Arguments as of `Edit`."""
-        return cls(_site(site), "add", value, *_chosen(positions, units, keys))
+        return cls._at(site, Add(value), positions, units, keys)
 
     @classmethod
     def scale(
         cls,
         site: Site | str,
-        factor: Tensor | float | int,
+        factor: Value,
         *,
         positions: Indices = None,
         units: Indices = None,
         keys: Indices = None,
     ) -> "Edit":
         """Multiply by `factor`. Arguments as of `Edit`."""
-        return cls(_site(site), "scale", factor, *_chosen(positions, units, keys))
+        return cls._at(site, Scale(factor), positions, units, keys)
 
     @classmethod
     def clamp(
         cls,
         site: Site | str,
         *,
-        low: Bound = None,
-        high: Bound = None,
+        low: Value | None = None,
+        high: Value | None = None,
         positions: Indices = None,
         units: Indices = None,
         keys: Indices = None,
@@ -140,11 +131,12 @@ class Edit:
             ValueError: Neither bound is given, or `low` is above `high`.
 
         Example:
+            >>> import torch
             >>> quiet = Edit.clamp("L0N7", high=0.0)
             >>> quiet.apply(torch.ones(1, 2, 9)).sum(-1)
             tensor([[8., 8.]])
         """
-        return cls(_site(site), "clamp", (low, high), *_chosen(positions, units, keys))
+        return cls._at(site, Clamp(low, high), positions, units, keys)
 
     @classmethod
     def project_out(
@@ -166,12 +158,13 @@ class Edit:
             units: Heads, as of `Edit`. Neurons cannot be chosen here: a direction goes across them.
 
         Example:
+            >>> import torch
             >>> edit = Edit.project_out("0.resid_post", torch.tensor([3.0, 4.0]))
             >>> edit.apply(torch.tensor([[[3.0, 4.0], [4.0, -3.0]]]))
             tensor([[[ 0.,  0.],
                      [ 4., -3.]]])
         """
-        return cls(_site(site), "project_out", directions, indices(positions), indices(units))
+        return cls._at(site, ProjectOut(directions), positions, units)
 
     @classmethod
     def replace(
@@ -200,6 +193,7 @@ class Edit:
             ValueError: The run did not keep the site, or has no such positions, heads or neurons.
 
         Example:
+            >>> import torch
             >>> from mlp_interp import load_model
             >>> from mlp_interp.runs import Runner
             >>> runner = Runner.of(load_model("nano"))
@@ -210,25 +204,24 @@ class Edit:
             >>> run.fired
             (Fired(times=1, changed=192),)
         """
-        site = _site(site)
-        there = cls(site, "set", 0.0, *_chosen(positions, units, keys))
-        values = run.at(Site(site.name, site.layer))
-        sources = indices(sources)
-        if sources is not None and len(sources) != len(there.positions or ()):
+        there = cls._at(site, Set(0.0), positions, units, keys)
+        values = run.at(there.site.whole)
+        given = integers("sources", sources)
+        if given is not None and len(given) != len(there.positions or ()):
             raise ValueError(
-                f"sources={sources} for positions={there.positions}; wanted one for each position"
+                f"sources={given} for positions={there.positions}; wanted one for each position"
             )
-        source = cls(site, "set", 0.0, sources or there.positions, there.units, there.keys)
-        selection = place(source, values.shape).within(values.shape)
+        source = replace(there, positions=given or there.positions)
+        selection = source.region(values.shape).within(values.shape)
         value = values[selection.index].clone() if selection else values
-        return cls(site, "set", value, there.positions, there.units, there.keys)
+        return replace(there, action=Set(value))
 
     @classmethod
     def noise(
         cls,
         site: Site | str,
         *,
-        std: Tensor | float | int,
+        std: Value,
         seed: int,
         positions: Indices = None,
         units: Indices = None,
@@ -247,7 +240,23 @@ class Edit:
             positions: As of `Edit`.
             units: As of `Edit`.
         """
-        return cls(_site(site), "noise", std, indices(positions), indices(units), None, seed)
+        return cls._at(site, Noise(std, seed), positions, units)
+
+    @property
+    def chosen(self) -> tuple[int, ...] | None:
+        """The heads or neurons, whether the site names one or `units` does."""
+        return self.units if self.site == self.site.whole else (self.site.unit,)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Name and layer by which a forward pass tells its observer where it is."""
+        return self.site.name, self.site.layer or 0
+
+    @property
+    def prompts(self) -> int:
+        """For how many prompts it has values of their own; 1 where they are the same for all."""
+        rows = [v for v in self.action.values if isinstance(v, Tensor)]
+        return max([1, *(len(v) for v in rows if v.ndim == len(self.site.axes))])
 
     def apply(self, x: Tensor) -> Tensor:
         """The edited activation of a whole text; `x` itself is not changed.
@@ -256,33 +265,74 @@ class Edit:
             ValueError: A position, head or neuron is outside the activation, or the value does not
                 fit what is selected.
         """
-        edited = act(place(self, x.shape), x)
-        return x if edited is None else edited[0]
+        selection = self.region(x.shape).within(x.shape)
+        return x if selection is None else self.act(x, selection)[0]
 
-    @property
-    def chosen(self) -> tuple[int, ...] | None:
-        """The heads or neurons, whether the site names one or `units` does."""
-        single = self.site.head if self.site.head is not None else self.site.neuron
-        return self.units if single is None else (single,)
+    def region(self, shape: Sequence[int], *, longest: int | None = None) -> Region:
+        """What it selects of an activation, which it is checked against.
 
-    @cached_property
-    def basis(self) -> Float[Tensor, "k d"]:
-        """Orthonormal directions of a project_out, in float64."""
-        return span(torch.as_tensor(self.value))
+        Args:
+            shape: Shape of the whole activation; of the prompt's, where the text will grow.
+            longest: How many positions will be run in the end, where the text will grow.
 
-    @property
-    def values(self) -> tuple[Tensor | float | int, ...]:
-        """What must broadcast to the selection."""
-        if isinstance(self.value, tuple):
-            return tuple(bound for bound in self.value if bound is not None)
-        return () if self.action == "project_out" else (self.value,)
+        Raises:
+            ValueError: A position, head or neuron is outside the activation or named twice, or the
+                value does not fit what is selected.
+        """
+        chosen = {"positions": self.positions, "units": self.chosen, "keys": self.keys}
+        found = region(self.site, chosen, shape, longest=longest)
+        self.action.check_fit(found.shape, self.site)
+        return found
 
+    def act(self, x: Tensor, selection: Selection) -> tuple[Tensor, Int[Tensor, ""]]:
+        """An activation with the edit done, and how many entries changed; `x` is not changed."""
+        index = selection.index
+        old = x[index] if index else x
+        new = self.action(old, selection)
+        if self.site.name == "pattern":
+            new = selection.causal(new)
+        changed = (new != old).sum()
+        if not index:
+            return new, changed
+        whole = x.clone()
+        whole[index] = new
+        return whole, changed
 
-def _chosen(
-    positions: Indices, units: Indices, keys: Indices
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]:
-    return indices(positions), indices(units), indices(keys)
+    @classmethod
+    def _at(
+        cls,
+        site: Site | str,
+        action: Action,
+        positions: Indices = None,
+        units: Indices = None,
+        keys: Indices = None,
+    ) -> "Edit":
+        return cls(
+            site_of(site),
+            action,
+            integers("positions", positions),
+            integers("units", units),
+            integers("keys", keys),
+        )
 
+    def _check_selection(self) -> None:
+        label, where = self.site.label, axes(self.site)
+        if self.units is not None and "units" not in where:
+            raise ValueError(f"units={self.units}: site {label!r} has no heads or neurons")
+        if self.units is not None and self.chosen is not self.units:
+            raise ValueError(f"units={self.units} beside site={label!r}; wanted one of the two")
+        if self.keys is not None and "keys" not in where:
+            raise ValueError(f"keys={self.keys}: site {label!r} is no pattern")
+        for name in ("positions", "units", "keys"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name}=() at {label!r} selects nothing; wanted None for all")
 
-def _site(site: Site | str) -> Site:
-    return Site.parse(site) if isinstance(site, str) else site
+    def __str__(self) -> str:
+        chosen = {"heads or neurons": self.units, "positions": self.positions, "keys": self.keys}
+        parts = [f"{self.action.name} at {self.site.label}: {self.action}"] + [
+            f"{what} {', '.join(map(str, some))}" for what, some in chosen.items() if some
+        ]
+        return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Edit({self})"

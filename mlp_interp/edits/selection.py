@@ -1,32 +1,28 @@
-"""Which entries of an activation an edit selects, also where only a stretch of a text is run."""
+"""Which entries of an activation are selected, also where only a stretch of a text is run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsInt
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mlp_interp.edits.edit import Edit
+from mlp_interp.sites import Site
 
-__all__ = ["Placed", "Selection", "axes", "indices", "place"]
+__all__ = ["Region", "Selection", "axes", "region"]
 
-
-def axes(name: str) -> dict[str, int]:
-    """Axis of an activation's positions, of its units and of its keys, where it has them."""
-    if name == "pattern":
-        return {"units": 1, "positions": 2, "keys": 3}
-    if name in ("q", "k", "v", "z", "pre", "post"):
-        return {"positions": 1, "units": 2}
-    return {"positions": 1}
+_INDEXED = {"pos": "positions", "head": "units", "neuron": "units", "source": "keys"}
 
 
-def indices(chosen: SupportsInt | Iterable[SupportsInt] | None) -> tuple[int, ...] | None:
-    """One or several indices as a tuple; None stays."""
-    if chosen is None:
-        return None
-    return tuple(int(i) for i in chosen) if isinstance(chosen, Iterable) else (int(chosen),)
+def axes(site: Site) -> dict[str, int]:
+    """Axis of an activation's positions, of its units and of its keys, where it has them.
+
+    Example:
+        >>> axes(Site("pattern", 1)), axes(Site("mlp_out", 1))
+        ({'units': 1, 'positions': 2, 'keys': 3}, {'positions': 1})
+    """
+    return {_INDEXED[word]: n for n, word in enumerate(site.axes) if word in _INDEXED}
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ class Selection:
     Attributes:
         shape: Shape of what is selected.
         rows: Indices into the activation by axis; an axis that is not here is whole.
-        parts: Where only some of an edit's own positions (or keys) are in the stretch: which of
-            them, by axis. A value's axis of that length is cut to them.
+        parts: Where only some of the chosen positions (or keys) are in the stretch: which of them,
+            by axis. A value's axis of that length is cut to them.
         positions: The selected positions, counted in the text.
     """
 
@@ -68,21 +64,36 @@ class Selection:
                 value = value.index_select(own, torch.tensor(kept, device=value.device))
         return value
 
+    def causal(
+        self, pattern: Float[Tensor, "batch head pos source"]
+    ) -> Float[Tensor, "batch head pos source"]:
+        """The selected part of a pattern, with no position attending to a later one."""
+        keys = torch.tensor(self.rows.get(3) or list(range(self.shape[3])))
+        later = keys[None, :] > torch.tensor(self.positions)[:, None]
+        return pattern.masked_fill(later.to(pattern.device), 0.0)
+
 
 @dataclass(frozen=True)
-class Placed:
-    """An edit whose indices count from the beginning of a text and are known to be in it."""
+class Region:
+    """What is selected of the activation of a whole text, which may yet grow.
 
-    edit: "Edit"
+    Attributes:
+        chosen: Indices by axis, counted from the beginning and known to be there; an axis that is
+            not here is whole.
+        positions: Which axis is that of positions.
+        shape: Shape of what is selected; ``"pos"`` where it grows with the text.
+    """
+
     chosen: dict[int, tuple[int, ...]]
+    positions: int
+    shape: tuple[int | str, ...]
 
     def within(self, shape: Sequence[int], start: int = 0) -> Selection | None:
         """What it selects of an activation that begins at position `start`; None for nothing."""
-        at = axes(self.edit.site.name)["positions"]
         rows: dict[int, list[int]] = {}
         parts: dict[int, list[int]] = {}
         for axis, chosen in self.chosen.items():
-            first = start if axis == at else 0
+            first = start if axis == self.positions else 0
             inside = [n for n, i in enumerate(chosen) if first <= i < first + shape[axis]]
             if not inside:
                 return None
@@ -90,60 +101,47 @@ class Placed:
             if len(inside) < len(chosen):
                 parts[axis] = inside
         selected = tuple(len(rows[axis]) if axis in rows else n for axis, n in enumerate(shape))
-        positions = [start + i for i in rows.get(at, range(shape[at]))]
+        positions = [start + i for i in rows.get(self.positions, range(shape[self.positions]))]
         return Selection(selected, rows, parts, positions)
 
 
-def place(edit: "Edit", shape: Sequence[int], *, longest: int | None = None) -> Placed:
-    """Check an edit against the activation that it is for.
+def region(
+    site: Site,
+    chosen: dict[str, tuple[int, ...] | None],
+    shape: Sequence[int],
+    *,
+    longest: int | None = None,
+) -> Region:
+    """Find what is chosen in an activation.
 
     Args:
-        edit: The edit.
+        site: Where.
+        chosen: The ``positions``, ``units`` and ``keys``, where the site has them; None for all.
         shape: Shape of the whole activation; of the prompt's, where the text will grow.
         longest: How many positions will be run in the end, where the text will grow.
 
     Raises:
-        ValueError: A position, head or neuron is outside the activation or named twice, or the
-            value does not fit what is selected.
+        ValueError: A position, head or neuron is outside the activation or named twice.
     """
-    wanted = {"positions": edit.positions, "units": edit.chosen, "keys": edit.keys}
-    chosen: dict[int, tuple[int, ...]] = {}
+    found: dict[int, tuple[int, ...]] = {}
     selected: list[int | str] = list(shape)
-    for what, axis in axes(edit.site.name).items():
+    for what, axis in axes(site).items():
         grows = longest is not None and what != "units"
-        if (given := wanted[what]) is None:
-            selected[axis] = "pos" if grows else shape[axis]
-            continue
-        size = longest if longest is not None and grows else shape[axis]
-        chosen[axis] = _resolved(given, shape[axis], size - 1, f"{what}={given}", edit)
-        selected[axis] = len(given)
-    _check_fit(edit, selected)
-    return Placed(edit, chosen)
-
-
-def _resolved(
-    given: tuple[int, ...], size: int, last: int, what: str, edit: "Edit"
-) -> tuple[int, ...]:
-    label = edit.site.label
-    if any(not -size <= i <= last for i in given):
-        raise ValueError(f"{what} at {label!r}; wanted indices from {-size} to {last}")
-    found = tuple(i + size if i < 0 else i for i in given)
-    if len(set(found)) < len(found):
-        raise ValueError(f"{what} at {label!r} has one twice; wanted each once")
-    return found
-
-
-def _check_fit(edit: "Edit", selected: list[int | str]) -> None:
-    label = edit.site.label
-    if edit.action == "project_out" and edit.basis.shape[1] != selected[-1]:
-        raise ValueError(
-            f"directions of width {edit.basis.shape[1]} at {label!r}; wanted {selected[-1]}"
-        )
-    for value in edit.values:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-        pairs = zip(reversed(shape), reversed(selected), strict=False)
-        if len(shape) > len(selected) or any(n not in (1, wanted) for n, wanted in pairs):
-            wanted = ", ".join(map(str, selected))
-            raise ValueError(
-                f"value of shape {shape} at {label!r}; wanted one that broadcasts to ({wanted})"
+        given = chosen[what]
+        if given is not None:
+            size = longest if longest is not None and grows else shape[axis]
+            found[axis] = _resolved(
+                given, shape[axis], size - 1, f"{what}={given} at {site.label!r}"
             )
+            selected[axis] = len(given)
+        elif grows:
+            selected[axis] = "pos"
+    return Region(found, axes(site)["positions"], tuple(selected))
+
+
+def _resolved(given: tuple[int, ...], size: int, last: int, what: str) -> tuple[int, ...]:
+    # Not `models.indices`: a text that grows has positions beyond those that negatives count from.
+    found = tuple(i + size if i < 0 else i for i in given)
+    if any(not -size <= i <= last for i in given) or len(set(found)) < len(found):
+        raise ValueError(f"{what}; wanted integers from {-size} to {last}, each once")
+    return found

@@ -7,7 +7,7 @@ float) are refused: a user who gives them means something else than what would b
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["index", "indices"]
+__all__ = ["index", "indices", "integers"]
 
 
 def index(name: str, given: Any, size: int) -> int:
@@ -59,6 +59,29 @@ def indices(name: str, given: Any, size: int) -> tuple[int, ...]:
     if len(set(found)) < len(listed):
         raise ValueError(f"{name}={listed}; wanted integers from {-size} to {size - 1}, each once")
     return found
+
+
+def integers(name: str, given: Any) -> tuple[int, ...] | None:
+    """Indices of something whose size is not known yet; None stays.
+
+    Args:
+        name: Of the argument, for the error.
+        given: One integer or several, of Python, numpy or torch.
+
+    Raises:
+        ValueError: One is no integer.
+
+    Example:
+        >>> integers("positions", range(2)), integers("positions", -1)
+        ((0, 1), (-1,))
+    """
+    if given is None:
+        return None
+    places = _plain(given)
+    listed = tuple(_plain(i) for i in places) if _several(places) else (places,)
+    if not all(type(i) is int for i in listed):
+        raise ValueError(f"{name}={given!r}; wanted integers")
+    return listed
 
 
 def _plain(given: Any) -> Any:

@@ -125,8 +125,8 @@ def run_cells(
             values[cell.where] = measure(runner.edited(base, edits))
             changed[cell.where] = differs
     first = Site("resid_pre", 0)
-    everything = [Edit(first, "set", source.streams[0])]
-    nothing = [Edit(first, "set", base.streams[0])]
+    everything = [Edit.set(first, source.streams[0])]
+    nothing = [Edit.set(first, base.streams[0])]
     return Outcome(
         values,
         changed,
@@ -155,9 +155,8 @@ def _edits(
         value = taken[tuple(index)]
         differs |= (value != own[tuple(index)]).flatten(1).any(-1)
         edits.append(
-            Edit(
+            Edit.set(
                 site,
-                "set",
                 value,
                 positions=None if cell.position is None else (cell.position,),
                 units=None if cell.unit is None else (cell.unit,),

@@ -202,7 +202,7 @@ class _Traced:
         ]
         source = runner.run(self.tokens, sites=sites)
         rows = self.tokens.expand(len(self.noise), -1)
-        noisy = [Edit(Site("resid_pre", 0), "add", self.noise)]
+        noisy = [Edit.add("0.resid_pre", self.noise)]
         base = runner.run(rows, sites=sites, edits=noisy)
         base = replace(base, fired=())  # from here on the noise belongs to the prompts
         prompts = torch.arange(len(rows))

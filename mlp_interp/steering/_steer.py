@@ -162,7 +162,7 @@ class Steering:
 
     def _hook(self, name: str, layer: int | None) -> Callable[..., Tensor]:
         def hook(x: Tensor, hook: Any = None) -> Tensor:
-            shape = x.shape[0], x.shape[axes(name)["positions"]]
+            shape = x.shape[0], x.shape[axes(Site(name, layer))["positions"]]
             if self._text is None:
                 self._check_pass()
                 return self._of_shape(*shape)(name, layer or 0, x)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Where
@@ -18,7 +17,7 @@ from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.steering.generation import Continued, Continuing, Eos, check_edits, text_of
 
-__all__ = ["described", "generate_compare"]
+__all__ = ["generate_compare"]
 
 WAYS = ("plain", "edited")
 
@@ -97,35 +96,13 @@ def generate_compare(
             **describe(model),
             "data": f"{len(texts)} prompts, {n} samples of at most {max_new_tokens} tokens",
             "long_name": "texts continued with edits and without, from the same seeds",
-            "edits": "\n".join(described(edit) for edit in listed),
+            "edits": "\n".join(map(str, listed)),
             "where": where,
             "seed": how.seed,
             "temperature": float(temperature),
             "top_k": "all" if top_k is None else top_k,
         },
     )
-
-
-def described(edit: Edit) -> str:
-    """An edit in words."""
-    value = edit.value
-    if isinstance(value, Tensor):
-        said = f"a vector of norm {float(value.double().norm()):.4g}" if value.numel() > 1 else ""
-        said = said or f"{float(value):.4g}"
-    elif isinstance(value, tuple):
-        said = f"{value[0]} to {value[1]}" if not any(map(_is_tensor, value)) else "bounds"
-    else:
-        said = f"{value:.4g}"
-    parts = [f"{edit.action} at {edit.site.label}: {said}"]
-    chosen = {"heads or neurons": edit.units, "positions": edit.positions, "keys": edit.keys}
-    parts += [
-        f"{name} {', '.join(map(str, some))}" for name, some in chosen.items() if some is not None
-    ]
-    return "; ".join(parts)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 class _Both:

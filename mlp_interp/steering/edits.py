@@ -48,7 +48,7 @@ def add(
         >>> from mlp_interp import load_model
         >>> from mlp_interp.steering import output_direction
         >>> (edit,) = add(output_direction(load_model("nano"), "L3N5"), 4.0)
-        >>> edit.site.label, edit.action
+        >>> edit.site.label, edit.action.name
         ('3.resid_post', 'add')
     """
     read = _Read.of(direction)
@@ -126,8 +126,8 @@ def hold(component: str, value: SupportsFloat, *, positions: Indices = None) -> 
         ValueError: It is no neuron, or the value is no finite number.
 
     Example:
-        >>> hold("L3N669", 5.0)[0].action
-        'set'
+        >>> hold("L3N669", 5.0)
+        [Edit(set at L3N669: 5)]
     """
     place = Site.parse(component)
     if place.neuron is None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Applier, check_where, confined
-from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import token_strings
@@ -188,13 +187,11 @@ def check_edits(edits: Any) -> tuple[Edit, ...]:
     for n, edit in enumerate(listed):
         if not isinstance(edit, Edit):
             raise ValueError(f"edits[{n}]={edit!r}; wanted an Edit")
-        whole = 3 + ("units" in axes(edit.site.name) and edit.site.name not in ("pre", "post"))
-        for value in edit.values:
-            if isinstance(value, Tensor) and value.ndim == whole and value.shape[0] > 1:
-                raise ValueError(
-                    f"edits[{n}] at {edit.site.label!r} has values for {value.shape[0]} prompts; "
-                    "wanted the same for all, because prompts are run in groups"
-                )
+        if edit.prompts > 1:
+            raise ValueError(
+                f"edits[{n}] at {edit.site.label!r} has values for {edit.prompts} prompts; "
+                "wanted the same for all, because prompts are run in groups"
+            )
     return listed
 
 
