@@ -19,6 +19,8 @@ from random_models import (
 )
 
 from mlp_interp import load_model
+from mlp_interp.gradients import problem
+from mlp_interp.models import Weights
 
 # The models here are tiny: threads that wait for each other cost more than they save, above all
 # where several test processes share a few cores.
@@ -37,6 +39,14 @@ def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Both model classes in turn, where the library has both."""
+    return request.param
+
+
+@pytest.fixture(params=["lean", "hooks"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both engines of gradients in turn, whatever the model."""
+    if request.param == "hooks":
+        monkeypatch.setattr(problem, "engine_of", Weights.of)
     return request.param
 
 

@@ -6,40 +6,18 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from contrasts import CASES, contrast_of
 from random_models import BACKENDS, HAS_HOOKED, assert_same_state, build, state_of, unchecked
+from reference_gradients import activations, attribution, difference
 from scipy.stats import spearmanr
-from test_gradients_reference import activations, attribution, difference, pairs
 
-from mlp_interp import Contrast, prompts
-from mlp_interp.gradients import SITES, as_grid, attribution_patch, compare, problem
+from mlp_interp import prompts
+from mlp_interp.gradients import SITES, as_grid, attribution_patch, compare
 from mlp_interp.metrics import Custom, Metric, kl, log_probability, logit_difference
-from mlp_interp.models import Weights
 from mlp_interp.patching import patch
 
 HEADS = ("z", "q", "k", "v")
 ENDS = {"denoising": [(0.0, 1.0)], "noising": [(1.0, 1.0)]}
-# Every architecture with folded and raw weights, in one direction each.
-CASES = [
-    ("parallel", "folded", "denoising"),
-    ("parallel", "raw", "noising"),
-    ("sequential", "folded", "noising"),
-    ("sequential", "raw", "denoising"),
-    ("gpt2", "folded", "denoising"),
-    ("gpt2", "raw", "noising"),
-]
-
-
-def a_contrast(**kwargs):
-    clean, corrupted, answers, foils = pairs(**kwargs)
-    return Contrast(clean_tokens=clean, corrupted_tokens=corrupted, answers=answers, foils=foils)
-
-
-@pytest.fixture(params=["lean", "hooks"])
-def engine(request, monkeypatch):
-    """Both engines in turn, whatever the model."""
-    if request.param == "hooks":
-        monkeypatch.setattr(problem, "engine_of", Weights.of)
-    return request.param
 
 
 def reduced(products, layers):
@@ -77,7 +55,7 @@ def assert_estimates(found, reference, tolerance=1e-10):
 def test_estimates_are_changes_times_gradients(
     kind, architecture, processing, backend, direction, engine
 ):
-    model, contrast = kind(architecture, backend, processing, torch.float64), a_contrast()
+    model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
     found = attribution_patch(model, contrast, sites=SITES, direction=direction)
     reference, clean, corrupted = expected(model, contrast, ENDS[direction])
     assert found.attrs["engine"] == engine
@@ -87,14 +65,14 @@ def test_estimates_are_changes_times_gradients(
 
 
 def test_every_kind_of_model_in_float32(model):
-    contrast = a_contrast()
+    contrast = contrast_of(3, 9)
     found = attribution_patch(model, contrast, sites=SITES)
     reference = expected(model, contrast, ENDS["denoising"])[0]
     assert_estimates(found, reference, 1e-4)
 
 
 def test_integrated_gradients_average_over_the_path(kind, engine):
-    model, contrast = kind("parallel", BACKENDS[0], "raw", torch.float64), a_contrast()
+    model, contrast = kind("parallel", BACKENDS[0], "raw", torch.float64), contrast_of(3, 9)
     places, weights = np.polynomial.legendre.leggauss(4)
     path = [((1 + p) / 2, w / 2) for p, w in zip(places, weights, strict=True)]
     reference = expected(model, contrast, path)[0]
@@ -109,7 +87,7 @@ def test_integrated_gradients_average_over_the_path(kind, engine):
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
 def test_many_steps_are_complete_at_the_embedding(kind, architecture, backend):
     """Sundararajan's axiom: what the inputs get sums to the metric's whole change."""
-    model, contrast = kind(architecture, backend, "folded", torch.float64), a_contrast()
+    model, contrast = kind(architecture, backend, "folded", torch.float64), contrast_of(3, 9)
     found = attribution_patch(model, contrast, sites=["resid_pre"], steps=40)
     total = found.resid_pre.sel(layer=0).sum("pos")
     np.testing.assert_allclose(total, found.clean - found.corrupted, atol=1e-6)
@@ -118,7 +96,7 @@ def test_many_steps_are_complete_at_the_embedding(kind, architecture, backend):
 
 
 def test_other_metrics_and_positions(kind, engine):
-    model, contrast = kind("sequential", BACKENDS[0], "folded", torch.float64), a_contrast()
+    model, contrast = kind("sequential", BACKENDS[0], "folded", torch.float64), contrast_of(3, 9)
     rows = torch.arange(3)
 
     def both(logits, prompts):
@@ -160,7 +138,7 @@ class Straight(Metric):
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_estimates_of_the_last_outputs_are_exact_for_a_linear_metric(kind, backend, direction):
-    model, contrast = kind("parallel", backend, "folded", torch.float64), a_contrast()
+    model, contrast = kind("parallel", backend, "folded", torch.float64), contrast_of(3, 9)
     weight = torch.randn(32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     metric = Straight(name="straight", unit="", positions=(-1,), weight=weight)
     found = attribution_patch(model, contrast, metric, sites=SITES, direction=direction)
@@ -195,7 +173,7 @@ def test_estimates_of_the_last_outputs_are_exact_for_a_linear_metric(kind, backe
 
 
 def test_zero_as_baseline_is_activation_times_gradient(kind, backend, engine):
-    model, contrast = kind("parallel", backend, "folded", torch.float64), a_contrast()
+    model, contrast = kind("parallel", backend, "folded", torch.float64), contrast_of(3, 9)
     found = attribution_patch(model, contrast, sites=SITES, direction="noising", baseline="zero")
     metric = lambda x: difference(x, contrast.answers, contrast.foils)
     acts, grads, _ = activations(model, contrast.clean_tokens, SITES, metric)
@@ -204,7 +182,7 @@ def test_zero_as_baseline_is_activation_times_gradient(kind, backend, engine):
 
 
 def test_neurons_keep_their_positions_on_request(kind, engine):
-    model, contrast = kind(), a_contrast()
+    model, contrast = kind(), contrast_of(3, 9)
     summed = attribution_patch(model, contrast, sites=["pre", "post"])
     found = attribution_patch(model, contrast, sites=["pre", "post"], neuron_positions=True)
     assert found.post.dims == ("layer", "neuron", "pos", "prompt")
@@ -214,7 +192,7 @@ def test_neurons_keep_their_positions_on_request(kind, engine):
 
 
 def test_prompts_by_themselves_give_the_same(kind, engine):
-    model, contrast = kind(), a_contrast(prompts=5)
+    model, contrast = kind(), contrast_of(5, 9)
     together = attribution_patch(model, contrast, sites=SITES)
     for i in range(5):
         alone = attribution_patch(model, contrast[i], sites=SITES)
@@ -223,7 +201,7 @@ def test_prompts_by_themselves_give_the_same(kind, engine):
 
 
 def test_layout_and_attributes(kind):
-    model, contrast = kind(), a_contrast(prompts=1)
+    model, contrast = kind(), contrast_of(1, 9)
     found = attribution_patch(model, contrast, sites=["z", "mlp_out", "z"])
     assert list(found.data_vars) == ["z", "mlp_out", "clean", "corrupted"]
     assert found.z.dims == ("layer", "head", "pos", "prompt")
@@ -231,12 +209,12 @@ def test_layout_and_attributes(kind):
     assert found.attrs["direction"] == "denoising"
     assert found.token.dims == ("pos",)
     assert len(found.pos) == 9
-    assert "token" not in attribution_patch(model, a_contrast(), sites=["z"]).coords
+    assert "token" not in attribution_patch(model, contrast_of(3, 9), sites=["z"]).coords
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
-    model, contrast = kind(), a_contrast()
+    model, contrast = kind(), contrast_of(3, 9)
     found = attribution_patch(model, contrast, direction=direction)
     grid = as_grid(found, ["mlp_out", "attn_out"])
     assert grid.estimate.dims == ("site", "layer", "pos", "prompt")
@@ -284,7 +262,7 @@ def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
 )
 def test_bad_arguments(kind, arguments, text):
     with pytest.raises(ValueError, match=text):
-        unchecked(attribution_patch)(kind(), a_contrast(), **arguments)
+        unchecked(attribution_patch)(kind(), contrast_of(3, 9), **arguments)
 
 
 def test_weights_that_hold_nan_are_named(engine):
@@ -292,12 +270,12 @@ def test_weights_that_hold_nan_are_named(engine):
     with torch.no_grad():
         model.blocks[1].mlp.W_out.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="metric 'logit_difference' is nan after the clean prompt"):
-        attribution_patch(model, a_contrast())
+        attribution_patch(model, contrast_of(3, 9))
 
 
 def test_nothing_stays_on_the_model(kind, backend, engine):
     """Also when the metric fails in the middle of it, and whatever gradient mode is on."""
-    model, contrast = kind("parallel", backend, "raw"), a_contrast()
+    model, contrast = kind("parallel", backend, "raw"), contrast_of(3, 9)
     before = state_of(model)
     calls = []
 
@@ -319,7 +297,7 @@ def test_nothing_stays_on_the_model(kind, backend, engine):
 
 def test_hooks_and_weights_of_the_moment_count(backend):
     """What is remembered of a model does not outlive hooks, nor changes of its weights."""
-    model, contrast = build("parallel", backend, "folded"), a_contrast()
+    model, contrast = build("parallel", backend, "folded"), contrast_of(3, 9)
     found = attribution_patch(model, contrast)
     model.blocks[0].mlp.W_out.data[:10] *= 2
     changed = attribution_patch(model, contrast)
@@ -375,7 +353,7 @@ def patched(model, contrast, site, direction="denoising"):
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_compare_says_how_wrong_estimates_are(kind, direction):
-    model, contrast = kind(), a_contrast()
+    model, contrast = kind(), contrast_of(3, 9)
     exact = patched(model, contrast, "mlp_out", direction)
     estimate = attribution_patch(model, contrast, direction=direction)
     found = compare(exact, estimate, worst=3)
@@ -404,7 +382,7 @@ def test_compare_says_how_wrong_estimates_are(kind, direction):
 
 
 def test_compare_sums_positions_that_were_patched_together(kind):
-    contrast = a_contrast()
+    contrast = contrast_of(3, 9)
     estimate = attribution_patch(kind(), contrast)
     grid = as_grid(estimate, "z")
     together = grid[["raw"]].isel(pos=0, drop=True)
@@ -426,7 +404,7 @@ def test_compare_sums_positions_that_were_patched_together(kind):
     ids=str,
 )
 def test_compare_takes_the_cells_that_were_patched(kind, chosen):
-    model, contrast = kind(dtype=torch.float64), a_contrast()
+    model, contrast = kind(dtype=torch.float64), contrast_of(3, 9)
     exact = patch(model, contrast, **chosen)
     found = compare(exact, attribution_patch(model, contrast))
     true = exact.raw - exact.corrupted
@@ -463,7 +441,7 @@ def test_estimates_are_good_late_and_poor_for_early_streams_and_the_first_mlp(na
 
 
 def test_bad_arguments_of_compare(kind):
-    contrast = a_contrast()
+    contrast = contrast_of(3, 9)
     estimate = attribution_patch(kind(), contrast)
     exact = as_grid(estimate, "mlp_out")
     for wrong, text in (
@@ -485,6 +463,6 @@ def test_bad_arguments_of_compare(kind):
 def test_no_graph_stays_on_the_model(engine):
     for backend in BACKENDS:
         model = build("parallel", backend, "folded")
-        attribution_patch(model, a_contrast())
+        attribution_patch(model, contrast_of(3, 9))
         kept = [x for m in model.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
         assert not [x.shape for x in kept if x.grad_fn is not None]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from contrasts import CASES, contrast_of
 from random_models import assert_same_state, state_of, unchecked
-from test_gradients import CASES, a_contrast, engine  # noqa: F401 (a fixture)
-from test_gradients_reference import circuit_metric, difference, edge_scores
+from reference_gradients import circuit_metric, difference, edge_scores
 
 from mlp_interp import Contrast
 from mlp_interp.gradients import (
@@ -25,14 +25,9 @@ def metric_of(contrast):
 
 @pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
 def test_each_edge_is_change_times_gradient(
-    kind,
-    architecture,
-    processing,
-    backend,
-    direction,
-    engine,  # noqa: F811
+    kind, architecture, processing, backend, direction, engine
 ):
-    model, contrast = kind(architecture, backend, processing, torch.float64), a_contrast()
+    model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
     found = edge_attribution(model, contrast, direction=direction)
     tokens = contrast.clean_tokens, contrast.corrupted_tokens
     where = tokens[direction == "denoising"]
@@ -50,7 +45,7 @@ def test_senders_sum_to_the_attribution_of_what_the_receiver_reads(
     kind, architecture, backend, steps
 ):
     """All readers of layer 0 and the stream around them; and the last stream into the logits."""
-    model, contrast = kind(architecture, backend, "raw", torch.float64), a_contrast()
+    model, contrast = kind(architecture, backend, "raw", torch.float64), contrast_of(3, 9)
     estimate = edge_attribution(model, contrast, steps=steps).estimate
     edges = estimate.sum("sender")
     nodes = attribution_patch(model, contrast, sites=["resid_pre", "z", "mlp_out"], steps=steps)
@@ -81,8 +76,8 @@ def _later(receivers, layer):
     return list(receivers)[list(receivers).index(start) + 1 :]
 
 
-def test_steps_prompts_and_averages(kind, engine):  # noqa: F811
-    model, contrast = kind("sequential"), a_contrast()
+def test_steps_prompts_and_averages(kind, engine):
+    model, contrast = kind("sequential"), contrast_of(3, 9)
     whole = edge_attribution(model, contrast, steps=3)
     for memory in (512.0, 0.05):
         averaged = edge_attribution(model, contrast, steps=3, per_prompt=False, memory=memory)
@@ -94,7 +89,7 @@ def test_steps_prompts_and_averages(kind, engine):  # noqa: F811
 
 
 def test_many_steps_are_complete(kind, backend):
-    model, contrast = kind("gpt2", backend, "folded", torch.float64), a_contrast()
+    model, contrast = kind("gpt2", backend, "folded", torch.float64), contrast_of(3, 9)
     found = edge_attribution(model, contrast, steps=40)
     total = found.estimate.sel(sender="embed").sum("receiver")
     np.testing.assert_allclose(total, found.clean - found.corrupted, atol=1e-6)
@@ -121,7 +116,7 @@ def test_the_graph_knows_who_comes_first(parallel):
 
 @pytest.mark.parametrize(("architecture", "processing"), [case[:2] for case in CASES])
 def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, processing, backend):
-    model, contrast = kind(architecture, backend, processing, torch.float64), a_contrast()
+    model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
     found = faithfulness(model, contrast, edges, [0.03, 0.2, 0.6])
     scores = edges.estimate.mean("prompt").stack(edge=("sender", "receiver")).dropna("edge")
@@ -142,7 +137,7 @@ def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, proces
 
 
 def test_all_edges_are_the_model_and_none_are_the_corrupted_run(model):
-    contrast = a_contrast()
+    contrast = contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
     found = faithfulness(model, contrast, edges, [0.0, 1.0])
     np.testing.assert_allclose(found.metric[0], found.corrupted, atol=1e-4)
@@ -153,7 +148,7 @@ def test_all_edges_are_the_model_and_none_are_the_corrupted_run(model):
 
 
 def test_areas_under_and_beside_the_curve(kind):
-    contrast = a_contrast()
+    contrast = contrast_of(3, 9)
     edges = edge_attribution(kind(), contrast)
     fractions = [0.05, 0.1, 0.5]
     found = faithfulness(kind(), contrast, edges, fractions)
@@ -166,7 +161,7 @@ def test_areas_under_and_beside_the_curve(kind):
 
 
 def test_ranks_and_batches(kind):
-    model, contrast = kind(), a_contrast()
+    model, contrast = kind(), contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
     whole = faithfulness(model, contrast, edges)
     some = faithfulness(model, contrast, edges.estimate, memory=0.5)
@@ -182,7 +177,7 @@ def test_ranks_and_batches(kind):
 
 def test_metrics_at_earlier_positions(kind, backend):
     """What is read before the first difference, too."""
-    model, contrast = kind("parallel", backend, "folded", torch.float64), a_contrast()
+    model, contrast = kind("parallel", backend, "folded", torch.float64), contrast_of(3, 9)
     metric = logit_difference(contrast.answers, contrast.foils, position=5)
     edges = edge_attribution(model, contrast, metric)
     found = faithfulness(model, contrast, edges, [0.2], metric)
@@ -199,7 +194,7 @@ def test_metrics_at_earlier_positions(kind, backend):
 
 
 def test_nothing_stays_on_the_model(kind, backend):
-    model, contrast = kind("sequential", backend, "raw"), a_contrast()
+    model, contrast = kind("sequential", backend, "raw"), contrast_of(3, 9)
     before = state_of(model)
     edges = edge_attribution(model, contrast, steps=2)
     faithfulness(model, contrast, edges, [0.1])
@@ -252,11 +247,11 @@ def test_memory_does_not_decide_which_prompts_a_circuit_can_be_run_on(kind):
 )
 def test_bad_arguments(kind, arguments, text):
     with pytest.raises(ValueError, match=text):
-        unchecked(edge_attribution)(kind(), a_contrast(), **arguments)
+        unchecked(edge_attribution)(kind(), contrast_of(3, 9), **arguments)
 
 
 def test_bad_arguments_of_faithfulness(kind, monkeypatch):
-    model, contrast = kind(), a_contrast()
+    model, contrast = kind(), contrast_of(3, 9)
     edges = edge_attribution(model, contrast).estimate
     constant = Custom(name="same", unit="", function=lambda x, prompts: 0 * x[:, 0, 0] + 1)
     for wrong, text in (

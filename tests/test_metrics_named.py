@@ -1,7 +1,7 @@
 import pytest
 import torch
+from contrasts import contrast_of
 from random_models import unchecked
-from test_patching import contrast_of
 
 from mlp_interp import metrics
 from mlp_interp.metrics import metric as metric_module
@@ -26,7 +26,7 @@ def by_hand(name, logits, contrast, clean_logits):
 
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_metrics_are_what_the_models_logits_give(model, name):
-    contrast = contrast_of(batch=3)
+    contrast = contrast_of(3)
     forward = forward_of(model)
     clean, corrupted = (
         forward.run(forward.embed(tokens))[:, -1:]
@@ -44,7 +44,7 @@ def test_metrics_are_what_the_models_logits_give(model, name):
 
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_items_are_read_by_their_prompt_and_in_pieces(kind, name, monkeypatch):
-    model, contrast = kind(dtype=torch.float64), contrast_of(batch=3)
+    model, contrast = kind(dtype=torch.float64), contrast_of(3)
     generator = torch.Generator().manual_seed(0)
     streams = torch.randn(5, 1, 32, generator=generator, dtype=torch.float64)
     prompts = torch.tensor([2, 0, 0, 1, 2])
@@ -59,7 +59,7 @@ def test_items_are_read_by_their_prompt_and_in_pieces(kind, name, monkeypatch):
 
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_gradients_pass(kind, name):
-    model, contrast = kind(dtype=torch.float64), contrast_of(batch=2)
+    model, contrast = kind(dtype=torch.float64), contrast_of(2)
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(2, 1, 32, generator=generator, dtype=torch.float64)
     reader = metrics.metric_for(name, contrast).reader(model, reference)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from random_models import VOCABULARY, random_neox, tiny_tokenizer, unchecked
+from contrasts import contrast_of
+from random_models import random_neox, tiny_tokenizer, unchecked
 
-from mlp_interp import Contrast, load_model, metrics, patch, prompts
+from mlp_interp import load_model, metrics, patch, prompts
 from mlp_interp.patching import running
 
 ALL_SITES = ["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
@@ -17,18 +18,6 @@ HOOKS = {
     **{name: f"blocks.{{}}.attn.hook_{name}" for name in ("z", "q", "k", "v", "pattern")},
     **{name: f"blocks.{{}}.mlp.hook_{name}" for name in ("pre", "post")},
 }
-
-
-def contrast_of(batch=2, length=7, *, differ=(2, 4), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    clean = torch.randint(1, VOCABULARY, (batch, length), generator=generator)
-    corrupted = clean.clone()
-    for position in differ:
-        corrupted[:, position] = (clean[:, position] + 7 + position) % VOCABULARY
-    answers = torch.arange(batch) + 3
-    return Contrast(
-        clean_tokens=clean, corrupted_tokens=corrupted, answers=answers, foils=answers + 50
-    )
 
 
 def by_hooks(model, contrast, cell, *, direction="denoising", window=1):
@@ -199,7 +188,7 @@ def test_what_is_named_twice_is_patched_once(kind):
 
 
 def test_prompts_do_not_see_each_other(kind):
-    model, contrast = kind(dtype=torch.float64), contrast_of(batch=4)
+    model, contrast = kind(dtype=torch.float64), contrast_of(4)
     together = patch(model, contrast, sites=["z", "v"], positions="each")
     alone = patch(model, contrast[2], sites=["z", "v"], positions="each")
     np.testing.assert_allclose(together.raw.isel(prompt=[2]), alone.raw, atol=1e-12)

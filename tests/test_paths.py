@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from contrasts import contrast_of
 from random_models import BACKENDS, HAS_HOOKED, unchecked
-from test_paths_reference import EARLY, LENGTH, SETS, Slow, close, contrast_of
+from reference_paths import EARLY, SETS, Slow, close
 
 from mlp_interp import attribute_logits, metrics, patching, paths
 from mlp_interp.models import HookForward, forward_of
@@ -110,7 +111,7 @@ def test_where_nothing_differs_nothing_changes(kind):
     )
     assert found.raw.dims == ("receiver", "sender", "pos", "prompt")
     assert found.changed.sel(sender="embed")[0].any("prompt").values.tolist() == [
-        position == 3 for position in range(LENGTH)
+        position == 3 for position in range(7)
     ]
     assert not found.changed.sel(sender="L0H1", pos=[0, 1, 2]).any()
     close(found.raw.sel(pos=[0, 1, 2])[0, 0], np.broadcast_to(found.corrupted, (3, 2)), atol=0)
@@ -205,7 +206,7 @@ def test_memory_only_sets_how_much_runs_together(kind):
 @pytest.mark.parametrize("metric", ["kl", "probability", "log_probability"])
 def test_other_metrics(kind, metric):
     model = kind("sequential", BACKENDS[0], "folded", torch.float64)
-    contrast = contrast_of(differ=(1, LENGTH - 1))
+    contrast = contrast_of(differ=(1, 6))
     found = paths.path_patch(model, contrast, metric, senders="embed", receivers="logits")
     assert found.attrs["metric"] == metric
     assert found.changed.all()

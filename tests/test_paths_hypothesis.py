@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from contrasts import contrast_of
 from random_models import BACKENDS, unchecked
-from test_paths_reference import close, contrast_of
+from reference_paths import close
 
 from mlp_interp import metrics, paths
 
