@@ -29,6 +29,7 @@ class Slow:
         self.tokens = order[0]
         self.base, self.source = (reference.full_cache(model, tokens) for tokens in order)
         self.n_layers = model.cfg.n_layers
+        self.first_passes = {}
 
     def metric(self, logits):
         rows = torch.arange(len(logits))
@@ -126,30 +127,38 @@ class Slow:
     def __call__(
         self, senders, receivers, freeze="all", where=slice(None), hear=slice(None)
     ) -> np.ndarray:
-        places, recorded = self.places(receivers), {}
-        final = f"blocks.{self.n_layers - 1}.hook_resid_post"
-
-        def recording(name):
-            def hook(x, hook=None):
-                recorded[name] = x.clone()
-
-            return hook
-
-        hooks = self.sending(senders, freeze, where)
-        names = {name for name, _ in places} | {final}
-        self.run(hooks | {name: recording(name) for name in names})
+        recorded = self.sent_to_all(tuple(senders), freeze, where)
         second = {}
-        for name, unit in places:
+        for name, unit in self.places(receivers):
             second.setdefault(name, []).append(unit)
-
         hooks = {
             name: self.setting([(unit, recorded[name]) for unit in units], hear)
             for name, units in second.items()
         }
         if "logits" in receivers:
+            final = f"blocks.{self.n_layers - 1}.hook_resid_post"
             change = recorded[final] - self.base[final]
             hooks[final] = lambda x, hook=None: x + change
         return self.metric(self.run(hooks))
+
+    def sent_to_all(self, senders, freeze, where):
+        """What everything that could receive reads in the first pass, by hook name."""
+        key = senders, freeze, str(where)
+        if key not in self.first_passes:
+            recorded = {}
+
+            def recording(name):
+                def hook(x, hook=None):
+                    recorded[name] = x.clone()
+
+                return hook
+
+            parts = [*(f"attn.hook_{name}" for name in "qkv"), "mlp.hook_pre", "hook_resid_post"]
+            names = [f"blocks.{layer}.{x}" for layer in range(self.n_layers) for x in parts]
+            hooks = self.sending(senders, freeze, where)
+            self.run(hooks | {name: recording(name) for name in names})
+            self.first_passes[key] = recorded
+        return self.first_passes[key]
 
 
 def close(found, expected, **tolerances):

@@ -61,7 +61,6 @@ def assert_as_hooks(model, contrast, result, *, some=None, atol=1e-9, **options)
         np.testing.assert_allclose(value.values, expected, atol=atol, rtol=0, err_msg=str(place))
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -76,7 +75,9 @@ def assert_as_hooks(model, contrast, result, *, some=None, atol=1e-9, **options)
     ],
     ids=lambda options: "-".join(map(str, options.values())).replace(" ", ""),
 )
-@pytest.mark.parametrize("which", ["parallel", "sequential"])
+@pytest.mark.parametrize(
+    ("which", "direction"), [("parallel", "denoising"), ("sequential", "noising")]
+)
 def test_patches_are_what_plain_hooks_give(kind, which, options, direction):
     model, contrast = kind(which, dtype=torch.float64), contrast_of()
     result = patch(model, contrast, direction=direction, **options)

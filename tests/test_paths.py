@@ -12,11 +12,8 @@ from mlp_interp import attribute_logits, metrics, patching, paths
 from mlp_interp.models import HookForward, forward_of
 from mlp_interp.residual import cache_for
 
-DIRECTIONS = ("denoising", "noising")
 
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("freeze", ["all", "attention"])
+@pytest.mark.parametrize(("direction", "freeze"), [("denoising", "all"), ("noising", "attention")])
 def test_all_senders_together_are_activation_patching(model, direction, freeze):
     contrast = contrast_of()
     receivers = {"q": "L2H1.q", "mlp": "1.mlp", "neuron": "L1N7", "logits": "logits"}
@@ -121,8 +118,7 @@ def test_where_nothing_differs_nothing_changes(kind):
     assert not found.changed.any()
 
 
-@pytest.mark.parametrize("freeze", ["all", "attention"])
-@pytest.mark.parametrize("architecture", ["parallel", "gpt2"])
+@pytest.mark.parametrize(("architecture", "freeze"), [("parallel", "all"), ("gpt2", "attention")])
 def test_the_model_itself_gives_the_same(kind, backend, architecture, freeze):
     model = kind(architecture, backend, "raw", torch.float64)
     options = {"senders": EARLY, "receivers": SETS, "freeze": freeze}
@@ -196,7 +192,10 @@ def _odd_model(**options):
 
 
 def test_memory_only_sets_how_much_runs_together(kind):
-    model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of(5)
+    model, contrast = (
+        kind("parallel", BACKENDS[0], "folded", torch.float64),
+        contrast_of(5, differ=(1, 3)),
+    )
     options = {"receivers": SETS["mixed"], "positions": [1, 3]}
     plenty = paths.path_patch(model, contrast, **options)
     little = paths.path_patch(model, contrast, memory=1e-3, **options)
@@ -216,7 +215,8 @@ def test_other_metrics(kind, metric):
 
 
 def test_metrics_that_read_earlier_positions_leave_later_ones_alone(kind):
-    model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of()
+    model = kind("parallel", BACKENDS[0], "folded", torch.float64)
+    contrast = contrast_of(differ=(1, 3))
     metric = metrics.logit_difference(contrast.answers, contrast.foils, position=3)
     found = paths.path_patch(
         model, contrast, metric, senders=["embed", "0.mlp"], receivers="logits", positions="each"

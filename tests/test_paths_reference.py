@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from contrasts import contrast_of
+from contrasts import CASES, contrast_of
 from random_models import BACKENDS
 from reference_paths import EARLY, SETS, Slow, close
 
 from mlp_interp import paths
 
 
-@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
-@pytest.mark.parametrize("processing", ["folded", "raw"])
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
 def test_every_value_is_that_of_three_hooked_passes(
     kind, architecture, processing, backend, direction
 ):
