@@ -12,23 +12,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.caches import cached, cached_tokens, check_cached
+from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Cache
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site, component_coords
+from mlp_interp.sites import Site, component_coords, site_of
 from mlp_interp.unembed import directions, mean_direction
 
 __all__ = ["attribute_logits", "attribute_sources", "top"]
 
 Tokens = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " prompt"]
+_RANKED = ("component", "sender", "receiver", "node", "site")
 Foils = Tokens | Literal["mean"] | None
 
 
 @torch.no_grad()
 def attribute_logits(
     model: Any,
-    cache: Any,
+    cache: Cache,
     answers: Tokens | Contrast,
     foils: Foils = None,
     *,
@@ -46,7 +50,8 @@ def attribute_logits(
 
     Args:
         model: The model the cache was made with.
-        cache: An `ActivationCache` with the entries of `needed(model, level=level)`.
+        cache: An `ActivationCache`, `Run` or dict of hook names with the entries of
+            `needed(model, level=level)`.
         answers: One token (id or single-token string) for all prompts, or one for each; or the
             `Contrast` whose clean or corrupted prompts were run: its answers, and its foils unless
             others are given, and the result says which task, seed and split they come from.
@@ -87,7 +92,7 @@ def attribute_logits(
     if norm not in ("freeze", "recompute"):
         raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
     weights = Weights.of(model)
-    residual = decompose(model, cache, level=level, position=positions)
+    residual = decompose(model, cache, level=level, positions=positions)
     readout = _Readout.of(weights, residual.total.shape[0], answers, foils)
     shares = _frozen(weights, residual, readout.directions)
     if norm == "recompute":
@@ -109,12 +114,12 @@ def attribute_logits(
 @torch.no_grad()
 def attribute_sources(
     model: Any,
-    cache: Any,
+    cache: Cache,
     answers: Tokens | Contrast,
     foils: Foils = None,
     *,
     heads: Sequence[str | Site] | None = None,
-    position: int = -1,
+    positions: int | Sequence[int] = -1,
 ) -> xr.DataArray:
     """Split each head's direct share over the tokens it read, through its attention pattern.
 
@@ -125,17 +130,20 @@ def attribute_sources(
 
     Args:
         model: The model the cache was made with.
-        cache: An `ActivationCache` with ``v``, ``pattern`` and the final stream.
+        cache: An `ActivationCache`, `Run` or dict of hook names with ``v``, ``pattern`` and the
+            final stream.
         answers: As in `attribute_logits`.
         foils: As in `attribute_logits`.
         heads: Heads such as ``"L3H5"``; None for all.
-        position: The position whose logit is attributed.
+        positions: The position whose logit is attributed, or several.
 
     Returns:
-        A DataArray ``[prompt, component, source]`` in logits.
+        A DataArray ``[prompt, component, source]`` in logits, or ``[prompt, pos, component,
+        source]`` for several positions.
 
     Raises:
-        ValueError: Missing cache entries; a component that is not a head; wrong tokens.
+        ValueError: Missing cache entries (the text says which ``names_filter`` to use); a component
+            that is not a head; a position outside the text; wrong tokens.
 
     Example:
         >>> from mlp_interp import load_model, prompts
@@ -147,26 +155,28 @@ def attribute_sources(
     """
     weights = Weights.of(model)
     sites = _heads(weights, heads)
-    final = _entry(cache, Site("resid_post", weights.n_layers - 1))
-    if type(position) is not int or not -final.shape[1] <= position < final.shape[1]:
-        raise ValueError(f"position={position}; wanted {-final.shape[1]} to {final.shape[1] - 1}")
-    position %= final.shape[1]
+    stream = Site("resid_post", weights.n_layers - 1)
+    layers = sorted({site.layer or 0 for site in sites})
+    read = [Site(name, layer) for layer in layers for name in ("pattern", "v")]
+    check_cached(cache, [*read, stream])
+    final = cached(cache, stream)
+    at = list(indices("positions", positions, final.shape[1]))
     readout = _Readout.of(weights, final.shape[0], answers, foils)
-    read = readout.directions / _scale(weights, final[:, position])
+    directions = readout.directions[:, None] / _scale(weights, final[:, at])
     shares = []
     for site in sites:
-        pattern = _entry(cache, Site("pattern", site.layer))[:, site.head, position]
-        value = _entry(cache, Site("v", site.layer))[:, :, site.head]
-        written = read @ weights.parameter(site.layer or 0, "W_O")[site.head].T
-        shares.append(pattern * torch.einsum("bsh,bh->bs", value, written))
-    return xr.DataArray(
-        _finite(torch.stack(shares, dim=1)),
-        dims=("prompt", "component", "source"),
+        pattern = cached(cache, Site("pattern", site.layer))[:, site.head, at]
+        value = cached(cache, Site("v", site.layer))[:, :, site.head]
+        written = directions @ weights.parameter(site.layer or 0, "W_O")[site.head].T
+        shares.append(pattern * torch.einsum("bsh,bph->bps", value, written))
+    found = xr.DataArray(
+        _finite(torch.stack(shares, dim=2)),
+        dims=("prompt", "pos", "component", "source"),
         coords={
             **component_coords(sites),
             "prompt": np.arange(final.shape[0]),
             "source": np.arange(final.shape[1]),
-            "pos": position,
+            "pos": at,
             **readout.names,
         },
         name="attribution",
@@ -178,10 +188,22 @@ def attribute_sources(
             "norm": "freeze",
         },
     )
+    # As where a DataArray is indexed: one position leaves no axis, several do.
+    return found.isel(pos=0) if np.ndim(positions) == 0 else found
 
 
-def top(result: xr.DataArray, k: int = 10, *, dim: str = "component") -> xr.DataArray:
+def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.DataArray:
     """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
+
+    Args:
+        result: What is ranked: shares, effects, patching results.
+        k: How many.
+        dim: What is ranked: a dimension, or a coordinate with a label for each entry of several
+            (``component`` of a grid over layers and heads); None for the first that the result has
+            of ``component``, ``sender``, ``receiver``, ``node`` and ``site``.
+
+    Returns:
+        A DataArray along `dim` alone, with its coordinates.
 
     Raises:
         ValueError: `dim` is not in the result, or `k` is not positive.
@@ -190,11 +212,16 @@ def top(result: xr.DataArray, k: int = 10, *, dim: str = "component") -> xr.Data
         >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
         array(['b', 'c'], dtype='<U1')
     """
-    if dim not in result.dims:
+    known = [name for name in _RANKED if name in result.dims or name in result.coords]
+    dim = (known or [_RANKED[0]])[0] if dim is None else dim
+    over = result.coords[dim].dims if dim in result.coords else (dim,)
+    if not over or not {*over} <= {*result.dims}:
         raise ValueError(f"dim={dim!r} is not a dimension of the result {result.dims}")
     if k < 1:
         raise ValueError(f"k={k}; wanted at least 1")
-    mean = result.mean([d for d in result.dims if d != dim], keep_attrs=True)
+    mean = result.mean([d for d in result.dims if d not in over], keep_attrs=True)
+    if over != (dim,):
+        mean = mean.stack({dim: over}, create_index=False)
     order = np.argsort(-np.abs(mean.values), kind="stable")[:k]
     return mean.isel({dim: order})
 
@@ -283,13 +310,12 @@ class _Readout:
             chosen, bias = directions(weights, ids)
         return cls(chosen, bias, names, long_name, contrast)
 
-    def attrs(self, cache: Any) -> dict[str, Any]:
+    def attrs(self, cache: Cache) -> dict[str, Any]:
         """Where the prompts come from: all that the contrast knows, and which side was run."""
         if self.contrast is None:
             return {"data": f"{len(self.bias)} prompts"}
         attrs = dict(self.contrast.attrs)
-        if "tokens" in cache:
-            ran = cache["tokens"]
+        if (ran := cached_tokens(cache)) is not None:
             sides = {
                 "clean": self.contrast.clean_tokens,
                 "corrupted": self.contrast.corrupted_tokens,
@@ -346,25 +372,13 @@ def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
         ]
     if not heads:
         raise ValueError("heads is empty; wanted at least one head, or None for all")
-    sites = [Site.parse(head) if isinstance(head, str) else head for head in heads]
+    sites = [site_of(head, kind="head", argument="heads") for head in heads]
+    if len({*sites}) < len(sites):
+        raise ValueError(f"heads={[site.label for site in sites]}; wanted each head once")
     for site in sites:
-        if (
-            site.kind != "head"
-            or not 0 <= (site.layer or 0) < weights.n_layers
-            or not 0 <= (-1 if site.head is None else site.head) < weights.n_heads
-        ):
+        if (site.layer or 0) >= weights.n_layers or site.unit >= weights.n_heads:
             raise ValueError(
                 f"heads holds {site.label!r}; wanted heads L0H0 to "
                 f"L{weights.n_layers - 1}H{weights.n_heads - 1}"
             )
     return sites
-
-
-def _entry(cache: Any, site: Site) -> Tensor:
-    if site.hook_name not in cache:
-        raise ValueError(
-            f"cache lacks {site.hook_name}; run the model with a names_filter that lets "
-            "hook_v, hook_pattern and the last hook_resid_post pass, or with none"
-        )
-    value = cache[site.hook_name].detach()
-    return value if getattr(cache, "has_batch_dim", True) else value[None]

@@ -351,7 +351,7 @@ def test_bad_options(kind, tokens):
         ablate_total(model, tokens[:1], baseline="resample")
     with pytest.raises(ValueError, match=r"cache lacks blocks\.0\.attn\.hook_z"):
         direct(model, cache, ["L0H1"])
-    with pytest.raises(ValueError, match="wanted indices from -9 to 8"):
+    with pytest.raises(ValueError, match="wanted integers from -9 to 8"):
         direct(model, cache, positions=9)
     with pytest.raises(ValueError, match="wanted a Corpus or an integer tensor"):
         unchecked(ablate_total)(model, tokens[0])

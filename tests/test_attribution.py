@@ -87,7 +87,7 @@ def test_recomputed_shares_are_what_removal_costs(kind, processing, backend, tok
 def test_sources_sum_to_the_heads_share(model, tokens):
     cache = reference.full_cache(model, tokens)
     for foils, position in ((FOILS, -1), (None, 4), ("mean", 0)):
-        sources = attribute_sources(model, cache, ANSWERS, foils, position=position)
+        sources = attribute_sources(model, cache, ANSWERS, foils, positions=position)
         shares = attribute_logits(model, cache, ANSWERS, foils, level="head", positions=position)
         assert sources.dims == ("prompt", "component", "source")
         heads = shares.sel(component=sources.component.values).squeeze("pos", drop=True)
@@ -101,7 +101,7 @@ def test_sources_sum_to_the_heads_share(model, tokens):
 def test_a_source_is_pattern_times_value(kind, backend, tokens):
     model = kind("gpt2", backend, "raw", torch.float64)
     cache = reference.full_cache(model, tokens)
-    found = attribute_sources(model, cache, 7, heads=["L1H2", "L0H3"], position=6)
+    found = attribute_sources(model, cache, 7, heads=["L1H2", "L0H3"], positions=6)
     assert list(found.component.values) == ["L1H2", "L0H3"]
     v = cache["blocks.1.attn.hook_v"][:, :, 2]
     written = cache["blocks.1.attn.hook_pattern"][:, 2, 6, :, None] * (v @ model.W_O[1, 2])
@@ -191,7 +191,7 @@ def test_top_keeps_signs_and_order():
         ({"answers": "the cat sat"}, r"answers='the cat sat' is \d tokens"),
         ({"answers": ""}, "answers='' is 0 tokens"),
         ({"answers": 1, "foils": ["the cat"] * 4}, "foils='the cat' is"),
-        ({"answers": 1, "positions": 9}, "wanted indices from -9 to 8"),
+        ({"answers": 1, "positions": 9}, "wanted integers from -9 to 8"),
         ({"answers": 1, "norm": "frozen"}, "norm='frozen'; wanted 'freeze' or 'recompute'"),
         ({"answers": 1, "level": "neuron"}, r"level='neuron'\)"),
         ({"answers": None}, "answers=None; wanted token ids or single-token strings"),
@@ -213,14 +213,19 @@ def test_bad_arguments(kind, tokens, arguments, text):
 def test_bad_arguments_of_sources(kind, tokens):
     model = kind()
     cache = reference.full_cache(model, tokens)
-    for heads in (["3.mlp"], ["L3H0"], ["L0H4"], ["L0N3"], ["L0H1.q"]):
+    for heads in (["L3H0"], ["L0H4"], ["L0H1", "L2H9"]):
         with pytest.raises(ValueError, match=r"heads holds .*; wanted heads L0H0 to L2H3"):
             attribute_sources(model, cache, 1, heads=heads)
+    for head in ("2.mlp", "2.z", "L0N3", "L0H1.q"):
+        with pytest.raises(ValueError, match=rf"heads='{head}' is no head; wanted e\.g\. 'L3H5'"):
+            attribute_sources(model, cache, 1, heads=["L0H0", head])
+    with pytest.raises(ValueError, match=r"heads=\['L0H1', 'L0H1'\]; wanted each head once"):
+        attribute_sources(model, cache, 1, heads=["L0H1", "L0H1"])
     with pytest.raises(ValueError, match="heads is empty"):
         attribute_sources(model, cache, 1, heads=[])
     for position in (9, -10):
-        with pytest.raises(ValueError, match=f"position={position}; wanted -9 to 8"):
-            attribute_sources(model, cache, 1, position=position)
+        with pytest.raises(ValueError, match=rf"positions=\[?{position}\]?; wanted .* -9 to 8"):
+            attribute_sources(model, cache, 1, positions=position)
     with pytest.raises(ValueError, match=r"cache lacks blocks\.0\.attn\.hook_pattern"):
         attribute_sources(model, cache_for(model, tokens), 1)
 

@@ -70,13 +70,13 @@ def test_positions(kind, backend, tokens, level):
         ((5,), [5]),
         ([3, 1], [3, 1]),
     ]:
-        some = decompose(model, cache, level=level, position=position)
+        some = decompose(model, cache, level=level, positions=position)
         assert some.positions == tuple(chosen)
         close(some.vectors(), everything.vectors()[:, chosen])
         close(some.total, everything.total[:, chosen])
         close(everything.at(position).vectors(), some.vectors())
         assert everything.at(position).positions == tuple(chosen)
-    inner = decompose(model, cache, level=level, position=[2, 5, 7]).at(-1)
+    inner = decompose(model, cache, level=level, positions=[2, 5, 7]).at(-1)
     assert inner.positions == (7,)
     close(inner.vectors(), everything.vectors()[:, [7]])
     assert everything.at(None) is everything
@@ -191,12 +191,12 @@ def test_bad_arguments(kind, tokens):
     for layer in (4, -1):
         with pytest.raises(ValueError, match=rf"layer={layer}; wanted 0 to 3"):
             decompose(model, cache, layer=layer)
-    for position in (9, -10, [0, 9], []):
-        with pytest.raises(ValueError, match=r"wanted indices from -9 to 8"):
-            decompose(model, cache, position=position)
+    for position in (9, -10, [0, 9], [1, -8], []):
+        with pytest.raises(ValueError, match=r"wanted .* from -9 to 8"):
+            decompose(model, cache, positions=position)
     for position in (1.5, [0, "a"], True, [0, 1.0]):
-        with pytest.raises(ValueError, match=r"position=.*; wanted one index, several or None"):
-            unchecked(decompose)(model, cache, position=position)
+        with pytest.raises(ValueError, match=r"positions=.*; wanted integers from -9 to 8, each"):
+            unchecked(decompose)(model, cache, positions=position)
     for site in ("3.mlp", "L0H4", "L0N64", "pos_embed", "1.resid_pre", "L0H1.q", "1.z", "bias"):
         with pytest.raises(ValueError, match="is not a component of this model; wanted e"):
             components(model, cache, [site])
@@ -209,7 +209,7 @@ def test_nan_in_the_stream_is_refused(kind, tokens):
     cache["blocks.2.hook_resid_post"][1, 2, 3] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity in the residual stream"):
         decompose(model, cache)
-    assert decompose(model, cache, position=1).error() < 1e-4  # elsewhere it is sound
+    assert decompose(model, cache, positions=1).error() < 1e-4  # elsewhere it is sound
 
 
 def test_vectors_that_would_fill_the_memory_are_refused(kind, tokens, monkeypatch):

@@ -16,6 +16,8 @@ from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
 from mlp_interp.metrics.stream import stream_change, stream_scale
 from mlp_interp.models import Weights
+from mlp_interp.models.caches import cached_tokens
+from mlp_interp.models.protocol import Cache
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -28,7 +30,7 @@ Norm = Literal["recompute", "freeze"]
 @torch.no_grad()
 def ablate_direct(
     model: Any,
-    cache: Any,
+    cache: Cache,
     groups: Groups = "component",
     *,
     norm: Norm = "recompute",
@@ -46,7 +48,8 @@ def ablate_direct(
 
     Args:
         model: The model the cache was made with.
-        cache: An `ActivationCache` that holds the components' activations and the final stream.
+        cache: An `ActivationCache`, `Run` or dict of hook names that holds the components'
+            activations and the final stream.
         groups: What to take away: a level, a list of components (each alone), or named sets.
         norm: ``"recompute"`` takes the final LayerNorm's scale of the ablated stream, as the
             network would; ``"freeze"`` keeps the clean scale. Their difference is the LayerNorm's
@@ -162,14 +165,11 @@ def _sum(found: Mapping[Site, tuple[Part, int]], sites: Sequence[Site]) -> Tenso
     return torch.stack([part.take(index).sum() for part, index in by_part.values()]).sum(0)
 
 
-def _targets(cache: Any, tokens: Tensor | None, residual: Residual) -> Int[Tensor, "batch pos"]:
+def _targets(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Tensor, "batch pos"]:
     shape = residual.total.shape[:2]
-    if tokens is None and "tokens" in cache:
-        tokens = cache["tokens"]
+    tokens = cached_tokens(cache if tokens is None else {"tokens": tokens})
     if tokens is None:
         return torch.full(shape, -1)
-    if tokens.ndim == 1:  # ActivationCache.remove_batch_dim takes it off here too
-        tokens = tokens[None]
     if tokens.shape != shape:
         raise ValueError(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"

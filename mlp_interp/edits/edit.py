@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlp_interp.edits.actions import Action, Add, Clamp, Noise, ProjectOut, Scale, Set, Value
 from mlp_interp.edits.selection import Region, Selection, axes, region
+from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
 from mlp_interp.sites import ACTIVATIONS, Site, site_of
 
@@ -170,7 +171,7 @@ class Edit:
     def replace(
         cls,
         site: Site | str,
-        run: Any,
+        cache: Any,
         *,
         positions: Indices = None,
         units: Indices = None,
@@ -180,17 +181,20 @@ class Edit:
         """Put there what was there in another run (activation patching): a `set` of its values.
 
         Args:
-            site: As of `Edit`; `run` must have been asked to keep it (``runner.run(tokens,
-                sites=[site])``), except ``resid_pre``, which every run keeps.
-            run: Where the values come from. It has as many prompts as the run to be edited, or one.
+            site: As of `Edit`.
+            cache: Where the values come from: an `ActivationCache`, with its batch dimension or
+                without, a `Run`, or a dict of hook names to tensors. It holds what is at the site
+                (for a `Run`: ``runner.run(tokens, sites=[site])``; every run keeps ``resid_pre``),
+                of as many prompts as the run to be edited has, or of one.
             positions: As of `Edit`. None wants a run of the same length.
-            units: As of `Edit`; the same heads or neurons of `run`.
-            keys: As of `Edit`; the same of `run`.
-            sources: The positions of `run` whose values go to `positions`, one for each; None for
+            units: As of `Edit`; the same heads or neurons of `cache`.
+            keys: As of `Edit`; the same of `cache`.
+            sources: The positions of `cache` whose values go to `positions`, one for each; None for
                 the same positions.
 
         Raises:
-            ValueError: The run did not keep the site, or has no such positions, heads or neurons.
+            ValueError: The cache lacks the site (the text says which ``names_filter`` keeps it), or
+                has no such positions, heads or neurons.
 
         Example:
             >>> import torch
@@ -205,7 +209,8 @@ class Edit:
             (Fired(times=1, changed=192),)
         """
         there = cls._at(site, Set(0.0), positions, units, keys)
-        values = run.at(there.site.whole)
+        kept = getattr(cache, "at", None)  # a `Run` keeps streams besides what is in its mapping
+        values = kept(there.site.whole) if kept else cached(cache, there.site)
         given = integers("sources", sources)
         if given is not None and len(given) != len(there.positions or ()):
             raise ValueError(

@@ -9,10 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.caches import cached, check_cached
+from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Cache
 from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
-from mlp_interp.residual.stream import LEVELS, Level, Residual, checked_positions
-from mlp_interp.sites import Site
+from mlp_interp.residual.stream import LEVELS, Level, Residual
+from mlp_interp.sites import Site, site_of
 
 __all__ = ["cache_for", "check_site", "components", "decompose", "needed"]
 
@@ -30,7 +33,8 @@ def needed(model: Any, *, level: Level = "component", layer: int | None = None) 
     """
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
-    return _hook_names(Layout.of(weights, level, layer).runs(), _stream(weights, layer))
+    runs = Layout.of(weights, level, layer).runs()
+    return [site.hook_name for site in _read(runs, _stream(weights, layer))]
 
 
 @torch.no_grad()
@@ -58,11 +62,11 @@ def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "c
 @torch.no_grad()
 def decompose(
     model: Any,
-    cache: Any,
+    cache: Cache,
     *,
     level: Level = "component",
     layer: int | None = None,
-    position: int | Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
 ) -> Residual:
     """Split a residual stream into the components that wrote it.
 
@@ -74,10 +78,11 @@ def decompose(
 
     Args:
         model: The model the cache was made with.
-        cache: An `ActivationCache` (or mapping) that holds at least `needed` names.
+        cache: An `ActivationCache`, with its batch dimension or without, a `Run`, or a dict of
+            hook names to tensors, that holds at least `needed` names.
         level: How fine to split.
         layer: The stream at the input of this block; None or ``n_layers`` for the final stream.
-        position: One position or several; negative counts from the end; None takes all.
+        positions: One position or several; negative counts from the end; None takes all.
 
     Raises:
         ValueError: Unknown level, layer or position; missing cache entries (the text says which
@@ -100,16 +105,16 @@ def decompose(
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    return _collect(weights, cache, runs, layer, position, level)
+    return _collect(weights, cache, runs, layer, positions, level)
 
 
 @torch.no_grad()
 def components(
     model: Any,
-    cache: Any,
+    cache: Cache,
     sites: Sequence[Site | str],
     *,
-    position: int | Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
 ) -> Residual:
     """Just some components of the final stream, of any kinds: ``["3.mlp", "L4H2", "L5N7"]``.
 
@@ -121,39 +126,31 @@ def components(
         ValueError: As `decompose`; also for a label that is no component of this model.
     """
     weights = Weights.of(model)
-    parsed = [Site.parse(site) if isinstance(site, str) else site for site in sites]
+    parsed = [site_of(site, argument="sites") for site in sites]
     for site in parsed:
         check_site(weights, site)
     # Parts hold neighbours of one kind, so bring those of one layer and kind together.
     ordered = sorted(parsed, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
-    grouped = groupby(ordered, key=lambda site: Site(site.name, site.layer))
+    grouped = groupby(ordered, key=lambda site: site.whole)
     runs = [(whole, tuple(sites)) for whole, sites in grouped]
-    return _collect(weights, cache, runs, weights.n_layers, position, "selected")
+    return _collect(weights, cache, runs, weights.n_layers, positions, "selected")
 
 
 def _collect(
     weights: Weights,
-    cache: Any,
+    cache: Cache,
     runs: Sequence[tuple[Site, Sequence[Site]]],
     layer: int,
-    position: Any,
+    positions: Any,
     level: Level | Literal["selected"],
 ) -> Residual:
     stream = _stream(weights, layer)
-    names = _hook_names(runs, stream)
-    missing = [name for name in names if name not in cache]
-    if missing:
-        how = (
-            f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
-            f"level={level!r})"
-            if level in LEVELS
-            else "a names_filter that lets them pass"
-        )
-        raise ValueError(
-            f"cache lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} "
-            f"({len(missing)} of the {len(names)} entries needed); run the model with {how}"
-        )
-    positions = checked_positions(position, _batched(cache, stream).shape[1])
+    how = (
+        f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
+        f"level={level!r})"
+    )
+    check_cached(cache, _read(runs, stream), how if level in LEVELS else None)
+    positions = indices("positions", positions, cached(cache, stream).shape[1])
     total = _at(cache, stream, positions)
     if not bool(torch.isfinite(total).all()):
         raise ValueError(
@@ -167,7 +164,7 @@ def _collect(
 
 def _part(
     weights: Weights,
-    cache: Any,
+    cache: Cache,
     whole: Site,
     sites: Sequence[Site],
     positions: tuple[int, ...],
@@ -187,10 +184,10 @@ def _part(
     return Heads(sites, values, matrix) if whole.name == "z" else Scaled(sites, values, matrix)
 
 
-def _hook_names(runs: Sequence[tuple[Site, Sequence[Site]]], stream: Site) -> list[str]:
-    """Cache entries that hold the components, then the stream; each once."""
+def _read(runs: Sequence[tuple[Site, Sequence[Site]]], stream: Site) -> list[Site]:
+    """The activations that hold the components, then the stream; each once."""
     wholes = [whole for whole, _ in runs if whole.name not in ("b_O", "b_out")]
-    return list(dict.fromkeys(site.hook_name for site in [*wholes, stream]))
+    return list(dict.fromkeys([*wholes, stream]))
 
 
 def check_site(weights: Weights, site: Site) -> None:
@@ -232,18 +229,10 @@ def _checked_layer(weights: Weights, layer: int | None) -> int:
     return layer
 
 
-def _at(cache: Any, site: Site, positions: tuple[int, ...]) -> Tensor:
+def _at(cache: Cache, site: Site, positions: tuple[int, ...]) -> Tensor:
     """A cached activation at some positions, ``[batch, pos, ...]``."""
-    value = _batched(cache, site)
+    value = cached(cache, site)
     if len(positions) == 1:  # a view
         return value[:, positions[0] : positions[0] + 1]
     whole = positions == tuple(range(value.shape[1]))
     return value if whole else value[:, list(positions)]
-
-
-def _batched(cache: Any, site: Site) -> Tensor:
-    value = cache[site.hook_name].detach()
-    if site.name == "pos_embed" and value.ndim == 2:
-        return value[None]  # the bridge embeds positions once for the whole batch
-    # ActivationCache.remove_batch_dim leaves a flag; a plain mapping is taken as it is.
-    return value if getattr(cache, "has_batch_dim", True) else value[None]

@@ -71,10 +71,6 @@ def _centre(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
 
 
-def _whole(sites: Sequence[Site]) -> Site:
-    return Site(sites[0].name, sites[0].layer)
-
-
 @dataclass(frozen=True)
 class Dense:
     """Components whose vectors are at hand: embeddings, whole attention and MLP outputs."""
@@ -110,7 +106,7 @@ class Dense:
 
     def less(self, stand: Stand) -> "Dense":
         """The components less what stands in for them."""
-        return replace(self, values=self.values - stand(_whole(self.sites), self.values))
+        return replace(self, values=self.values - stand(self.sites[0].whole, self.values))
 
     def at(self, positions: Sequence[int]) -> "Dense":
         """The components at some of the positions."""
@@ -156,7 +152,7 @@ class Scaled:
     def less(self, stand: Stand) -> "Scaled":
         """The components less what stands in for them."""
         return replace(
-            self, coefficients=self.coefficients - stand(_whole(self.sites), self.coefficients)
+            self, coefficients=self.coefficients - stand(self.sites[0].whole, self.coefficients)
         )
 
     def at(self, positions: Sequence[int]) -> "Scaled":
@@ -202,7 +198,7 @@ class Heads:
 
     def less(self, stand: Stand) -> "Heads":
         """The components less what stands in for them."""
-        return replace(self, z=self.z - stand(_whole(self.sites), self.z))
+        return replace(self, z=self.z - stand(self.sites[0].whole, self.z))
 
     def at(self, positions: Sequence[int]) -> "Heads":
         """The components at some of the positions."""

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.models.indices import indices
 from mlp_interp.residual.parts import Part, Stand
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, site_of
 
-__all__ = ["LEVELS", "Level", "Residual", "checked_positions"]
+__all__ = ["LEVELS", "Level", "Residual"]
 
 Level = Literal["component", "head", "neuron"]
 LEVELS: tuple[str, ...] = get_args(Level)
@@ -103,7 +103,7 @@ class Residual:
         Raises:
             ValueError: A site is not a component at this level.
         """
-        wanted = {Site.parse(s) if isinstance(s, str) else s for s in sites}
+        wanted = {site_of(site, argument="sites") for site in sites}
         unknown = wanted - set(self.sites)
         if unknown:
             raise ValueError(
@@ -121,15 +121,15 @@ class Residual:
         """Every component less what stands in for it; `total` stays the whole stream."""
         return self._with(tuple(part.less(stand) for part in self.parts), self.total)
 
-    def at(self, position: int | Sequence[int] | None) -> "Residual":
+    def at(self, positions: int | Sequence[int] | None) -> "Residual":
         """The same at some of the positions that this holds; None keeps all.
 
         Raises:
-            ValueError: A position is outside.
+            ValueError: A position is outside or named twice.
         """
-        if position is None:
+        if positions is None:
             return self
-        chosen = checked_positions(position, len(self.positions))
+        chosen = indices("positions", positions, len(self.positions))
         parts = tuple(part.at(chosen) for part in self.parts)
         kept = tuple(self.positions[i] for i in chosen)
         return replace(self, parts=parts, total=self.total[:, list(chosen)], positions=kept)
@@ -154,23 +154,3 @@ class Residual:
             f"  sum differs from the stream by at most {self.error():.1e} "
             f"(median norm {float(self.total.norm(dim=-1).median()):.3g})"
         )
-
-
-def checked_positions(position: Any, length: int) -> tuple[int, ...]:
-    """Indices from the start for one position, several, or (None) all.
-
-    Raises:
-        ValueError: A position is outside or is no index, or there are none.
-    """
-    if position is None:
-        return tuple(range(length))
-    listed = [position] if isinstance(position, int | np.integer) else position
-    asked = listed.tolist() if isinstance(listed, Tensor | np.ndarray) else listed
-    if not isinstance(asked, Sequence) or any(
-        isinstance(p, bool) or not isinstance(p, int | np.integer) for p in asked
-    ):
-        raise ValueError(f"position={position!r}; wanted one index, several or None for all")
-    wrong = [p for p in asked if not -length <= p < length]
-    if wrong or not asked:
-        raise ValueError(f"position={position}; wanted indices from {-length} to {length - 1}")
-    return tuple(int(p) % length for p in asked)
