@@ -22,8 +22,10 @@ __all__ = [
     "STREAM",
     "Kind",
     "Site",
+    "SiteLike",
     "component_coords",
     "did_you_mean",
+    "neuron_of",
     "site_of",
 ]
 
@@ -192,9 +194,11 @@ class Site:
         return _parse(label, "label")
 
 
-def site_of(
-    given: Site | str | Iterable[SupportsInt], *, kind: Kind | None = None, argument: str = "site"
-) -> Site:
+SiteLike = Site | str | Iterable[SupportsInt]
+"""How a site is named: by its label, itself, or, a head or a neuron, as ``(layer, index)``."""
+
+
+def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site") -> Site:
     """The site that somebody named, in any of the ways in which one is named.
 
     Args:
@@ -223,6 +227,28 @@ def site_of(
     if kind is not None and (site.kind != kind or all_units):
         wanted = _EXAMPLES.get(kind, kind)
         raise ValueError(f"{argument}={site.label!r} is no {kind}; wanted e.g. {wanted!r}")
+    return site
+
+
+def neuron_of(given: SiteLike, *, argument: str = "neuron") -> Site:
+    """The neuron that somebody named, where it may be read on either side of its nonlinearity.
+
+    Args:
+        given: As of `site_of`; ``"L3N669"`` and pairs are the activation, ``"L3N669.pre"`` is what
+            it is computed from.
+        argument: What the caller calls it, for errors.
+
+    Raises:
+        ValueError: It is no neuron.
+
+    Example:
+        >>> neuron_of("L3N669.pre").name, neuron_of((3, 669)).name
+        ('pre', 'post')
+    """
+    kind = None if isinstance(given, str | Site) else "neuron"
+    site = site_of(given, kind=kind, argument=argument)
+    if site.neuron is None:
+        raise ValueError(f"{argument}={site.label!r}; wanted a neuron, e.g. 'L3N669'")
     return site
 
 
@@ -269,8 +295,8 @@ def _nearest_label(text: str) -> str:
 
 
 def _of_pair(given: Any, kind: str | None, argument: str) -> Site:
-    pair = given.tolist() if hasattr(given, "tolist") else given
-    pair = list(pair) if isinstance(pair, Sequence) else []
+    pair = _plain(given)
+    pair = [_plain(i) for i in pair] if isinstance(pair, Sequence) else []
     if kind not in ("head", "neuron"):
         raise ValueError(
             f"{argument}={given!r}; wanted a label such as '3.mlp', 'L3H5' or 'L3N669', or a Site"
@@ -282,6 +308,11 @@ def _of_pair(given: Any, kind: str | None, argument: str) -> Site:
         )
     layer, index = map(int, pair)
     return Site("z", layer, head=index) if kind == "head" else Site("post", layer, neuron=index)
+
+
+def _plain(given: Any) -> Any:
+    """Numbers and lists of Python, where numpy or torch holds them."""
+    return given.tolist() if hasattr(given, "tolist") else given
 
 
 def _is_index(index: Any) -> bool:

@@ -30,7 +30,7 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(nano):
     corpus = mi.load_corpus("nano", nano, sequences=8, length=32, seed=2)
-    return neuron_page(nano, 3, 506, corpus, k=4, ablate=3, seed=2, batch_size=16)
+    return neuron_page(nano, "L3N506", corpus, k=4, ablate=3, seed=2, batch_size=16)
 
 
 def test_help_teaches():
@@ -112,8 +112,8 @@ def test_text_of_ones_own(tmp_path):
         (["3N506"], "neuron='3N506'; wanted a label such as L3N669"),
         (["L3H5"], "neuron='L3H5'"),
         (["L3N506.pre"], "neuron='L3N506.pre'"),
-        (["L4N0"], "layer=4; wanted an integer from 0 to 3"),
-        (["L0N768"], "neuron=768; wanted an integer from 0 to 767"),
+        (["L4N0"], "neuron='L4N0'; wanted a layer from 0 to 3"),
+        (["L0N768"], "neuron='L0N768'; wanted a neuron from 0 to 767"),
         (["L3N506", "--out", "p.pdf"], "must end in .html"),
         (["L3N506", "--out", "missing/p.html"], "folder that exists"),
         (["L3N506", "--data", "p.csv"], "must end in .nc or .zarr"),

@@ -422,7 +422,7 @@ def test_errors_name_what_is_wrong(kind, many):
         (lambda: BandExamples(neuron="L1N2", edges=(1.0, 0.0)), "ascending"),
         (lambda: BandExamples(neuron="L1N2", edges=(0.0, 1.0), first=-1), "first=-1"),
         (lambda: CoActivation(neurons=()), "one or more"),
-        (lambda: CoActivation(neurons=("L0H1",)), "wanted neurons"),
+        (lambda: CoActivation(neurons=("L0H1",)), "neurons='L0H1'; wanted a neuron"),
         (lambda: CoActivation(neurons=("L0N1",), first=-1), "first=-1"),
     ],
 )

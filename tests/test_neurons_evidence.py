@@ -55,14 +55,14 @@ def test_all_of_it_is_what_plain_hooks_say(kind, given, baseline):
     positive = torch.randint(1, VOCABULARY, (3, 6), generator=generator)
     positive[:, 0] = 0
     found = verify_neuron(
-        model, LAYER, NEURON, positive, TEXTS, baseline=baseline, controls=2, k=4, batch_size=2
+        model, (LAYER, NEURON), positive, TEXTS, baseline=baseline, controls=2, k=4, batch_size=2
     )
     neurons = found["neuron"].values.tolist()
     assert neurons[0] == NEURON
     assert len({*neurons}) == 3
     texts = [*positive[:, None], *rows(model, TEXTS)]
     clean = [plainly(model, tokens) for tokens in texts]
-    tokens_of_interest = promoted_tokens(model, LAYER, NEURON, k=4)["promoted"].values
+    tokens_of_interest = promoted_tokens(model, (LAYER, NEURON), k=4)["promoted"].values
     for i, neuron in enumerate(neurons):
         post = [x[1:, neuron] for _, x in clean]
         mean = torch.cat(post).mean() if baseline == "mean" else torch.tensor(0.75)
@@ -95,7 +95,7 @@ def test_a_neuron_that_writes_nothing_costs_nothing(backend):
     model = build("sequential", backend, "folded", torch.float32)
     with torch.no_grad():
         model.blocks[LAYER].mlp.W_out[NEURON] = 0.0
-    found = verify_neuron(model, LAYER, NEURON, TEXTS[:2], TEXTS[2:], baseline=5.0, controls=3)
+    found = verify_neuron(model, (LAYER, NEURON), TEXTS[:2], TEXTS[2:], baseline=5.0, controls=3)
     mine = found.isel(component=0)
     assert float(abs(mine["loss"]).max()) == 0
     assert float(abs(found["loss"].isel(component=slice(1, None))).min()) > 0
@@ -125,7 +125,7 @@ def test_neighbouring_numbers_can_be_told_apart():
 
 
 def test_thresholds_of_a_neuron_are_those_of_its_activations(kind):
-    found = verify_neuron(kind("parallel"), 0, 3, TEXTS[:2], TEXTS[1:], controls=1)
+    found = verify_neuron(kind("parallel"), (0, 3), TEXTS[:2], TEXTS[1:], controls=1)
     for summary in ("max", "mean"):
         values = found["activation"].sel(summary=summary).isel(component=0).values
         table = threshold_table(values[:2], values[2:])
@@ -164,7 +164,7 @@ def test_without_a_number_there_is_no_place_and_no_p():
 
 
 def test_a_text_too_short_to_predict_anything_has_no_loss_and_no_p(nano):
-    found = verify_neuron(nano, 2, 5, ["A"], ["The cat sat.", "He likes it"], controls=2)
+    found = verify_neuron(nano, (2, 5), ["A"], ["The cat sat.", "He likes it"], controls=2)
     found = found.sel(measure="delta_loss")
     for name in ("effect", "z", "rank", "percentile", "p_value"):
         known = found[name].isel(component=0) if name == "effect" else found[name]
@@ -175,10 +175,10 @@ def test_a_text_too_short_to_predict_anything_has_no_loss_and_no_p(nano):
 def test_controls_come_from_the_seed_and_are_others(kind):
     model = kind("parallel")
     d_mlp = model.cfg.d_mlp
-    every = verify_neuron(model, 0, 5, TEXTS[:1], TEXTS[1:2], controls=d_mlp - 1, k=1)
+    every = verify_neuron(model, (0, 5), TEXTS[:1], TEXTS[1:2], controls=d_mlp - 1, k=1)
     assert sorted(every["neuron"].values.tolist()) == list(range(d_mlp))
     first, again, other = (
-        verify_neuron(model, 0, 5, TEXTS[:1], TEXTS[1:2], controls=6, k=1, seed=seed)
+        verify_neuron(model, (0, 5), TEXTS[:1], TEXTS[1:2], controls=6, k=1, seed=seed)
         for seed in (1, 1, 2)
     )
     assert first.equals(again)
@@ -187,7 +187,7 @@ def test_controls_come_from_the_seed_and_are_others(kind):
 
 
 def test_it_saves_and_loads(kind, tmp_path):
-    found = verify_neuron(kind("parallel"), 0, 5, TEXTS[:2], TEXTS[2:], controls=2)
+    found = verify_neuron(kind("parallel"), (0, 5), TEXTS[:2], TEXTS[2:], controls=2)
     assert mi.load(mi.save(found, tmp_path / "v.nc")).identical(found)
 
 
@@ -220,7 +220,7 @@ def test_nano_has_a_french_neuron_and_a_random_one_is_none(nano):
     chosen_on = [sentences(nano, make, 24, seed) for seed, make in enumerate(both)]
     tested_on = [sentences(nano, make, 32, seed + 10) for seed, make in enumerate(both)]
     neuron = most_telling(nano, *chosen_on, layer=3)
-    found = verify_neuron(nano, 3, neuron, *tested_on, controls=15, batch_size=32)
+    found = verify_neuron(nano, (3, neuron), *tested_on, controls=15, batch_size=32)
     assert float(found["auroc"].sel(summary="mean")[0]) > 0.99
     assert float(found["auroc"].sel(summary="max")[0]) > 0.99
     for measure, z in (("delta_loss", 6), ("kl", 10), ("promoted", 10)):
@@ -234,7 +234,7 @@ def test_nano_has_a_french_neuron_and_a_random_one_is_none(nano):
     assert float(loss.sel(where="positive")) > 4 * abs(float(loss.sel(where="negative")))
 
     fewer = [side[:12] for side in tested_on]
-    random = verify_neuron(nano, 3, (neuron + 17) % 768, *fewer, controls=7)
+    random = verify_neuron(nano, (3, (neuron + 17) % 768), *fewer, controls=7)
     specific = random.sel(where="difference")
     assert float(abs(specific["z"]).max()) < 3
     assert float(random["effect"][1, 0, 0]) < float(found["effect"][1, 0, 0]) / 20
@@ -243,17 +243,17 @@ def test_nano_has_a_french_neuron_and_a_random_one_is_none(nano):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((3, 0, TEXTS, TEXTS), {}, "layer=3; wanted an integer from 0 to 2"),
-        ((0, 64, TEXTS, TEXTS), {}, "neuron=64; wanted an integer from 0 to 63"),
-        ((0, 0, [], TEXTS), {}, "positive is empty"),
-        ((0, 0, TEXTS, ["a", ""]), {}, "negative[1]=''"),
-        ((0, 0, TEXTS, torch.full((1, 3), 999)), {}, "999"),
-        ((0, 0, TEXTS, TEXTS), {"baseline": "median"}, "baseline='median'"),
-        ((0, 0, TEXTS, TEXTS), {"baseline": float("nan")}, "baseline=nan"),
-        ((0, 0, TEXTS, TEXTS), {"controls": 0}, "controls=0; wanted an integer from 1 to 63"),
-        ((0, 0, TEXTS, TEXTS), {"controls": 64}, "controls=64"),
-        ((0, 0, TEXTS, TEXTS), {"k": 0}, "k=0"),
-        ((0, 0, TEXTS, TEXTS), {"batch_size": 0}, "batch_size=0"),
+        (("L3N0", TEXTS, TEXTS), {}, "neuron='L3N0'; wanted a layer from 0 to 2"),
+        (("L0N64", TEXTS, TEXTS), {}, "neuron='L0N64'; wanted a neuron from 0 to 63"),
+        (("L0N0", [], TEXTS), {}, "positive is empty"),
+        (("L0N0", TEXTS, ["a", ""]), {}, "negative[1]=''"),
+        (("L0N0", TEXTS, torch.full((1, 3), 999)), {}, "999"),
+        (("L0N0", TEXTS, TEXTS), {"baseline": "median"}, "baseline='median'"),
+        (("L0N0", TEXTS, TEXTS), {"baseline": float("nan")}, "baseline=nan"),
+        (("L0N0", TEXTS, TEXTS), {"controls": 0}, "controls=0; wanted an integer from 1 to 63"),
+        (("L0N0", TEXTS, TEXTS), {"controls": 64}, "controls=64"),
+        (("L0N0", TEXTS, TEXTS), {"k": 0}, "k=0"),
+        (("L0N0", TEXTS, TEXTS), {"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_errors(kind, arguments, options, message):

@@ -406,9 +406,9 @@ def test_a_model_without_a_tokenizer(backend):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"site": "L3N3"}, r"site='L3N3': the model's layers are 0 to 2"),
-        ({"site": "L1N64"}, "neurons are 0 to 63"),
-        ({"site": "L1H4", "direction": torch.ones(8)}, "heads are 0 to 3"),
+        ({"site": "L3N3"}, "site='L3N3'; wanted a layer from 0 to 2"),
+        ({"site": "L1N64"}, "wanted a neuron from 0 to 63"),
+        ({"site": "L1H4", "direction": torch.ones(8)}, "wanted a head from 0 to 3"),
         ({"site": "L1H1"}, r"site='L1H1' without direction; wanted a neuron"),
         ({"direction": torch.ones(32)}, r"'L1N3' with direction; wanted a neuron"),
         ({"site": Site("z", 1), "direction": torch.ones(8)}, "names no head"),
@@ -416,7 +416,7 @@ def test_a_model_without_a_tokenizer(backend):
         ({"site": "1.resid_post", "direction": torch.ones(8)}, r"direction=\(8,\).*wanted.*32"),
         ({"site": "1.resid_post", "direction": torch.zeros(32)}, r"length 0.0; wanted"),
         ({"site": "1.mlp", "direction": torch.full((32,), torch.nan)}, r"length nan"),
-        ({"site": "what"}, "label='what'"),
+        ({"site": "what"}, "site='what' is not a component label"),
         ({"method": "guess"}, "method='guess'; wanted"),
         ({"sign": 0}, "sign=0; wanted"),
         ({"length": 0}, "length=0; wanted an integer from 1"),

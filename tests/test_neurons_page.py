@@ -23,7 +23,7 @@ def corpus_for(model):
 
 def page_of(model, **options):
     wanted = {"k": 3, "examples": 2, "before": 3, "after": 2, "ablate": 4, "batch_size": 2}
-    return neuron_page(model, LAYER, NEURON, corpus_for(model), **{**wanted, **options})
+    return neuron_page(model, (LAYER, NEURON), corpus_for(model), **{**wanted, **options})
 
 
 def plainly(model, tokens, value=None):
@@ -125,7 +125,7 @@ def test_effects_are_those_of_taking_it_away(kind, backend):
         held = post[:, 1:].mean()
         np.testing.assert_allclose(page.attrs["held_at"], held, rtol=1e-6)
         before, pre, post, final = plainly(model, tokens)
-        words = promoted_tokens(model, LAYER, NEURON, k=3)
+        words = promoted_tokens(model, (LAYER, NEURON), k=3)
         value = model.blocks[LAYER].mlp.W_out[NEURON].detach()
         stream = final - (post - held)[..., None] * value
         with torch.no_grad():
@@ -168,7 +168,7 @@ def test_effects_are_those_of_taking_it_away(kind, backend):
 
 def test_the_last_layer_has_no_later_layers(kind):
     model = kind("parallel", dtype=torch.float64)
-    page = neuron_page(model, 2, 3, corpus_for(model), k=3, ablate=3)
+    page = neuron_page(model, (2, 3), corpus_for(model), k=3, ablate=3)
     assert float(abs(page["effect"].sel(path="later")).max()) < 1e-12
     assert float(page["effect"].sel(path="total", measure="kl", where="all")) > 1e-9
 
@@ -178,11 +178,11 @@ def test_weights_tokens_and_neighbours_are_those_of_their_own_functions(model):
     weights = neuron_weights(model, layers=[LAYER], tokens=False).isel(layer=0, neuron=NEURON)
     for name in weights.data_vars:
         assert float(page[name]) == float(weights[name])
-    words = promoted_tokens(model, LAYER, NEURON, k=3)
+    words = promoted_tokens(model, (LAYER, NEURON), k=3)
     for name in words.data_vars:
         assert page[name].values.tolist() == words[name].values.tolist()
     for by in ("value", "receptor"):
-        near = nearest_neurons(model, LAYER, NEURON, k=3, by=by)
+        near = nearest_neurons(model, (LAYER, NEURON), k=3, by=by)
         here = page.sel(by=by)
         assert here["similar"].values.tolist() == near["component"].values.tolist()
         np.testing.assert_array_equal(here["similar_value_cosine"], near["value_cosine"])
@@ -196,7 +196,7 @@ def test_a_neuron_that_never_fires_has_a_page(kind, backend):
     quiet = mi.Corpus(corpus.tokens[:, : 1 + 1], tokenizer=model.tokenizer)
     never = [i for i, row in enumerate(pre[:, 1:2]) if float(row.max()) <= 0]
     assert never
-    page = neuron_page(model, LAYER, NEURON, mi.Corpus(quiet.tokens[never]), k=2, ablate=2)
+    page = neuron_page(model, (LAYER, NEURON), mi.Corpus(quiet.tokens[never]), k=2, ablate=2)
     assert float(page["fraction"]) == 0
     assert page.sizes["band"] == 2
     assert page["band_count"].values.tolist() == [len(never), 0]
@@ -219,28 +219,28 @@ def test_it_saves_goes_on_and_says_where_it_is_from(kind, tmp_path):
 def test_without_bos_nothing_is_left_out(kind):
     model = kind("parallel")
     tokens = corpus_for(model).tokens[:, 1:]
-    assert neuron_page(model, 0, 0, tokens, k=2, ablate=2).attrs["first"] == 0
+    assert neuron_page(model, (0, 0), tokens, k=2, ablate=2).attrs["first"] == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "message"),
+    ("neuron", "options", "message"),
     [
-        ((3, 0), {}, "layer=3; wanted an integer from 0 to 2"),
-        ((0, 64), {}, "neuron=64; wanted an integer from 0 to 63"),
-        ((0, 0), {"k": 0}, "k=0"),
-        ((0, 0), {"k": 64}, "k=64; wanted an integer from 1 to 63"),
-        ((0, 0), {"examples": 0}, "examples=0"),
-        ((0, 0), {"ablate": 0}, "ablate=0"),
-        ((0, 0), {"batch_size": 0}, "batch_size=0"),
-        ((0, 0), {"before": -1}, "before=-1"),
+        ("L3N0", {}, "neuron='L3N0'; wanted a layer from 0 to 2"),
+        ("L0N64", {}, "neuron='L0N64'; wanted a neuron from 0 to 63"),
+        ("L0N0", {"k": 0}, "k=0"),
+        ("L0N0", {"k": 64}, "k=64; wanted an integer from 1 to 63"),
+        ("L0N0", {"examples": 0}, "examples=0"),
+        ("L0N0", {"ablate": 0}, "ablate=0"),
+        ("L0N0", {"batch_size": 0}, "batch_size=0"),
+        ("L0N0", {"before": -1}, "before=-1"),
     ],
 )
-def test_errors(kind, arguments, options, message):
+def test_errors(kind, neuron, options, message):
     model = kind("parallel")
     with pytest.raises(ValueError, match=re.escape(message)):
-        unchecked(neuron_page)(model, *arguments, corpus_for(model), **options)
+        unchecked(neuron_page)(model, neuron, corpus_for(model), **options)
 
 
 def test_tokens_of_another_model_are_refused(kind):
     with pytest.raises(ValueError, match="999"):
-        neuron_page(kind("parallel"), 0, 0, torch.full((2, 4), 999))
+        neuron_page(kind("parallel"), (0, 0), torch.full((2, 4), 999))

@@ -23,11 +23,11 @@ def corpus_for(model):
 FUNCTIONS = {
     "activity": lambda m, c: neurons.activity(m, c),
     "outliers": lambda m, c: neurons.outliers(neurons.activity(m, c), k=3),
-    "neuron_page": lambda m, c: neurons.neuron_page(m, 1, 7, c, k=3, ablate=2),
-    "verify_neuron": lambda m, c: neurons.verify_neuron(m, 1, 7, TEXTS, TEXTS[:1], controls=2),
+    "neuron_page": lambda m, c: neurons.neuron_page(m, "L1N7", c, k=3, ablate=2),
+    "verify_neuron": lambda m, c: neurons.verify_neuron(m, "L1N7", TEXTS, TEXTS[:1], controls=2),
     "neuron_weights": lambda m, c: neurons.neuron_weights(m, k=2),
-    "promoted_tokens": lambda m, c: neurons.promoted_tokens(m, 1, 7, k=2),
-    "nearest_neurons": lambda m, c: neurons.nearest_neurons(m, 1, 7, k=2),
+    "promoted_tokens": lambda m, c: neurons.promoted_tokens(m, "L1N7", k=2),
+    "nearest_neurons": lambda m, c: neurons.nearest_neurons(m, "L1N7", k=2),
     "antipodal_pairs": lambda m, c: neurons.antipodal_pairs(m, k=2),
     "update_shares": lambda m, c: neurons.update_shares(m, c),
     "expected_embedding_generate": lambda m, c: neurons.expected_embedding_generate(

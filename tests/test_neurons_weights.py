@@ -14,6 +14,7 @@ import mlp_interp as mi
 from mlp_interp.neurons import antipodal_pairs, nearest_neurons, neuron_weights, promoted_tokens
 from mlp_interp.neurons.weights.vocabulary import texts
 from mlp_interp.neurons.weights.volume import activation_volume, cap_share
+from mlp_interp.sites import Site
 
 RAW = ("receptor_norm", "value_norm", "bias", "cosine")  # what processing changes
 
@@ -248,7 +249,7 @@ def test_a_neuron_without_vectors(planted):
 
 def test_planted_neighbours_and_opposites_are_found(planted):
     for by in ("value", "receptor", "both"):
-        nearest = nearest_neurons(planted, 0, 7, by=by, k=2)
+        nearest = nearest_neurons(planted, "L0N7", by=by, k=2)
         assert nearest.component[0 if by != "value" else 1] == "L2N1", by
         assert nearest.values.max() <= 1
         opposite = antipodal_pairs(planted, by=by)
@@ -257,7 +258,7 @@ def test_planted_neighbours_and_opposites_are_found(planted):
         assert (("L0N7", "L1N10") in pairs) == (by == "receptor")
         place = pairs.index(("L0N7", "L2N63"))
         np.testing.assert_allclose(opposite[place], -1, atol=1e-5)
-    assert nearest_neurons(planted, 0, 7, by="value").component[0] == "L1N10"
+    assert nearest_neurons(planted, "L0N7", by="value").component[0] == "L1N10"
 
 
 def brute_force(model, by, layers=(0, 1, 2)):
@@ -277,7 +278,7 @@ def test_the_nearest_are_those_of_all_pairs(model, by):
     row = every[:, own].min(0)
     row[own] = -2
     order = np.argsort(-row)[:7]
-    found = nearest_neurons(model, 0, 3, k=7, by=by, layers=[2, 0])
+    found = nearest_neurons(model, "L0N3", k=7, by=by, layers=[2, 0])
     assert found.component.values.tolist() == [labels[i] for i in order]
     np.testing.assert_allclose(found, row[order], atol=1e-5)
     for which, name in ((0, "receptor_cosine"), (1, "value_cosine")):
@@ -322,7 +323,7 @@ def test_opposites_of_one_layer_and_their_number(kind, backend):
 
 def test_one_neuron_is_its_row_of_all(model):
     every = neuron_weights(model, k=6)
-    one = promoted_tokens(model, 2, 30, k=6)
+    one = promoted_tokens(model, "L2N30", k=6)
     row = every.sel(layer=2, neuron=30)
     assert str(one.component.values) == "L2N30"
     for name in one.data_vars:
@@ -342,6 +343,7 @@ def test_layers_are_chosen_and_keep_their_order(kind, backend):
     assert some.layer.values.tolist() == [2, 0]
     for name in some.data_vars:
         np.testing.assert_array_equal(some[name], every[name].sel(layer=[2, 0]), err_msg=name)
+    assert some.identical(neuron_weights(model, layers=[-1, -3]))
     fewer = neuron_weights(model, k=2)
     np.testing.assert_array_equal(fewer.promoted, every.promoted[..., :2])
     whole = neuron_weights(model, layers=[0], k=300)
@@ -370,8 +372,8 @@ def test_all_of_it_can_be_saved(kind, backend, suffix, tmp_path):
     model = kind("parallel", backend)
     for result in (
         neuron_weights(model, k=3),
-        promoted_tokens(model, 1, 2),
-        nearest_neurons(model, 1, 2),
+        promoted_tokens(model, "L1N2"),
+        nearest_neurons(model, "L1N2"),
         antipodal_pairs(model, below=-0.5),
         antipodal_pairs(model, below=-0.99),
     ):
@@ -398,7 +400,7 @@ def test_tokens_as_text(kind, tmp_path):
     last = len(model.tokenizer) - 1
     found = texts(model, np.array([nul, last, last + 1]))
     assert found.tolist() == ["␀", model.tokenizer.decode([last]), f"#{last + 1}"]
-    whole = promoted_tokens(model, 0, 0, k=300)
+    whole = promoted_tokens(model, "L0N0", k=300)
     assert "␀" in whole.promoted_text.values
     assert mi.load(mi.save(whole, tmp_path / "x.nc")).identical(whole)
 
@@ -406,23 +408,39 @@ def test_tokens_as_text(kind, tmp_path):
 @pytest.mark.parametrize(
     ("function", "arguments", "options", "text"),
     [
-        (neuron_weights, (), {"layers": [3]}, r"layers=\[3\]; wanted some integers from 0 to 2"),
-        (neuron_weights, (), {"layers": [-1]}, r"layers=\[-1\]; wanted"),
+        (neuron_weights, (), {"layers": [3]}, r"layers=\[3\]; wanted integers from -3 to 2"),
+        (neuron_weights, (), {"layers": [-1, 2]}, r"layers=\[-1, 2\]; wanted .* each once"),
         (neuron_weights, (), {"layers": []}, r"layers=\[\]; wanted"),
         (neuron_weights, (), {"layers": [0.5]}, r"layers=\[0.5\]; wanted"),
         (neuron_weights, (), {"k": 0}, "k=0; wanted an integer from 1 to 300, the number of tok"),
         (neuron_weights, (), {"k": 301}, "k=301; wanted an integer from 1 to 300"),
         (neuron_weights, (), {"k": 2.0}, "k=2.0; wanted an integer"),
-        (promoted_tokens, (3, 0), {}, "layer=3; wanted an integer from 0 to 2"),
-        (promoted_tokens, (0, 64), {}, "neuron=64; wanted an integer from 0 to 63"),
-        (promoted_tokens, (0, "1"), {}, "neuron='1'; wanted an integer"),
-        (promoted_tokens, (True, 1), {}, "layer=True; wanted an integer"),
-        (promoted_tokens, (0, 1), {"k": 301}, "k=301; wanted an integer from 1 to 300"),
-        (nearest_neurons, (0, -1), {}, "neuron=-1; wanted an integer from 0 to 63"),
-        (nearest_neurons, (0, 1), {"by": "input"}, "by='input'; wanted one of 'receptor', 'value'"),
-        (nearest_neurons, (0, 1), {"layers": [7]}, r"layers=\[7\]; wanted"),
-        (nearest_neurons, (0, 1), {"layers": [0], "k": 64}, "k=64; .* 1 to 63, the number of oth"),
-        (nearest_neurons, (0, 1), {"layers": [1], "k": 65}, "k=65; wanted an integer from 1 to 64"),
+        (promoted_tokens, ("L3N0",), {}, "neuron='L3N0'; wanted a layer from 0 to 2"),
+        (promoted_tokens, ((0, 64),), {}, "neuron='L0N64'; wanted a neuron from 0 to 63"),
+        (promoted_tokens, ((0, 0.5),), {}, r"neuron=\(0, 0.5\); wanted .* the pair"),
+        (promoted_tokens, ((True, 1),), {}, r"neuron=\(True, 1\); wanted a label"),
+        (promoted_tokens, ("L1H2",), {}, "neuron='L1H2' is no neuron"),
+        (promoted_tokens, ((0, 1),), {"k": 301}, "k=301; wanted an integer from 1 to 300"),
+        (nearest_neurons, ((0, -1),), {}, r"neuron=\(0, -1\); wanted .* counted from 0"),
+        (
+            nearest_neurons,
+            ((0, 1),),
+            {"by": "input"},
+            "by='input'; wanted one of 'receptor', 'value'",
+        ),
+        (nearest_neurons, ((0, 1),), {"layers": [7]}, r"layers=\[7\]; wanted"),
+        (
+            nearest_neurons,
+            ((0, 1),),
+            {"layers": [0], "k": 64},
+            "k=64; .* 1 to 63, the number",
+        ),
+        (
+            nearest_neurons,
+            ((0, 1),),
+            {"layers": [1], "k": 65},
+            "k=65; wanted an integer from 1 to 64",
+        ),
         (antipodal_pairs, (), {"layers": [3]}, r"layers=\[3\]; wanted"),
         (antipodal_pairs, (), {"by": None}, "by=None; wanted one of"),
         (antipodal_pairs, (), {"below": -1.0}, r"below=-1.0; wanted a cosine above -1, up to 1"),
@@ -438,8 +456,15 @@ def test_errors_name_what_was_wrong(kind, function, arguments, options, text):
 
 @pytest.mark.parametrize("number", [np.int64(2), np.array(2), torch.tensor(2)])
 def test_integers_of_any_make_name_a_neuron(kind, number):
-    found = unchecked(promoted_tokens)(kind(), number, number)
+    found = unchecked(promoted_tokens)(kind(), (number, number))
     assert str(found.component.values) == "L2N2"
+
+
+def test_a_neuron_is_named_in_any_way(kind):
+    model = kind()
+    found = [promoted_tokens(model, neuron) for neuron in ("L2N3", Site.parse("L2N3"), (2, 3))]
+    assert found[0].identical(found[1])
+    assert found[0].identical(found[2])
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

@@ -89,7 +89,7 @@ def test_parts_are_those_of_the_analyses(nano, corpus, measured):
         strict=True,
     ):
         site = Site.parse(str(label))
-        wanted = neurons.promoted_tokens(nano, site.layer, site.neuron, k=5)
+        wanted = neurons.promoted_tokens(nano, site, k=5)
         assert [*promoted] == [*wanted["promoted_text"].values]
 
 

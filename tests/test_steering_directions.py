@@ -225,7 +225,7 @@ def test_directions_save_and_load(kind, tmp_path, suffix):
         xr.testing.assert_equal(read, direction)
         for name, value in direction.attrs.items():
             assert np.array_equal(read.attrs[name], value), name
-        assert add(read, 2.0, layer=1)[0].site == add(direction, 2.0, layer=1)[0].site
+        assert add(read, 2.0, layers=1)[0].site == add(direction, 2.0, layers=1)[0].site
 
 
 # Function vectors.
@@ -267,7 +267,7 @@ def test_mediation_is_that_of_a_loop(model):
     expected = effects_by_loop(model, TASK)
     found = head_effects(model, TASK, batch_size=2)
     np.testing.assert_allclose(found.values, expected.mean(-1), atol=2e-4)
-    np.testing.assert_allclose(found.error, expected.std(-1, ddof=1) / 2, atol=2e-4)
+    np.testing.assert_allclose(found.effect_se, expected.std(-1, ddof=1) / 2, atol=2e-4)
     assert found.attrs["unit"] == "nats"
 
 
@@ -376,21 +376,27 @@ def refusals(model: Any) -> list[Any]:
         (lambda: make(model, pos, ["a", ""]), r"negative\[1\]=''; wanted a text"),
         (lambda: make(model, pos, ["cat" * 99]), r"negative\[0\]='cat.*exceed the model's context"),
         (lambda: make(model, pos, neg, site="pattern"), "site='pattern'; wanted one of resid_pre"),
-        (lambda: make(model, pos, neg, layers=3), "layers=3; wanted different ones from 0 to 2"),
-        (lambda: make(model, pos, neg, layers=[]), r"layers=\[\]; wanted different ones"),
+        (lambda: make(model, pos, neg, layers=3), r"layers=\[3\]; wanted integers from -3 to 2"),
+        (lambda: make(model, pos, neg, layers=[]), r"layers=\[\]; wanted at least one integer"),
         (lambda: make(model, pos, neg, heads=0), "heads=0: site 'resid_post' has no heads"),
-        (lambda: make(model, pos, neg, site="z", heads=[4]), r"heads=\[4\]; wanted .* 0 to 3"),
+        (lambda: make(model, pos, neg, site="z", heads=[4]), r"heads=\[4\]; wanted .* -4 to 3"),
         (lambda: make(model, pos, neg, positions=2), "positions=2, but a prompt of negative has 2"),
         (lambda: make(model, pos, neg, positions="all"), "positions='all'; wanted 'last', 'mean'"),
         (lambda: make(model, pos, neg, batch_size=0), "batch_size=0; wanted at least 1"),
         (lambda: make(model, torch.tensor([[300]]), neg), "tokens hold 300; wanted ids"),
         (lambda: pca(model, pos, neg[:3]), "positive has 5 prompts and negative 3; wanted pairs"),
         (lambda: pca(model, pos, pos), "positive and negative do not differ"),
-        (lambda: activation_addition(model, "a", "b", 3), "layer=3; wanted different ones"),
+        (
+            lambda: activation_addition(model, "a", "b", 3),
+            "layer=3; wanted an integer from -3 to 2",
+        ),
         (lambda: activation_addition(model, "a", "b", 1, site="z"), "site='z'; wanted one of"),
         (lambda: activation_addition(model, "", "b", 1), r"plus\[0\]=''; wanted a text"),
-        (lambda: output_direction(model, "3.mlp"), "component='3.mlp'; wanted a neuron or a head"),
-        (lambda: output_direction(model, "L1N64"), "component='L1N64'; the model has 3 layers"),
+        (lambda: output_direction(model, "1.mlp"), "component='1.mlp'; wanted a neuron or a head"),
+        (
+            lambda: output_direction(model, "L1N64"),
+            "component='L1N64'; wanted a neuron from 0 to 63",
+        ),
         (
             lambda: output_direction(model, "L1H1"),
             "prompts=None with component='L1H1'; wanted some",
@@ -412,10 +418,10 @@ def refusals(model: Any) -> list[Any]:
         (lambda: vector(model, FewShot(pos, neg)), "uninformative=None; wanted prompts"),
         (lambda: vector(model, TASK, heads="best"), "heads='best'; wanted 'auto' or a list"),
         (lambda: vector(model, TASK, n_heads=13), "n_heads=13; wanted 1 to 12"),
-        (lambda: vector(model, TASK, heads=[]), r"heads=\[\]; wanted different ones"),
-        (lambda: vector(model, TASK, heads=["1.mlp"]), "heads: '1.mlp' is no head"),
-        (lambda: vector(model, TASK, heads=["L1H4"]), "heads: 'L1H4'; the model has 3 layers"),
-        (lambda: vector(model, TASK, layers=[7]), r"layers=\[7\]; wanted different ones"),
+        (lambda: vector(model, TASK, heads=[]), r"heads=\[\]; wanted at least one, and each once"),
+        (lambda: vector(model, TASK, heads=["1.mlp"]), "heads='1.mlp' is no head"),
+        (lambda: vector(model, TASK, heads=["L1H4"]), "heads='L1H4'; wanted a head from 0 to 3"),
+        (lambda: vector(model, TASK, layers=[7]), r"layers=\[7\]; wanted integers from -3"),
     ]
 
 

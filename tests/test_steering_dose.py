@@ -126,7 +126,7 @@ def test_texts_are_those_of_generate_compare(kind):
     assert "useful" not in found
     for layer in range(3):
         for coefficient in (-1.0, 3.0):
-            edits = add_edits(direction(), coefficient, layer=layer)
+            edits = add_edits(direction(), coefficient, layers=layer)
             two = generate_compare(kind(), texts, edits, **options, **WRITING)
             cell = found.sel(layer=layer, coef=coefficient)
             np.testing.assert_array_equal(cell.text, two.text.sel(way="edited"))
@@ -188,7 +188,7 @@ def test_positions_and_where(kind, tokens, difference):
     late = dose_response(
         kind(), ["the cat"], direction(), [9], {"length": LENGTH}, where="new", **WRITING
     )
-    edits = add_edits(direction(), 9, layer=1)
+    edits = add_edits(direction(), 9, layers=1)
     two = generate_compare(kind(), ["the cat"], edits, where="new", **WRITING)
     assert late.text.sel(layer=1, coef=9).item() == two.text.sel(way="edited").item()
 
@@ -212,7 +212,7 @@ def test_projecting_out(kind, tokens, rows, difference):
     )
     runner = Runner.of(kind())
     for layer in range(3):
-        run = runner.run(tokens, edits=project_out(direction(), layer=layer))
+        run = runner.run(tokens, edits=project_out(direction(), layers=layer))
         logits = runner.logits(run)[:, -1].gather(-1, difference.tokens)
         np.testing.assert_allclose(
             found.ld_by_prompt.sel(layer=layer, coef=1), logits[:, 0] - logits[:, 1], atol=1e-4
@@ -339,7 +339,7 @@ def test_a_checkpoint_wants_a_model_without_hooks(kind, tokens, difference, tmp_
     run = lambda **options: dose_response(
         model, tokens, direction(), [1], {"ld": difference}, **options
     )
-    with steer(model, add_edits(direction(), 1.0, layer=0)):
+    with steer(model, add_edits(direction(), 1.0, layers=0)):
         run()
         with pytest.raises(ValueError, match="hooks"):
             run(checkpoint=tmp_path)
@@ -430,7 +430,7 @@ def other_site():
         ({"direction": other_site()}, "site'.='elsewhere'"),
         ({"direction": direction(layers=(0, 5))}, "wanted layers 0 to 2"),
         ({"direction": direction("post").assign_attrs(site="pre")[:, :9]}, r"\(9,\)"),
-        ({"layers": [1, 3]}, r"layer=.1, 3.; the direction has layers \[0, 1, 2\]"),
+        ({"layers": [1, 3]}, r"layers=\[1, 3\]; wanted integers from -3 to 2"),
         ({"positions": [30]}, "wanted integers from"),
         ({"metrics": {}}, "metrics={}; wanted at least one, by name"),
         ({"metrics": {"a": 3}}, r"metrics\['a'\]=3; wanted a Metric, or Keywords"),

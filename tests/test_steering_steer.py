@@ -401,7 +401,7 @@ def test_adding_is_addition(kind, tokens, site):
             for layer in chosen
         ]
         expected = log_probs(model.run_with_hooks(tokens, fwd_hooks=hooks))
-        with steer(model, add(found, -1.5, layer=layers, positions=3)):
+        with steer(model, add(found, -1.5, layers=layers, positions=3)):
             assert torch.allclose(log_probs(model(tokens)), expected, atol=1e-5)
 
 
@@ -409,7 +409,7 @@ def test_adding_is_addition(kind, tokens, site):
 def test_projecting_out_leaves_nothing_along_it(kind, tokens, site):
     model, found = kind(), direction(site, kind())
     name = Site(site, 1).hook_name
-    with torch.no_grad(), steer(model, project_out(found, layer=1)):
+    with torch.no_grad(), steer(model, project_out(found, layers=1)):
         _, cache = model.run_with_cache(tokens, names_filter=[name])
     along = torch.einsum(
         "bp...d,...d->bp...", cache[name], torch.from_numpy(found.values[1]).float()
@@ -454,11 +454,11 @@ def test_directions_with_positions_of_their_own(kind, tokens):
 
 def test_heads_that_were_chosen(kind, tokens):
     found = direction("z", kind()).isel(head=[2, 0])
-    x = add(found, layer=1)[0].apply(torch.zeros(1, 1, 4, 8))
+    x = add(found, layers=1)[0].apply(torch.zeros(1, 1, 4, 8))
     assert torch.allclose(x[0, 0, 2], torch.from_numpy(found.values[1, 0]).float())
     assert torch.allclose(x[0, 0, 0], torch.from_numpy(found.values[1, 1]).float())
     assert not x[:, :, [1, 3]].any()
-    one = add(found.sel(head=0), layer=1)[0].apply(torch.zeros(1, 1, 4, 8))
+    one = add(found.sel(head=0), layers=1)[0].apply(torch.zeros(1, 1, 4, 8))
     assert torch.allclose(one[0, 0, 0], x[0, 0, 0])
     assert not one[:, :, 1:].any()
 
@@ -493,20 +493,20 @@ def refusals() -> list[Any]:
     stream, heads = direction("resid_post", None), direction("z", None)
     there = stream.sel(layer=1)
     return [
-        (lambda: add(stream), r"layer=None with a direction at layers \[0, 1, 2\]"),
-        (lambda: add(stream, layer=3), r"layer=3; the direction has layers \[0, 1, 2\]"),
-        (lambda: add(stream, layer=[1, 1]), r"layer=\[1, 1\]; the direction has"),
+        (lambda: add(stream), r"layers=None with a direction at layers \[0, 1, 2\]"),
+        (lambda: add(stream, layers=3), "layers=.3.; wanted integers from -3 to 2"),
+        (lambda: add(stream, layers=[1, 1]), r"layers=\[1, 1\]; wanted .* each once"),
         (lambda: add(there, float("inf")), "coefficient=inf; wanted a finite number"),
         (lambda: unchecked(add)(there.values), "direction=ndarray; wanted a DataArray"),
         (lambda: add(there.drop_attrs()), r"attrs\['site'\]=None.*arithmetic"),
         (lambda: add(stream.rename(d_model="d_head")), "direction has dims .*; wanted"),
         (lambda: add(there.expand_dims(pos=2), positions=[1]), r"positions=\[1\] for .* of 2"),
         (lambda: project_out(there.expand_dims(pos=2)), "direction has positions"),
-        (lambda: project_out(heads, layer=1, everywhere=True), "everywhere=True with 1 layers"),
-        (lambda: project_out(stream, layer=[0, 1], everywhere=True), "everywhere=True with 2"),
-        (lambda: hold("3.mlp", 1.0), "component='3.mlp'; wanted a neuron"),
+        (lambda: project_out(heads, layers=1, everywhere=True), "everywhere=True with 1 layers"),
+        (lambda: project_out(stream, layers=[0, 1], everywhere=True), "everywhere=True with 2"),
+        (lambda: hold("3.mlp", 1.0), "neuron='3.mlp'; wanted a neuron"),
         (lambda: hold("L1N3", float("nan")), "holds nan; wanted finite"),
-        (lambda: scale("L2", 1.0), "label='L2' is not a component label"),
+        (lambda: scale("L2", 1.0), "component='L2' is not a component label"),
         (lambda: random_direction(stream.drop_vars("norm"), seed=0), "like has no norm"),
     ]
 

@@ -19,7 +19,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 @pytest.fixture(scope="module")
 def page(nano):
     corpus = mi.load_corpus("nano", nano, sequences=12, length=48)
-    return neuron_page(nano, 3, 506, corpus, k=5, examples=2, ablate=4)
+    return neuron_page(nano, "L3N506", corpus, k=5, examples=2, ablate=4)
 
 
 def test_everything_is_on_the_page(page):

@@ -12,7 +12,6 @@ from mlp_interp.corpus import load_corpus
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
 from mlp_interp.results import save
-from mlp_interp.sites import Site
 from mlp_interp.views.numbers import number, percent, visible
 
 __all__ = ["build", "summary"]
@@ -45,12 +44,11 @@ def build(
     Returns:
         The summary, as the terminal shows it.
     """
-    site = Site.parse(label)
-    layer, neuron = checked_request(model, site.layer, site.neuron, options["k"])
+    site = checked_request(model, label, options["k"])
     options_of_corpus = {key: value for key, value in corpus.items() if key != "source"}
     text = load_corpus(corpus["source"], model, **options_of_corpus)
     parts = page.with_name(page.name + ".parts") if checkpoint is None else checkpoint
-    found = neuron_page(model, layer, neuron, text, checkpoint=parts, progress=progress, **options)
+    found = neuron_page(model, site, text, checkpoint=parts, progress=progress, **options)
     views.neuron(found).save(page)
     save(found, data)
     if checkpoint is None:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.results import tokens_of
-from mlp_interp.sites import Site
+from mlp_interp.sites import Kind, Site, site_of
 
 __all__ = ["Affine", "Block", "Weights"]
 
@@ -187,6 +187,24 @@ class Weights:
                 f"sequences of {tokens.shape[1]} tokens exceed the model's context of {context}"
             )
         return tokens.to(self.device, torch.int64)
+
+    def place(self, given: Any, *, kind: Kind | None = None, argument: str = "site") -> Site:
+        """The site that somebody named, as `site_of` reads it: one that the model has.
+
+        Raises:
+            ValueError: It is no site, one of another kind, or the model has no such layer, head or
+                neuron.
+        """
+        site = site_of(given, kind=kind, argument=argument)
+        heads = self.n_kv_heads if site.name in ("k", "v") else self.n_heads
+        sizes = {"layer": self.n_layers, "head": heads, "neuron": self.d_mlp}
+        for what, size in sizes.items():
+            if (getattr(site, what) or 0) >= size:
+                raise ValueError(
+                    f"{argument}={site.label!r}; wanted a {what} from 0 to {size - 1}, which the "
+                    "model has"
+                )
+        return site
 
     def shape_of(self, site: Site, batch: int, pos: int) -> tuple[int, ...]:
         """Shape of the whole activation at a site, of so many texts of so many positions.

@@ -10,8 +10,8 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.edits import Edit
-from mlp_interp.sites import Site
-from mlp_interp.steering.directions.activations import HEADS, NEURONS, STREAM
+from mlp_interp.models.indices import indices
+from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
 from mlp_interp.steering.directions.result import direction_dims
 
 __all__ = ["add", "hold", "project_out", "scale"]
@@ -23,7 +23,7 @@ def add(
     direction: xr.DataArray,
     coefficient: SupportsFloat = 1.0,
     *,
-    layer: int | Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: Indices = None,
 ) -> list[Edit]:
     """Add a direction to the activations where it belongs.
@@ -32,7 +32,7 @@ def add(
         direction: A direction of this package.
         coefficient: What it is multiplied by, as it is: its own length counts. Coefficient 1 of a
             `mean_difference` is one difference of means; negative ones turn the other way.
-        layer: At which of its layers; several add each layer's own direction there. None wants a
+        layers: At which of its layers; several add each layer's own direction there. None wants a
             direction of one layer.
         positions: Which positions, as in `Edit`; None for all. A direction of `activation_addition`
             goes to the first positions unless others, as many, are given.
@@ -59,14 +59,14 @@ def add(
         positions = _first(positions, direction.sizes["pos"])
     return [
         Edit.add(Site(read.site, at), times * value, positions=positions, units=read.heads)
-        for at, value in read.at(layer)
+        for at, value in read.at(layers)
     ]
 
 
 def project_out(
     direction: xr.DataArray,
     *,
-    layer: int | Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     everywhere: bool = False,
     positions: Indices = None,
 ) -> list[Edit]:
@@ -74,7 +74,7 @@ def project_out(
 
     Args:
         direction: A direction of this package, without positions of its own.
-        layer: At which of its layers; None wants a direction of one layer.
+        layers: At which of its layers; None wants a direction of one layer.
         everywhere: Not only where the direction belongs, but from all that writes to the stream:
             the embedding and every attention and MLP output. No layer can then read or write along
             it (directional ablation). The direction is one of the stream, at one layer.
@@ -99,7 +99,7 @@ def project_out(
     read = _Read.of(direction)
     if "pos" in direction.dims:
         raise ValueError("direction has positions; wanted one without to project out")
-    found = read.at(layer)
+    found = read.at(layers)
     if everywhere:
         return _everywhere(read, found, positions)
     if read.heads is None:
@@ -111,11 +111,12 @@ def project_out(
     ]
 
 
-def hold(component: str, value: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
+def hold(neuron: SiteLike, value: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
     """Hold a neuron at one activation, whatever it would do by itself.
 
     Args:
-        component: ``"L3N669"`` (after the nonlinearity) or ``"L3N669.pre"`` (before it).
+        neuron: ``"L3N669"`` (after the nonlinearity), ``"L3N669.pre"`` (before it), a `Site`, or
+            the pair ``(layer, neuron)``.
         value: The activation: high, 0, or its mean, perhaps as measured over a corpus.
         positions: Which positions, as in `Edit`; None for all.
 
@@ -129,17 +130,14 @@ def hold(component: str, value: SupportsFloat, *, positions: Indices = None) -> 
         >>> hold("L3N669", 5.0)
         [Edit(set at L3N669: 5)]
     """
-    place = Site.parse(component)
-    if place.neuron is None:
-        raise ValueError(f"component={component!r}; wanted a neuron, as 'L3N669'")
-    return [Edit.set(place, float(value), positions=positions)]
+    return [Edit.set(neuron_of(neuron), float(value), positions=positions)]
 
 
-def scale(component: str, factor: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
+def scale(component: Site | str, factor: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
     """Multiply what a component writes: 0 silences it, 2 doubles it.
 
     Args:
-        component: ``"3.mlp"``, ``"3.attn"``, ``"L2H1"``, ``"L3N669"``, or any site's label.
+        component: ``"3.mlp"``, ``"3.attn"``, ``"L2H1"``, ``"L3N669"``, or any site.
         factor: What to multiply by.
         positions: Which positions, as in `Edit`; None for all.
 
@@ -153,7 +151,8 @@ def scale(component: str, factor: SupportsFloat, *, positions: Indices = None) -
         >>> scale("L2H1", 2.0)[0].site.label
         'L2H1'
     """
-    return [Edit.scale(Site.parse(component), float(factor), positions=positions)]
+    place = site_of(component, argument="component")
+    return [Edit.scale(place, float(factor), positions=positions)]
 
 
 @dataclass(frozen=True)
@@ -191,19 +190,19 @@ class _Read:
         n_layers = None if n_layers is None else int(n_layers)  # a file gives numpy's
         return cls(site, dict(zip(layers, values, strict=True)), heads, n_layers)
 
-    def at(self, layer: int | Sequence[int] | None) -> list[tuple[int, Tensor]]:
-        """The vectors of chosen layers."""
+    def at(self, layers: int | Sequence[int] | None) -> list[tuple[int, Tensor]]:
+        """The vectors of some of its layers, negative ones counted from the model's last."""
         have = list(self.vectors)
-        if layer is None:
+        if layers is None:
             if len(have) > 1:
                 raise ValueError(
-                    f"layer=None with a direction at layers {have}; wanted one of them, or several"
+                    f"layers=None with a direction at layers {have}; wanted one or several of them"
                 )
             return list(self.vectors.items())
-        listed = [layer] if isinstance(layer, int | np.integer) else list(layer)
-        if not listed or len({*listed}) < len(listed) or not {*listed} <= {*have}:
-            raise ValueError(f"layer={layer}; the direction has layers {have}")
-        return [(int(n), self.vectors[n]) for n in listed]
+        listed = indices("layers", layers, self.n_layers or max(have) + 1)
+        if not {*listed} <= {*have}:
+            raise ValueError(f"layers={layers}; wanted some of {have}, where the direction is")
+        return [(n, self.vectors[n]) for n in listed]
 
 
 def _everywhere(read: _Read, found: list[tuple[int, Tensor]], positions: Indices) -> list[Edit]:

@@ -86,7 +86,7 @@ def neuron(page: xr.Dataset) -> Page:
         >>> from mlp_interp.neurons import neuron_page
         >>> model = load_model("nano")
         >>> corpus = load_corpus("nano", model, sequences=4, length=32)
-        >>> neuron(neuron_page(model, 3, 506, corpus, ablate=2))
+        >>> neuron(neuron_page(model, "L3N506", corpus, ablate=2))
         Page('L3N506 of nano')
     """
     missing = [name for name in _NEEDED if name not in getattr(page, "variables", ())]

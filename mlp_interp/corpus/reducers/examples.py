@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, SiteLike, neuron_of
 
 __all__ = ["BandExamples", "TopExamples"]
 
@@ -128,7 +128,7 @@ class BandExamples(Reducer):
     draw is by a hash of seed and place: every shard and worker draws alike.
 
     Args:
-        neuron: Its label, as ``"L3N669"`` (or ``"L3N669.pre"``).
+        neuron: A label (``"L3N669"``, ``"L3N669.pre"``), a `Site` or the pair ``(layer, neuron)``.
         edges: Edges of the bands, ascending: each band is ``[edge, next edge)``.
         k: How many of each band.
         before: As in `TopExamples`.
@@ -151,7 +151,7 @@ class BandExamples(Reducer):
         40
     """
 
-    neuron: str
+    neuron: SiteLike
     edges: Sequence[float]
     k: int = 5
     before: int = 10
@@ -163,9 +163,8 @@ class BandExamples(Reducer):
     def __post_init__(self) -> None:
         _check(self.k, self.before, self.after)
         object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
-        site = Site.parse(self.neuron)
-        if site.neuron is None:
-            raise ValueError(f"neuron={self.neuron!r}; wanted a neuron, as 'L3N669'")
+        site = neuron_of(self.neuron)
+        object.__setattr__(self, "neuron", site.label)
         if len(self.edges) < 2 or any(
             not low < high for low, high in zip(self.edges, self.edges[1:], strict=False)
         ):

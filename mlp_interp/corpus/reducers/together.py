@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, SiteLike, neuron_of
 
 __all__ = ["CoActivation"]
 
@@ -21,7 +21,8 @@ class CoActivation(Reducer):
     """How often chosen neurons, of any layers, are active at the same token.
 
     Args:
-        neurons: Their labels, as ``"L3N669"``; activity is read before the nonlinearity.
+        neurons: Labels (``"L3N669"``), `Site` or pairs ``(layer, neuron)``; they become labels.
+            Activity is read before the nonlinearity.
         above: The threshold.
         first: Position from which on tokens count.
 
@@ -42,23 +43,21 @@ class CoActivation(Reducer):
         ('neuron', 'other')
     """
 
-    neurons: Sequence[str]
+    neurons: Sequence[SiteLike]
     above: float = 0.0
     first: int = 0
     _layers: dict[int, list[tuple[int, int]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "neurons", tuple(self.neurons))
+        named = [neuron_of(given, argument="neurons") for given in self.neurons]
+        object.__setattr__(self, "neurons", tuple(site.label for site in named))
         if not self.neurons:
             raise ValueError(f"neurons={self.neurons}; wanted one or more")
         if self.first < 0:
             raise ValueError(f"first={self.first}; wanted a position from 0")
         layers: dict[int, list[tuple[int, int]]] = {}
-        for column, label in enumerate(self.neurons):
-            site = Site.parse(label)
-            if site.neuron is None:
-                raise ValueError(f"neurons has {label!r}; wanted neurons, as 'L3N669'")
-            layers.setdefault(site.layer or 0, []).append((column, site.neuron))
+        for column, site in enumerate(named):
+            layers.setdefault(site.layer or 0, []).append((column, site.unit))
         for layer, pairs in layers.items():
             if len({neuron for _, neuron in pairs}) < len(pairs):
                 raise ValueError(f"neurons={self.neurons} has one of layer {layer} twice")

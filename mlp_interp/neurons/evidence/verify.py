@@ -10,15 +10,16 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
-from mlp_interp.neurons.checks import checked_count, checked_neuron, checked_seed
+from mlp_interp.neurons.checks import checked_count, checked_seed
 from mlp_interp.neurons.evidence.controls import ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, losses, stream_changes
 from mlp_interp.neurons.weights.statistics import promoted_tokens
 from mlp_interp.prompts.texts import Texts, texts_of
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.sites import Site, component_coords
+from mlp_interp.sites import Site, SiteLike, component_coords
 
 __all__ = ["verify_neuron"]
 
@@ -31,8 +32,7 @@ SUMMARIES = ("max", "mean")
 @torch.no_grad()
 def verify_neuron(
     model: Any,
-    layer: int,
-    neuron: int,
+    neuron: SiteLike,
     positive: Any,
     negative: Any,
     *,
@@ -56,8 +56,7 @@ def verify_neuron(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        layer: The neuron's layer.
-        neuron: Its index there.
+        neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
         positive: What has the feature: texts, which begin with BOS, or a `Corpus` or tokens
             ``[prompt, pos]``, which are taken as they are.
         negative: What has not.
@@ -105,13 +104,14 @@ def verify_neuron(
     Example:
         >>> from mlp_interp import load_model
         >>> found = verify_neuron(
-        ...     load_model("nano"), 2, 5, ["Il aime le pain."], ["The cat sat."], controls=4
+        ...     load_model("nano"), "L2N5", ["Il aime le pain."], ["The cat sat."], controls=4
         ... )
         >>> found["effect"].dims, found.sizes["component"]
         (('measure', 'where', 'component'), 5)
     """
     weights = Weights.of(model)
-    layer, neuron = checked_neuron(weights, layer, neuron)
+    site = weights.place(neuron, kind="neuron", argument="neuron")
+    layer = site.layer or 0
     _check(weights, baseline, controls, batch_size)
     checked_count(k, weights.d_vocab, "tokens")
     checked_seed(seed)
@@ -123,8 +123,8 @@ def verify_neuron(
         for what, given in zip(SIDES, (positive, negative), strict=True)
     ]
     both = Texts(sides[0].rows + sides[1].rows, sides[0].bos)
-    neurons = [neuron, *_controls(weights.d_mlp, neuron, controls, seed)]
-    tokens = promoted_tokens(model, layer, neuron, k=k)
+    neurons = [site.unit, *_controls(weights.d_mlp, site.unit, controls, seed)]
+    tokens = promoted_tokens(model, site, k=k)
     trial = _Trial(Runner.of(model), layer, neurons, both, batch_size)
     activation, means = trial.activations()
     held = _held_at(baseline, means)
@@ -156,7 +156,7 @@ def verify_neuron(
         attrs={
             **describe(model),
             "analysis": "evidence for a neuron",
-            "long_name": f"activation and ablation of {Site('post', layer, neuron=neuron).label}",
+            "long_name": f"activation and ablation of {site.label}",
             "unit": "see each variable",
             "data": "; ".join(
                 f"{side}: {getattr(given, 'attrs', {}).get('data', f'{len(texts)} texts')}"
@@ -214,7 +214,7 @@ class _Trial:
         for part, batch, first in self.texts.batches(self.batch_size):
             clean = self.runner.run(batch)
             kept = clean.final[:, first:]
-            targets = torch.cat([clean.tokens[:, first + 1 :], clean.tokens[:, :1] * 0 - 1], dim=1)
+            targets = next_tokens(clean.tokens)[:, first:]
             normalized = unembed.normalize(kept).flatten(0, 1)
             done = 0
             for changes in stream_changes(self.runner, clean, self.layer, values, first=first):

@@ -17,14 +17,14 @@ from mlp_interp.neurons.inputs.search import Search
 from mlp_interp.neurons.inputs.space import Space
 from mlp_interp.neurons.inputs.target import Target, check_site, unit_direction
 from mlp_interp.neurons.inputs.vectors import decoded, prompt_tokens, vocabulary_of
-from mlp_interp.sites import Site
+from mlp_interp.sites import SiteLike
 
 __all__ = ["maximize"]
 
 
 def maximize(
     model: Any,
-    site: Site | str,
+    site: SiteLike,
     *,
     method: Literal["gradient", "coordinate"] = "gradient",
     direction: Tensor | None = None,
@@ -62,9 +62,9 @@ def maximize(
 
     Args:
         model: A TransformerLens model.
-        site: A neuron; or with `direction` a head (``"L3H5"`` for its mixed values, ``"L3H5.q"``),
-            ``"3.mlp"``, ``"3.attn"``, ``"3.resid_pre"``, ``"3.resid_post"``, or all of a layer's
-            neurons (``"3.post"``).
+        site: A neuron (a label, a `Site` or the pair ``(layer, neuron)``); or with `direction` a
+            head (``"L3H5"`` for its mixed values, ``"L3H5.q"``), ``"3.mlp"``, ``"3.attn"``,
+            ``"3.resid_pre"``, ``"3.resid_post"``, or all of a layer's neurons (``"3.post"``).
         method: How to search. Gradients need a model that the lean forward serves.
         direction: ``[d]``, what the site is projected onto; its length does not matter.
         sign: -1 drives the activation down.
@@ -138,14 +138,14 @@ def maximize(
             seed=seed,
         )
         weights = Weights.of(model)
-        site = check_site(weights, site, directed=direction is not None)
-        along = None if direction is None else unit_direction(weights, site, direction)
+        place = check_site(weights, site, directed=direction is not None)
+        along = None if direction is None else unit_direction(weights, place, direction)
         before = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
         _check_room(model, before.shape[1], options)
         allowed = vocabulary_of(model, vocabulary)
         checked_weights(model)
         forward = _forward(model, method)
-        target = Target(forward, site, sign, along, length if position is None else 1)
+        target = Target(forward, place, sign, along, length if position is None else 1)
         space = Space(forward, before, allowed, length)
         found = _climb(target, space, options)
         return found.dataset(batch_size=batch_size, max_new_tokens=max_new_tokens).assign_attrs(
@@ -153,10 +153,10 @@ def maximize(
                 **describe(model),
                 **options.attrs(),
                 "analysis": "maximize",
-                "long_name": f"inputs that drive {site.label} up (sign 1) or down (sign -1)",
+                "long_name": f"inputs that drive {place.label} up (sign 1) or down (sign -1)",
                 "data": "none but the prompt",
-                "site": site.label,
-                "unit": f"activation of {site.label}",
+                "site": place.label,
+                "unit": f"activation of {place.label}",
                 "prompt": decoded(model, before)[0],
                 "engine": forward.engine,
             }

@@ -7,13 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.sites import Site
+from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike
 
 __all__ = ["Target", "check_site", "unit_direction"]
-
-_PER_HEAD = ("q", "k", "v", "z")
-_STREAM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-_NEURONS = ("pre", "post")
 
 _FLAT, _SLOPE = -5.0, 1e-6
 """Below this pre-activation a GELU is flat in single precision; a slope that leads out of there."""
@@ -95,29 +91,21 @@ class Target:
         return torch.where(pre > _FLAT, post, post + _SLOPE * (_FLAT - pre))
 
 
-def check_site(weights: Weights, site: Site | str, *, directed: bool) -> Site:
+def check_site(weights: Weights, given: SiteLike, *, directed: bool) -> Site:
     """A site whose activation is one number, by itself or along a direction.
 
     Raises:
         ValueError: It is none, or the model does not have it.
     """
-    site = Site.parse(site) if isinstance(site, str) else site
+    site = weights.place(given, kind=None if isinstance(given, Site | str) else "neuron")
     wanted = "a neuron ('L3N669', 'L3N669.pre'), or direction= with a head, a stream or all neurons"
-    if site.name not in (*_PER_HEAD, *_STREAM, *_NEURONS):
+    if site.name not in (*HEADS, *STREAM, *NEURONS):
         raise ValueError(f"site={site.label!r}; wanted {wanted}")
-    if site.name in _PER_HEAD and site.head is None:
+    if site.name in HEADS and site.head is None:
         raise ValueError(f"site={site.label!r} names no head; wanted e.g. 'L3H5.{site.name}'")
     if (site.neuron is None) != directed:
         given = "with" if directed else "without"
         raise ValueError(f"site={site.label!r} {given} direction; wanted {wanted}")
-    for name, limit in (
-        ("layer", weights.n_layers),
-        ("head", weights.n_heads),
-        ("neuron", weights.d_mlp),
-    ):
-        index = getattr(site, name)
-        if index is not None and index >= limit:
-            raise ValueError(f"site={site.label!r}: the model's {name}s are 0 to {limit - 1}")
     return site
 
 
@@ -127,8 +115,8 @@ def unit_direction(weights: Weights, site: Site, direction: Tensor) -> Tensor:
     Raises:
         ValueError: It has another shape, is zero or not finite.
     """
-    size = weights.d_head if site.name in _PER_HEAD else weights.d_model
-    size = weights.d_mlp if site.name in _NEURONS else size
+    size = weights.d_head if site.name in HEADS else weights.d_model
+    size = weights.d_mlp if site.name in NEURONS else size
     if tuple(direction.shape) != (size,):
         raise ValueError(
             f"direction={tuple(direction.shape)} at {site.label!r}; wanted shape ({size},)"

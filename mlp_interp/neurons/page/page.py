@@ -18,12 +18,12 @@ from mlp_interp.corpus.reducers import (
     quantiles,
 )
 from mlp_interp.models import Weights, describe
-from mlp_interp.neurons.checks import checked_count, checked_neuron, checked_seed
+from mlp_interp.neurons.checks import checked_count, checked_seed
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import neuron_weights, promoted_tokens
 from mlp_interp.results import tokens_of
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, SiteLike
 
 __all__ = ["checked_request", "neuron_page"]
 
@@ -39,8 +39,7 @@ LEAST = 1e-30
 
 def neuron_page(
     model: Any,
-    layer: int,
-    neuron: int,
+    neuron: SiteLike,
     corpus: Any,
     *,
     k: int = 10,
@@ -64,8 +63,7 @@ def neuron_page(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        layer: The neuron's layer.
-        neuron: Its index there.
+        neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
         corpus: A `Corpus`, also one on disk, or tokens ``[sequence, pos]``.
         k: How many tokens of each sign, neighbours, and largest activations.
         examples: How many of each band of activation.
@@ -121,22 +119,22 @@ def neuron_page(
         >>> from mlp_interp import load_corpus, load_model
         >>> model = load_model("nano")
         >>> page = neuron_page(
-        ...     model, 3, 506, load_corpus("nano", model, sequences=4, length=32), k=3, ablate=2
+        ...     model, "L3N506", load_corpus("nano", model, sequences=4, length=32), k=3, ablate=2
         ... )
         >>> str(page.component.values), page["top_text"].dims, 0 < float(page["fraction"]) < 1
         ('L3N506', ('example', 'context'), True)
     """
-    layer, neuron = checked_request(model, layer, neuron, k)
+    site = checked_request(model, neuron, k)
+    layer = site.layer or 0
     tokens, data = tokens_of(corpus)
     _check(examples=examples, ablate=ablate, batch_size=batch_size)
     checked_seed(seed)
     # Before the corpus is read: weights that are not finite are found here.
     about = neuron_weights(model, layers=[layer], tokens=False)
-    words = promoted_tokens(model, layer, neuron, k=k)
-    similar = sections.similar(model, layer, neuron, k)
-    site = Site("post", layer, neuron=neuron)
+    words = promoted_tokens(model, site, k=k)
+    similar = sections.similar(model, site, k)
     first = _first(model, tokens)
-    options: dict[str, Any] = {"layers": (layer,), "units": (neuron,), "first": first}
+    options: dict[str, Any] = {"layers": (layer,), "units": (site.unit,), "first": first}
     shown: dict[str, Any] = {"before": before, "after": after}
     run: dict[str, Any] = {
         "batch_size": batch_size,
@@ -164,7 +162,7 @@ def neuron_page(
         model, site, chosen, words["promoted"].values, held_at=held_at, first=first, size=batch_size
     )
     page = {
-        **about.isel(layer=0, neuron=neuron, drop=True).data_vars,
+        **about.isel(layer=0, neuron=site.unit, drop=True).data_vars,
         **sections.activity(found),
         **sections.examples(model, found["top"], "top", "example"),
         **sections.examples(model, drawn.rename(example="draw"), "band", "draw"),
@@ -176,7 +174,7 @@ def neuron_page(
     }
     return xr.Dataset(
         page,
-        coords={"component": site.label, "layer": layer, "neuron": neuron},
+        coords={"component": site.label, "layer": layer, "neuron": site.unit},
         attrs={
             **data,
             **describe(model),
@@ -192,15 +190,15 @@ def neuron_page(
     )
 
 
-def checked_request(model: Any, layer: Any, neuron: Any, k: Any) -> tuple[int, int]:
-    """Layer and neuron as plain integers, before a corpus is read.
+def checked_request(model: Any, neuron: SiteLike, k: Any) -> Site:
+    """The neuron that is asked about, before a corpus is read.
 
     Raises:
         ValueError: The model does not have it, or not `k` tokens and other neurons.
     """
     weights = Weights.of(model)
     checked_count(k, min(weights.d_vocab, weights.d_mlp - 1), "tokens, or of other neurons")
-    return checked_neuron(weights, layer, neuron)
+    return weights.place(neuron, kind="neuron", argument="neuron")
 
 
 def _first(model: Any, tokens: Tensor) -> int:

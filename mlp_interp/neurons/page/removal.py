@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.neurons.evidence.effects import ABOUT, losses, stream_changes
 from mlp_interp.results import mean_and_error, to_numpy
@@ -63,7 +64,7 @@ def removal(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )
         (whole,) = stream_changes(runner, clean, layer, [(neuron, held_at)], first=first)
-        targets = torch.cat([clean.tokens[:, first + 1 :], clean.tokens[:, :1] * 0 - 1], dim=1)
+        targets = next_tokens(clean.tokens)[:, first:]
         found = losses(
             unembed,
             unembed.normalize(stream).flatten(0, 1),

@@ -7,6 +7,7 @@ import xarray as xr
 
 from mlp_interp.neurons.weights.similar import nearest_neurons
 from mlp_interp.neurons.weights.vocabulary import texts
+from mlp_interp.sites import Site
 
 __all__ = ["activity", "bands", "direct", "examples", "similar"]
 
@@ -88,10 +89,10 @@ def direct(words: xr.Dataset, coefficient: Any) -> dict[str, Any]:
     }
 
 
-def similar(model: Any, layer: int, neuron: int, k: int) -> dict[str, Any]:
+def similar(model: Any, site: Site, k: int) -> dict[str, Any]:
     """The nearest neurons, by what they write and by what they read."""
     kinds = ("value", "receptor")
-    found = [nearest_neurons(model, layer, neuron, k=k, by=by) for by in kinds]
+    found = [nearest_neurons(model, site, k=k, by=by) for by in kinds]
     dims, coords = ("by", "rank"), {"by": list(kinds)}
     named = [one["component"].values.astype(object) for one in found]
     variables = {

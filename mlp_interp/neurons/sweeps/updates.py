@@ -9,7 +9,8 @@ import xarray as xr
 
 from mlp_interp.corpus import sweep
 from mlp_interp.models import Weights
-from mlp_interp.neurons.checks import checked_layers, checked_weights
+from mlp_interp.models.indices import indices
+from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.results import to_numpy
 
@@ -29,7 +30,7 @@ def update_shares(
     model: Any,
     corpus: Any,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     order: Literal["activation", "norm"] = "activation",
     points: Sequence[int] | None = None,
     level: float = 0.9,
@@ -111,14 +112,14 @@ def update_shares(
         (('layer', 'k'), True)
     """
     weights = Weights.of(model)
-    chosen = checked_layers(weights, layers)
+    listed = indices("layers", layers, weights.n_layers)
     checked_weights(model)
     reducer = UpdateShares(
         points=doubling(weights.d_mlp) if points is None else tuple(points),
         order=order,
         level=level,
         sample=sample,
-        layers=chosen,
+        layers=listed,
         first=first,
     )
     found = sweep(

@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
-from mlp_interp.neurons.checks import checked_count, checked_layers, checked_neuron
+from mlp_interp.models.indices import indices
+from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, single, unit
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site, component_coords
+from mlp_interp.sites import Site, SiteLike, component_coords
 
 __all__ = ["antipodal_pairs", "nearest_neurons"]
 
@@ -26,12 +27,11 @@ _ROWS = 512
 @torch.no_grad()
 def nearest_neurons(
     model: Any,
-    layer: int,
-    neuron: int,
+    neuron: SiteLike,
     *,
     k: int = 10,
     by: By = "value",
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
 ) -> xr.DataArray:
     """The neurons whose vectors point most nearly the same way as one neuron's.
 
@@ -40,8 +40,7 @@ def nearest_neurons(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        layer: The neuron's layer.
-        neuron: Its index there.
+        neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
         k: How many neighbours.
         by: ``"value"``: neurons that write the same; ``"receptor"``: that read the same;
             ``"both"``: by the smaller of the two cosines, so that both must be alike.
@@ -57,25 +56,25 @@ def nearest_neurons(
 
     Example:
         >>> from mlp_interp import load_model
-        >>> found = nearest_neurons(load_model("nano"), 3, 669, k=3, by="value")
+        >>> found = nearest_neurons(load_model("nano"), "L3N669", k=3, by="value")
         >>> found.sizes["component"], bool((found.diff("component") <= 0).all())
         (3, True)
     """
     weights = Weights.of(model)
-    layer, neuron = checked_neuron(weights, layer, neuron)
-    chosen = checked_layers(weights, layers)
+    site = weights.place(neuron, kind="neuron", argument="neuron")
+    layer, listed = site.layer or 0, indices("layers", layers, weights.n_layers)
     _check_by(by)
-    others = len(chosen) * weights.d_mlp - (layer in chosen)
+    others = len(listed) * weights.d_mlp - (layer in listed)
     checked_count(k, others, "other neurons in these layers")
-    own = _units(weights, layer)[:, neuron, :, None]
-    cosines = torch.cat([(_units(weights, at) @ own)[..., 0] for at in chosen], dim=1)
+    own = _units(weights, layer)[:, site.unit, :, None]
+    cosines = torch.cat([(_units(weights, at) @ own)[..., 0] for at in listed], dim=1)
     cosines = cosines.clamp(-1, 1)
     score = cosines[_WHICH[by]].amin(0)
-    if layer in chosen:
-        score[chosen.index(layer) * weights.d_mlp + neuron] = -torch.inf
+    if layer in listed:
+        score[listed.index(layer) * weights.d_mlp + site.unit] = -torch.inf
     order = score.argsort(descending=True, stable=True)[:k]
     sites = [
-        Site("post", chosen[i // weights.d_mlp], neuron=i % weights.d_mlp) for i in order.tolist()
+        Site("post", listed[i // weights.d_mlp], neuron=i % weights.d_mlp) for i in order.tolist()
     ]
     receptor, value = to_numpy(cosines[:, order])
     return xr.DataArray(
@@ -89,7 +88,7 @@ def nearest_neurons(
         name="cosine",
         attrs={
             **_attrs(model, by),
-            "long_name": f"cosine to {Site('post', layer, neuron=neuron).label}",
+            "long_name": f"cosine to {site.label}",
         },
     )
 
@@ -98,7 +97,7 @@ def nearest_neurons(
 def antipodal_pairs(
     model: Any,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     by: By = "both",
     below: float = -0.9,
     k: int = 50,
@@ -138,13 +137,13 @@ def antipodal_pairs(
         (('pair',), True)
     """
     weights = Weights.of(model)
-    chosen = tuple(sorted(checked_layers(weights, layers)))
+    listed = tuple(sorted(indices("layers", layers, weights.n_layers)))
     _check_by(by)
     if not -1 < below <= 1:
         raise ValueError(f"below={below!r}; wanted a cosine above -1, up to 1")
     if type(k) is not int or k < 1:
         raise ValueError(f"k={k!r}; wanted an integer of at least 1")
-    found, scores, pairs = _lowest(weights, chosen, by, below, k)
+    found, scores, pairs = _lowest(weights, listed, by, below, k)
     both = pairs.view(-1, 2, 2).permute(1, 2, 0)  # first or second, layer and neuron, pair
     sides = [_side(weights, *which) for which in both]
     receptor, value = to_numpy((sides[0] * sides[1]).sum(-1).clamp(-1, 1))
@@ -228,11 +227,11 @@ def _side(
     weights: Weights, layers: Int[Tensor, " pair"], neurons: Int[Tensor, " pair"]
 ) -> Float[Tensor, "2 pair d_model"]:
     """Receptors and value vectors of some neurons, whatever their layers."""
-    chosen = single(weights.W_U).new_empty(2, len(layers), weights.d_model)
+    units = single(weights.W_U).new_empty(2, len(layers), weights.d_model)
     for layer in layers.unique().tolist():
         here = layers == layer
-        chosen[:, here] = _units(weights, layer)[:, neurons[here]]
-    return chosen
+        units[:, here] = _units(weights, layer)[:, neurons[here]]
+    return units
 
 
 def _units(weights: Weights, layer: int) -> Float[Tensor, "2 neuron d_model"]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe
-from mlp_interp.neurons.checks import checked_count, checked_layers, checked_neuron
+from mlp_interp.models.indices import indices
+from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, unit
 from mlp_interp.neurons.weights.vocabulary import Best, Moments, TokenDirections, absolute, texts
 from mlp_interp.neurons.weights.volume import activation_volume
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site, component_coords
+from mlp_interp.sites import SiteLike, component_coords
 
 __all__ = ["neuron_weights", "promoted_tokens"]
 
@@ -52,7 +53,7 @@ _ABOUT = {  # unit and long name of each variable
 def neuron_weights(
     model: Any,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     k: int = 10,
     tokens: bool = True,
     progress: bool = False,
@@ -121,11 +122,11 @@ def neuron_weights(
         True
     """
     weights = Weights.of(model)
-    chosen = checked_layers(weights, layers)
+    listed = indices("layers", layers, weights.n_layers)
     checked_count(k, weights.d_vocab, "tokens")
     compare = _Comparison.of(weights, k) if tokens else None
     rows = []
-    for layer in tqdm(chosen, desc="neurons", disable=not progress):
+    for layer in tqdm(listed, desc="neurons", disable=not progress):
         vectors = Vectors.of(weights, layer)
         found = {name: to_numpy(x) for name, x in _geometry(vectors).items()}
         found["activation_volume"] = activation_volume(
@@ -135,18 +136,17 @@ def neuron_weights(
             found |= {name: to_numpy(x) for name, x in compare(vectors).items()}
         rows.append(found)
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    coords = {"layer": list(chosen), "neuron": np.arange(weights.d_mlp)}
+    coords = {"layer": list(listed), "neuron": np.arange(weights.d_mlp)}
     return _dataset(model, stacked, ("layer", "neuron"), coords)
 
 
 @torch.no_grad()
-def promoted_tokens(model: Any, layer: int, neuron: int, *, k: int = 10) -> xr.Dataset:
+def promoted_tokens(model: Any, neuron: SiteLike, *, k: int = 10) -> xr.Dataset:
     """Tokens that one neuron's value vector raises and lowers most, read through the readout.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        layer: The neuron's layer.
-        neuron: Its index there.
+        neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
         k: How many tokens of each sign.
 
     Returns:
@@ -160,16 +160,16 @@ def promoted_tokens(model: Any, layer: int, neuron: int, *, k: int = 10) -> xr.D
 
     Example:
         >>> from mlp_interp import load_model
-        >>> found = promoted_tokens(load_model("nano"), 3, 669, k=3)
+        >>> found = promoted_tokens(load_model("nano"), "L3N669", k=3)
         >>> str(found.component.values), sorted(found.data_vars)[:3]
         ('L3N669', ['promoted', 'promoted_logit', 'promoted_text'])
     """
     weights = Weights.of(model)
-    layer, neuron = checked_neuron(weights, layer, neuron)
+    site = weights.place(neuron, kind="neuron", argument="neuron")
     checked_count(k, weights.d_vocab, "tokens")
-    value = Vectors.of(weights, layer).value_folded[neuron, None]
+    value = Vectors.of(weights, site.layer or 0).value_folded[site.unit, None]
     found = _read_out(TokenDirections.unembedding(weights), value, k)
-    names = component_coords([Site("post", layer, neuron=neuron)])
+    names = component_coords([site])
     coords = {name: names[name][1][0] for name in ("component", "layer", "neuron")}
     return _dataset(model, {name: to_numpy(x[0]) for name, x in found.items()}, (), coords)
 

@@ -117,7 +117,7 @@ def _outliers(model: Any, active: xr.Dataset) -> xr.Dataset:
 
 def _promoted(model: Any, sites: list[Site]) -> xr.Dataset:
     count = min(TOKENS, Weights.of(model).d_vocab)
-    found = [promoted_tokens(model, x.layer or 0, x.unit, k=count) for x in sites]
+    found = [promoted_tokens(model, x, k=count) for x in sites]
     variables = {
         f"{sign}_text": (
             ("component", "rank"),

@@ -8,40 +8,19 @@ from torch import Tensor
 
 from mlp_interp.models import forward_of
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
+from mlp_interp.sites import HEADS, NEURONS, STREAM, did_you_mean
 
 __all__ = [
-    "HEADS",
-    "NEURONS",
-    "STREAM",
     "Positions",
     "Prompts",
     "Texts",
     "activations",
     "check_reading",
     "check_site",
-    "chosen",
     "texts_of",
 ]
 
 Positions = Literal["last", "mean"] | int
-
-STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-HEADS = ("q", "k", "v", "z")
-NEURONS = ("pre", "post")
-
-
-def chosen(given: int | Sequence[int] | None, size: int, what: str) -> list[int]:
-    """Indices of layers or heads; None for all.
-
-    Raises:
-        ValueError: One is out of range or named twice, or there are none.
-    """
-    if given is None:
-        return list(range(size))
-    listed = [given] if isinstance(given, int) else [int(i) for i in given]
-    if not listed or len({*listed}) < len(listed) or not all(0 <= i < size for i in listed):
-        raise ValueError(f"{what}={given}; wanted different ones from 0 to {size - 1}, or None")
-    return listed
 
 
 @torch.no_grad()
@@ -92,7 +71,8 @@ def check_site(site: str) -> None:
         ValueError: It is none.
     """
     if site not in (known := (*STREAM, *HEADS, *NEURONS)):
-        raise ValueError(f"site={site!r}; wanted one of {', '.join(known)}")
+        near = did_you_mean(site, known)
+        raise ValueError(f"site={site!r}{near}; wanted one of {', '.join(known)}")
 
 
 def check_reading(texts: Texts, positions: Any, batch_size: int, what: str) -> None:

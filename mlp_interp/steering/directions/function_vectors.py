@@ -11,16 +11,16 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.indices import indices
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import encode, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, SiteLike
 from mlp_interp.steering.directions.activations import (
     Texts,
     activations,
     check_reading,
-    chosen,
     texts_of,
 )
 from mlp_interp.steering.directions.few_shot import FewShot
@@ -47,8 +47,8 @@ def head_effects(
         batch_size: How many prompts run at once.
 
     Returns:
-        ``[layer, head]`` in nats, with the standard `error` over prompts; `baseline` in the
-        attributes is the answer's mean log-probability without any replacement.
+        ``[layer, head]`` in nats, with `effect_se`, the standard error over prompts; `baseline` in
+        the attributes is the answer's mean log-probability without any replacement.
 
     Raises:
         ValueError: The task has no uninformative prompts, or an answer is no token of the model.
@@ -78,7 +78,7 @@ def function_vector(
     model: Any,
     task: FewShot | Contrast,
     *,
-    heads: Literal["auto"] | Sequence[str] = "auto",
+    heads: Literal["auto"] | Sequence[SiteLike] = "auto",
     n_heads: int = 10,
     layers: int | Sequence[int] | None = None,
     prepend_bos: bool = True,
@@ -89,7 +89,8 @@ def function_vector(
     Args:
         model: The model.
         task: As of `head_effects`. With `heads` given, only its prompts are used.
-        heads: Labels (``"L1H0"``), or ``"auto"`` for those with the largest `head_effects`.
+        heads: Labels (``"L1H0"``), `Site` or pairs ``(layer, head)``; or ``"auto"`` for those with
+            the largest `head_effects`.
         n_heads: How many with ``"auto"``. The paper takes 10 of 448; a small model has fewer.
         layers: At which layers it is to be added; None for all. The vector is the same at each.
             The paper adds it at about a third of the depth.
@@ -119,7 +120,7 @@ def function_vector(
         Frozen({'layer': 4, 'd_model': 192})
     """
     weights = Weights.of(model)
-    where = chosen(layers, weights.n_layers, "layers")
+    where = indices("layers", layers, weights.n_layers)
     read = _Task(model, task, prepend_bos, batch_size)
     attrs: dict[str, Any] = {}
     if isinstance(heads, str):
@@ -134,9 +135,11 @@ def function_vector(
         places = [divmod(int(i), weights.n_heads) for i in order]
         attrs["effects"] = [float(effects.values[place]) for place in places]
     else:
-        places = [_head(weights, label) for label in heads]
-        if not places or len({*places}) < len(places):
-            raise ValueError(f"heads={list(heads)}; wanted different ones, at least one")
+        named = [weights.place(head, kind="head", argument="heads") for head in heads]
+        if not named or len({*named}) < len(named):
+            labels = [site.label for site in named]
+            raise ValueError(f"heads={labels}; wanted at least one, and each once")
+        places = [(site.layer or 0, site.unit) for site in named]
         z = read.mean_z()
     vector = torch.stack(
         [z[at, h] @ weights.parameter(at, "W_O")[h].double().cpu() for at, h in places]
@@ -220,7 +223,7 @@ def _effects(model: Any, task: _Task, z: Float[Tensor, "layer head d_head"]) -> 
         coords={
             "layer": np.arange(layers),
             "head": np.arange(heads),
-            "error": (("layer", "head"), to_numpy(error)),
+            "effect_se": (("layer", "head"), to_numpy(error)),
         },
         attrs={
             "unit": "nats",
@@ -238,15 +241,3 @@ def _log_probability(
 ) -> Float[Tensor, " batch"]:
     logits = runner.unembed.logits(final[:, -1]).double().log_softmax(-1).cpu()
     return logits.gather(1, answers[:, None])[:, 0]
-
-
-def _head(weights: Weights, label: str) -> tuple[int, int]:
-    place = Site.parse(label)
-    layer, head = place.layer, place.head
-    if place.name != "z" or layer is None or head is None:
-        raise ValueError(f"heads: {label!r} is no head; wanted labels as 'L1H0'")
-    if layer >= weights.n_layers or head >= weights.n_heads:
-        raise ValueError(
-            f"heads: {label!r}; the model has {weights.n_layers} layers of {weights.n_heads} heads"
-        )
-    return layer, head

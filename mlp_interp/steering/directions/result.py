@@ -8,7 +8,7 @@ import xarray as xr
 
 from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import Weights, describe
-from mlp_interp.steering.directions.activations import HEADS, NEURONS
+from mlp_interp.sites import HEADS, NEURONS
 
 __all__ = ["as_direction", "direction_dims", "separation"]
 

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import indices
 from mlp_interp.results import to_numpy
+from mlp_interp.sites import HEADS
 from mlp_interp.steering.directions.activations import (
-    HEADS,
     Positions,
     Prompts,
     Texts,
     activations,
     check_reading,
     check_site,
-    chosen,
     texts_of,
 )
 
@@ -43,10 +43,10 @@ class Sides:
         self.model, self.site = model, site
         self.positions: Positions = positions
         self.batch_size, self.prepend_bos = batch_size, prepend_bos
-        self.layers = chosen(layers, weights.n_layers, "layers")
+        self.layers = indices("layers", layers, weights.n_layers)
         grouped = weights.n_kv_heads
         size = grouped if site in ("k", "v") else weights.n_heads
-        self.heads = chosen(heads, size, "heads") if site in HEADS else None
+        self.heads = indices("heads", heads, size) if site in HEADS else None
 
     def both(
         self, positive: Prompts, negative: Prompts, *, paired: bool = False
@@ -74,4 +74,4 @@ class Sides:
             positions=self.positions,
             batch_size=self.batch_size,
         )
-        return to_numpy(found if self.heads is None else found[:, :, self.heads])
+        return to_numpy(found if self.heads is None else found[:, :, list(self.heads)])

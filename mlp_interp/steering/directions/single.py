@@ -7,17 +7,16 @@ import torch
 import xarray as xr
 
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import index
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.sites import Site
+from mlp_interp.sites import STREAM, Site
 from mlp_interp.steering.directions.activations import (
-    STREAM,
     Positions,
     Prompts,
     activations,
     check_reading,
-    chosen,
     texts_of,
 )
 from mlp_interp.steering.directions.result import as_direction
@@ -66,7 +65,7 @@ def activation_addition(
     """
     if site not in STREAM:
         raise ValueError(f"site={site!r}; wanted one of {', '.join(STREAM)}")
-    chosen(layer, Weights.of(model).n_layers, "layer")
+    layer = index("layer", layer, Weights.of(model).n_layers)
     rows = [
         list(texts_of(model, text, what=what, prepend_bos=prepend_bos).rows[0])
         for what, text in (("plus", plus), ("minus", minus))
@@ -99,7 +98,7 @@ def activation_addition(
 
 def output_direction(
     model: Any,
-    component: str,
+    component: Site | str,
     *,
     prompts: Prompts | None = None,
     positions: Positions = "last",
@@ -114,7 +113,7 @@ def output_direction(
 
     Args:
         model: The model.
-        component: ``"L3N669"`` or ``"L2H1"``.
+        component: ``"L3N669"`` or ``"L2H1"``, or its `Site`.
         prompts: For a head: prompts to take the mean over.
         positions: For a head: which position of each prompt, as in `mean_difference`.
         prepend_bos: For a head: whether texts begin with BOS.
@@ -132,19 +131,16 @@ def output_direction(
         >>> output_direction(load_model("nano"), "L3N5").sizes
         Frozen({'layer': 1, 'd_model': 192})
     """
-    place, weights = Site.parse(component), Weights.of(model)
-    if place.name not in ("z", "post") or place.kind not in ("head", "neuron"):
-        raise ValueError(f"component={component!r}; wanted a neuron or a head, as 'L3N5' or 'L2H1'")
-    size = weights.n_heads if place.name == "z" else weights.d_mlp
-    layer = place.layer or 0
-    if layer >= weights.n_layers or (place.head or place.neuron or 0) >= size:
+    weights = Weights.of(model)
+    place = weights.place(component, argument="component")
+    if place.kind not in ("head", "neuron") or place == place.whole:
         raise ValueError(
-            f"component={component!r}; the model has {weights.n_layers} layers of "
-            f"{weights.n_heads} heads and {weights.d_mlp} neurons"
+            f"component={place.label!r}; wanted a neuron or a head, as 'L3N5' or 'L2H1'"
         )
-    if (prompts is None) != (place.name == "post"):
-        wanted = "none for a neuron" if place.name == "post" else "some for a head"
-        raise ValueError(f"prompts={prompts!r} with component={component!r}; wanted {wanted}")
+    layer = place.layer or 0
+    if (prompts is None) != (place.kind == "neuron"):
+        wanted = "none for a neuron" if place.kind == "neuron" else "some for a head"
+        raise ValueError(f"prompts={prompts!r} with component={place.label!r}; wanted {wanted}")
     if prompts is None:
         vector = weights.parameter(layer, "W_out")[place.unit].double().cpu()
         data = "weights"
@@ -163,8 +159,8 @@ def output_direction(
         layers=[layer],
         attrs={
             "method": "output",
-            "long_name": f"what {component} writes",
-            "component": component,
+            "long_name": f"what {place.label} writes",
+            "component": place.label,
             "data": data,
         },
     )

@@ -78,12 +78,10 @@ class Grid:
             )
         if not {*values} - {0.0}:
             raise ValueError(f"coefficients={values}; wanted at least one besides 0")
-        found = tuple(_layers(direction))
-        if layers is not None:
-            found = tuple(int(n) for n in np.atleast_1d(layers))
-        add(direction, 0.0, layer=found)
+        listed = _layers(direction) if layers is None else layers
+        counted = tuple(edit.site.layer or 0 for edit in add(direction, 0.0, layers=listed))
         at = None if positions is None else tuple(int(p) for p in np.atleast_1d(list_of(positions)))
-        return cls(direction, found, tuple(sorted({0.0, *values})), at, action)
+        return cls(direction, counted, tuple(sorted({0.0, *values})), at, action)
 
     def cells(self) -> list[Cell]:
         """All but those of coefficient 0, layer by layer."""
@@ -110,8 +108,8 @@ class Grid:
     def _cell(self, layer: int, coefficient: float) -> Cell:
         def edits(positions: Indices) -> tuple[Edit, ...]:
             if self.action == "project_out":
-                return tuple(project_out(self.direction, layer=layer, positions=positions))
-            return tuple(add(self.direction, coefficient, layer=layer, positions=positions))
+                return tuple(project_out(self.direction, layers=layer, positions=positions))
+            return tuple(add(self.direction, coefficient, layers=layer, positions=positions))
 
         everywhere = edits(None)
         given = everywhere if self.positions is None else edits(self.positions)
