@@ -356,7 +356,7 @@ def test_steer_refuses(kind, edits, where, message):
 @pytest.mark.parametrize("name", ["hook_mlp_in", "hook_attn_in", "attn.hook_result"])
 def test_places_that_hooks_may_pass_by_cannot_be_edited(name):
     short = name.split("hook_")[1]
-    with pytest.raises(ValueError, match="is not a site"):
+    with pytest.raises(ValueError, match="is not a component label"):
         Edit.set(f"1.{short}", 0.0)
 
 
