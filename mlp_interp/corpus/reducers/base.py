@@ -16,7 +16,7 @@ from torch import Tensor
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site
+from mlp_interp.sites import ACTIVATIONS, Site
 from mlp_interp.unembed import Unembed
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 State = dict[str, Tensor]
 """What a reducer has summed up, as named tensors: what is kept on disk and sent between workers."""
 
-_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
+_SITES = tuple(name for name in ACTIVATIONS if name != "pattern")
 
 # Numbers reduced at a time on a processor: about what stays in its cache from pass to pass.
 _PIECE = 2**20
