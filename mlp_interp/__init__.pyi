@@ -14,6 +14,7 @@ from .attribution import attribute_logits as attribute_logits
 from .attribution import attribute_sources as attribute_sources
 from .attribution import top as top
 from .corpus import Corpus as Corpus
+from .corpus import SweepOptions as SweepOptions
 from .corpus import load_corpus as load_corpus
 from .corpus import open_corpus as open_corpus
 from .corpus import sweep as sweep

@@ -11,7 +11,7 @@ import torch
 from random_models import KINDS, VOCABULARY, unchecked
 from reference import full_cache
 
-from mlp_interp.corpus import Corpus, open_corpus, sweep
+from mlp_interp.corpus import Corpus, SweepOptions, open_corpus, sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
     CoActivation,
@@ -61,7 +61,9 @@ def same(found, wanted):
 
 
 def test_fraction_is_the_share_above_zero(model, many):
-    found = sweep(model, many, Fraction(), batch_size=2, shard=4)["fraction.pre"]
+    found = sweep(model, many, Fraction(), options=SweepOptions(batch_size=2, shard=4))[
+        "fraction.pre"
+    ]
     active = (naive(model, many, "pre") > 0).double()
     np.testing.assert_allclose(found["fraction"], active.mean((1, 2)), atol=1e-12)
     np.testing.assert_array_equal(found["count"], active.sum((1, 2)))
@@ -77,7 +79,9 @@ def test_fraction_is_the_share_above_zero(model, many):
 def test_moments_are_those_of_everything_at_once(kind, kinds, many, site):
     model = kind(*kinds)
     reducer = Moments(site=site, order=4)
-    found = sweep(model, many, reducer, batch_size=3, shard=5)[f"moments.{site}"]
+    found = sweep(model, many, reducer, options=SweepOptions(batch_size=3, shard=5))[
+        f"moments.{site}"
+    ]
     x = naive(model, many, site).flatten(1, 2).numpy()
     np.testing.assert_allclose(found["mean"], x.mean(1), atol=1e-5)
     np.testing.assert_allclose(found["std"], x.std(1, ddof=1), rtol=1e-4)
@@ -90,7 +94,12 @@ def test_moments_are_those_of_everything_at_once(kind, kinds, many, site):
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_moments_of_the_stream(kind, many, site):
     model = kind("parallel", KINDS[0][1], "folded", torch.float64)
-    found = sweep(model, many, Moments(site=site, order=4, layers=(2, 0), first=1), batch_size=4)
+    found = sweep(
+        model,
+        many,
+        Moments(site=site, order=4, layers=(2, 0), first=1),
+        options=SweepOptions(batch_size=4),
+    )
     found = found[f"moments.{site}"]
     x = naive(model, many, site, (2, 0))[:, :, 1:].flatten(1, 2).numpy()
     assert list(found["layer"].values) == [2, 0]
@@ -117,7 +126,9 @@ def test_a_large_mean_beside_a_small_spread_costs_no_digits():
 
 def test_histogram_counts_and_quantiles(model, many):
     reducer = Histogram(per_octave=16, octaves=(-8, 6))
-    found = sweep(model, many, reducer, batch_size=3, shard=4)["histogram.pre"]
+    found = sweep(model, many, reducer, options=SweepOptions(batch_size=3, shard=4))[
+        "histogram.pre"
+    ]
     x = naive(model, many, "pre").flatten(1, 2).float().numpy()
     assert (found["count"].sum("bin") == x.shape[1]).all()
     edges = np.append(found["low"].values, np.inf)
@@ -161,7 +172,12 @@ def test_quantiles_at_the_ends_and_of_nothing():
 
 
 def test_top_examples_are_the_largest_of_each_sequence(model, many):
-    found = sweep(model, many, TopExamples(k=4, before=2, after=3, first=1), batch_size=3, shard=5)
+    found = sweep(
+        model,
+        many,
+        TopExamples(k=4, before=2, after=3, first=1),
+        options=SweepOptions(batch_size=3, shard=5),
+    )
     found = found["topexamples.pre"]
     x = naive(model, many, "pre")
     best = x[:, :, 1:].amax(2)  # [layer, sequence, neuron]
@@ -194,7 +210,9 @@ def test_one_sequence_says_nothing_of_its_error(kind, many):
 
 
 def test_fewer_sequences_than_examples_leave_gaps(kind, many):
-    found = sweep(kind(), many[:2], TopExamples(k=4), batch_size=1)["topexamples.pre"]
+    found = sweep(kind(), many[:2], TopExamples(k=4), options=SweepOptions(batch_size=1))[
+        "topexamples.pre"
+    ]
     assert (found["sequence"][..., :2] >= 0).all()
     assert (found["sequence"][..., 2:] == -1).all()
     assert np.isnan(found["activation"][..., 2:]).all()
@@ -203,14 +221,21 @@ def test_fewer_sequences_than_examples_leave_gaps(kind, many):
 def test_of_equal_activations_the_first_is_kept(kind, many):
     twice = many[:1].repeat(6, 1)
     for batch_size, shard in [(6, 6), (1, 6), (2, 2), (4, 3)]:
-        found = sweep(kind(), twice, TopExamples(k=3), batch_size=batch_size, shard=shard)
+        found = sweep(
+            kind(),
+            twice,
+            TopExamples(k=3),
+            options=SweepOptions(batch_size=batch_size, shard=shard),
+        )
         assert (found["topexamples.pre"]["sequence"] == np.array([0, 1, 2])).all()
 
 
 def test_band_examples_lie_in_their_bands_and_are_drawn_evenly(kind, many):
     model = kind()
     bands = BandExamples(neuron="L1N3.pre", edges=(-99.0, 0.0, 99.0), k=3, first=2)
-    found = sweep(model, many, bands, batch_size=2, shard=3)["bandexamples.L1N3.pre"]
+    found = sweep(model, many, bands, options=SweepOptions(batch_size=2, shard=3))[
+        "bandexamples.L1N3.pre"
+    ]
     x = naive(model, many, "pre", (1,))[0, :, 2:, 3]
     assert found["count"].values.tolist() == [int((x < 0).sum()), int((x >= 0).sum())]
     assert (found["activation"][0] < 0).all()
@@ -232,7 +257,9 @@ def test_band_examples_lie_in_their_bands_and_are_drawn_evenly(kind, many):
 
 def test_coactivation_counts_pairs(model, many):
     labels = ("L0N1", "L2N5", "L0N7", "L1N0")
-    found = sweep(model, many, CoActivation(neurons=labels), batch_size=4, shard=5)["coactivation"]
+    found = sweep(
+        model, many, CoActivation(neurons=labels), options=SweepOptions(batch_size=4, shard=5)
+    )["coactivation"]
     x = naive(model, many, "pre").flatten(1, 2) > 0
     active = torch.stack([x[0, :, 1], x[2, :, 5], x[0, :, 7], x[1, :, 0]]).double().numpy()
     np.testing.assert_array_equal(found["both"], active @ active.T)
@@ -253,8 +280,7 @@ def test_means_norms_and_loss(model, many):
             "heads": Norms(site="z"),
             "loss": Loss(),
         },
-        batch_size=3,
-        shard=4,
+        options=SweepOptions(batch_size=3, shard=4),
     )
     z, post = naive(model, many, "z"), naive(model, many, "post")
     np.testing.assert_allclose(found["by_position"]["mean"], z.mean(1), atol=1e-5)
@@ -276,11 +302,21 @@ def test_means_norms_and_loss(model, many):
 @pytest.mark.parametrize("kinds", [KINDS[0], KINDS[-1]], ids="-".join)
 def test_an_interrupted_sweep_goes_on_and_gives_the_same_bits(kind, kinds, many, tmp_path):
     model = kind(*kinds)
-    wanted = sweep(model, many, EVERY, batch_size=2, shard=3)
+    wanted = sweep(model, many, EVERY, options=SweepOptions(batch_size=2, shard=3))
     for stop in range(4):
         with pytest.raises(KeyboardInterrupt):
-            sweep(model, many, [*EVERY, _Stops(stop)], batch_size=2, shard=3, checkpoint=tmp_path)
-    found = sweep(model, many, [*EVERY, _Stops(99)], batch_size=2, shard=3, checkpoint=tmp_path)
+            sweep(
+                model,
+                many,
+                [*EVERY, _Stops(stop)],
+                options=SweepOptions(batch_size=2, shard=3, checkpoint=tmp_path),
+            )
+    found = sweep(
+        model,
+        many,
+        [*EVERY, _Stops(99)],
+        options=SweepOptions(batch_size=2, shard=3, checkpoint=tmp_path),
+    )
     seen = found.pop("stops")
     same(found, wanted)
     # Every shard was summed up once into what came out.
@@ -290,38 +326,46 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same_bits(kind, kinds, many,
 def test_a_finished_sweep_is_read_back(kind, many, tmp_path):
     model = kind()
     options = {"batch_size": 2, "shard": 3, "checkpoint": tmp_path}
-    wanted = sweep(model, many, EVERY, **options)
+    wanted = sweep(model, many, EVERY, options=SweepOptions(**options))
     runs = _Counts.runs
-    sweep(model, many, _Counts(), **options)
+    sweep(model, many, _Counts(), options=SweepOptions(**options))
     assert _Counts.runs - runs == 7  # batches of 2 and 1 in each shard but the last
-    sweep(model, many, _Counts(), **options)
+    sweep(model, many, _Counts(), options=SweepOptions(**options))
     assert _Counts.runs - runs == 7  # nothing was run again
-    same(sweep(model, many, EVERY, **options), wanted)
+    same(sweep(model, many, EVERY, options=SweepOptions(**options)), wanted)
 
 
 def test_a_checkpoint_serves_only_the_same_sweep(kind, many, tmp_path):
     model = kind()
-    first = sweep(model, many, Fraction(), checkpoint=tmp_path)["fraction.pre"]
-    other = sweep(model, many, Fraction(above=1.0), checkpoint=tmp_path)["fraction.pre"]
+    first = sweep(model, many, Fraction(), options=SweepOptions(checkpoint=tmp_path))[
+        "fraction.pre"
+    ]
+    other = sweep(model, many, Fraction(above=1.0), options=SweepOptions(checkpoint=tmp_path))[
+        "fraction.pre"
+    ]
     assert float(other["count"].sum()) < float(first["count"].sum())
-    fewer = sweep(model, many[:3], Fraction(), checkpoint=tmp_path)["fraction.pre"]
+    fewer = sweep(model, many[:3], Fraction(), options=SweepOptions(checkpoint=tmp_path))[
+        "fraction.pre"
+    ]
     assert fewer.attrs["sequences"] == 3
 
 
 def test_a_damaged_checkpoint_is_refused(kind, many, tmp_path):
-    sweep(kind(), many, Fraction(), checkpoint=tmp_path)
+    sweep(kind(), many, Fraction(), options=SweepOptions(checkpoint=tmp_path))
     (file,) = tmp_path.rglob("merged.safetensors")
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"cannot be read .* delete it to begin again"):
-        sweep(kind(), many, Fraction(), checkpoint=tmp_path)
+        sweep(kind(), many, Fraction(), options=SweepOptions(checkpoint=tmp_path))
 
 
 def test_shards_and_batches_do_not_change_what_is_counted(kind, many):
     model = kind()
     reducers = [Fraction(), TopExamples(k=2), CoActivation(neurons=("L0N1", "L2N5"))]
-    wanted = sweep(model, many, reducers, batch_size=11, shard=11)
+    wanted = sweep(model, many, reducers, options=SweepOptions(batch_size=11, shard=11))
     for batch_size, shard in [(1, 1), (2, 7), (8, 3)]:
-        found = sweep(model, many, reducers, batch_size=batch_size, shard=shard)
+        found = sweep(
+            model, many, reducers, options=SweepOptions(batch_size=batch_size, shard=shard)
+        )
         np.testing.assert_array_equal(
             found["fraction.pre"]["count"], wanted["fraction.pre"]["count"]
         )
@@ -342,13 +386,13 @@ def test_no_more_is_computed_than_is_looked_at(kind, many, monkeypatch):
         return attend(*args, **kwargs)
 
     # What is known of the model is remembered: its own check attends too.
-    sweep(model, many, Fraction(), batch_size=11)
+    sweep(model, many, Fraction(), options=SweepOptions(batch_size=11))
     monkeypatch.setattr("mlp_interp.models.forward.F.scaled_dot_product_attention", counted)
-    sweep(model, many, Fraction(), batch_size=11)
+    sweep(model, many, Fraction(), options=SweepOptions(batch_size=11))
     assert len(calls) == 2
-    sweep(model, many, Fraction(layers=(0,)), batch_size=11)
+    sweep(model, many, Fraction(layers=(0,)), options=SweepOptions(batch_size=11))
     assert len(calls) == 2
-    sweep(model, many, Loss(), batch_size=11)
+    sweep(model, many, Loss(), options=SweepOptions(batch_size=11))
     assert len(calls) == 5
 
 
@@ -373,7 +417,7 @@ def test_a_corpus_gives_its_provenance(kind, many):
 
 
 def test_progress_shows_tokens(kind, many, capsys):
-    sweep(kind(), many, Fraction(), progress=True)
+    sweep(kind(), many, Fraction(), options=SweepOptions(progress=True))
     assert "99.0/99.0" in capsys.readouterr().err
 
 
@@ -396,13 +440,15 @@ def test_errors_name_what_is_wrong(kind, many):
     with pytest.raises(ValueError, match="no next token"):
         sweep(model, many[:, :1], Loss())
     with pytest.raises(ValueError, match="batch_size=0"):
-        sweep(model, many, Fraction(), batch_size=0)
+        SweepOptions(batch_size=0)
     with pytest.raises(ValueError, match="shard=0"):
-        sweep(model, many, Fraction(), shard=0)
-    with pytest.raises(ValueError, match="engine='spark'"):
-        unchecked(sweep)(model, many, Fraction(), engine="spark")
-    with pytest.raises(ValueError, match=r"workers=2.*wanted engine='ray'"):
-        sweep(model, many, Fraction(), workers=2)
+        SweepOptions(shard=0)
+    spark = SweepOptions()
+    object.__setattr__(spark, "backend", "spark")
+    with pytest.raises(ValueError, match="backend='spark'; wanted 'local' or 'ray'"):
+        unchecked(SweepOptions.__post_init__)(spark)
+    with pytest.raises(ValueError, match=r"workers=2.*wanted backend='ray'"):
+        SweepOptions(workers=2)
     with pytest.raises(ValueError, match="tokens hold 300; wanted ids from 0 to 299"):
         sweep(model, torch.full((1, 4), 300), Fraction())
 
@@ -440,7 +486,7 @@ def test_activations_that_are_not_finite_are_refused(many, reducer):
         model.W_E[int(many[4, 3])] = torch.nan
     first = int((many == many[4, 3]).any(1).nonzero()[0])
     with pytest.raises(ValueError, match=f"activations of sequence {first} are not finite"):
-        sweep(model, many, reducer, batch_size=2)
+        sweep(model, many, reducer, options=SweepOptions(batch_size=2))
 
 
 class _Counts(Fraction):
@@ -512,7 +558,10 @@ def test_a_million_tokens_in_flat_memory(kind, tmp_path):
     reducers = [_Resident(), Moments(site="mlp_out"), Histogram(layers=(1,)), TopExamples(k=3)]
     _RESIDENT.clear()
     found = sweep(
-        kind(), corpus, reducers, batch_size=128, shard=1024, checkpoint=tmp_path / "kept"
+        kind(),
+        corpus,
+        reducers,
+        options=SweepOptions(batch_size=128, shard=1024, checkpoint=tmp_path / "kept"),
     )
     assert int(found["_resident.pre"].attrs["sequences"]) == 16_000
     settled = _RESIDENT[len(_RESIDENT) // 10 :]
@@ -531,8 +580,10 @@ def test_hooks_on_the_model_are_in_force(kind, kinds, many):
 
     plain = sweep(model, many, Fraction())["fraction.pre"]
     with model.hooks(fwd_hooks=[(name, silence)]):
-        found = sweep(model, many, [Fraction(), Loss()], batch_size=4)
-        early = sweep(model, many, Fraction(layers=(1,)), batch_size=4)["fraction.pre"]
+        found = sweep(model, many, [Fraction(), Loss()], options=SweepOptions(batch_size=4))
+        early = sweep(model, many, Fraction(layers=(1,)), options=SweepOptions(batch_size=4))[
+            "fraction.pre"
+        ]
         cache = full_cache(model, many)
     assert found["fraction.pre"].attrs["engine"] == "hooks"
     pre = torch.stack([cache[Site("pre", layer).hook_name] for layer in range(3)])
@@ -547,11 +598,11 @@ def test_shards_out_of_turn_wait_on_disk_too(kind, many, tmp_path, monkeypatch):
     from mlp_interp.corpus.shards import reduce_shard
 
     model, options = kind(), {"batch_size": 2, "shard": 3}
-    wanted = sweep(model, many, EVERY, **options)
+    wanted = sweep(model, many, EVERY, options=SweepOptions(**options))
     asked = []
 
     def workers(order, fail):
-        def run(forward, plan, tokens, todo, _workers, _resources):
+        def run(forward, plan, tokens, todo, _options):
             asked.append(list(todo))
             for n in order:
                 yield n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)
@@ -562,7 +613,9 @@ def test_shards_out_of_turn_wait_on_disk_too(kind, many, tmp_path, monkeypatch):
 
     def ray(order, *, fail):
         monkeypatch.setattr("mlp_interp.corpus._sweep.reduce_on_ray", workers(order, fail))
-        return sweep(model, many, EVERY, engine="ray", checkpoint=tmp_path, **options)
+        return sweep(
+            model, many, EVERY, options=SweepOptions(backend="ray", checkpoint=tmp_path, **options)
+        )
 
     with pytest.raises(RuntimeError, match="gone"):
         ray([2, 3], fail=True)
@@ -579,7 +632,7 @@ def test_what_hooks_do_has_no_name_to_be_kept_under(kind, many, tmp_path):
         model.hooks(fwd_hooks=[(Site("mlp_out", 0).hook_name, lambda x, hook=None: 0 * x)]),
         pytest.raises(ValueError, match="has hooks on it"),
     ):
-        sweep(model, many, Fraction(), checkpoint=tmp_path)
+        sweep(model, many, Fraction(), options=SweepOptions(checkpoint=tmp_path))
 
 
 def test_reducers_of_one_repr_are_told_apart_by_class(kind, many, tmp_path):
@@ -592,8 +645,8 @@ def test_reducers_of_one_repr_are_told_apart_by_class(kind, many, tmp_path):
         def __repr__(self):
             return repr(Fraction())
 
-    once = sweep(kind(), many, {"a": Fraction()}, checkpoint=tmp_path)["a"]
-    twice = sweep(kind(), many, {"a": Twice()}, checkpoint=tmp_path)["a"]
+    once = sweep(kind(), many, {"a": Fraction()}, options=SweepOptions(checkpoint=tmp_path))["a"]
+    twice = sweep(kind(), many, {"a": Twice()}, options=SweepOptions(checkpoint=tmp_path))["a"]
     np.testing.assert_array_equal(twice["count"], 2 * once["count"])
 
 
@@ -624,10 +677,10 @@ def test_all_tokens_and_the_folder_are_looked_at_before_the_first_is_run(kind, m
     bad = many.clone()
     bad[-1, -1] = VOCABULARY
     with pytest.raises(ValueError, match="tokens hold 300"):
-        sweep(kind(), bad, _Stops(0), batch_size=1, shard=1)
+        sweep(kind(), bad, _Stops(0), options=SweepOptions(batch_size=1, shard=1))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"checkpoint='.*file' is a file; wanted a directory"):
-        sweep(kind(), many, _Stops(0), checkpoint=tmp_path / "file")
+        sweep(kind(), many, _Stops(0), options=SweepOptions(checkpoint=tmp_path / "file"))
 
 
 def test_lists_serve_where_tuples_are_meant(kind, many):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from random_models import BACKENDS, VOCABULARY
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Loss, Moments, TopExamples
 
 REDUCERS = [Fraction(), Moments(order=4), Histogram(), TopExamples(k=3), Loss()]
@@ -39,15 +39,17 @@ def test_ten_kills_lose_nothing(kind, many, tmp_path):
     """Killed ten times at random moments, the sweep ends with the bits of one that was not."""
     model = kind()
     options = {"batch_size": 2, "shard": 3}
-    wanted = sweep(model, many, REDUCERS, **options)
+    wanted = sweep(model, many, REDUCERS, options=SweepOptions(**options))
     fork = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds each time
     rng, done = random.Random(0), []
     start = time.perf_counter()
-    sweep(model, many, REDUCERS, **options)
+    sweep(model, many, REDUCERS, options=SweepOptions(**options))
     whole = time.perf_counter() - start
     for _ in range(10):
         child = fork.Process(
-            target=sweep, args=(model, many, REDUCERS), kwargs={**options, "checkpoint": tmp_path}
+            target=sweep,
+            args=(model, many, REDUCERS),
+            kwargs={"options": SweepOptions(checkpoint=tmp_path, **options)},
         )
         child.start()
         time.sleep(rng.uniform(0, whole / 6))
@@ -55,7 +57,7 @@ def test_ten_kills_lose_nothing(kind, many, tmp_path):
         child.join()
         done.append(_shards_done(tmp_path))
     assert done == sorted(done)  # it never goes back
-    same(sweep(model, many, REDUCERS, checkpoint=tmp_path, **options), wanted)
+    same(sweep(model, many, REDUCERS, options=SweepOptions(checkpoint=tmp_path, **options)), wanted)
     assert _shards_done(tmp_path) == 32
 
 
@@ -106,16 +108,23 @@ class TestRay:
     def test_two_workers_give_the_same_bits_as_one_process(self, cluster, kind, backend, many):
         model = kind("parallel", backend)
         options = {"batch_size": 4, "shard": 10}
-        wanted = sweep(model, many, REDUCERS, **options)
-        found = sweep(model, many, REDUCERS, engine="ray", workers=2, **options)
+        wanted = sweep(model, many, REDUCERS, options=SweepOptions(**options))
+        found = sweep(
+            model, many, REDUCERS, options=SweepOptions(backend="ray", workers=2, **options)
+        )
         same(found, wanted)
 
     def test_a_killed_worker_is_survived(self, cluster, kind, many, tmp_path):
         model, options = kind(), {"batch_size": 4, "shard": 10}
         marker = tmp_path / "killed"
-        wanted = sweep(model, many, {"fraction": Fraction()}, **options)
+        wanted = sweep(model, many, {"fraction": Fraction()}, options=SweepOptions(**options))
         kills = {"fraction": KillsItsWorker(marker=str(marker))}
-        found = sweep(model, many, kills, engine="ray", checkpoint=tmp_path / "kept", **options)
+        found = sweep(
+            model,
+            many,
+            kills,
+            options=SweepOptions(backend="ray", checkpoint=tmp_path / "kept", **options),
+        )
         assert marker.exists()
         same(found, wanted)
 
@@ -123,11 +132,18 @@ class TestRay:
         bad = many.clone()
         bad[50, 2] = VOCABULARY
         with pytest.raises(ValueError, match="tokens hold 300; wanted ids from 0 to 299"):
-            sweep(kind(), bad, Fraction(), engine="ray", batch_size=4, shard=10)
+            sweep(
+                kind(), bad, Fraction(), options=SweepOptions(backend="ray", batch_size=4, shard=10)
+            )
 
     def test_resources_that_are_not_there_are_refused(self, cluster, kind, many):
         with pytest.raises(ValueError, match=r"num_cpus.*the cluster has 2 processors"):
-            sweep(kind(), many, Fraction(), engine="ray", resources={"num_cpus": 3})
+            sweep(
+                kind(),
+                many,
+                Fraction(),
+                options=SweepOptions(backend="ray", resources={"num_cpus": 3}),
+            )
 
     def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
         self, cluster, kind, many, tmp_path
@@ -136,11 +152,16 @@ class TestRay:
         marker = str(tmp_path / "killed")
         kills = {"fraction": KillsItsWorker(marker=marker, always=True)}
         with pytest.raises(RuntimeError, match="workers died over shard 4"):
-            sweep(model, many, kills, engine="ray", checkpoint=tmp_path / "kept", **options)
+            sweep(
+                model,
+                many,
+                kills,
+                options=SweepOptions(backend="ray", checkpoint=tmp_path / "kept", **options),
+            )
         assert _shards_done(tmp_path) == 4
 
 
 def test_ray_is_optional(kind, many, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'mlp-interp\[ray\]'"):
-        sweep(kind(), many, Fraction(), engine="ray")
+        sweep(kind(), many, Fraction(), options=SweepOptions(backend="ray"))

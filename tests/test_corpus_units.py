@@ -6,7 +6,7 @@ import pytest
 import torch
 import xarray as xr
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Moments, TopExamples
 
 UNITS = (9, 2, 30)
@@ -18,7 +18,16 @@ def test_some_units_are_those_of_all(kind, tokens, kind_of, site):
     model = kind("parallel")
     options = {"site": site, "layers": (2, 0), "first": 1}
     every, some = (
-        next(iter(sweep(model, tokens, kind_of(**options, **more), batch_size=3, shard=2).values()))
+        next(
+            iter(
+                sweep(
+                    model,
+                    tokens,
+                    kind_of(**options, **more),
+                    options=SweepOptions(batch_size=3, shard=2),
+                ).values()
+            )
+        )
         for more in ({}, {"units": UNITS})
     )
     unit = "neuron" if site == "pre" else "d_model"

@@ -9,7 +9,7 @@ import torch
 from random_models import BACKENDS, unchecked
 
 import mlp_interp as mi
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import quantiles
 from mlp_interp.neurons import activity, neuron_weights, outliers, update_shares
 from mlp_interp.neurons.sweeps.shares import UpdateShares
@@ -39,7 +39,9 @@ def error_of(means):
 
 @pytest.mark.parametrize(("first", "above"), [(1, 0.0), (0, 0.25)])
 def test_equals_what_is_computed_in_memory(model, many, first, above):
-    found = activity(model, many, first=first, above=above, batch_size=3, shard=4)
+    found = activity(
+        model, many, first=first, above=above, sweep=SweepOptions(batch_size=3, shard=4)
+    )
     pre = everything(model, many, "pre")[:, :, first:]
     post = everything(model, many, "post")[:, :, first:]
     active = pre > above
@@ -166,12 +168,14 @@ def test_where_most_fire_alike_the_mean_distance_is_the_spread(kind, many):
 
 def test_one_shard_or_many_a_checkpoint_or_none(kind, many, tmp_path):
     model = kind()
-    whole = activity(model, many, batch_size=3, shard=100)
-    again = activity(model, many, batch_size=3, shard=3, checkpoint=tmp_path)
+    whole = activity(model, many, sweep=SweepOptions(batch_size=3, shard=100))
+    again = activity(model, many, sweep=SweepOptions(batch_size=3, shard=3, checkpoint=tmp_path))
     for name in ("fraction", "fraction_se", "by_position", "by_position_se", "count", "z"):
         np.testing.assert_array_equal(whole[name], again[name])
     np.testing.assert_allclose(whole["kurtosis"], again["kurtosis"], rtol=1e-9)
-    assert activity(model, many, batch_size=3, shard=3, checkpoint=tmp_path).identical(again)
+    assert activity(
+        model, many, sweep=SweepOptions(batch_size=3, shard=3, checkpoint=tmp_path)
+    ).identical(again)
 
 
 def test_activity_is_saved_and_loaded(kind, many, tmp_path):
@@ -215,7 +219,9 @@ def slow_shares(model, tokens, order, points, first=1, sample=1):
 def test_shares_equal_loops(model, many, order):
     size = model.cfg.d_mlp
     points = [1, 2, 5, 16, size]
-    found = update_shares(model, many, order=order, points=points, batch_size=3, shard=4)
+    found = update_shares(
+        model, many, order=order, points=points, sweep=SweepOptions(batch_size=3, shard=4)
+    )
     slow = slow_shares(model, many, order, points)
     for layer, row in enumerate(slow):
         here = found.sel(layer=layer)
@@ -306,14 +312,18 @@ def test_positions_and_samples_and_layers(kind, many):
 
 def test_shares_of_one_shard_or_many(kind, many, tmp_path):
     model = kind()
-    whole = update_shares(model, many, batch_size=3, shard=100)
-    again = update_shares(model, many, batch_size=3, shard=3, checkpoint=tmp_path)
+    whole = update_shares(model, many, sweep=SweepOptions(batch_size=3, shard=100))
+    again = update_shares(
+        model, many, sweep=SweepOptions(batch_size=3, shard=3, checkpoint=tmp_path)
+    )
     for name in whole.data_vars:
         np.testing.assert_allclose(whole[name], again[name], rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(whole.needed_median, again.needed_median)
-    resumed = update_shares(model, many, batch_size=3, shard=3, checkpoint=tmp_path)
+    resumed = update_shares(
+        model, many, sweep=SweepOptions(batch_size=3, shard=3, checkpoint=tmp_path)
+    )
     assert resumed.identical(again)
-    other = update_shares(model, many, batch_size=2)
+    other = update_shares(model, many, sweep=SweepOptions(batch_size=2))
     for name in whole.data_vars:
         np.testing.assert_allclose(whole[name], other[name], rtol=1e-3, atol=1e-5)
 
@@ -400,7 +410,6 @@ def test_nano_keeps_its_beginning_apart(nano):
     [
         ({"first": 9}, "first=9"),
         ({"first": -1}, "first=-1"),
-        ({"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_bad_options_of_activity(kind, many, options, message):

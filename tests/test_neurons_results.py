@@ -60,8 +60,8 @@ def test_weights_that_are_not_finite_are_refused_first(monkeypatch, name):
     def never(*args, **kwargs):
         raise AssertionError("swept")
 
-    for module in ("sweeps.activity", "sweeps.updates", "page.page"):
-        monkeypatch.setattr(f"mlp_interp.neurons.{module}.sweep", never)
+    for place in ("sweeps.activity.run_sweep", "sweeps.updates.run_sweep", "page.page.sweep"):
+        monkeypatch.setattr(f"mlp_interp.neurons.{place}", never)
     with pytest.raises(ValueError, match="NaN or infinity"):
         FUNCTIONS[name](model, corpus_for(model))
 

@@ -3,5 +3,6 @@
 from mlp_interp.corpus._sweep import sweep
 from mlp_interp.corpus.corpus import Corpus, open_corpus
 from mlp_interp.corpus.loading import load_corpus
+from mlp_interp.corpus.options import SweepOptions
 
-__all__ = ["Corpus", "load_corpus", "open_corpus", "sweep"]
+__all__ = ["Corpus", "SweepOptions", "load_corpus", "open_corpus", "sweep"]

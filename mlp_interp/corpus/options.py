@@ -1,12 +1,16 @@
-"""What `load_corpus` was asked for, as one object."""
+"""What `load_corpus` and `sweep` were asked for, each as one object."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.tally import Errors
 
-__all__ = ["Options"]
+__all__ = ["Options", "SweepOptions"]
+
+Backend = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,61 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """All of them by name."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """How a corpus is run through a model, whatever is summed up on the way.
+
+    Only `batch_size` and `shard` have a part in the numbers, and only as rounding does.
+
+    Args:
+        batch_size: Sequences per forward pass, at most `shard`.
+        shard: Sequences per shard: how much is lost, and done again, when a run is interrupted.
+        checkpoint: A directory in which finished shards are kept. Run again with the same one,
+            model, corpus and options, the sweep goes on where it stopped.
+        backend: ``"local"``: in this process. ``"ray"``: on the Ray cluster that this process is
+            connected to, or on a local one that is started for it (``pip install
+            'mlp-interp[ray]'``). Every worker gets the model once, shards are its tasks, and those
+            of a worker that dies are done by another.
+        workers: With Ray: how many shards are worked on at a time; None for as many as the cluster
+            has processors (or GPUs, where `resources` ask for one).
+        resources: With Ray: what a worker needs, as ``{"num_cpus": 8}`` or ``{"num_gpus": 1}``.
+        progress: Show a bar with tokens per second and the time left.
+
+    Raises:
+        ValueError: An unknown backend, a number below 1, or `workers` or `resources` without Ray.
+
+    Example:
+        >>> SweepOptions(batch_size=16).shard
+        64
+        >>> SweepOptions(workers=2)
+        Traceback (most recent call last):
+        ValueError: workers=2, resources=None with backend='local'; wanted backend='ray'
+    """
+
+    batch_size: int = 8
+    shard: int = 64
+    checkpoint: str | Path | None = None
+    backend: Backend = "local"
+    workers: int | None = None
+    resources: Mapping[str, Any] | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"backend={self.backend!r}; wanted 'local' or 'ray'")
+        for name in ("batch_size", "shard", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; wanted at least 1")
+        if self.backend == "local" and (self.workers is not None or self.resources is not None):
+            raise ValueError(
+                f"workers={self.workers}, resources={self.resources} with backend='local'; wanted "
+                "backend='ray'"
+            )
+
+    @property
+    def gpus(self) -> bool:
+        """Whether workers compute on GPUs, which round differently."""
+        return bool((self.resources or {}).get("num_gpus"))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run import directory
 
 import mlp_interp as mi
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Moments, TopExamples
 
 
@@ -104,9 +104,13 @@ def with_workers(model: Any, tokens: torch.Tensor, size: int, repeats: int) -> N
     reducers = (Fraction(), Moments())
     options = {"batch_size": size, "shard": size}
     ways: dict[str, Callable[[], Any]] = {
-        "local": lambda: sweep(model, tokens, reducers, **options),
-        "one worker": lambda: sweep(model, tokens, reducers, engine="ray", workers=1, **options),
-        "two workers": lambda: sweep(model, tokens, reducers, engine="ray", workers=2, **options),
+        "local": lambda: sweep(model, tokens, reducers, options=SweepOptions(**options)),
+        "one worker": lambda: sweep(
+            model, tokens, reducers, options=SweepOptions(backend="ray", workers=1, **options)
+        ),
+        "two workers": lambda: sweep(
+            model, tokens, reducers, options=SweepOptions(backend="ray", workers=2, **options)
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
@@ -143,7 +147,7 @@ def main() -> None:
     size = options.batch
 
     def ours(*reducers: Any) -> Callable[[], Any]:
-        return lambda: sweep(model, tokens, reducers, batch_size=size)
+        return lambda: sweep(model, tokens, reducers, options=SweepOptions(batch_size=size))
 
     ways: dict[str, Callable[[], Any]] = {
         "bare Hugging Face body": lambda: body(hf, tokens, size),
@@ -177,7 +181,9 @@ def main() -> None:
     for name, taken in times.items():
         ratio = statistics.median(b / t for b, t in zip(base, taken, strict=True))
         print(f"{ratio:6.2f}x  {peak(ways[name]):7.0f} MB  {name}")
-    ours_counts = sweep(model, tokens, Fraction(), batch_size=size)["fraction.pre"]["count"]
+    ours_counts = sweep(model, tokens, Fraction(), options=SweepOptions(batch_size=size))[
+        "fraction.pre"
+    ]["count"]
     off = (torch.tensor(ours_counts.values) - hooked(hf, tokens, size)).abs().max()
     print(f"largest difference in counts from plain hooks: {float(off):.0f} (rounding at zero)")
 

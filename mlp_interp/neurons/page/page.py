@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
     Fraction,
@@ -136,11 +136,7 @@ def neuron_page(
     first = _first(model, tokens)
     options: dict[str, Any] = {"layers": (layer,), "units": (site.unit,), "first": first}
     shown: dict[str, Any] = {"before": before, "after": after}
-    run: dict[str, Any] = {
-        "batch_size": batch_size,
-        "checkpoint": checkpoint,
-        "progress": progress,
-    }
+    run = SweepOptions(batch_size=batch_size, checkpoint=checkpoint, progress=progress)
     reducers = {
         "fraction": Fraction(**options),
         "top": TopExamples(k=k, site="post", **shown, **options),
@@ -149,13 +145,13 @@ def neuron_page(
     }
     found = {
         name: result.isel(layer=0, neuron=0, drop=True)
-        for name, result in sweep(model, corpus, reducers, **run).items()
+        for name, result in sweep(model, corpus, reducers, options=run).items()
     }
     edges = _edges(found["bins.post"])
     bands = BandExamples(
         neuron=site.label, edges=edges, k=examples, first=first, seed=seed, **shown
     )
-    drawn = sweep(model, corpus, {"bands": bands}, **run)["bands"]
+    drawn = sweep(model, corpus, {"bands": bands}, options=run)["bands"]
     chosen = _some(tokens, ablate, seed)
     held_at = float(found["moments.post"]["mean"])
     removed = removal(

@@ -1,14 +1,14 @@
 """How often neurons fire, over any number of tokens, beside what their weights say of it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 import xarray as xr
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions
+from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Mean, Moments, Reducer, quantiles
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.statistics import neuron_weights
@@ -60,13 +60,7 @@ def activity(
     first: int = 1,
     above: float | int = 0.0,
     histogram: bool = True,
-    batch_size: int = 8,
-    shard: int = 64,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
-    engine: Literal["local", "ray"] = "local",
-    workers: int | None = None,
-    resources: Mapping[str, Any] | None = None,
+    sweep: SweepOptions = SweepOptions(),
 ) -> xr.Dataset:
     """How often every neuron fires, how its activation is distributed, and what its weights say.
 
@@ -84,13 +78,7 @@ def activity(
         histogram: Keep the counts of the histogram, which make up most of the result's size;
             quantiles come from them and are there in any case. Without, the result is smaller; the
             pass needs the same memory.
-        batch_size: As in `sweep`.
-        shard: As in `sweep`.
-        checkpoint: A directory; run again with the same one, an interrupted run goes on.
-        progress: Show a bar with tokens per second and the time left.
-        engine: As in `sweep`.
-        workers: As in `sweep`.
-        resources: As in `sweep`.
+        sweep: How the corpus is run.
 
     Returns:
         A Dataset over ``layer, neuron`` with, from the corpus:
@@ -138,18 +126,7 @@ def activity(
         "post": Mean(site="post", first=first),
     }
     weights = _from_weights(model, float(above))  # before the corpus: not finite, it raises
-    found = sweep(
-        model,
-        corpus,
-        reducers,
-        engine=engine,
-        batch_size=batch_size,
-        shard=shard,
-        checkpoint=checkpoint,
-        progress=progress,
-        workers=workers,
-        resources=resources,
-    )
+    found = run_sweep(model, corpus, reducers, options=sweep)
     result = _gathered(found, histogram).merge(weights)
     entries = found["fraction"].attrs["sequences"] * found["fraction"].attrs["positions"]
     result = result.merge(_judged(found["fraction"]["count"], entries))

@@ -1,13 +1,13 @@
 """How many neurons are behind an MLP's update, and how much of it is always the same."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import xarray as xr
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions
+from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.neurons.checks import checked_weights
@@ -36,13 +36,7 @@ def update_shares(
     level: float = 0.9,
     first: int = 1,
     sample: int = 1,
-    batch_size: int = 8,
-    shard: int = 64,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
-    engine: Literal["local", "ray"] = "local",
-    workers: int | None = None,
-    resources: Mapping[str, Any] | None = None,
+    sweep: SweepOptions = SweepOptions(),
 ) -> xr.Dataset:
     """How few neurons make up an MLP's update, of which sign, and how much of it is constant.
 
@@ -62,13 +56,7 @@ def update_shares(
         level: The cosine that ``needed`` asks for.
         first: Position from which on tokens count: 1 leaves out the one at position 0.
         sample: Only every so many-th position, from `first` on.
-        batch_size: As in `sweep`.
-        shard: As in `sweep`.
-        checkpoint: As in `sweep`.
-        progress: Show a bar.
-        engine: As in `sweep`.
-        workers: As in `sweep`.
-        resources: As in `sweep`.
+        sweep: How the corpus is run.
 
     Returns:
         A Dataset over ``layer`` with, as means over tokens with standard errors over sequences
@@ -122,18 +110,7 @@ def update_shares(
         layers=listed,
         first=first,
     )
-    found = sweep(
-        model,
-        corpus,
-        {"shares": reducer},
-        engine=engine,
-        batch_size=batch_size,
-        shard=shard,
-        checkpoint=checkpoint,
-        progress=progress,
-        workers=workers,
-        resources=resources,
-    )["shares"]
+    found = run_sweep(model, corpus, {"shares": reducer}, options=sweep)["shares"]
     return finished(weights, found)
 
 

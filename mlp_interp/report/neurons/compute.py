@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mlp_interp.corpus import sweep
+from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Reducer, TopExamples
 from mlp_interp.models import Weights
 from mlp_interp.neurons import activity, neuron_weights, outliers, promoted_tokens
@@ -76,14 +76,14 @@ def measure(
     Raises:
         ValueError: What the analyses raise for bad input.
     """
-    options = {"batch_size": batch_size, "progress": progress, "checkpoint": store.batches}
-    active = _get(store, "activity", lambda: activity(model, corpus, histogram=False, **options))
+    run = SweepOptions(batch_size=batch_size, progress=progress, checkpoint=store.batches)
+    active = _get(store, "activity", lambda: activity(model, corpus, histogram=False, sweep=run))
     weights = _get(store, "weights", lambda: _weights(model, progress))
     far = _get(store, "outliers", lambda: _outliers(model, active))
 
     @cache
     def second() -> tuple[xr.Dataset, xr.Dataset]:
-        return _second_pass(model, corpus, _chosen(active, weights), options)
+        return _second_pass(model, corpus, _chosen(active, weights), run)
 
     updates = _get(store, "updates", lambda: second()[0])
     examples = _get(store, "examples", lambda: second()[1])
@@ -162,7 +162,7 @@ def _chosen(active: xr.Dataset, weights: xr.Dataset) -> dict[str, str]:
 
 
 def _second_pass(
-    model: Any, corpus: Any, chosen: dict[str, str], options: dict[str, Any]
+    model: Any, corpus: Any, chosen: dict[str, str], run: SweepOptions
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Updates taken apart, and examples of the chosen neurons."""
     weights = Weights.of(model)
@@ -177,7 +177,7 @@ def _second_pass(
         for label, site in sites.items()
     }
     split = UpdateShares(points=doubling(weights.d_mlp), sample=sample, first=1)
-    found = sweep(model, corpus, {"updates": split, **reducers}, **options)
+    found = sweep(model, corpus, {"updates": split, **reducers}, options=run)
     return finished(weights, found.pop("updates")), _examples(model, chosen, found)
 
 

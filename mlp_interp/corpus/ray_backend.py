@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mlp_interp.corpus.options import SweepOptions
 from mlp_interp.corpus.shards import Plan, States, reduce_shard
 from mlp_interp.models import Forward, HookForward, portable
 from mlp_interp.results import to_numpy
@@ -27,8 +28,7 @@ def reduce_on_ray(
     plan: Plan,
     tokens: Int[Tensor, "sequence pos"],
     todo: Sequence[int],
-    workers: int | None,
-    resources: Mapping[str, Any],
+    options: SweepOptions,
 ) -> Generator[tuple[int, States]]:
     """Reduce shards on the cluster; they come as they are finished, not far out of order.
 
@@ -37,8 +37,7 @@ def reduce_on_ray(
         plan: What to do.
         tokens: The whole corpus, of which each task gets its shard.
         todo: Numbers of the shards.
-        workers: How many at a time; None for as many as the cluster has room for.
-        resources: What a worker needs, in Ray's words.
+        options: Its `workers` and `resources`.
 
     Raises:
         ImportError: Ray is not installed.
@@ -49,12 +48,13 @@ def reduce_on_ray(
     ray = _ray()
     started = not ray.is_initialized()
     if started:
-        cpus = None if workers is None else math.ceil(workers * resources.get("num_cpus", 1))
+        each = (options.resources or {}).get("num_cpus", 1)
+        cpus = None if options.workers is None else math.ceil(options.workers * each)
         ray.init(
             num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING"
         )
     try:
-        yield from _tasks(ray, forward, plan, tokens, todo, workers, resources)
+        yield from _tasks(ray, forward, plan, tokens, todo, options)
     finally:
         if started:
             ray.shutdown()
@@ -66,17 +66,16 @@ def _tasks(
     plan: Plan,
     tokens: Tensor,
     todo: Sequence[int],
-    workers: int | None,
-    resources: Mapping[str, Any],
+    options: SweepOptions,
 ) -> Iterator[tuple[int, States]]:
     handle = ray.put(portable(forward) if isinstance(forward, Forward) else forward)
-    options = {"max_retries": _RETRIES, **resources}
-    work = ray.remote(_work).options(**options)
+    resources = options.resources or {}
+    work = ray.remote(_work).options(max_retries=_RETRIES, **resources)
     threads = torch.get_num_threads()
     # Twice as many as there is room for, so that none waits for the next; no more, so that what is
     # finished out of turn stays little.
     room = _room(ray, resources)
-    window = workers or 2 * room
+    window = options.workers or 2 * room
     running: dict[Any, int] = {}
     waiting = list(reversed(todo))
     merged = iter(todo)  # the oldest that is not finished bounds how far ahead others may be
@@ -143,5 +142,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("engine='ray' needs Ray: pip install 'mlp-interp[ray]'") from error
+        raise ImportError("backend='ray' needs Ray: pip install 'mlp-interp[ray]'") from error
     return ray
