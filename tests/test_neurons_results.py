@@ -71,9 +71,9 @@ def test_a_seed_is_checked_before_anything_runs(kind, seed):
     model = kind("parallel")
     wanted = re.escape(f"seed={seed!r}; wanted an integer")
     with pytest.raises(ValueError, match=wanted):
-        unchecked(neurons.neuron_page)(model, 1, 7, corpus_for(model), k=3, seed=seed)
+        unchecked(neurons.neuron_page)(model, (1, 7), corpus_for(model), k=3, seed=seed)
     with pytest.raises(ValueError, match=wanted):
-        unchecked(neurons.verify_neuron)(model, 1, 7, TEXTS, TEXTS, controls=2, seed=seed)
+        unchecked(neurons.verify_neuron)(model, (1, 7), TEXTS, TEXTS, controls=2, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_seed_is_checked_before_anything_runs(kind, seed):
 def test_what_is_no_baseline_and_no_texts(kind, options, message):
     given = {"positive": TEXTS, "negative": TEXTS, "controls": 2, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
-        unchecked(neurons.verify_neuron)(kind("parallel"), 1, 7, **given)
+        unchecked(neurons.verify_neuron)(kind("parallel"), (1, 7), **given)
 
 
 def test_few_neurons(kind):
