@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zstandard
+from corpora import TEXTS, hub, write_parquet, write_zst
 from random_models import tiny_tokenizer, unchecked
-from test_corpus_sources import TEXTS, hub, write_parquet, write_zst
 
 from mlp_interp.corpus import files, load_corpus
 from mlp_interp.corpus.files import _lines

@@ -6,20 +6,16 @@ import socket
 import warnings
 from types import SimpleNamespace
 
-import datasets
 import jaxtyping
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import zstandard
+from corpora import TEXTS, hub, write_jsonl, write_parquet, write_zst
 from datasets.exceptions import DatasetNotFoundError
 from random_models import tiny_tokenizer
 
 from mlp_interp.corpus import Corpus, files, load_corpus
 
 TOKENIZER = tiny_tokenizer()
-TEXTS = [f"the cat {number} sat on the mat; hello world" for number in range(40)]
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +32,6 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def write_jsonl(path, texts=TEXTS, field="text"):
-    path.write_text("".join(json.dumps({"id": 1, field: text}) + "\n" for text in texts))
-    return path
-
-
-def write_zst(path, texts=TEXTS, *, frames=1):
-    compressor, lines = zstandard.ZstdCompressor(), [json.dumps({"text": t}) + "\n" for t in texts]
-    size = -(-len(lines) // frames)
-    parts = ["".join(lines[i : i + size]) for i in range(0, len(lines), size)]
-    path.write_bytes(b"".join(compressor.compress(part.encode()) for part in parts))
-    return path
-
-
-def write_parquet(path, texts=TEXTS, column="text"):
-    pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path)
-    return path
 
 
 def load(source, **options):
@@ -308,20 +286,6 @@ def test_truncated_zst_is_not_taken_for_the_end(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"a.jsonl.zst.* ends in the middle of a frame"):
         load(path)
-
-
-def hub(monkeypatch, result):
-    """Stand in for the hub up to the network call; returns what was asked of it."""
-    asked = []
-
-    def load_dataset(*args, **options):
-        asked.append((args, options))
-        if isinstance(result, Exception):
-            raise result
-        return ({"text": text, "meta": {}} for text in result)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
 
 
 def test_hub_is_streamed(monkeypatch):
