@@ -12,10 +12,11 @@ RUN := $(VENV)/bin/python -m
 
 # One thread per worker: WORKERS of them share the cores already.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-FAST := -n $(WORKERS)
-ALL := -n $(WORKERS) -m "not bench"
+# Each worker has neighbouring tests, which share models and results; who is done takes from others.
+FAST := -n $(WORKERS) --dist worksteal
+ALL := $(FAST) -m "not bench"
 
-.PHONY: help report test test-all test-tl4 lint format docs pytest bench notebook clean
+.PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all bench notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,12 +25,30 @@ help: ## List the targets
 report: $(VENV)/.installed ## The main job, on the embedded model: report.html
 	$(VENV)/bin/mlp-interp report --out report.html
 
-test: lint docs pytest ## Everything that CI runs on the default environment
+test: ## Everything that CI runs on the default environment
+	@$(call beside,pytest)
+
+test-all: ## The same with the slow tests
+	@$(call beside,pytest-all)
+
+# The tests run beside style, types and documentation, which keep one core busy at best; what they
+# say is shown when those are done, so that their summary comes last.
+define beside
+mkdir -p build && rm -f build/tests.log && touch build/tests.log; \
+$(MAKE) --no-print-directory $(VENV)/.installed-dev || exit 1; \
+$(MAKE) --no-print-directory $(1) > build/tests.log 2>&1 & tests=$$!; \
+trap 'kill $$tests; exit 130' INT TERM; \
+$(MAKE) --no-print-directory lint docs; rest=$$?; \
+tail -n +1 -f build/tests.log & shown=$$!; \
+wait $$tests; status=$$?; sleep 1; kill $$shown; \
+[ $$rest = 0 ] || echo "Style, types or documentation failed: see above." >&2; \
+[ $$status = 0 ] && [ $$rest = 0 ]
+endef
 
 pytest: $(VENV)/.installed-dev ## Only the tests and the doctests
 	$(PYTEST) $(RUN) pytest $(FAST)
 
-test-all: lint docs ## The same with the slow tests
+pytest-all: $(VENV)/.installed-dev ## The tests with the slow ones
 	$(PYTEST) $(RUN) pytest $(ALL)
 
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own

@@ -145,10 +145,14 @@ class TestRay:
                 options=SweepOptions(backend="ray", resources={"num_cpus": 3}),
             )
 
+    # Each worker that is started anew imports everything; the usual number of trials takes long.
+    @pytest.mark.parametrize(
+        "resources", [{"max_retries": 0}, pytest.param({}, marks=pytest.mark.slow)]
+    )
     def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
-        self, cluster, kind, many, tmp_path
+        self, cluster, kind, many, tmp_path, resources
     ):
-        model, options = kind(), {"batch_size": 4, "shard": 10}
+        model, options = kind(), {"batch_size": 4, "shard": 10, "resources": resources}
         marker = str(tmp_path / "killed")
         kills = {"fraction": KillsItsWorker(marker=marker, always=True)}
         with pytest.raises(RuntimeError, match="workers died over shard 4"):
