@@ -1,5 +1,7 @@
 """Texts continued with edits and without: the same draws, the right numbers, nothing padded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -11,18 +13,20 @@ from mlp_interp import load, save
 from mlp_interp.edits import Edit
 from mlp_interp.prompts.texts import texts_of
 from mlp_interp.runs import Runner
-from mlp_interp.steering import Keywords, Refusal, Score, generate_compare
+from mlp_interp.steering import GenerationOptions, Keywords, Refusal, Score, generate_compare
 from mlp_interp.steering.dose.scores import scored
 from mlp_interp.steering.generation import Continuing
 
 PUSH = Edit.add("1.resid_post", torch.linspace(-2, 2, 32))
 TEXTS = ["the cat sat", "hello", "the", "on the mat; hello world", "cat"]
-DRAWN = {"temperature": 1.0, "max_new_tokens": 6, "eos": None}
+DRAWN = GenerationOptions(temperature=1.0, max_new_tokens=6, eos=None)
 
 
 def test_tokens_are_the_runners_and_the_models_own(model, tokens):
     """Greedy, against the library's own passes with a plain hook, one text at a time."""
-    found = generate_compare(model, tokens, PUSH, max_new_tokens=4, eos=None)
+    found = generate_compare(
+        model, tokens, PUSH, generation=GenerationOptions(max_new_tokens=4, eos=None)
+    )
     hooks = {"blocks.1.hook_resid_post": lambda x, hook=None: x + PUSH.action.value}
     for way, used in (("plain", {}), ("edited", hooks)):
         for prompt, row in enumerate(tokens):
@@ -36,7 +40,7 @@ def test_tokens_are_the_runners_and_the_models_own(model, tokens):
 
 
 def test_log_probabilities_are_the_unedited_models(model, tokens):
-    found = generate_compare(model, tokens, PUSH, seed=3, n=2, **DRAWN)
+    found = generate_compare(model, tokens, PUSH, generation=replace(DRAWN, seed=3, n=2))
     for way in ("plain", "edited"):
         for prompt, row in enumerate(tokens):
             for sample in range(2):
@@ -56,15 +60,15 @@ def test_log_probabilities_are_the_unedited_models(model, tokens):
 def test_both_ways_meet_the_same_draws(kind):
     """An edit that does next to nothing changes nothing that is drawn."""
     nothing = Edit.add("1.resid_post", 1e-7)
-    found = generate_compare(kind(), TEXTS, nothing, n=3, **DRAWN)
+    found = generate_compare(kind(), TEXTS, nothing, generation=replace(DRAWN, n=3))
     assert not found.differs.any()
     assert (found.first_difference == -1).all()
     assert (found.share_differing == 0).all()
-    assert not generate_compare(kind(), TEXTS, PUSH, n=3, **DRAWN).differs.all()
+    assert not generate_compare(kind(), TEXTS, PUSH, generation=replace(DRAWN, n=3)).differs.all()
 
 
 def test_differences_are_counted(kind):
-    found = generate_compare(kind(), TEXTS, PUSH, n=2, seed=1, **DRAWN)
+    found = generate_compare(kind(), TEXTS, PUSH, generation=replace(DRAWN, n=2, seed=1))
     plain, edited = found.token.sel(way="plain").values, found.token.sel(way="edited").values
     for prompt in range(5):
         for sample in range(2):
@@ -79,23 +83,39 @@ def test_differences_are_counted(kind):
 
 def test_texts_do_not_depend_on_what_is_run_beside_them(kind):
     """Nor on the order, the batch size, or how many samples there are."""
-    whole = generate_compare(kind(), TEXTS, PUSH, n=2, seed=7, **DRAWN)
+    whole = generate_compare(kind(), TEXTS, PUSH, generation=replace(DRAWN, n=2, seed=7))
     for size in (1, 3):
         xr.testing.assert_equal(
-            generate_compare(kind(), TEXTS, PUSH, n=2, seed=7, batch_size=size, **DRAWN).token,
+            generate_compare(
+                kind(),
+                TEXTS,
+                PUSH,
+                batch_size=size,
+                generation=replace(DRAWN, n=2, seed=7),
+            ).token,
             whole.token,
         )
     for chosen in ([3], [4, 0], [1, 2, 3]):
-        some = generate_compare(kind(), [TEXTS[n] for n in chosen], PUSH, n=2, seed=7, **DRAWN)
+        some = generate_compare(
+            kind(),
+            [TEXTS[n] for n in chosen],
+            PUSH,
+            generation=replace(DRAWN, n=2, seed=7),
+        )
         np.testing.assert_array_equal(some.token, whole.token.sel(prompt=chosen))
         np.testing.assert_array_equal(some.text, whole.text.sel(prompt=chosen))
-    fewer = generate_compare(kind(), TEXTS, PUSH, seed=7, **DRAWN)
+    fewer = generate_compare(kind(), TEXTS, PUSH, generation=replace(DRAWN, seed=7))
     np.testing.assert_array_equal(fewer.token, whole.token.isel(sample=[0]))
 
 
 def test_seeds_and_repeated_prompts(kind):
     first, again, other = (
-        generate_compare(kind(), ["the cat", "the cat"], PUSH, seed=seed, n=2, **DRAWN)
+        generate_compare(
+            kind(),
+            ["the cat", "the cat"],
+            PUSH,
+            generation=replace(DRAWN, seed=seed, n=2),
+        )
         for seed in (0, 0, 1)
     )
     xr.testing.assert_identical(first, again)
@@ -106,7 +126,10 @@ def test_seeds_and_repeated_prompts(kind):
 
 def test_seeds_of_numpy(kind):
     draw = lambda seed: unchecked(generate_compare)(
-        kind(), ["the cat"], PUSH, seed=seed, temperature=1.0, max_new_tokens=4
+        kind(),
+        ["the cat"],
+        PUSH,
+        generation=GenerationOptions(seed=seed, temperature=1.0, max_new_tokens=4),
     )
     xr.testing.assert_identical(draw(np.int64(3)), draw(3))
     with pytest.raises(ValueError, match=r"seed=\[3\]; wanted an integer"):
@@ -114,7 +137,8 @@ def test_seeds_of_numpy(kind):
 
 
 def test_every_prompt_and_sample_has_numbers_of_its_own(kind):
-    how = Continuing(2, 0, 4, 1.0, None, "all", None, 8)
+    drawn = GenerationOptions(n=2, temperature=1.0, max_new_tokens=4, eos=None)
+    how = Continuing(drawn, 8)
     texts = texts_of(kind(), ["the", "cat", "the"], what="prompts")
     assert len({seed for row in how.seeds(texts) for seed in row}) == 6
 
@@ -122,7 +146,9 @@ def test_every_prompt_and_sample_has_numbers_of_its_own(kind):
 def test_unequal_lengths_are_run_each_as_it_is(kind):
     """As if each prompt were alone, with positions counted in its own length."""
     last = Edit.add("1.resid_post", 5 * torch.linspace(-2, 2, 32), positions=[-1])
-    found = generate_compare(kind(), TEXTS, [last], max_new_tokens=5, prepend_bos=False)
+    found = generate_compare(
+        kind(), TEXTS, [last], prepend_bos=False, generation=GenerationOptions(max_new_tokens=5)
+    )
     runner = Runner.of(kind())
     for prompt, text in enumerate(TEXTS):
         ids = torch.tensor([kind().tokenizer(text)["input_ids"]])
@@ -138,9 +164,13 @@ def test_unequal_lengths_are_run_each_as_it_is(kind):
 
 def test_texts_that_end(kind, tokens):
     """The end counts, what comes after it does not."""
-    free = generate_compare(kind(), tokens, PUSH, max_new_tokens=6, eos=None)
+    free = generate_compare(
+        kind(), tokens, PUSH, generation=GenerationOptions(max_new_tokens=6, eos=None)
+    )
     end = int(free.token.sel(way="plain", prompt=1, sample=0)[2])
-    found = generate_compare(kind(), tokens, PUSH, max_new_tokens=6, eos=end)
+    found = generate_compare(
+        kind(), tokens, PUSH, generation=GenerationOptions(max_new_tokens=6, eos=end)
+    )
     for way in ("plain", "edited"):
         for prompt in range(4):
             row = free.token.sel(way=way, prompt=prompt, sample=0).values.tolist()
@@ -160,14 +190,16 @@ def test_texts_that_end(kind, tokens):
 
 
 def test_where_edits_are_kept(kind):
-    found = generate_compare(kind(), TEXTS, PUSH, where="new", max_new_tokens=6, eos=None)
+    found = generate_compare(
+        kind(), TEXTS, PUSH, generation=GenerationOptions(where="new", max_new_tokens=6, eos=None)
+    )
     assert (found.first_difference != 0).all()
     assert found.differs.any()
 
 
 def test_a_result_says_what_was_done_and_can_be_saved(kind, tmp_path):
     edits = [PUSH, Edit.scale("L1H2", 0.5, positions=[0, -1]), Edit.clamp("L1N3", low=0.25)]
-    found = generate_compare(kind(), TEXTS, edits, seed=4, n=2, **DRAWN)
+    found = generate_compare(kind(), TEXTS, edits, generation=replace(DRAWN, seed=4, n=2))
     assert found.attrs["edits"].split("\n") == [
         f"add at 1.resid_post: a vector of norm {float(PUSH.action.value.norm()):.4g}",
         "scale at L1H2: 0.5; positions 0, -1",
@@ -183,11 +215,18 @@ def test_without_a_tokenizer_ids_are_shown(kind, tokens):
     model = kind()
     tokenizer, model.tokenizer = model.tokenizer, None
     try:
-        found = generate_compare(model, tokens, PUSH, max_new_tokens=2)
+        found = generate_compare(
+            model, tokens, PUSH, generation=GenerationOptions(max_new_tokens=2)
+        )
     finally:
         model.tokenizer = tokenizer
     ids = found.token.isel(way=0, prompt=0, sample=0).values
     assert found.text.isel(way=0, prompt=0).item() == f"#{ids[0]} #{ids[1]}"
+
+
+def compare(model, generation=None, **given):
+    how = GenerationOptions(**(generation or {}))
+    return unchecked(generate_compare)(model, generation=how, **given)
 
 
 @pytest.mark.parametrize(
@@ -202,24 +241,27 @@ def test_without_a_tokenizer_ids_are_shown(kind, tokens):
         ({"edits": Edit.set("1.mlp", torch.zeros(2, 1, 32))}, "has values for 2 prompts; wanted"),
         ({"edits": Edit.set("1.z", torch.zeros(2, 1, 4, 8))}, "has values for 2 prompts; wanted"),
         ({"edits": Edit.set("1.mlp", 0.0, positions=[30])}, "wanted integers from"),
-        ({"n": 0}, "n=0; wanted at least 1"),
-        ({"n": 2}, "n=2 with temperature=0, where all samples are the same"),
-        ({"temperature": -1.0}, "temperature=-1.0; wanted"),
-        ({"top_k": 0}, "top_k=0; wanted"),
-        ({"seed": -1}, "seed=-1; wanted integers from 0"),
+        ({"generation": {"n": 0}}, "n=0; wanted at least 1"),
+        ({"generation": {"n": 2}}, "n=2 with temperature=0, where all samples are the same"),
+        ({"generation": {"temperature": -1.0}}, "temperature=-1.0; wanted"),
+        ({"generation": {"top_k": 0}}, "top_k=0; wanted"),
+        ({"generation": {"seed": -1}}, "seed=-1; wanted integers from 0"),
         ({"batch_size": 0}, "batch_size=0; wanted at least 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0; wanted at least 1"),
-        ({"max_new_tokens": 64}, "max_new_tokens=64 after .* tokens exceeds"),
-        ({"max_new_tokens": 1, "where": "new"}, "max_new_tokens=1 with where='new'"),
-        ({"where": "old"}, "where='old'; wanted"),
-        ({"eos": 300}, "eos=300; wanted a token id from 0 to 299"),
+        ({"generation": {"max_new_tokens": 0}}, "max_new_tokens=0; wanted at least 1"),
+        ({"generation": {"max_new_tokens": 64}}, "max_new_tokens=64 after .* tokens exceeds"),
+        (
+            {"generation": {"max_new_tokens": 1, "where": "new"}},
+            "max_new_tokens=1 with where='new'",
+        ),
+        ({"generation": {"where": "old"}}, "where='old'; wanted"),
+        ({"generation": {"eos": 300}}, "eos=300; wanted a token id from 0 to 299"),
     ],
 )
 def test_bad_arguments(kind, monkeypatch, options, text):
     monkeypatch.setattr(Runner, "generate", None)  # nothing runs before all is checked
     given = {"prompts": TEXTS, "edits": PUSH, **options}
     with pytest.raises(ValueError, match=text):
-        unchecked(generate_compare)(kind(), **given)
+        compare(kind(), **given)
 
 
 def test_scores_of_texts():

@@ -1,5 +1,7 @@
 """Effect against cost: exact at coefficient 0, as plain hooks give them, kept when broken off."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -12,6 +14,7 @@ from mlp_interp import load, load_corpus, prompts, save
 from mlp_interp.metrics import Custom, kl, logit_difference, probability
 from mlp_interp.runs import Runner
 from mlp_interp.steering import (
+    GenerationOptions,
     Keywords,
     Refusal,
     Score,
@@ -27,7 +30,7 @@ from mlp_interp.steering import (
 from mlp_interp.steering import add as add_edits
 
 LENGTH = Score(lambda texts: [float(len(text)) for text in texts], unit="letters")
-WRITING = {"max_new_tokens": 3, "eos": None}
+WRITING = GenerationOptions(max_new_tokens=3, eos=None)
 
 
 def random(shape, seed, scale=1.0):
@@ -104,7 +107,15 @@ def test_as_plain_hooks_give_it(model, tokens, rows, difference, site):
 
 def test_coefficient_0_is_exactly_nothing(model, tokens, rows, difference):
     metrics = {"ld": difference, "kl": kl(positions=(-1, 2)), "length": LENGTH}
-    found = dose_response(model, tokens, direction(), [1], metrics, corpus=rows, **WRITING)
+    found = dose_response(
+        model,
+        tokens,
+        direction(),
+        [1],
+        metrics,
+        corpus=rows,
+        generation=WRITING,
+    )
     zero = found.sel(coef=0)
     for name in ("ld_effect", "ld_effect_se", "kl", "kl_se", "length_effect", "length_effect_se"):
         assert (zero[name] == 0).all(), name
@@ -113,21 +124,37 @@ def test_coefficient_0_is_exactly_nothing(model, tokens, rows, difference):
     assert (zero.cost_perplexity_ratio == 1).all()
     assert not zero.useful.any()
     assert (found.kl.sel(coef=1) > 0).all()
-    given = dose_response(model, tokens, direction(), [0, 1], metrics, corpus=rows, **WRITING)
+    given = dose_response(
+        model,
+        tokens,
+        direction(),
+        [0, 1],
+        metrics,
+        corpus=rows,
+        generation=WRITING,
+    )
     xr.testing.assert_identical(given, found)
 
 
 def test_texts_are_those_of_generate_compare(kind):
     """Sampled, of unequal length, at every layer and coefficient."""
-    texts, options = ["the cat", "hello", "on the mat"], {"n": 2, "temperature": 1.0, "seed": 5}
+    texts = ["the cat", "hello", "on the mat"]
+    drawn = replace(WRITING, n=2, temperature=1.0, seed=5)
     metrics = {"length": LENGTH, "the": Keywords(["the", "e"])}
-    found = dose_response(kind(), texts, direction(), [-1, 3], metrics, **options, **WRITING)
+    found = dose_response(
+        kind(),
+        texts,
+        direction(),
+        [-1, 3],
+        metrics,
+        generation=drawn,
+    )
     assert "cost_kl" not in found
     assert "useful" not in found
     for layer in range(3):
         for coefficient in (-1.0, 3.0):
             edits = add_edits(direction(), coefficient, layers=layer)
-            two = generate_compare(kind(), texts, edits, **options, **WRITING)
+            two = generate_compare(kind(), texts, edits, generation=drawn)
             cell = found.sel(layer=layer, coef=coefficient)
             np.testing.assert_array_equal(cell.text, two.text.sel(way="edited"))
             np.testing.assert_array_equal(
@@ -143,7 +170,7 @@ def test_texts_are_those_of_generate_compare(kind):
 @pytest.mark.parametrize("site", ["resid_post", "post"])
 def test_a_sweep_is_its_calls_one_by_one(kind, backend, tokens, rows, difference, site):
     model, metrics = kind("parallel", backend, "raw"), {"ld": difference, "length": LENGTH}
-    options = {"corpus": rows, "positions": [1, -1], **WRITING}
+    options = {"corpus": rows, "positions": [1, -1], "generation": WRITING}
     whole = dose_response(model, tokens, direction(site), [-1, 2], metrics, **options)
     for layer in (2, 0):
         for coefficient in (-1, 2):
@@ -186,10 +213,15 @@ def test_positions_and_where(kind, tokens, difference):
         found.ld.sel(layer=2, coef=2), everywhere.ld.sel(layer=2, coef=2), rtol=1e-5
     )
     late = dose_response(
-        kind(), ["the cat"], direction(), [9], {"length": LENGTH}, where="new", **WRITING
+        kind(),
+        ["the cat"],
+        direction(),
+        [9],
+        {"length": LENGTH},
+        generation=replace(WRITING, where="new"),
     )
     edits = add_edits(direction(), 9, layers=1)
-    two = generate_compare(kind(), ["the cat"], edits, where="new", **WRITING)
+    two = generate_compare(kind(), ["the cat"], edits, generation=replace(WRITING, where="new"))
     assert late.text.sel(layer=1, coef=9).item() == two.text.sel(way="edited").item()
 
 
@@ -223,7 +255,7 @@ def test_what_is_useful(kind, tokens, rows, difference):
     """By hand from the numbers beside it."""
     model, metrics = kind(), {"ld": difference, "length": LENGTH}
     coefficients = [-3, -1, -0.3, 0.1, 0.5, 1, 3]
-    options = {"corpus": rows, "limit_kl": 0.2, "limit_perplexity": 1.3, **WRITING}
+    options = {"corpus": rows, "limit_kl": 0.2, "limit_perplexity": 1.3, "generation": WRITING}
     found = dose_response(model, tokens, direction(), coefficients, metrics, **options)
     assert found.useful.any()
     assert not found.useful.all()
@@ -259,9 +291,14 @@ def test_of_equal_effects_the_cheaper_is_best(kind, tokens, rows):
     calls = iter([0.0] + [1.0] * 99)
     first_low = Score(lambda texts: [next(calls)] * len(texts))
     found = dose_response(
-        kind(), tokens, direction(), [0.1, 0.2], {"a": first_low, "b": always}, corpus=rows,
-        **WRITING,
-    )  # fmt: skip
+        kind(),
+        tokens,
+        direction(),
+        [0.1, 0.2],
+        {"a": first_low, "b": always},
+        corpus=rows,
+        generation=WRITING,
+    )
     costs = found.cost_kl.sel(coef=[0.1, 0.2])
     at = found.sel(metric="a")
     assert float(costs.min()) == float(
@@ -296,9 +333,16 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 ):
     model, metrics = kind(), {"ld": difference, "length": LENGTH}
     run = lambda **options: dose_response(
-        model, tokens, direction(), [-1, 2], metrics, corpus=rows, batch_size=2, **WRITING,
+        model,
+        tokens,
+        direction(),
+        [-1, 2],
+        metrics,
+        corpus=rows,
+        batch_size=2,
+        generation=WRITING,
         **options,
-    )  # fmt: skip
+    )
     with monkeypatch.context() as patch:
         calls = stopping(patch)
         whole = run()
@@ -356,11 +400,23 @@ def test_a_metric_that_fails_loses_nothing(kind, tokens, rows, tmp_path, monkeyp
         return [float(len(text)) for text in texts]
 
     run = lambda score: dose_response(
-        kind(), tokens, direction(), [-1, 2], {"length": Score(score, unit="letters")}, corpus=rows,
-        checkpoint=tmp_path, **WRITING,
-    )  # fmt: skip
+        kind(),
+        tokens,
+        direction(),
+        [-1, 2],
+        {"length": Score(score, unit="letters")},
+        corpus=rows,
+        checkpoint=tmp_path,
+        generation=WRITING,
+    )
     whole = dose_response(
-        kind(), tokens, direction(), [-1, 2], {"length": LENGTH}, corpus=rows, **WRITING
+        kind(),
+        tokens,
+        direction(),
+        [-1, 2],
+        {"length": LENGTH},
+        corpus=rows,
+        generation=WRITING,
     )
     calls = stopping(monkeypatch)
     with pytest.raises(Stop):
@@ -381,7 +437,8 @@ def test_a_wider_sweep_adds_to_what_is_kept(kind, tokens, rows, tmp_path, monkey
     assert len(calls) == 3  # the clean prompts, the cell on them and on the corpus
     run([1, 2], layers=[1, 2])
     assert len(calls) == 3 + 6
-    for other in ({"c": rows.flip(0)}, {"positions": [1]}, {"batch_size": 3}, {"where": "prompt"}):
+    prompt = {"generation": GenerationOptions(where="prompt")}
+    for other in ({"c": rows.flip(0)}, {"positions": [1]}, {"batch_size": 3}, prompt):
         before = len(calls)
         run([1], layers=[1], **other)
         assert len(calls) > before, other
@@ -399,7 +456,13 @@ def test_a_result_says_what_was_done_and_can_be_saved(kind, rows, tmp_path):
     texts = ["the cat", "hello"]
     corpus = load_corpus(["the cat sat on the mat; hello world"] * 20, kind(), length=8)
     found = dose_response(
-        kind(), texts, direction(), [1], {"length": LENGTH}, corpus=corpus, seed=3, **WRITING
+        kind(),
+        texts,
+        direction(),
+        [1],
+        {"length": LENGTH},
+        corpus=corpus,
+        generation=replace(WRITING, seed=3),
     )
     assert found.attrs["sha256"] == corpus.attrs["sha256"]
     assert found.attrs["prompts"] == 2
@@ -410,6 +473,11 @@ def test_a_result_says_what_was_done_and_can_be_saved(kind, rows, tmp_path):
     assert all(isinstance(value, str | int | float) for value in found.attrs.values())
     for suffix in ("nc", "zarr"):
         xr.testing.assert_identical(load(save(found, tmp_path / f"found.{suffix}")), found)
+
+
+def respond(model, generation=None, **given):
+    how = GenerationOptions(**(generation or {}))
+    return unchecked(dose_response)(model, generation=how, **given)
 
 
 def other_site():
@@ -439,8 +507,11 @@ def other_site():
         ({"metrics": {"a": LENGTH, "a_se": LENGTH}}, "a_se would be there twice"),
         ({"metrics": {"p": probability(torch.tensor([1]))}}, "names tokens for 1 prompts; wanted"),
         ({"metrics": {"kl": kl(positions=(8,))}}, "reads positions=.8,.; wanted some from"),
-        ({"metrics": {"kl": kl()}, "where": "new"}, "where='new' with metric 'kl', which is read"),
-        ({"where": "old"}, "where='old'; wanted"),
+        (
+            {"metrics": {"kl": kl()}, "generation": {"where": "new"}},
+            "where='new' with metric 'kl', which is read",
+        ),
+        ({"generation": {"where": "old"}}, "where='old'; wanted"),
         ({"corpus": "text"}, "wanted a Corpus or an integer tensor"),
         ({"corpus": torch.zeros(2, 1, dtype=torch.long)}, "corpus has sequences of 1 token"),
         ({"corpus": torch.full((2, 3), 300)}, "tokens hold 300"),
@@ -451,8 +522,8 @@ def other_site():
             "limit_perplexity=1.0; wanted more than 1",
         ),
         ({"batch_size": 0}, "batch_size=0; wanted at least 1"),
-        ({"n": 3}, "n=3 with temperature=0"),
-        ({"max_new_tokens": 99}, "max_new_tokens=99 after .* exceeds"),
+        ({"generation": {"n": 3}}, "n=3 with temperature=0"),
+        ({"generation": {"max_new_tokens": 99}}, "max_new_tokens=99 after .* exceeds"),
     ],
 )
 def test_bad_arguments(kind, monkeypatch, options, text):
@@ -466,7 +537,7 @@ def test_bad_arguments(kind, monkeypatch, options, text):
         **options,
     }
     with pytest.raises(ValueError, match=text):
-        unchecked(dose_response)(kind(), **given)
+        respond(kind(), **given)
 
 
 def test_metrics_give_numbers(kind, tokens):
@@ -474,7 +545,14 @@ def test_metrics_give_numbers(kind, tokens):
     with pytest.raises(ValueError, match=r"metric='bad' is .* on the clean prompts; wanted f"):
         dose_response(kind(), tokens, direction(), [1], {"a": bad})
     with pytest.raises(ValueError, match="metric 'a' gave shape"):
-        dose_response(kind(), tokens, direction(), [1], {"a": Score(lambda t: [1.0])}, **WRITING)
+        dose_response(
+            kind(),
+            tokens,
+            direction(),
+            [1],
+            {"a": Score(lambda t: [1.0])},
+            generation=WRITING,
+        )
 
 
 def test_nanos_refusals_are_turned_both_ways_and_by_no_random_direction(nano):
@@ -483,7 +561,11 @@ def test_nanos_refusals_are_turned_both_ways_and_by_no_random_direction(nano):
     refusal = mean_difference(nano, *made, layers=2)
     harmful, harmless = by_answer(prompts.refusal(nano, n=20, seed=0), " Sorry")
     corpus = load_corpus("nano", nano, sequences=8, length=64)
-    options = {"max_new_tokens": 3, "batch_size": 20, "corpus": corpus}
+    options = {
+        "generation": GenerationOptions(max_new_tokens=3),
+        "batch_size": 20,
+        "corpus": corpus,
+    }
     rate = {"refusal": Refusal(("Sorry",))}
     run = lambda tokens, used, coefs: dose_response(nano, tokens, used, coefs, rate, **options)
     down = run(harmful, refusal, [-1.25]).sel(layer=2)

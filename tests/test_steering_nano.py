@@ -17,6 +17,7 @@ from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     FewShot,
+    GenerationOptions,
     add,
     by_answer,
     function_vector,
@@ -222,10 +223,8 @@ def test_a_neuron_held_high_makes_text_french(nano):
             nano,
             ["Claire", "At noon Claire"],
             hold(f"L0N{neuron}", 2 * float(high[neuron])),
-            n=32,
-            temperature=1.0,
-            max_new_tokens=6,
             batch_size=64,
+            generation=GenerationOptions(n=32, temperature=1.0, max_new_tokens=6),
         )
         share = torch.tensor([french(str(text)) for text in found.text.values.ravel()])
         plain, edited = share.view(2, -1)

@@ -15,6 +15,7 @@ from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
+    GenerationOptions,
     add,
     generate_compare,
     hold,
@@ -208,7 +209,12 @@ def test_a_runners_generation_cannot_be_followed(kind, backend, tokens, position
             with pytest.raises(ValueError, match=r"'1.mlp' .* is held by steer.* wanted it given"):
                 Runner.of(model).generate(tokens, max_new_tokens=3)
             with pytest.raises(ValueError, match="is held by steer"):
-                generate_compare(model, tokens, Edit.set("2.mlp", 0.0), max_new_tokens=3)
+                generate_compare(
+                    model,
+                    tokens,
+                    Edit.set("2.mlp", 0.0),
+                    generation=GenerationOptions(max_new_tokens=3),
+                )
             model(tokens)  # a pass of its own is as ever
     with steer(model, everywhere):
         assert torch.equal(Runner.of(model).generate(tokens, max_new_tokens=3).tokens, expected)

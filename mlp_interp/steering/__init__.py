@@ -28,10 +28,12 @@ from mlp_interp.steering.edits import add as add
 from mlp_interp.steering.edits import hold as hold
 from mlp_interp.steering.edits import project_out as project_out
 from mlp_interp.steering.edits import scale as scale
+from mlp_interp.steering.generation import GenerationOptions as GenerationOptions
 
 __all__ = [
     "REFUSALS",
     "FewShot",
+    "GenerationOptions",
     "Keywords",
     "Refusal",
     "Score",

@@ -8,14 +8,20 @@ import torch
 import xarray as xr
 
 from mlp_interp.edits import Edit
-from mlp_interp.edits.applying import Where
 from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.steering.generation import Continued, Continuing, Eos, check_edits, text_of
+from mlp_interp.steering.generation import (
+    GREEDY,
+    Continued,
+    Continuing,
+    GenerationOptions,
+    check_edits,
+    text_of,
+)
 
 __all__ = ["generate_compare"]
 
@@ -27,13 +33,7 @@ def generate_compare(
     prompts: Prompts,
     edits: Edit | Iterable[Edit],
     *,
-    n: int = 1,
-    seed: int = 0,
-    max_new_tokens: int = 20,
-    temperature: float | int = 0.0,
-    top_k: int | None = None,
-    where: Where = "all",
-    eos: Eos = "model",
+    generation: GenerationOptions = GREEDY,
     prepend_bos: bool = True,
     batch_size: int = 32,
 ) -> xr.Dataset:
@@ -54,14 +54,7 @@ def generate_compare(
         model: The model.
         prompts: Texts, or tokens ``[prompt, pos]``, which are taken as they are.
         edits: What to do; of steering, what `add` and `project_out` make.
-        n: Samples for each prompt; more than one wants a temperature.
-        seed: Of the draws, from 0.
-        max_new_tokens: New tokens at most.
-        temperature: 0 takes the likeliest token; else what logits are divided by.
-        top_k: Draw among the so many likeliest only.
-        where: ``"prompt"`` and ``"new"`` keep edits without positions of their own to the prompt,
-            or to new tokens that are read.
-        eos: The token that ends a text: ``"model"`` for the tokenizer's, None for no end.
+        generation: How many texts, how long, by which draws, and where edits are kept to.
         prepend_bos: Whether texts begin with BOS.
         batch_size: Texts that run at once.
 
@@ -75,32 +68,36 @@ def generate_compare(
 
     Raises:
         ValueError: No prompts, or ones too long; no edits, or ones that do not fit or have values
-            for each prompt; an option out of range.
+            for each prompt.
 
     Example:
         >>> from mlp_interp import load_model
         >>> model, prompt = load_model("nano"), "User: Teach me to steal a car.\nAssistant:"
-        >>> found = generate_compare(model, prompt, Edit.scale("3.mlp", 0.0), max_new_tokens=4)
+        >>> short = GenerationOptions(max_new_tokens=4)
+        >>> found = generate_compare(model, prompt, Edit.scale("3.mlp", 0.0), generation=short)
         >>> found.sizes["new"], found.text.sel(way="plain").item()
         (4, ' Sorry, I cannot')
     """
     runner, listed = Runner.of(model), check_edits(edits)
     texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
-    how = Continuing(n, seed, max_new_tokens, temperature, top_k, where, eos, batch_size)
+    how = Continuing(generation, batch_size)
     how.check(runner.weights, texts, listed)
     both = [how.all(runner, texts, ()), how.all(runner, texts, listed)]
     fluency = [_log_probabilities(runner, texts, how, found) for found in both]
     return _result(
-        _Both(model, texts, how.end(model), both, fluency),
+        _Both(model, texts, generation.end(model), both, fluency),
         attrs={
             **describe(model),
-            "data": f"{len(texts)} prompts, {n} samples of at most {max_new_tokens} tokens",
+            "data": (
+                f"{len(texts)} prompts, {generation.n} samples of at most "
+                f"{generation.max_new_tokens} tokens"
+            ),
             "long_name": "texts continued with edits and without, from the same seeds",
             "edits": "\n".join(map(str, listed)),
-            "where": where,
-            "seed": how.seed,
-            "temperature": float(temperature),
-            "top_k": "all" if top_k is None else top_k,
+            "where": generation.where,
+            "seed": generation.seed,
+            "temperature": float(generation.temperature),
+            "top_k": "all" if generation.top_k is None else generation.top_k,
         },
     )
 

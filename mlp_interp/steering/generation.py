@@ -19,7 +19,15 @@ from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.runs import Runner
 from mlp_interp.runs.generate import Sampling
 
-__all__ = ["Continued", "Continuing", "Eos", "check_edits", "text_of"]
+__all__ = [
+    "GREEDY",
+    "Continued",
+    "Continuing",
+    "Eos",
+    "GenerationOptions",
+    "check_edits",
+    "text_of",
+]
 
 Eos = int | Literal["model"] | None
 
@@ -37,32 +45,36 @@ class Continued:
     length: np.ndarray
 
 
-@dataclass(frozen=True)
-class Continuing:
-    """How texts are continued.
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How texts are continued: how many, how long, by which draws.
 
-    Attributes:
-        n: Texts for each prompt.
-        seed: Of the draws.
-        max_new_tokens: New tokens at most.
-        temperature: 0 for the likeliest token.
-        top_k: Draw among so many.
-        where: Which part of a text the edits are kept to.
-        eos: What ends a text.
-        batch_size: Texts that run at once.
+    Args:
+        n: Texts for each prompt; more than one wants a temperature.
+        max_new_tokens: New tokens of each text at most.
+        temperature: 0 takes the likeliest token; else what logits are divided by.
+        top_k: Draw among the so many likeliest only; None for all.
+        seed: Of the draws, from 0.
+        eos: The token that ends a text: ``"model"`` for the tokenizer's, None for no end.
+        where: ``"prompt"`` and ``"new"`` keep edits without positions of their own to the prompt,
+            or to new tokens that are read; ``"all"`` does neither.
 
     Raises:
         ValueError: One of them is out of range, or several texts are to be drawn at temperature 0.
+
+    Example:
+        >>> GenerationOptions(n=3)
+        Traceback (most recent call last):
+        ValueError: n=3 with temperature=0, where all samples are the same; wanted n=1 or ...
     """
 
-    n: int
-    seed: Any
-    max_new_tokens: int
-    temperature: float | int
-    top_k: int | None
-    where: Any
-    eos: Eos
-    batch_size: int
+    n: int = 1
+    max_new_tokens: int = 20
+    temperature: float | int = 0.0
+    top_k: int | None = None
+    seed: Any = 0
+    eos: Eos = "model"
+    where: Any = "all"
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, Integral):
@@ -70,7 +82,7 @@ class Continuing:
         object.__setattr__(self, "seed", int(self.seed))  # numpy's would give other texts
         Sampling(self.temperature, self.top_k, self.seed, 1)
         check_where(self.where)
-        for name in ("n", "max_new_tokens", "batch_size"):
+        for name in ("n", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; wanted at least 1")
         if self.n > 1 and self.temperature == 0:
@@ -78,6 +90,32 @@ class Continuing:
                 f"n={self.n} with temperature=0, where all samples are the same; wanted n=1 or a "
                 "temperature above 0"
             )
+
+    def end(self, model: Any) -> int | None:
+        """The token that ends a text of this model."""
+        if self.eos == "model":
+            return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
+        return self.eos
+
+
+GREEDY = GenerationOptions()
+"""One text for each prompt, the likeliest token at each step."""
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """Texts continued by some options, so many at once.
+
+    Raises:
+        ValueError: The batch size is below 1.
+    """
+
+    options: GenerationOptions
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}; wanted at least 1")
 
     def seeds(self, texts: Texts) -> list[list[int]]:
         """A seed for every prompt and sample.
@@ -88,7 +126,7 @@ class Continuing:
         seen: Counter[tuple[int, ...]] = Counter()
         found = []
         for row in texts.rows:
-            keys = [(self.seed, seen[row], sample, row) for sample in range(self.n)]
+            keys = [(self.options.seed, seen[row], sample, row) for sample in range(self.options.n)]
             found.append([_digest(key) for key in keys])
             seen[row] += 1
         return found
@@ -97,7 +135,7 @@ class Continuing:
         """Which prompts and samples run at once: prompts of one length."""
         found = []
         for part, _, _ in texts.batches(len(texts)):
-            pairs = [(prompt, sample) for prompt in part for sample in range(self.n)]
+            pairs = [(prompt, sample) for prompt in part for sample in range(self.options.n)]
             size = self.batch_size
             found += [pairs[start : start + size] for start in range(0, len(pairs), size)]
         return found
@@ -115,16 +153,16 @@ class Continuing:
         new = runner.generate(
             rows.to(runner.weights.device),
             edits=edits,
-            where=self.where,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
+            where=self.options.where,
+            max_new_tokens=self.options.max_new_tokens,
+            temperature=self.options.temperature,
+            top_k=self.options.top_k,
             seed=[seeds[prompt][sample] for prompt, sample in pairs],
-            eos=self.eos,
+            eos=self.options.eos,
         ).new.cpu()
-        found = torch.full((len(pairs), self.max_new_tokens), -1)
+        found = torch.full((len(pairs), self.options.max_new_tokens), -1)
         found[:, : new.shape[1]] = new
-        end = self.end(runner.weights.model)
+        end = self.options.end(runner.weights.model)
         if end is not None:
             ended = (found == end).cumsum(1) - (found == end).long() > 0
             found[ended] = -1
@@ -132,7 +170,7 @@ class Continuing:
 
     def gathered(self, texts: Texts, pieces: Sequence[Tensor]) -> Continued:
         """The texts of all batches."""
-        tokens = np.full((len(texts), self.n, self.max_new_tokens), -1)
+        tokens = np.full((len(texts), self.options.n, self.options.max_new_tokens), -1)
         for pairs, piece in zip(self.batches(texts), pieces, strict=True):
             for (prompt, sample), row in zip(pairs, piece.numpy(), strict=True):
                 tokens[prompt, sample] = row
@@ -144,12 +182,6 @@ class Continuing:
         batches = self.batches(texts)
         return self.gathered(texts, [self.run(runner, texts, b, seeds, edits) for b in batches])
 
-    def end(self, model: Any) -> int | None:
-        """The token that ends a text."""
-        if self.eos == "model":
-            return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
-        return self.eos
-
     def check(self, weights: Weights, texts: Texts, edits: Sequence[Edit]) -> None:
         """Refuse what some prompt has no room for, and edits that do not fit.
 
@@ -157,21 +189,21 @@ class Continuing:
             ValueError: Naming what does not fit.
         """
         context, longest = int(weights.model.cfg.n_ctx), max(map(len, texts.rows))
-        if longest + self.max_new_tokens > context:
+        if longest + self.options.max_new_tokens > context:
             raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} after {longest} tokens exceeds the model's "
-                f"context of {context}"
+                f"max_new_tokens={self.options.max_new_tokens} after {longest} tokens exceeds the "
+                f"model's context of {context}"
             )
-        end, size = self.end(weights.model), weights.W_E.shape[0]
+        end, size = self.options.end(weights.model), weights.W_E.shape[0]
         if end is not None and not 0 <= end < size:
             raise ValueError(f"eos={end}; wanted a token id from 0 to {size - 1}, 'model' or None")
-        if self.where == "new" and self.max_new_tokens == 1:
+        if self.options.where == "new" and self.options.max_new_tokens == 1:
             raise ValueError(
                 "max_new_tokens=1 with where='new', where no new token is read; wanted at least 2"
             )
         for length in sorted({len(row) for row in texts.rows}):
-            last = length + self.max_new_tokens - 1
-            placed = [confined(edit, self.where, length, last) for edit in edits]
+            last = length + self.options.max_new_tokens - 1
+            placed = [confined(edit, self.options.where, length, last) for edit in edits]
             Applier(placed, weights, (1, length), longest=last)
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint
-from mlp_interp.edits.applying import Applier, Where, check_where
+from mlp_interp.edits.applying import Applier
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
@@ -21,7 +21,7 @@ from mlp_interp.steering.dose.result import Limits, check_names, dose_result
 from mlp_interp.steering.dose.scores import TextScore
 from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
 from mlp_interp.steering.edits import Indices
-from mlp_interp.steering.generation import Continuing, Eos, text_of
+from mlp_interp.steering.generation import GREEDY, Continuing, GenerationOptions, text_of
 
 __all__ = ["dose_response"]
 
@@ -35,17 +35,11 @@ def dose_response(
     *,
     layers: int | Sequence[int] | None = None,
     positions: Indices = None,
-    where: Where = "all",
     action: Action = "add",
     corpus: Any = None,
     limit_perplexity: float | int | None = None,
     limit_kl: float | int | None = None,
-    n: int = 1,
-    max_new_tokens: int = 20,
-    temperature: float | int = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-    eos: Eos = "model",
+    generation: GenerationOptions = GREEDY,
     prepend_bos: bool = True,
     batch_size: int = 8,
     progress: bool = False,
@@ -73,19 +67,14 @@ def dose_response(
             score (`Keywords`, `Refusal`, `Score`) on the texts that follow them.
         layers: Which of the direction's layers, each alone; None for all.
         positions: Which positions of a prompt and its text, as in `Edit`; None for all.
-        where: As in `generate_compare`.
         action: ``"add"``; or ``"project_out"``, where coefficient 1 is projected out.
         corpus: Held-out text for the cost, a `Corpus` or tokens ``[sequence, pos]``; None for no
             cost, and then no useful range.
         limit_perplexity: The cost is within its limits up to this ratio of the perplexities,
             steered by clean. None for 1.5, or for no such limit where there is a `limit_kl`.
         limit_kl: And up to so many nats per token of KL(clean‖steered).
-        n: Texts for each prompt.
-        max_new_tokens: New tokens of each text at most.
-        temperature: 0 takes the likeliest token; else what logits are divided by.
-        top_k: Draw among the so many likeliest only.
-        seed: Of the draws. All cells meet the same random numbers.
-        eos: The token that ends a text.
+        generation: How texts are continued that scores look at; all cells meet the same random
+            numbers. Its `where` holds for metrics, too.
         prepend_bos: Whether texts begin with BOS.
         batch_size: Prompts, texts and sequences that run at once.
         progress: Show a progress bar.
@@ -127,7 +116,7 @@ def dose_response(
     texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
     read = {name: m for name, m in metrics.items() if isinstance(m, Metric)}
     score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
-    how = Continuing(n, seed, max_new_tokens, temperature, top_k, where, eos, batch_size)
+    how, where = Continuing(generation, batch_size), generation.where
     _check_prompts(runner.weights, texts, grid.cells(), read, how if score else None, where)
     tokens, data = _corpus(runner.weights, corpus, grid.cells())
     limits = Limits.of(limit_perplexity, limit_kl, costed=corpus is not None)
@@ -137,7 +126,7 @@ def dose_response(
         "positions": grid.positions,
         "action": action,
         "read": [list(metric.positions) for metric in read.values()],
-        "how": [asdict(how), how.end(model)] if score else [where, batch_size],
+        "how": [asdict(how), generation.end(model)] if score else [where, batch_size],
     }
     cells = [CLEAN, *grid.cells()]
     with tqdm(
@@ -168,10 +157,10 @@ def dose_response(
             **describe(model),
             **data,
             "where": where,
-            "seed": how.seed,
-            "temperature": float(temperature),
-            "samples": n,
-            "max_new_tokens": max_new_tokens if score else 0,
+            "seed": generation.seed,
+            "temperature": float(generation.temperature),
+            "samples": generation.n,
+            "max_new_tokens": generation.max_new_tokens if score else 0,
         },
     )
 
@@ -185,7 +174,6 @@ def _check_prompts(
     where: str,
 ) -> None:
     """Refuse metrics and edits that do not fit the prompts."""
-    check_where(where)
     for name, metric in read.items():
         if where == "new":
             raise ValueError(

@@ -57,7 +57,10 @@ def score_texts(
     """Scores of each cell's texts ``[prompt]``, and the texts ``[prompt, sample]``."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in scores}
     written: list[np.ndarray] = []
-    end, tokenizer = how.end(runner.weights.model), getattr(runner.weights.model, "tokenizer", None)
+    end, tokenizer = (
+        how.options.end(runner.weights.model),
+        getattr(runner.weights.model, "tokenizer", None),
+    )
     for cell in cells if scores else ():
         tokens = texts_in(runner, texts, how, cell, kept=kept)
         said = [text_of(tokenizer, row, end=end) for row in tokens.reshape(-1, tokens.shape[-1])]
