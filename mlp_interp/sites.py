@@ -77,6 +77,8 @@ _KINDS = {
 }
 _EXAMPLES = {"attn": "3.attn", "mlp": "3.mlp", "head": "L3H5", "neuron": "L3N669", "bias": "3.b_O"}
 _LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HN])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
+_BLOCK = re.compile(r"blocks\.(?P<layer>[0-9]+)\.(?P<rest>.+)")
+_NAMES = {spelling: name for name, spelling in _HOOKS.items()}
 _LAYERED = re.compile(r"(?P<layer>[0-9]+)\.(?P<name>\w+)")
 
 
@@ -135,6 +137,23 @@ class Site:
         if self.name in _PARAMETERS:
             raise ValueError(f"site {self.label!r} is a parameter; no hook passes through it")
         return _HOOKS[self.name].format(layer=self.layer)
+
+    @classmethod
+    def of_hook(cls, hook_name: str) -> "Site":
+        """The site of a full hook name: the inverse of `hook_name`.
+
+        Raises:
+            ValueError: No site has this hook.
+
+        Example:
+            >>> Site.of_hook("blocks.3.attn.hook_z").label
+            '3.z'
+        """
+        match = _BLOCK.match(hook_name)
+        spelling = f"blocks.{{layer}}.{match['rest']}" if match else hook_name
+        if spelling not in _NAMES:
+            raise ValueError(f"hook name {hook_name!r} is that of no site")
+        return cls(_NAMES[spelling], int(match["layer"]) if match else None)
 
     @property
     def label(self) -> str:

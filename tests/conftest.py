@@ -19,8 +19,6 @@ from random_models import (
 )
 
 from mlp_interp import load_model
-from mlp_interp.gradients import problem
-from mlp_interp.models import Weights
 
 # The models here are tiny: threads that wait for each other cost more than they save, above all
 # where several test processes share a few cores.
@@ -42,11 +40,9 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["lean", "hooks"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both engines of gradients in turn, whatever the model."""
-    if request.param == "hooks":
-        monkeypatch.setattr(problem, "engine_of", Weights.of)
+@pytest.fixture(params=["auto", "hooks"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Both values of the option `engine` in turn."""
     return request.param
 
 

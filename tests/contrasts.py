@@ -15,6 +15,9 @@ CASES = [
     ("gpt2", "raw", "noising"),
 ]
 
+RAN = {"auto": "lean", "hooks": "hooks"}
+"""What runs for each value of the option `engine` on models that the lean forward reads."""
+
 
 def contrast_of(prompts=2, length=7, *, differ=(2, 4), seed=0):
     """Random prompts that differ at some positions, with answers and foils that all differ."""

@@ -55,12 +55,12 @@ def test_a_model_that_runs_through_hooks_is_traced_alike(nano, monkeypatch):
 
     monkeypatch.setattr(engine, "remembered", lambda model, work_out: None)
     slow = causal_trace(nano, PROMPT, SUBJECT, samples=2, sites=["mlp_out", "resid_pre"])
-    assert (fast.engine, slow.engine) == ("branches", "hooks")
+    assert (fast.engine, slow.engine) == ("lean", "hooks")
     np.testing.assert_allclose(fast.indirect, slow.indirect, atol=2e-5)
 
 
 def test_self_checks(nano, monkeypatch):
-    for engine_now in ("branches", "hooks"):
+    for engine_now in ("lean", "hooks"):
         trace = causal_trace(nano, PROMPT, SUBJECT, samples=2)
         assert trace.engine == engine_now
         assert trace.check_everything < 1e-5
@@ -71,7 +71,7 @@ def test_self_checks(nano, monkeypatch):
 def test_weights_that_are_not_numbers():
     model = load_model(random_neox(layers=2), tokenizer=tiny_tokenizer())
     model.blocks[0].mlp.b_out.data[3] = torch.nan
-    with pytest.raises(ValueError, match="wanted finite numbers: check_model says"):
+    with pytest.raises(ValueError, match="wanted a finite number: check_model says"):
         causal_trace(model, "the cat sat", "cat", samples=2, answer=5)
 
 

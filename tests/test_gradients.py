@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from contrasts import CASES, contrast_of
+from contrasts import CASES, RAN, contrast_of
 from random_models import BACKENDS, HAS_HOOKED, assert_same_state, build, state_of, unchecked
 from reference_gradients import activations, attribution, difference
 from scipy.stats import spearmanr
@@ -56,9 +56,9 @@ def test_estimates_are_changes_times_gradients(
     kind, architecture, processing, backend, direction, engine
 ):
     model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
-    found = attribution_patch(model, contrast, sites=SITES, direction=direction)
+    found = attribution_patch(model, contrast, sites=SITES, direction=direction, engine=engine)
     reference, clean, corrupted = expected(model, contrast, ENDS[direction])
-    assert found.attrs["engine"] == engine
+    assert found.attrs["engine"] == RAN[engine]
     assert_estimates(found, reference)
     np.testing.assert_allclose(found.clean, clean, atol=1e-10)
     np.testing.assert_allclose(found.corrupted, corrupted, atol=1e-10)
@@ -79,7 +79,7 @@ def test_integrated_gradients_average_over_the_path(kind, engine):
     # The second time a single prompt and step at a time.
     for direction, memory in (("denoising", 512.0), ("noising", 0.02)):
         found = attribution_patch(
-            model, contrast, sites=SITES, steps=4, direction=direction, memory=memory
+            model, contrast, sites=SITES, steps=4, direction=direction, memory=memory, engine=engine
         )
         assert_estimates(found, reference)
 
@@ -122,7 +122,9 @@ def test_other_metrics_and_positions(kind, engine):
         ),
         (kl(positions=(6, 0)), 0.02, kl_of),
     ):
-        found = attribution_patch(model, contrast, metric, sites=SITES, memory=memory)
+        found = attribution_patch(
+            model, contrast, metric, sites=SITES, memory=memory, engine=engine
+        )
         assert_estimates(found, expected(model, contrast, ENDS["denoising"], reference)[0])
 
 
@@ -174,7 +176,9 @@ def test_estimates_of_the_last_outputs_are_exact_for_a_linear_metric(kind, backe
 
 def test_zero_as_baseline_is_activation_times_gradient(kind, backend, engine):
     model, contrast = kind("parallel", backend, "folded", torch.float64), contrast_of(3, 9)
-    found = attribution_patch(model, contrast, sites=SITES, direction="noising", baseline="zero")
+    found = attribution_patch(
+        model, contrast, sites=SITES, direction="noising", baseline="zero", engine=engine
+    )
     metric = lambda x: difference(x, contrast.answers, contrast.foils)
     acts, grads, _ = activations(model, contrast.clean_tokens, SITES, metric)
     reference = reduced({key: acts[key] * grads[key] for key in acts}, 3)
@@ -183,8 +187,10 @@ def test_zero_as_baseline_is_activation_times_gradient(kind, backend, engine):
 
 def test_neurons_keep_their_positions_on_request(kind, engine):
     model, contrast = kind(), contrast_of(3, 9)
-    summed = attribution_patch(model, contrast, sites=["pre", "post"])
-    found = attribution_patch(model, contrast, sites=["pre", "post"], neuron_positions=True)
+    summed = attribution_patch(model, contrast, sites=["pre", "post"], engine=engine)
+    found = attribution_patch(
+        model, contrast, sites=["pre", "post"], neuron_positions=True, engine=engine
+    )
     assert found.post.dims == ("layer", "neuron", "pos", "prompt")
     for name in ("pre", "post"):
         np.testing.assert_allclose(found[name].sum("pos"), summed[name], atol=1e-6)
@@ -193,9 +199,9 @@ def test_neurons_keep_their_positions_on_request(kind, engine):
 
 def test_prompts_by_themselves_give_the_same(kind, engine):
     model, contrast = kind(), contrast_of(5, 9)
-    together = attribution_patch(model, contrast, sites=SITES)
+    together = attribution_patch(model, contrast, sites=SITES, engine=engine)
     for i in range(5):
-        alone = attribution_patch(model, contrast[i], sites=SITES)
+        alone = attribution_patch(model, contrast[i], sites=SITES, engine=engine)
         for name in SITES:
             np.testing.assert_allclose(alone[name][..., 0], together[name][..., i], atol=1e-5)
 
@@ -244,7 +250,7 @@ def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
         ({"direction": "up"}, "direction='up'; wanted 'denoising' or 'noising'"),
         ({"steps": 0}, "steps=0; wanted an integer of at least 1"),
         ({"steps": 1.5}, "steps=1.5; wanted an integer"),
-        ({"memory": 0.0}, "memory=0.0; wanted a positive number"),
+        ({"memory": 0.0}, "memory=0.0; wanted a number of MiB above 0"),
         ({"baseline": "mean"}, "baseline='mean'; wanted 'corrupted' or 'zero'"),
         ({"baseline": "zero"}, "baseline='zero' with direction='denoising' and steps=1"),
         ({"baseline": "zero", "direction": "noising", "steps": 2}, "steps=2; wanted 'noising'"),
@@ -256,7 +262,7 @@ def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
         ),
         (
             {"metric": Custom(name="nan", unit="", function=lambda x, p: x[:, 0, 0] / 0 * 0)},
-            "metric 'nan' is nan after the clean prompt 0; wanted a finite number",
+            "metric='nan' is nan after the clean prompt 0; wanted a finite number",
         ),
     ],
 )
@@ -269,8 +275,8 @@ def test_weights_that_hold_nan_are_named(engine):
     model = build("parallel", BACKENDS[0], "folded")
     with torch.no_grad():
         model.blocks[1].mlp.W_out.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="metric 'logit_difference' is nan after the clean prompt"):
-        attribution_patch(model, contrast_of(3, 9))
+    with pytest.raises(ValueError, match="metric='logit_difference' is nan after the clean prompt"):
+        attribution_patch(model, contrast_of(3, 9), engine=engine)
 
 
 def test_nothing_stays_on_the_model(kind, backend, engine):
@@ -286,13 +292,15 @@ def test_nothing_stays_on_the_model(kind, backend, engine):
         return logits[:, 0, 0]
 
     with pytest.raises(RuntimeError, match="stop"):
-        attribution_patch(model, contrast, Custom(name="fails", unit="", function=fails))
-    attribution_patch(model, contrast, sites=SITES, steps=2)
+        attribution_patch(
+            model, contrast, Custom(name="fails", unit="", function=fails), engine=engine
+        )
+    attribution_patch(model, contrast, sites=SITES, steps=2, engine=engine)
     assert_same_state(before, state_of(model))
     with torch.no_grad():
-        inside = attribution_patch(model, contrast)
+        inside = attribution_patch(model, contrast, engine=engine)
         assert not torch.is_grad_enabled()
-    xr.testing.assert_equal(inside, attribution_patch(model, contrast))
+    xr.testing.assert_equal(inside, attribution_patch(model, contrast, engine=engine))
 
 
 def test_hooks_and_weights_of_the_moment_count(backend):
@@ -463,6 +471,6 @@ def test_bad_arguments_of_compare(kind):
 def test_no_graph_stays_on_the_model(engine):
     for backend in BACKENDS:
         model = build("parallel", backend, "folded")
-        attribution_patch(model, contrast_of(3, 9))
+        attribution_patch(model, contrast_of(3, 9), engine=engine)
         kept = [x for m in model.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
         assert not [x.shape for x in kept if x.grad_fn is not None]

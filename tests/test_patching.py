@@ -6,7 +6,7 @@ from contrasts import contrast_of
 from random_models import random_neox, tiny_tokenizer, unchecked
 
 from mlp_interp import load_model, metrics, patch, prompts
-from mlp_interp.patching import running
+from mlp_interp.interchange import measuring
 
 ALL_SITES = ["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
 ALL_SITES += ["pre", "post"]
@@ -81,7 +81,7 @@ def assert_as_hooks(model, contrast, result, *, some=None, atol=1e-9, **options)
 def test_patches_are_what_plain_hooks_give(kind, which, options, direction):
     model, contrast = kind(which, dtype=torch.float64), contrast_of()
     result = patch(model, contrast, direction=direction, **options)
-    assert result.engine == "branches"
+    assert result.engine == "lean"
     window = options.get("window", 1)
     # Where TransformerLens rotates in float32, it is the reference that is inexact.
     assert_as_hooks(model, contrast, result, some=5, atol=1e-5, direction=direction, window=window)
@@ -95,7 +95,7 @@ def test_patches_are_what_plain_hooks_give(kind, which, options, direction):
 def test_every_kind_of_model_is_patched_as_by_its_own_hooks(model, sites):
     contrast = contrast_of(length=6)
     result = patch(model, contrast, sites=sites)
-    assert result.engine == "branches"
+    assert result.engine == "lean"
     assert_as_hooks(model, contrast, result, some=7, atol=2e-4)
 
 
@@ -124,7 +124,7 @@ def test_an_unreadable_model_is_patched_through_hooks(kind, monkeypatch):
     fast = patch(model, contrast, sites=["z"], positions=[2, 6])
     monkeypatch.setattr(engine, "remembered", lambda model, work_out: None)
     slow = patch(model, contrast, sites=["z"], positions=[2, 6])
-    assert (fast.engine, slow.engine) == ("branches", "hooks")
+    assert (fast.engine, slow.engine) == ("lean", "hooks")
     np.testing.assert_allclose(fast.raw, slow.raw, atol=1e-6)
 
 
@@ -261,7 +261,7 @@ def test_bad_input(kind, options, message):
 def test_weights_that_are_not_numbers():
     model = load_model(random_neox(layers=2), tokenizer=tiny_tokenizer())
     model.blocks[0].mlp.b_out.data[3] = torch.nan
-    with pytest.raises(ValueError, match="wanted finite numbers: check_model says"):
+    with pytest.raises(ValueError, match="wanted a finite number: check_model says"):
         patch(model, contrast_of())
 
 
@@ -275,7 +275,7 @@ def test_an_exception_in_the_middle_leaves_no_trace(kind, monkeypatch):
             raise RuntimeError("in the middle")
         return real(*args, **kwargs)
 
-    real = running.grow
-    monkeypatch.setattr(running, "grow", fails)
+    real = measuring.final_streams
+    monkeypatch.setattr(measuring, "final_streams", fails)
     with pytest.raises(RuntimeError, match="in the middle"):
         patch(model, contrast_of(), memory=1e-3)

@@ -162,7 +162,8 @@ def test_models_that_the_lean_forward_refuses(options):
                 expected = slow([sender], chosen, freeze)
                 close(found.raw.sel(receiver=name, sender=sender), expected)
     if "n_key_value_heads" in options:
-        with pytest.raises(ValueError, match=r"receivers='L1H2.k': heads of this model share"):
+        shared = r"receivers='L1H2': the 4 heads of model='custom' share"
+        with pytest.raises(ValueError, match=shared):
             paths.path_patch(model, contrast, senders="embed", receivers="L1H2")
 
 
@@ -254,10 +255,10 @@ def test_metrics_that_read_earlier_positions_leave_later_ones_alone(kind):
         ({"freeze": "mlps"}, "freeze='mlps'; wanted 'all' or 'attention'"),
         ({"engine": "lean"}, "engine='lean'; wanted 'auto' or 'hooks'"),
         ({"positions": "some"}, "positions='some'; wanted 'each' or 'all'"),
-        ({"positions": [7]}, r"positions=\[7\]; wanted some from -7 to 6"),
-        ({"positions": []}, r"positions=\[\]; wanted some"),
+        ({"positions": [7]}, r"positions=\[7\]; wanted integers from -7 to 6"),
+        ({"positions": []}, r"positions=\[\]; wanted at least one integer"),
         ({"receiver_positions": "each"}, "receiver_positions='each'; wanted 'all'"),
-        ({"receiver_positions": [-8]}, r"receiver_positions=\[-8\]; wanted some"),
+        ({"receiver_positions": [-8]}, r"receiver_positions=\[-8\]; wanted integers"),
         ({"memory": 0}, "memory=0; wanted a number of MiB above 0"),
         ({"metric": "loss"}, "metric='loss'"),
     ],
@@ -280,7 +281,7 @@ def test_nothing_is_left_behind_by_an_error_on_the_way(kind, backend, monkeypatc
         calls.append(1)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("mlp_interp.paths.sweep.Sweep._run_on", failing)
+    monkeypatch.setattr("mlp_interp.paths.direct_paths.DirectPaths._run_on", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         paths.path_patch(model, contrast_of(), receivers="2.mlp", engine="hooks")
     assert calls  # and the fixture looks at the model
@@ -291,5 +292,5 @@ def test_weights_that_are_not_finite_are_said_so(kind):
     metric = metrics.Custom(
         name="broken", unit="logits", function=lambda logits, _: logits[:, 0, 0] * torch.nan
     )
-    with pytest.raises(ValueError, match=r"metric='broken' is \[nan, nan\] on the clean prompts"):
+    with pytest.raises(ValueError, match=r"metric='broken' is nan after the clean prompt 0"):
         paths.path_patch(kind("parallel"), contrast, metric)

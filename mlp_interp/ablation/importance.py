@@ -92,7 +92,7 @@ def subupdate_importance(
     members = [site for sites in groups.values() for site in sites]
 
     def measure(batch: Batch) -> dict[str, Tensor]:
-        removed = components(model, batch.cache(), members).less(batch.stand).centred()
+        removed = components(model, batch.clean, members).less(batch.stand).centred()
         ways = {
             "direct": direct_effects(unembed, removed, groups, batch.targets, norm="recompute"),
             "direct_frozen": direct_effects(unembed, removed, groups, batch.targets, norm="freeze"),

@@ -39,12 +39,6 @@ class Batch:
         """Clean loss per sequence, nats per token."""
         return clean_loss(unembed, self.clean.final, self.targets).nanmean(-1)
 
-    def cache(self) -> dict[str, Tensor]:
-        """The clean activations under their hook names, as `decompose` reads them."""
-        last = Site("resid_post", len(self.clean.streams) - 2)
-        seen = {site.hook_name: value for site, value in self.clean.seen.items()}
-        return {**seen, last.hook_name: self.clean.final}
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -122,7 +116,8 @@ class Sweep:
         """Mean of each activation over all sequences and positions of the corpus."""
         sums: dict[Site, Tensor] = {}
         for tokens in self._batches():
-            for site, value in self.runner.run(tokens, sites=sites).seen.items():
+            run = self.runner.run(tokens, sites=sites)
+            for site, value in ((site, run.at(site)) for site in sites):
                 total = value.double().sum((0, 1), keepdim=True)
                 sums[site] = sums[site] + total if site in sums else total
         return {site: total / self.tokens.numel() for site, total in sums.items()}

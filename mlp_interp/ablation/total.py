@@ -129,7 +129,7 @@ def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand)
 
 def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand) -> Edit:
     if whole.name in _EDITED:
-        replacement = stand(whole, clean.seen[whole])
+        replacement = stand(whole, clean.at(whole))
         if whole.name in ("attn_out", "mlp_out"):
             return Edit.set(whole, replacement)
         units = tuple(site.unit for site in sites)

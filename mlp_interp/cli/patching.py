@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp import prompts
+from mlp_interp.interchange.grid import FAMILIES
 from mlp_interp.patching import patch
-from mlp_interp.patching.cells import FAMILIES
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import is_single_token, tokenizer_of
 from mlp_interp.sites import Site

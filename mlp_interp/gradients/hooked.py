@@ -1,16 +1,16 @@
 """The same through a model's own forward pass and hooks, for models that the lean one refuses."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.gradients.lean import Grads
+from mlp_interp.gradients.backward import Grads
 from mlp_interp.gradients.runs import Plan, Seed
 from mlp_interp.gradients.span import Norm
+from mlp_interp.interchange import Question
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
 
@@ -27,43 +27,45 @@ class HookRuns:
 
     weights: Weights
     plan: Plan
-    length: int
-    differences: Places = field(default_factory=dict)
+    read: list[int]
+    noising: bool
+    tokens: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    ends: tuple[Tensor, Tensor]
+    differences: Places
 
     @classmethod
     @torch.no_grad()
-    def of(
-        cls,
-        weights: Weights,
-        clean: Int[Tensor, "prompt pos"],
-        corrupted: Int[Tensor, "prompt pos"],
-        plan: Plan,
-    ) -> "HookRuns":
-        """Run both; gradients come later."""
-        runs = cls(weights, plan, clean.shape[1])
-        runs.tokens = clean if plan.direction == "noising" else corrupted
-        wanted = runs._places(plan.names)
-        enter = ("resid_pre", 0)
-        runs.clean, here = runs._forward(clean, [*wanted, enter])
-        runs.corrupted, there = runs._forward(corrupted, [*wanted, enter])
-        runs.ends = (there[enter], here[enter])
-        for place in wanted:
-            runs.differences[place] = here[place] - (0 if plan.zero else there[place])
-        return runs
-
-    tokens: Tensor = field(init=False)
-    clean: Tensor = field(init=False)
-    corrupted: Tensor = field(init=False)
-    ends: tuple[Tensor, Tensor] = field(init=False)
+    def of(cls, question: Question, plan: Plan) -> "HookRuns":
+        """Run both sides of a question; gradients come later."""
+        weights, noising, enter = (
+            question.weights,
+            question.direction == "noising",
+            ("resid_pre", 0),
+        )
+        wanted = _places(weights, plan.names)
+        places = [*wanted, enter]
+        given = (None, None) if question.given is None else question.embedded()
+        (clean, here), (corrupted, there) = (
+            _forward(weights, tokens, places, question.read, resid)
+            for tokens, resid in zip(question.tokens(), given, strict=True)
+        )
+        differences = {p: here[p] - (0 if plan.zero else there[p]) for p in wanted}
+        tokens = question.tokens()[0 if noising else 1]
+        ends = there[enter], here[enter]
+        return cls(
+            weights, plan, question.read, noising, tokens, clean, corrupted, ends, differences
+        )
 
     def positions(self, name: str, layer: int) -> list[int]:
         """As `Runs.positions`: all of them."""
-        return list(range(self.length))
+        return list(range(self.tokens.shape[1]))
 
     def gradients(self, seed: Seed) -> Iterator[tuple[int, Grads]]:
         """As `Runs.gradients`."""
         if self.plan.steps == 1:
-            place = 1.0 if self.plan.direction == "noising" else 0.0
+            place = 1.0 if self.noising else 0.0
             yield from self._backward([place], [1.0], seed)
             return
         for places, weights in self.plan.points():
@@ -78,27 +80,28 @@ class HookRuns:
         points = [
             self.ends[int(p)] if p in (0, 1) else clean.lerp(corrupted, 1 - p) for p in places
         ]
-        wanted = self._places(self._named())
+        wanted = _places(self.weights, self._named())
         tokens = self.tokens.repeat(len(places), 1)
         try:
             with torch.enable_grad():
                 leaf = torch.cat(points).requires_grad_()
-                final, found = self._forward(tokens, [*wanted, ("resid_pre", 0)], leaf)
+                sites = [*wanted, ("resid_pre", 0)]
+                final, seen = _forward(self.weights, tokens, sites, self.read, leaf)
                 start = seed(final.detach(), each)
-                grads = torch.autograd.grad(final, list(found.values()), start, allow_unused=True)
+                grads = torch.autograd.grad(final, list(seen.values()), start, allow_unused=True)
         finally:
             # The bridge keeps the pattern of its last forward, and with it the whole graph.
             with torch.no_grad():
                 self.weights.model(tokens[:1, :1], return_type=None)
         known = {
             place: torch.zeros_like(x) if grad is None else grad
-            for (place, x), grad in zip(found.items(), grads, strict=True)
+            for (place, x), grad in zip(seen.items(), grads, strict=True)
         }
         with torch.no_grad():
             for layer in reversed(range(self.weights.n_layers)):
                 here = {name: x for (name, at), x in known.items() if at == layer}
                 if any(name in self.plan.gradients for name in _READERS):
-                    self._readers(layer, here, found["resid_pre", layer].detach())
+                    self._readers(layer, here, seen["resid_pre", layer].detach())
                 yield layer, {name: here[name] for name in self.plan.gradients}
 
     def _readers(self, layer: int, here: Grads, resid: Tensor) -> None:
@@ -124,33 +127,40 @@ class HookRuns:
             named += ["resid_pre", "q", "k", "v", "resid_post"]
         return list(dict.fromkeys(named))
 
-    def _places(self, names: Any) -> list[tuple[str, int]]:
-        return [(name, layer) for layer in range(self.weights.n_layers) for name in names]
 
-    def _forward(
-        self, tokens: Tensor, places: list[tuple[str, int]], resid: Tensor | None = None
-    ) -> tuple[Tensor, Places]:
-        """Final streams at the positions read, and activations; from `resid` on if it is given."""
-        found: Places = {}
-        final: list[Tensor] = []
+def _places(weights: Weights, names: Iterable[str]) -> list[tuple[str, int]]:
+    names = list(names)
+    return [(name, layer) for layer in range(weights.n_layers) for name in names]
 
-        def note(place: tuple[str, int]) -> Any:
-            def hook(x: Tensor, hook: Any = None) -> Tensor:
-                # A clone goes on: hook points may show what the model itself does not go on with.
-                found[place] = x.clone()
-                return found[place]
 
-            return hook
+def _forward(
+    weights: Weights,
+    tokens: Tensor,
+    places: list[tuple[str, int]],
+    read: list[int],
+    resid: Tensor | None,
+) -> tuple[Tensor, Places]:
+    """Final streams at the positions read, and activations; from `resid` on if it is given."""
+    seen: Places = {}
+    final: list[Tensor] = []
 
-        def enter(_x: Tensor, hook: Any = None) -> Tensor | None:
-            return None if resid is None else resid.clone()
+    def note(place: tuple[str, int]) -> Any:
+        def hook(x: Tensor, hook: Any = None) -> Tensor:
+            # A clone goes on: hook points may show what the model itself does not go on with.
+            seen[place] = x.clone()
+            return seen[place]
 
-        def leave(x: Tensor, hook: Any = None) -> None:
-            final.append(x[:, list(self.plan.read)])
+        return hook
 
-        ends = ("resid_pre", 0), ("resid_post", self.weights.n_layers - 1)
-        hooks: list[tuple[str, Any]] = [(Site(*ends[0]).hook_name, enter)]
-        hooks += [(Site(*place).hook_name, note(place)) for place in dict.fromkeys(places)]
-        hooks.append((Site(*ends[1]).hook_name, leave))
-        self.weights.model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
-        return final[0], found
+    def enter(_x: Tensor, hook: Any = None) -> Tensor | None:
+        return None if resid is None else resid.clone()
+
+    def leave(x: Tensor, hook: Any = None) -> None:
+        final.append(x[:, read])
+
+    ends = ("resid_pre", 0), ("resid_post", weights.n_layers - 1)
+    hooks: list[tuple[str, Any]] = [(Site(*ends[0]).hook_name, enter)]
+    hooks += [(Site(*place).hook_name, note(place)) for place in dict.fromkeys(places)]
+    hooks.append((Site(*ends[1]).hook_name, leave))
+    weights.model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+    return final[0], seen

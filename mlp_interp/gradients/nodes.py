@@ -8,8 +8,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.gradients.problem import Part, Problem, check_options
-from mlp_interp.gradients.runs import Direction, Plan
+from mlp_interp.gradients.parts import Part, check_steps, parts
+from mlp_interp.gradients.runs import Plan
+from mlp_interp.interchange import (
+    Direction,
+    Engine,
+    GivenRuns,
+    Question,
+    Reading,
+    both_runs,
+    components,
+)
 from mlp_interp.metrics import Metric
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -20,6 +29,8 @@ STREAMS = ("resid_pre", "attn_out", "mlp_out")
 HEADS = ("z", "q", "k", "v", "pattern")
 NEURONS = ("pre", "post")
 SITES = (*STREAMS, *HEADS, *NEURONS)
+
+_COUNTED = ("layer", "head", "neuron")
 
 
 @torch.no_grad()
@@ -33,6 +44,8 @@ def attribution_patch(
     steps: int = 1,
     baseline: Literal["corrupted", "zero"] = "corrupted",
     neuron_positions: bool = False,
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
 ) -> xr.Dataset:
     """Estimate what patching every activation would do to a metric, all of them at once.
@@ -62,6 +75,11 @@ def attribution_patch(
         baseline: ``"zero"`` estimates what setting activations to zero would cost the clean run:
             the activation itself times the gradient. Wants ``direction="noising"`` and one step.
         neuron_positions: Keep the positions of neurons apart instead of summing over them.
+        runs: The clean and the corrupted run, if they were made before: runs, or caches of the
+            model. A gradient needs more of a run than a cache holds, so they are taken up at their
+            embeddings.
+        engine: ``"auto"`` computes on the model's weights where it can, ``"hooks"`` by autograd
+            through the model itself.
         memory: About how many MiB to use at most; prompts and steps are divided accordingly.
 
     Returns:
@@ -89,30 +107,41 @@ def attribution_patch(
         (('layer', 'head', 'pos', 'prompt'), ('layer', 'neuron', 'prompt'))
     """
     sites = _checked_sites(sites)
-    check_options(direction, steps)
+    check_steps(steps)
     _check_baseline(baseline, direction, steps)
-    plan = Plan((), sites, sites, direction, baseline == "zero", steps)
-    problem = Problem.of(model, contrast, metric, plan, memory)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*sites, "clean", "corrupted")}
-    for part in problem.parts(problem.scorer()):
-        for name, values in zip(("clean", "corrupted"), part.metrics(), strict=True):
-            found[name].append(values)
-        for name, values in _estimates(problem, part, neuron_positions).items():
-            found[name].append(values)
+    question = Question.of(
+        model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
+    )
+    plan = Plan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
+    estimates: dict[str, list[np.ndarray]] = {name: [] for name in sites}
+    readings: list[Reading] = []
+    for part in parts(question, plan):
+        readings.append(part.reading)
+        for name, values in _estimates(part, contrast.length, neuron_positions).items():
+            estimates[name].append(values)
+    unit = question.metric.unit
     result = xr.Dataset(
         {
             name: (
                 _dims(name, neuron_positions),
                 np.concatenate(values, axis=-1),
-                _note(name, problem.metric.unit),
+                {"unit": unit, "long_name": f"estimated effect of {name}, positive toward clean"},
             )
-            for name, values in found.items()
+            for name, values in estimates.items()
+        }
+        | both_runs(readings),
+        coords=question.coords(range(contrast.length)),
+        attrs={
+            **question.attrs(),
+            "analysis": "attribution patching",
+            "steps": steps,
+            "baseline": baseline,
         },
-        coords=problem.coords(),
-        attrs={**problem.attrs(), "baseline": baseline, "method": "attribution patching"},
     )
-    counted = [dim for dim in ("layer", "head", "neuron") if dim in result.dims]
-    return result.assign_coords({dim: np.arange(result.sizes[dim]) for dim in counted})
+    counted = {dim: range(result.sizes[dim]) for dim in _COUNTED if dim in result.dims}
+    named = components(counted["layer"], counted["head"]) if "head" in counted else {}
+    arrays = {dim: np.array(places) for dim, places in counted.items()}
+    return result.assign_coords(arrays | named)
 
 
 def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
@@ -164,27 +193,27 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     )
 
 
-def _estimates(problem: Problem, part: Part, neuron_positions: bool) -> dict[str, np.ndarray]:
+def _estimates(part: Part, length: int, neuron_positions: bool) -> dict[str, np.ndarray]:
     """Of some prompts, with the prompts last."""
-    weights, prompts = problem.weights, len(part.prompts)
-    length = problem.contrast.length
-    differences, found = part.runs.differences, {}
+    weights, prompts = part.question.weights, len(part.question.contrast)
+    differences = part.runs.differences
+    sums: dict[str, Tensor] = {}
     for layer, grads in part.gradients():
-        for name in problem.plan.gradients:
+        for name in part.plan.gradients:
             value = _product(name, differences[name, layer], grads[name], neuron_positions)
-            if name not in found:
+            if name not in sums:
                 units = value.shape[1:-1] if value.ndim > 2 else ()
                 last = length if _has_pos(name, neuron_positions) else value.shape[-1]
-                found[name] = value.new_zeros(weights.n_layers, prompts, *units, last)
+                sums[name] = value.new_zeros(weights.n_layers, prompts, *units, last)
             where: Any = slice(None)
             if _has_pos(name, neuron_positions):
                 positions = part.runs.positions(name, layer)
                 # A slice where it can be one: a list of places would be gathered and scattered.
                 first, stop = positions[0], positions[-1] + 1
                 where = slice(first, stop) if len(positions) == stop - first else positions
-            found[name][layer][..., where] += value
+            sums[name][layer][..., where] += value
     # [layer, prompt, unit, pos] -> [layer, unit, pos, prompt]
-    return {name: to_numpy(x.movedim(1, -1)) for name, x in found.items()}
+    return {name: to_numpy(x.movedim(1, -1)) for name, x in sums.items()}
 
 
 def _product(name: str, change: Tensor, grad: Tensor, neuron_positions: bool) -> Tensor:
@@ -203,8 +232,6 @@ def _has_pos(name: str, neuron_positions: bool) -> bool:
 
 
 def _dims(name: str, neuron_positions: bool) -> tuple[str, ...]:
-    if name in ("clean", "corrupted"):
-        return ("prompt",)
     if name in STREAMS:
         return ("layer", "pos", "prompt")
     if name in HEADS:
@@ -212,13 +239,6 @@ def _dims(name: str, neuron_positions: bool) -> tuple[str, ...]:
     return (
         ("layer", "neuron", "pos", "prompt") if neuron_positions else ("layer", "neuron", "prompt")
     )
-
-
-def _note(name: str, unit: str) -> dict[str, str]:
-    if name in ("clean", "corrupted"):
-        return {"unit": unit, "long_name": f"metric of the {name} run"}
-    long_name = f"estimated effect of patching {name}, positive toward clean"
-    return {"unit": unit, "long_name": long_name}
 
 
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:

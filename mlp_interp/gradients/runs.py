@@ -1,44 +1,38 @@
 """A clean and a corrupted run of some prompts: their differences, and gradients between them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.gradients.lean import Grads, Lean, Memory
+from mlp_interp.gradients.backward import Grads, Lean, Past
 from mlp_interp.gradients.span import Span, Tape
+from mlp_interp.interchange import Question
 
-__all__ = ["Direction", "LeanRuns", "Plan", "Runs", "Seed", "quadrature"]
-
-Direction = Literal["denoising", "noising"]
+__all__ = ["LeanRuns", "Plan", "Runs", "Seed", "quadrature"]
 
 Seed = Callable[[Tensor, Tensor], Tensor]
 """From final streams ``[step * prompt, read, d_model]`` and the weight of each item to the gradient
 of the metric, times the weight."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to compute of a pair of runs.
 
     Attributes:
-        read: The positions that the metric reads, in order, each once.
         names: The sites whose differences are kept.
         gradients: The gradients that are wanted, see `Lean.backward`.
-        direction: ``"denoising"``: gradients at the corrupted run; ``"noising"``: at the clean one.
         zero: Take differences from zero instead of the corrupted run.
-        steps: Points between the runs at which gradients are taken; 1 for the run itself.
+        steps: Points between the runs at which gradients are taken; 1 for the base run itself.
         together: At most so many steps at a time.
     """
 
-    read: tuple[int, ...]
     names: tuple[str, ...]
     gradients: tuple[str, ...]
-    direction: Direction = "denoising"
     zero: bool = False
     steps: int = 1
     together: int = 1
@@ -87,36 +81,31 @@ class LeanRuns:
     lean: Lean
     plan: Plan
     span: Span
-    differences: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    differences: dict[tuple[str, int], Tensor]
+    clean: Tensor
+    corrupted: Tensor
+    past: Past
+    ends: tuple[Tensor, Tensor]
+    tape: Tape
 
     @classmethod
     @torch.no_grad()
-    def of(
-        cls,
-        lean: Lean,
-        clean: Int[Tensor, "prompt pos"],
-        corrupted: Int[Tensor, "prompt pos"],
-        plan: Plan,
-    ) -> "LeanRuns":
-        """Run both; gradients come later."""
-        runs = cls(lean, plan, _span(clean, corrupted, plan))
-        stop = runs.span.stop
-        runs._run(lean.embed(clean[:, :stop]), lean.embed(corrupted[:, :stop]))
-        return runs
-
-    def _run(self, clean: Tensor, corrupted: Tensor) -> None:
-        first, plan, n = self.span.first, self.plan, len(clean)
-        self.memory: Memory = self.lean.past(clean[:, :first])
-        self.ends = corrupted[:, first:], clean[:, first:]
+    def of(cls, lean: Lean, question: Question, plan: Plan) -> "LeanRuns":
+        """Run both sides of a question; gradients come later."""
+        span, differences = _span(question, plan.zero), {}
+        clean, corrupted = question.embedded()
+        past, n = lean.past(clean[:, : span.first]), len(clean)
+        ends = corrupted[:, span.first :], clean[:, span.first :]
 
         def note(name: str, layer: int, x: Tensor) -> None:
             if name in plan.names:
-                self.differences[name, layer] = x[:n] if plan.zero else x[:n] - x[n:]
+                differences[name, layer] = x[:n] if plan.zero else x[:n] - x[n:]
 
-        both = torch.cat(self.ends[::-1])
-        tape = self.lean.run(both, self.span, self.memory, observe=note, keep=plan.steps == 1)
-        self.clean, self.corrupted = tape.final[:n], tape.final[n:]
-        self.tape: Tape = tape.items(slice(n) if plan.direction == "noising" else slice(n, None))
+        both = torch.cat(ends[::-1])
+        tape = lean.run(both, span, past, observe=note, keep=plan.steps == 1)
+        final = tape.final[:n], tape.final[n:]
+        base = slice(n) if question.direction == "noising" else slice(n, None)
+        return cls(lean, plan, span, differences, *final, past, ends, tape.items(base))
 
     def positions(self, name: str, layer: int) -> list[int]:
         """As `Runs.positions`: in the last block only what is read has outputs that matter."""
@@ -133,15 +122,15 @@ class LeanRuns:
             return
         for places, weights in self.plan.points():
             resid = torch.cat([torch.lerp(*self.ends, place) for place in places])
-            tape = self.lean.run(resid, self.span, self.memory, keep=True)
+            tape = self.lean.run(resid, self.span, self.past, keep=True)
             each = self.clean.new_tensor(weights).repeat_interleave(prompts)
             yield from self.lean.backward(tape, seed(tape.final, each), names)
 
 
-def _span(clean: Tensor, corrupted: Tensor, plan: Plan) -> Span:
+def _span(question: Question, zero: bool) -> Span:
     """From the first token that differs in some prompt, or is read, to the last that is read."""
-    differs = (clean != corrupted).any(0).tolist()
-    first = 0 if plan.zero else min(differs.index(True), *plan.read)
-    stop = max(plan.read) + 1
+    read = tuple(question.read)
+    differs = question.contrast.differs.any(0).tolist()
+    first = 0 if zero else min(differs.index(True), *read)
     # A few positions by themselves cost a pass over all weights: more than they save.
-    return Span(first if 16 * first >= stop else 0, stop, plan.read)
+    return Span(first if 16 * first >= question.length else 0, question.length, read)

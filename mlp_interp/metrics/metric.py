@@ -6,7 +6,7 @@ every position.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,10 @@ class Metric:
             )
         return found
 
+    def of_prompts(self, rows: slice) -> "Metric":
+        """The metric of some of the prompts, counted anew from 0."""
+        return self
+
     def check_prompts(self, prompts: int) -> None:
         """Refuse a batch of another size than the metric was made for.
 
@@ -100,6 +104,10 @@ class Linear(Metric):
             return (normalized * direction[prompts]).sum(-1) + bias[prompts]
 
         return read
+
+    def of_prompts(self, rows: slice) -> "Linear":
+        """As `Metric.of_prompts`."""
+        return replace(self, tokens=self.tokens[rows])
 
     def check_prompts(self, prompts: int) -> None:
         """As `Metric.check_prompts`."""
@@ -136,6 +144,15 @@ class Custom(Metric):
                 f"{tuple(logits.shape)}; wanted one number an item, {tuple(prompts.shape)}"
             )
         return values
+
+    def of_prompts(self, rows: slice) -> "Custom":
+        """As `Metric.of_prompts`; the function goes on to see the prompts' own numbers."""
+        first, function = rows.start or 0, self.function
+        return replace(
+            self,
+            function=lambda logits, prompts: function(logits, prompts + first),
+            tokens=None if self.tokens is None else self.tokens[rows],
+        )
 
     def check_prompts(self, prompts: int) -> None:
         """As `Metric.check_prompts`."""

@@ -178,6 +178,6 @@ def metric_for(metric: str | Metric, pairs: Pairs) -> Metric:
         ),
         "kl": kl,
     }
-    if metric not in makers:
+    if not isinstance(metric, str) or metric not in makers:
         raise ValueError(f"metric={metric!r}; wanted a Metric or one of {', '.join(METRICS)}")
     return makers[metric]()

@@ -1,5 +1,7 @@
 """What is done to every metric's values: refusing NaN, and putting them between two runs."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,22 +11,26 @@ from mlp_interp.metrics.metric import Metric
 __all__ = ["finite", "normalized"]
 
 
-def finite(metric: Metric, which: str, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def finite(
+    metric: Metric, which: str, values: Float[Tensor, " prompt"], *, first: int = 0
+) -> Float[Tensor, " prompt"]:
     """The values themselves, if none is NaN or infinite.
 
     Args:
         metric: Whose values they are.
         which: On which prompts: ``"clean"`` or ``"corrupted"``.
         values: The metric.
+        first: The number of the first prompt.
 
     Raises:
         ValueError: One is not a finite number.
     """
-    if not values.isfinite().all():
-        raise ValueError(
-            f"metric={metric.name!r} is {values.tolist()} on the {which} prompts; wanted finite "
-            "numbers: check_model says whether the weights are"
-        )
+    for prompt, value in enumerate(values.tolist(), start=first):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"metric={metric.name!r} is {value} after the {which} prompt {prompt}; wanted a "
+                "finite number: check_model says whether the weights are finite"
+            )
     return values
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.models.rotary import Rotary
@@ -206,6 +206,54 @@ class Forward:
         """The MLPs' nonlinearity."""
         return self._act(pre)
 
+    def heads(
+        self, layer: int, normalized: Float[Tensor, "*rest d_model"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[*rest, head, d_head]``, before the rotary embedding."""
+        p, weights = self.blocks[layer], self.weights
+        qkv = F.linear(normalized, p.qkv, p.qkv_bias)
+        q, k, v = qkv.unflatten(-1, (3, weights.n_heads, weights.d_head)).unbind(-3)
+        return q, k, v
+
+    def mix(
+        self,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch pos head d_head"],
+        v: Float[Tensor, "batch pos head d_head"],
+        *,
+        mask: Bool[Tensor, "query pos"] | None = None,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Each head's `z`: values mixed by how rotated queries attend to rotated keys.
+
+        Args:
+            q: Queries.
+            k: Keys.
+            v: Values.
+            mask: Which keys each query reads; None where both are of the same positions, in order.
+        """
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._scale,
+        )
+        return z.transpose(1, 2)
+
+    def scores(
+        self,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch pos head d_head"],
+    ) -> Float[Tensor, "batch head query pos"]:
+        """Attention scores of rotated queries, which come last, and keys; -inf on later keys."""
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * self._scale
+        return scores.masked_fill(~_causal(q, k), -torch.inf)
+
+    def mlp(self, layer: int, resid: Float[Tensor, "*rest d_model"]) -> Tensor:
+        """What a block's MLP writes when it reads the stream `resid`."""
+        return self._mlp(layer, self.normalize(resid), keep)
+
     def rotary(self, positions: Int[Tensor, " row"], like: Tensor) -> Rotary:
         """The rotary embedding at these positions, in the data type and on the device of `like`."""
         model = self.weights.model
@@ -251,22 +299,18 @@ class Forward:
         pattern: bool,
         kv_cache: KVCache | None,
     ) -> Tensor:
-        p, weights = self.blocks[layer], self.weights
-        shape = (*normalized.shape[:2], 3, weights.n_heads, weights.d_head)
-        q, k, v = F.linear(normalized, p.qkv, p.qkv_bias).view(shape).unbind(2)
+        p = self.blocks[layer]
+        q, k, v = self.heads(layer, normalized)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
         q, k = rotary(q), rotary(k)
         if kv_cache is not None:
             k, v = kv_cache.extend(layer, k, v)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if pattern:
-            z = observe("pattern", layer, self._pattern(q, k)) @ v
-        elif q.shape[2] == k.shape[2]:
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale)
+            weights = observe("pattern", layer, self.scores(q, k).softmax(-1))
+            z = (weights @ v.transpose(1, 2)).transpose(1, 2)
         else:
-            mask = _causal(q, k)
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
-        z = observe("z", layer, z.transpose(1, 2))
+            z = self.mix(q, k, v, mask=None if q.shape[1] == k.shape[1] else _causal(q, k))
+        z = observe("z", layer, z)
         return observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
 
     def _mlp(self, layer: int, normalized: Tensor, observe: Observer) -> Tensor:
@@ -274,10 +318,6 @@ class Forward:
         pre = observe("pre", layer, F.linear(normalized, p.mlp_in, p.mlp_in_bias))
         post = observe("post", layer, self._act(pre))
         return observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
-
-    def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
-        scores = self._scale * q @ k.transpose(2, 3)
-        return scores.masked_fill(~_causal(q, k), -torch.inf).softmax(-1)
 
     def _projections(self, layer: int) -> Projections:
         b = self.weights.block(layer)
@@ -322,7 +362,7 @@ def _fold(norm: Affine, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 def _causal(q: Tensor, k: Tensor) -> Tensor:
     """Which keys each query reads, ``[query, key]``; the queries are the last positions."""
-    queries, keys = q.shape[2], k.shape[2]
+    queries, keys = q.shape[1], k.shape[1]
     every = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     return every.tril(keys - queries)
 

@@ -1,28 +1,27 @@
 """Activation patching over a grid of places."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from mlp_interp.metrics import Metric, Reader, finite, metric_for, normalized
-from mlp_interp.models import Forward, Weights, describe, forward_of
-from mlp_interp.patching.cells import Grid, Positions, grid_of
-from mlp_interp.patching.exchange import Exchange, kept_sites
-from mlp_interp.patching.running import Outcome, run_branches, run_cells
+from mlp_interp.interchange import (
+    Direction,
+    Engine,
+    GivenRuns,
+    Question,
+    grid_of,
+    kept_for,
+    measure,
+    outcome_dataset,
+)
+from mlp_interp.interchange.grid import Positions
+from mlp_interp.metrics import Metric
+from mlp_interp.models import Forward
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import to_numpy
-from mlp_interp.runs import Runner, Trunk
-from mlp_interp.sites import Site
 
 __all__ = ["patch"]
-
-Direction = Literal["denoising", "noising"]
 
 
 @torch.no_grad()
@@ -38,7 +37,8 @@ def patch(
     heads: Sequence[int] | None = None,
     neurons: Sequence[int] | None = None,
     window: int = 1,
-    engine: Literal["auto", "hooks"] = "auto",
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -66,8 +66,11 @@ def patch(
         neurons: Which neurons; None for all.
         window: For attn_out and mlp_out: how many neighbouring layers are patched together, around
             the layer named (ROME's windows); near the ends there are fewer.
-        engine: ``"auto"`` runs the patches as branches of one run where the model allows it, and
-            else, or with ``"hooks"``, one forward pass a cell.
+        runs: The clean and the corrupted run, if they were made before: runs, or caches of the
+            model, that hold what `sites` name (streams, and for heads the lean forward, need no
+            more than the streams).
+        engine: ``"auto"`` runs the patches as patched runs of one base run where the model allows
+            it, and else, or with ``"hooks"``, one forward pass a cell.
         memory: MiB that may be used on top of the two runs themselves (and of what a metric that
             reads the vocabulary holds: a few rows of logits for each prompt).
         progress: Show a progress bar.
@@ -79,11 +82,12 @@ def patch(
         ``changed``, whether the patch put in anything that was not there before. ``clean`` and
         ``corrupted`` are the metric of the two runs. ``check_everything`` and ``check_nothing`` are
         the largest errors of two self-checks, in the metric's unit: patching everything gives the
-        other run, patching nothing changes nothing.
+        other run, patching nothing changes nothing. A coordinate ``component`` names heads.
 
     Raises:
         ValueError: Arguments that name what is not there; a metric for other prompts; a metric
-            that is not finite on the unpatched runs.
+            that is not finite on the unpatched runs; `runs` of other tokens, that lack something,
+            or that the model does not give (hooks or edits were in force).
 
     References:
         Meng et al., "Locating and Editing Factual Associations in GPT", 2022. Wang et al.,
@@ -98,10 +102,11 @@ def patch(
         >>> result.normalized.dims
         ('site', 'layer', 'pos', 'prompt')
     """
-    weights = Weights.of(model)
-    chosen = metric_for(metric, contrast)
+    question = Question.of(
+        model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
+    )
     grid = grid_of(
-        weights,
+        question.weights,
         sites,
         length=contrast.length,
         positions=positions,
@@ -110,145 +115,19 @@ def patch(
         neurons=neurons,
         window=window,
     )
-    if direction not in ("denoising", "noising"):
-        raise ValueError(f"direction={direction!r}; wanted 'denoising' or 'noising'")
-    if engine not in ("auto", "hooks"):
-        raise ValueError(f"engine={engine!r}; wanted 'auto' or 'hooks'")
-    if not memory > 0:
-        raise ValueError(f"memory={memory}; wanted a number of MiB above 0")
-    read = chosen.read(contrast.length)
-    # Nothing after the last position that is read can matter to it.
-    length = max(read) + 1
-    tokens = {
-        "clean": weights.checked(contrast.clean_tokens)[:, :length],
-        "corrupted": weights.checked(contrast.corrupted_tokens)[:, :length],
-    }
-    forward = forward_of(model)
-    runs = _Runs(model, chosen, replace(grid, length=length), tokens, read, direction)
-    if isinstance(forward, Forward) and engine == "auto":
-        outcome, values = runs.as_branches(forward, memory=memory, progress=progress)
-        used = "branches"
-    else:
-        outcome, values = runs.as_cells(Runner.of(model), progress=progress)
-        used = "hooks"
-    return _dataset(
-        grid,
-        contrast,
-        chosen,
+    lean = isinstance(question.forward, Forward)
+    pair = question.pair(kept_for(grid, lean=lean))
+    outcome = measure(pair, grid, memory=memory, progress=progress)
+    return outcome_dataset(
+        question,
+        pair,
         outcome,
-        values,
-        direction,
-        attrs={**contrast.attrs, **describe(model), "engine": used},
-    )
-
-
-class _Runs:
-    """The two runs of a contrast, and the grid run between them by either engine."""
-
-    def __init__(
-        self,
-        model: Any,
-        metric: Metric,
-        grid: Grid,
-        tokens: dict[str, Int[Tensor, "prompt pos"]],
-        read: list[int],
-        direction: Direction,
-    ) -> None:
-        self.model, self.metric, self.grid, self.tokens = model, metric, grid, tokens
-        self.read = read
-        self.order = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
-
-    def as_branches(
-        self, forward: Forward, *, memory: float, progress: bool
-    ) -> tuple[Outcome, dict[str, Tensor]]:
-        """Through the engine."""
-        keep = kept_sites(self.grid)
-        trunks = {name: Trunk.of(forward, self.tokens[name], keep=keep) for name in self.tokens}
-        finals = {name: trunk.streams[-1][:, self.read] for name, trunk in trunks.items()}
-        reader = self.metric.reader(self.model, finals["clean"])
-        values = self._values(finals, reader)
-        base, source = self.order
-        exchange = Exchange(self.grid, trunks[base], trunks[source])
-        outcome = run_branches(
-            exchange, self.read, reader, values[base], memory=memory, progress=progress
-        )
-        return outcome, values
-
-    def as_cells(self, runner: Runner, *, progress: bool) -> tuple[Outcome, dict[str, Tensor]]:
-        """Through edits."""
-        sites = [
-            Site(name, layer)
-            for name in self.grid.sites
-            for layer in range(self.grid.n_layers)
-            if name not in ("resid_pre", "resid_post")
-        ]
-        runs = {name: runner.run(self.tokens[name], sites=sites) for name in self.tokens}
-        finals = {name: run.final[:, self.read] for name, run in runs.items()}
-        reader = self.metric.reader(self.model, finals["clean"])
-        prompts = torch.arange(len(finals["clean"]), device=finals["clean"].device)
-
-        def measure(final: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, " prompt"]:
-            return reader(final[:, self.read], prompts)
-
-        values = self._values(finals, reader)
-        base, source = self.order
-        outcome = run_cells(runner, self.grid, runs[base], runs[source], measure, progress=progress)
-        return outcome, values
-
-    def _values(self, finals: dict[str, Tensor], reader: Reader) -> dict[str, Tensor]:
-        return {
-            name: finite(
-                self.metric, name, reader(final, torch.arange(len(final), device=final.device))
-            )
-            for name, final in finals.items()
-        }
-
-
-def _dataset(
-    grid: Grid,
-    contrast: Contrast,
-    metric: Metric,
-    outcome: Outcome,
-    values: dict[str, Tensor],
-    direction: Direction,
-    *,
-    attrs: dict[str, Any],
-) -> xr.Dataset:
-    dims = (*grid.axes, "prompt")
-    clean, corrupted = values["clean"], values["corrupted"]
-    relative = normalized(outcome.values, clean, corrupted)
-    other, own = (clean, corrupted) if direction == "denoising" else (corrupted, clean)
-    unit = {"unit": metric.unit}
-    coords: dict[str, Any] = {name: (name, np.array(values)) for name, values in grid.axes.items()}
-    if "pos" in coords:
-        where = list(grid.positions or ())
-        for name in ("clean", "corrupted"):
-            rows = np.array(contrast.token_text(name), dtype=object).astype(str)[:, where]
-            coords[f"{name}_token"] = (("prompt", "pos"), rows)
-    return xr.Dataset(
-        {
-            "raw": (dims, to_numpy(outcome.values), unit),
-            "normalized": (dims, to_numpy(relative), {"unit": "0 corrupted, 1 clean"}),
-            "changed": (dims, to_numpy(outcome.changed)),
-            "clean": ("prompt", to_numpy(clean), unit),
-            "corrupted": ("prompt", to_numpy(corrupted), unit),
-            "check_everything": ((), float((outcome.everything - other).abs().max()), unit),
-            "check_nothing": ((), float((outcome.nothing - own).abs().max()), unit),
-        },
-        coords={
-            **coords,
-            "prompt": np.arange(len(contrast)),
-            "answer": ("prompt", contrast.answer_text),
-            "foil": ("prompt", contrast.foil_text),
-        },
+        list(grid.axes),
+        coords={**grid.coords(), **question.coords(grid.positions)},
         attrs={
-            **attrs,
             "analysis": "activation patching",
-            "metric": metric.name,
-            "unit": metric.unit,
-            "direction": direction,
             "positions": "all" if grid.positions is None else "one at a time",
             "window": grid.window,
-            "long_name": f"{metric.name} after {direction} one place",
+            "long_name": f"{question.metric.name} after {direction} one place",
         },
     )

@@ -1,7 +1,7 @@
 """Causal tracing: corrupt a phrase with noise, restore one state, see how much comes back."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,22 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Edit
-from mlp_interp.metrics import Reader, finite, probability
-from mlp_interp.models import Forward, Weights, describe, forward_of
-from mlp_interp.patching.cells import Grid, grid_of
-from mlp_interp.patching.exchange import Exchange, kept_sites
-from mlp_interp.patching.running import Outcome, run_branches, run_cells
+from mlp_interp.interchange import (
+    Engine,
+    Outcome,
+    Pair,
+    Reading,
+    engine_of,
+    grid_of,
+    kept_for,
+    measure,
+)
+from mlp_interp.metrics import probability
+from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
-from mlp_interp.runs import Runner, Trunk
+from mlp_interp.runs import Run, record
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
@@ -41,6 +47,7 @@ def causal_trace(
     window: int | None = None,
     seed: int = 0,
     prepend_bos: bool = True,
+    engine: Engine = "auto",
     memory: float = 512.0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -65,6 +72,7 @@ def causal_trace(
             takes ROME's share of the depth, 10 layers of 48.
         seed: Of the noise.
         prepend_bos: Begin the prompt with BOS.
+        engine: ``"auto"`` runs the lean forward where there is one, ``"hooks"`` the model itself.
         memory: MiB that may be used on top of the runs themselves.
         progress: Show a progress bar.
 
@@ -111,13 +119,16 @@ def causal_trace(
         raise ValueError(
             f"sites={list(sites)}; wanted some of resid_pre, resid_post, attn_out, mlp_out"
         )
-    runs = _Traced(model, grids, tokens, _noise(weights, positions, len(ids), samples, noise, seed))
-    token = _answer(model, runs.clean, answer)
-    clean, corrupted, outcomes = runs.run(token, samples, memory=memory, progress=progress)
+    forward = engine_of(model, engine)
+    lean = isinstance(forward, Forward)
+    sites_kept = [site for grid in grids for site in kept_for(grid, lean=lean)]
+    drawn = _noise(weights, positions, len(ids), samples, noise, seed)
+    traced = _Traced.of(forward, tokens, drawn, sites_kept)
+    token = _answer(model, traced.clean.final[:, -1], answer)
+    pair = traced.pair(token)
     return _dataset(
-        clean,
-        corrupted,
-        outcomes,
+        pair.reading,
+        [measure(pair, grid, memory=memory, progress=progress) for grid in grids],
         coords={
             "site": [grid.sites[0] for grid in grids],
             "layer": np.arange(weights.n_layers),
@@ -136,84 +147,40 @@ def causal_trace(
             "noise": f"{noise} standard deviations of the token embedding",
             "window": window,
             "seed": seed,
-            "engine": runs.engine,
+            "engine": forward.engine,
             "errors": "standard error over draws of the noise; NaN with a single one",
         },
     )
 
 
+@dataclass(frozen=True, eq=False)
 class _Traced:
-    """The clean run, the corrupted ones, and each state restored."""
+    """The clean run and the corrupted ones, which differ from it by noise in the embeddings."""
 
-    def __init__(
-        self,
-        model: Any,
-        grids: list[Grid],
+    clean: Run
+    corrupted: Run
+
+    @classmethod
+    def of(
+        cls,
+        forward: Forward | HookForward,
         tokens: Int[Tensor, "1 pos"],
         noise: Float[Tensor, "sample pos d_model"],
-    ) -> None:
-        forward = forward_of(model)
-        self.model, self.grids, self.tokens, self.noise = model, grids, tokens, noise
-        self.forward = forward if isinstance(forward, Forward) else None
-        self.engine = "branches" if self.forward else "hooks"
-        self.clean = forward.run(forward.embed(tokens))[:, -1]
+        sites: Sequence[Site],
+    ) -> "_Traced":
+        """Run both kinds."""
+        embedded, rows = forward.embed(tokens), tokens.expand(len(noise), -1)
+        clean = record(forward, tokens, sites=sites, embedded=embedded, attention=True)
+        noisy = embedded + noise
+        return cls(clean, record(forward, rows, sites=sites, embedded=noisy, attention=True))
 
-    def run(
-        self, token: int, samples: int, *, memory: float, progress: bool
-    ) -> tuple[Tensor, Tensor, list[Outcome]]:
-        """Probability of the token: clean, corrupted by sample, and restored, by site."""
-        metric = probability(torch.full((samples,), token))
-        reader = metric.reader(self.model, self.clean[:, None])
-        clean = reader(self.clean[:, None], torch.zeros(1, dtype=torch.long))[0]
-        finite(metric, "clean", clean)
-        if self.forward is not None:
-            return (clean, *self._as_branches(self.forward, reader, memory, progress))
-        return (clean, *self._as_cells(reader, progress))
-
-    def _as_branches(
-        self, forward: Forward, reader: Reader, memory: float, progress: bool
-    ) -> tuple[Tensor, list[Outcome]]:
-        keep = set().union(*(kept_sites(grid) for grid in self.grids))
-        embedded = forward.embed(self.tokens)
-        source = Trunk.of(forward, embedded, keep=keep)
-        base = Trunk.of(forward, embedded + self.noise, keep=keep)
-        read = [base.length - 1]
-        corrupted = reader(base.streams[-1][:, read], torch.arange(base.prompts))
-        found = [
-            run_branches(
-                Exchange(grid, base, source),
-                read,
-                reader,
-                corrupted,
-                memory=memory,
-                progress=progress,
-            )
-            for grid in self.grids
-        ]
-        return corrupted, found
-
-    def _as_cells(self, reader: Reader, progress: bool) -> tuple[Tensor, list[Outcome]]:
-        runner = Runner.of(self.model)
-        sites = [
-            Site(name, layer)
-            for grid in self.grids
-            for name in kept_sites(grid)
-            for layer in range(grid.n_layers)
-        ]
-        source = runner.run(self.tokens, sites=sites)
-        rows = self.tokens.expand(len(self.noise), -1)
-        noisy = [Edit.add("0.resid_pre", self.noise)]
-        base = runner.run(rows, sites=sites, edits=noisy)
-        base = replace(base, fired=())  # from here on the noise belongs to the prompts
-        prompts = torch.arange(len(rows))
-
-        def measure(final: Float[Tensor, "sample pos d_model"]) -> Float[Tensor, " sample"]:
-            return reader(final[:, -1:], prompts)
-
-        found = [
-            run_cells(runner, grid, base, source, measure, progress=progress) for grid in self.grids
-        ]
-        return measure(base.final), found
+    def pair(self, token: int) -> Pair:
+        """The two, with the probability of a token."""
+        clean, corrupted = (run.final[:, -1:] for run in (self.clean, self.corrupted))
+        metric = probability(torch.full((len(corrupted),), token))
+        model = self.clean.weights.model
+        reading = Reading.of(model, metric, self.clean.length, clean, corrupted)
+        return Pair(self.clean, self.corrupted, reading)
 
 
 def _subject(
@@ -250,13 +217,13 @@ def _answer(model: Any, final: Float[Tensor, "1 d_model"], answer: str | int | N
 
 
 def _dataset(
-    clean: Tensor,
-    corrupted: Tensor,
+    reading: Reading,
     outcomes: Sequence[Outcome],
     *,
     coords: dict[str, Any],
     attrs: dict[str, Any],
 ) -> xr.Dataset:
+    clean, corrupted = reading.clean[0], reading.corrupted
     restored = torch.stack([outcome.values[0] for outcome in outcomes])
     everything = max(float((o.everything - clean).abs().max()) for o in outcomes)
     nothing = max(float((o.nothing - corrupted).abs().max()) for o in outcomes)

@@ -1,4 +1,3 @@
-"""Path patching: what one component tells another along direct paths, and circuits put to test."""
+"""Path patching: what one component tells another along direct paths, and nothing else."""
 
 from mlp_interp.paths._path_patch import path_patch as path_patch
-from mlp_interp.paths.hypothesis import test_hypothesis as test_hypothesis

@@ -2,28 +2,36 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mlp_interp.metrics import Metric, metric_for, normalized
-from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
-from mlp_interp.paths.exchange import Exchange, kept_sites
+from mlp_interp.interchange import (
+    Direction,
+    Engine,
+    Exchange,
+    GivenRuns,
+    Outcome,
+    Pair,
+    Question,
+    check_choice,
+    outcome_dataset,
+)
+from mlp_interp.metrics import Metric
+from mlp_interp.models.indices import indices
+from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, batches, items_in
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
-from mlp_interp.paths.problem import Problem, items_in
-from mlp_interp.paths.sweep import Freeze, Item, Sweep, batches
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
-from mlp_interp.runs import Trunk
+from mlp_interp.runs import Run
+from mlp_interp.sites import Site
 
 __all__ = ["path_patch"]
-
-Direction = Literal["denoising", "noising"]
 
 
 @torch.no_grad()
@@ -38,11 +46,12 @@ def path_patch(
     positions: Literal["each", "all"] | Sequence[int] = "all",
     receiver_positions: Literal["all"] | Sequence[int] = "all",
     freeze: Freeze = "all",
-    engine: Literal["auto", "hooks"] = "auto",
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Let receivers hear one sender of the other run, along direct paths alone; read the metric.
+    """Exchange one sender of the other run along direct paths to receivers; read the metric.
 
     In the base run (corrupted for denoising, clean for noising) the sender's output is exchanged
     for the other run's on its direct way through the residual stream into the inputs of the
@@ -79,6 +88,9 @@ def path_patch(
         freeze: ``"all"`` holds every component between sender and receivers (Goldowsky-Dill et
             al.); ``"attention"`` holds attention and lets MLPs between them follow, so that paths
             through MLPs count as direct (Wang et al.).
+        runs: The clean and the corrupted run, if they were made before: runs, or caches of the
+            model, that hold ``attn_out`` and ``mlp_out`` of every layer, and what senders write
+            and receivers compute from (``z``, ``q``, ``k``, ``v``, ``post``).
         engine: ``"auto"`` runs the model's lean forward where there is one, ``"hooks"`` the model
             itself.
         memory: MiB that may be used on top of the two runs themselves.
@@ -114,9 +126,11 @@ def path_patch(
         >>> bool(result.check_everything < 1e-3)
         True
     """
-    _check_choices(direction=direction, freeze=freeze, engine=engine)
-    weights = Weights.of(model)
-    chosen = metric_for(metric, contrast)
+    check_choice("freeze", freeze, get_args(Freeze))
+    question = Question.of(
+        model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
+    )
+    weights = question.weights
     sets = receivers_of(weights, receivers)
     grid = _Grid(
         receivers=sets,
@@ -124,17 +138,45 @@ def path_patch(
         positions=_positions("positions", positions, contrast.length),
         receiver_positions=_positions("receiver_positions", receiver_positions, contrast.length),
         freeze=freeze,
-        direction=direction,
     )
-    size = items_in(weights, max(chosen.read(contrast.length)) + 1, memory)
-    forward = forward_of(model)
-    if engine == "hooks":
-        forward = HookForward(weights)
-    sites = kept_sites(weights.n_layers, grid.senders, sets)
-    problem = Problem.of(forward, contrast, chosen, sites)
-    found = _values(problem, forward, grid, size, progress=progress)
-    attrs = {**contrast.attrs, **describe(model), "engine": forward.engine}
-    return _dataset(grid, contrast, problem, found, attrs)
+    pair = question.pair(_kept(weights.n_layers, grid.senders, sets))
+    size = items_in(weights, question.length, memory)
+    outcome, whole = _measured(pair, grid, size, progress=progress)
+    layers, heads = zip(*(group.place for group in grid.senders), strict=True)
+    result = outcome_dataset(
+        question,
+        pair,
+        outcome,
+        ("receiver", "sender", *(() if grid.positions is None else ("pos",))),
+        coords={
+            "receiver": [r.name for r in grid.receivers],
+            "sender": [s.name for s in grid.senders],
+            "component": ("sender", [s.name for s in grid.senders]),
+            "layer": ("sender", np.array(layers)),
+            "head": ("sender", np.array(heads)),
+            **question.coords(grid.positions),
+        },
+        attrs={
+            "analysis": "path patching",
+            "freeze": freeze,
+            "positions": "all" if grid.positions is None else "one at a time",
+            "long_name": f"{question.metric.name} with one sender exchanged",
+        },
+        whole=whole,
+    )
+    return result.assign(whole=(("receiver", "prompt"), to_numpy(whole), result.raw.attrs))
+
+
+def _kept(n_layers: int, senders: Sequence[Senders], receivers: Sequence[Receivers]) -> list[Site]:
+    """Activations that both runs must keep."""
+    kept = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
+    for group in senders:
+        for site in group.sites:
+            kept.add(Site(site.name, site.layer))
+            if site.name in ("q", "k", "v"):
+                kept.add(Site("z", site.layer))
+    kept |= {Site(t.name, t.layer) for some in receivers for t in some.targets}
+    return sorted(kept - {Site("embed")}, key=lambda site: site.label)
 
 
 @dataclass(frozen=True)
@@ -146,7 +188,6 @@ class _Grid:
     positions: tuple[int, ...] | None
     receiver_positions: tuple[int, ...] | None
     freeze: Freeze
-    direction: Direction
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,10 +196,10 @@ class _Grid:
 
     def items(self, exchange: Exchange, number: int) -> Iterator[Item]:
         """Every exchange to a set of receivers that comes before they read."""
-        prompts, length = exchange.base.tokens.shape
+        prompts, length = exchange.base.batch, exchange.base.length
         places: list[int | None] = [None] if self.positions is None else list(self.positions)
         for n, group in enumerate(self.senders):
-            if group.first >= self.receivers[number].horizon:
+            if group.first >= self.receivers[number].reads_at:
                 continue
             writes = exchange.writes(group.sites)
             for place, position in enumerate(places):
@@ -169,60 +210,44 @@ class _Grid:
                     yield Item((*where, prompt), prompt, writes, position)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The metric: of every exchange ``[*grid, prompt]``, and of the checks."""
-
-    values: Tensor
-    changed: Bool[Tensor, "*grid prompt"]
-    whole: Float[Tensor, "receiver prompt"]
-    everything: Float[Tensor, "receiver prompt"]
-    nothing: Float[Tensor, "receiver prompt"]
-
-
-def _values(
-    problem: Problem, forward: Forward | HookForward, grid: _Grid, size: int, *, progress: bool
-) -> _Found:
-    denoising = grid.direction == "denoising"
-    base, source = problem.corrupted, problem.clean
-    if not denoising:
-        base, source = source, base
-    own = problem.values["corrupted" if denoising else "clean"]
-    exchange = Exchange(forward, base, source)
-    trunk = Trunk.of(forward, base.tokens) if isinstance(forward, Forward) else None
-    values = own.expand(*grid.shape, len(own)).clone()
-    changed = torch.zeros_like(values, dtype=torch.bool)
-    sizes = (len(grid.receivers), len(own))
-    checks = {name: values.new_zeros(sizes) for name in ("whole", "everything", "nothing")}
-    total = int(np.prod(grid.shape)) * len(own)
-    heard = _heard(grid, len(base.tokens[0]))
-    with tqdm(total=total, desc="path patching", disable=not progress) as bar:
+def _measured(
+    pair: Pair, grid: _Grid, size: int, *, progress: bool
+) -> tuple[Outcome, Float[Tensor, "receiver prompt"]]:
+    """The metric of every exchange, and with the receivers' inputs exchanged altogether."""
+    exchange, own = Exchange(pair.base, pair.source), pair.base_value
+    sets = (len(grid.receivers),)
+    outcome, whole = Outcome.of(pair, grid.shape, sets), own.new_zeros(*sets, len(own))
+    every = [((p,), p) for p in range(len(own))]
+    checks = (
+        (outcome.everything, [Item(*place, exchange.everything()) for place in every]),
+        (outcome.nothing, [Item(*place, []) for place in every]),
+    )
+    with tqdm(total=outcome.values.numel(), desc="path patching", disable=not progress) as bar:
         for number, receivers in enumerate(grid.receivers):
-            sweep = Sweep(exchange, receivers, grid.freeze, heard, problem.read, trunk)
-
-            def measure(items: list[Item], sweep: Sweep = sweep) -> Float[Tensor, " item"]:
-                prompts = torch.tensor([i.prompt for i in items], device=own.device)
-                return problem.reader(sweep.finals(items), prompts)
-
-            for items in batches(sweep.changing(grid.items(exchange, number)), size):
-                where = tuple(torch.tensor([i.where for i in items], device=own.device).T)
-                values[where] = measure(items)
-                changed[where] = True
+            paths = DirectPaths(
+                exchange, receivers, grid.freeze, _renewed(grid, pair.base), pair.reading.read
+            )
+            for items in batches(paths.changing(grid.items(exchange, number)), size):
+                outcome.fill([item.where for item in items], _metric(pair, paths, items))
                 bar.update(len(items))
-            checks["whole"][number] = problem.reader(sweep.whole(), problem.every)
-            for name, writes in (("everything", exchange.everything()), ("nothing", [])):
-                every = [Item((p,), p, writes) for p in range(len(own))]
-                found = [measure(items) for items in batches(every, size)]
-                checks[name][number] = torch.cat(found)
-        bar.update(total - bar.n)
-    return _Found(values, changed, **checks)
+            whole[number] = pair.reading(paths.whole(), pair.prompts)
+            for values, exchanged in checks:
+                parts = [_metric(pair, paths, items) for items in batches(exchanged, size)]
+                values[number] = torch.cat(parts)
+        bar.update(bar.total - bar.n)
+    return outcome, whole
 
 
-def _heard(grid: _Grid, length: int) -> tuple[int, ...] | None:
-    """Where receivers hear, of the positions that are run."""
+def _metric(pair: Pair, paths: DirectPaths, items: list[Item]) -> Float[Tensor, " item"]:
+    prompts = torch.tensor([item.prompt for item in items], device=pair.prompts.device)
+    return pair.reading(paths.finals(items), prompts)
+
+
+def _renewed(grid: _Grid, base: Run) -> tuple[int, ...] | None:
+    """Where receivers get new inputs, of the positions that are run."""
     if grid.receiver_positions is None:
         return None
-    return tuple(p for p in grid.receiver_positions if p < length)
+    return tuple(p for p in grid.receiver_positions if p < base.length)
 
 
 def _positions(name: str, positions: Any, length: int) -> tuple[int, ...] | None:
@@ -233,60 +258,4 @@ def _positions(name: str, positions: Any, length: int) -> tuple[int, ...] | None
             wanted = " or ".join(map(repr, words))
             raise ValueError(f"{name}={positions!r}; wanted {wanted}, or a list of positions")
         return tuple(range(length)) if positions == "each" else None
-    if not len(positions) or any(not -length <= p < length for p in positions):
-        raise ValueError(f"{name}={list(positions)}; wanted some from {-length} to {length - 1}")
-    return tuple(int(p) % length for p in positions)
-
-
-def _check_choices(**given: str) -> None:
-    wanted = {
-        "direction": ("denoising", "noising"),
-        "freeze": ("all", "attention"),
-        "engine": ("auto", "hooks"),
-    }
-    for name, value in given.items():
-        if value not in wanted[name]:
-            raise ValueError(f"{name}={value!r}; wanted {' or '.join(map(repr, wanted[name]))}")
-
-
-def _dataset(
-    grid: _Grid, contrast: Contrast, problem: Problem, found: _Found, attrs: dict[str, Any]
-) -> xr.Dataset:
-    clean, corrupted = problem.values["clean"], problem.values["corrupted"]
-    own = corrupted if grid.direction == "denoising" else clean
-    relative = normalized(found.values, clean, corrupted)
-    dims = ("receiver", "sender", *(() if grid.positions is None else ("pos",)), "prompt")
-    unit = {"unit": problem.metric.unit}
-    layers, heads = zip(*(group.place for group in grid.senders), strict=True)
-    return xr.Dataset(
-        {
-            "raw": (dims, to_numpy(found.values), unit),
-            "normalized": (dims, to_numpy(relative), {"unit": "0 corrupted, 1 clean"}),
-            "changed": (dims, to_numpy(found.changed)),
-            "whole": (("receiver", "prompt"), to_numpy(found.whole), unit),
-            "clean": ("prompt", to_numpy(clean), unit),
-            "corrupted": ("prompt", to_numpy(corrupted), unit),
-            "check_everything": ((), float((found.everything - found.whole).abs().max()), unit),
-            "check_nothing": ((), float((found.nothing - own).abs().max()), unit),
-        },
-        coords={
-            "receiver": [r.name for r in grid.receivers],
-            "sender": [s.name for s in grid.senders],
-            "layer": ("sender", np.array(layers)),
-            "head": ("sender", np.array(heads)),
-            **({} if grid.positions is None else {"pos": np.array(grid.positions)}),
-            "prompt": np.arange(len(contrast)),
-            "answer": ("prompt", contrast.answer_text),
-            "foil": ("prompt", contrast.foil_text),
-        },
-        attrs={
-            **attrs,
-            "analysis": "path patching",
-            "metric": problem.metric.name,
-            "unit": problem.metric.unit,
-            "direction": grid.direction,
-            "freeze": grid.freeze,
-            "positions": "all" if grid.positions is None else "one at a time",
-            "long_name": f"{problem.metric.name} with one sender exchanged",
-        },
-    )
+    return indices(name, positions, length)

@@ -1,33 +1,30 @@
-"""Who sends and who receives: labels read, checked against a model, and who can hear whom.
-
-Places are ordered by when they write to the stream or read it: the embedding at -1, block l's
-attention at 2l, its MLP at 2l + 1. A reader hears whoever writes before its horizon.
-"""
+"""Who sends and who receives: labels read and checked against a model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from mlp_interp.interchange.graph import (
+    LEVELS,
+    LOGITS,
+    check_own_keys,
+    reads_at,
+    writers,
+    writes_at,
+)
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
 
 __all__ = [
-    "LEVELS",
-    "LOGITS",
     "Labels",
     "Receivers",
     "Senders",
     "Target",
     "check_range",
-    "labels_at",
     "receivers_of",
     "senders_of",
-    "shared_keys",
-    "writes_at",
+    "targets_of",
 ]
-
-LEVELS = ("component", "head")
-LOGITS = "logits"
 
 Labels = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 """A level, a label, several labels, or sets of labels by name."""
@@ -48,9 +45,9 @@ class Target(NamedTuple):
     name: str
     unit: int | None
 
-    def horizon(self, parallel: bool) -> int:
-        """Whoever writes before this is heard."""
-        return 2 * self.layer + int(self.name in ("post", "mlp_out") and not parallel)
+    def reads_at(self, *, parallel: bool) -> int:
+        """When the receiver reads: what is written before, it sees."""
+        return reads_at(self.name, self.layer, parallel=parallel)
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,13 @@ class Receivers:
         name: What a result calls it.
         targets: What their inputs set.
         logits: Whether the logits are among them.
-        horizon: Whoever writes before this is heard by some of them.
+        reads_at: When the last of them reads.
     """
 
     name: str
     targets: tuple[Target, ...]
     logits: bool
-    horizon: int
+    reads_at: int
 
     @property
     def layers(self) -> list[int]:
@@ -120,22 +117,22 @@ def senders_of(weights: Weights, senders: Labels, receivers: Sequence[Receivers]
             every receiver has read.
     """
     named = _named("senders", senders, weights)
-    horizon = max(r.horizon for r in receivers)
-    found = [
+    last = max(r.reads_at for r in receivers)
+    groups = [
         Senders(name, tuple(_sender(weights, label) for label in labels))
         for name, labels in named.items()
     ]
     if isinstance(senders, str) and senders in LEVELS:
-        return [group for group in found if group.first < horizon]
-    for group in found:
+        return [group for group in groups if group.first < last]
+    for group in groups:
         for site in group.sites:
-            if writes_at(site) >= horizon:
+            if writes_at(site) >= last:
                 wanted = "; ".join(r.name for r in receivers[:4])
                 raise ValueError(
                     f"senders={site.label!r} writes after the receivers have read ({wanted}"
                     f"{'; …' if len(receivers) > 4 else ''}); wanted one that writes before"
                 )
-    return found
+    return groups
 
 
 def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
@@ -155,24 +152,6 @@ def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
     return [_receivers(weights, name, labels) for name, labels in named.items()]
 
 
-def labels_at(weights: Weights, level: str) -> list[str]:
-    """Labels of the embedding, of every head or attention output, and of every MLP."""
-    labels = ["embed"]
-    for layer in range(weights.n_layers):
-        if level == "head":
-            labels += [Site("z", layer, head=head).label for head in range(weights.n_heads)]
-        else:
-            labels.append(Site("attn_out", layer).label)
-        labels.append(Site("mlp_out", layer).label)
-    return labels
-
-
-def shared_keys(weights: Weights) -> bool:
-    """Whether several heads share keys and values, so that their inputs cannot be told apart."""
-    cfg = weights.model.cfg
-    return (getattr(cfg, "n_key_value_heads", None) or weights.n_heads) != weights.n_heads
-
-
 def check_range(weights: Weights, argument: str, site: Site) -> None:
     """Refuse a layer, head or neuron that the model lacks.
 
@@ -189,19 +168,15 @@ def check_range(weights: Weights, argument: str, site: Site) -> None:
             raise ValueError(
                 f"{argument}={site.label!r} names {name} {index}; wanted 0 to {size - 1}"
             )
-    if site.head is not None and site.name in ("k", "v") and shared_keys(weights):
-        raise ValueError(
-            f"{argument}={site.label!r}: heads of this model share their keys and values; wanted "
-            "queries (L3H5.q), a head's output, or all heads of a layer (3.attn)"
-        )
+    if site.head is not None and site.name in ("k", "v"):
+        check_own_keys(weights, f"{argument}={site.label!r}")
 
 
 def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[str]]:
     if isinstance(labels, Mapping):
         named = {name: [x] if isinstance(x, str) else list(x) for name, x in labels.items()}
     elif isinstance(labels, str):
-        found = labels_at(weights, labels) if labels in LEVELS else [labels]
-        named = {label: [label] for label in found}
+        named = {label: [label] for label in _listed(weights, labels)}
     else:
         named = {label: [label] for label in labels}
     empty = [name for name, chosen in named.items() if not chosen]
@@ -212,6 +187,13 @@ def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[st
             f"{_SENDERS if argument == 'senders' else _RECEIVERS}, or {' or '.join(LEVELS)}"
         )
     return named
+
+
+def _listed(weights: Weights, label: str) -> list[str]:
+    """The labels at a level; else the label itself."""
+    if label not in LEVELS:
+        return [label]
+    return [site.label for site in writers(weights.n_layers, weights.n_heads, label)]
 
 
 def _parsed(argument: str, label: str, wanted: str) -> Site:
@@ -232,13 +214,6 @@ def _sender(weights: Weights, label: str) -> Site:
     return site
 
 
-def writes_at(site: Site) -> int:
-    """When a component writes: see the module."""
-    if site.layer is None:
-        return -1
-    return 2 * site.layer + int(site.name in ("mlp_out", "post"))
-
-
 def _receivers(weights: Weights, name: str, labels: Sequence[str]) -> Receivers:
     if not labels:
         raise ValueError(f"receivers={list(labels)} is empty; wanted such as {_RECEIVERS}")
@@ -247,24 +222,27 @@ def _receivers(weights: Weights, name: str, labels: Sequence[str]) -> Receivers:
         if label != LOGITS:
             targets.update(dict.fromkeys(_targets(weights, label)))
     logits = LOGITS in labels
-    horizons = [target.horizon(weights.parallel) for target in targets]
+    times = [target.reads_at(parallel=weights.parallel) for target in targets]
     if logits:
-        horizons.append(2 * weights.n_layers)
-    return Receivers(name, tuple(targets), logits, max(horizons))
+        times.append(2 * weights.n_layers)
+    return Receivers(name, tuple(targets), logits, max(times))
 
 
 def _targets(weights: Weights, label: str) -> Iterable[Target]:
     site = _parsed("receivers", label, _RECEIVERS)
     check_range(weights, "receivers", site)
-    layer = site.layer or 0
-    if site.name in ("attn_out", "z") and (site.name == "attn_out" or site.head is not None):
-        if site.head is not None and shared_keys(weights):
-            check_range(weights, "receivers", Site("k", layer, head=site.head))
-        return [Target(layer, name, site.head) for name in ("q", "k", "v")]
-    if site.name in ("q", "k", "v"):
-        return [Target(layer, site.name, site.head)]
-    if site.name == "mlp_out":
-        return [Target(layer, "mlp_out", None)]
-    if site.name in ("pre", "post") and site.neuron is not None:
-        return [Target(layer, "post", site.neuron)]
+    if site.name == "z" and site.head is not None:
+        check_own_keys(weights, f"receivers={label!r}")
+    single = site.neuron is not None or (site.name == "z" and site.head is not None)
+    if site.name in ("attn_out", "mlp_out", "q", "k", "v") or single:
+        return targets_of(replace(site, name="post") if site.name == "pre" else site)
     raise ValueError(f"receivers={label!r} reads nothing; wanted such as {_RECEIVERS}")
+
+
+def targets_of(site: Site) -> list[Target]:
+    """What a component's inputs set; nothing for the embedding."""
+    if site.layer is None:
+        return []
+    if site.name in ("attn_out", "z"):
+        return [Target(site.layer, name, site.head) for name in ("q", "k", "v")]
+    return [Target(site.layer, site.name, site.neuron if site.head is None else site.head)]

@@ -5,11 +5,13 @@ block's input changes: below that block, and before that position, both are the 
 there is computed again.
 """
 
-from mlp_interp.runs.generate import Generation as Generation
-from mlp_interp.runs.patched import Branch as Branch
-from mlp_interp.runs.patched import Pin as Pin
-from mlp_interp.runs.run_patched import grow as grow
-from mlp_interp.runs.run_patched import rows_in as rows_in
-from mlp_interp.runs.runner import Run as Run
+from mlp_interp.runs.finals import final_streams as final_streams
+from mlp_interp.runs.finals import rows_in as rows_in
+from mlp_interp.runs.generation import Generation as Generation
+from mlp_interp.runs.patched_run import Frozen as Frozen
+from mlp_interp.runs.patched_run import PatchedRun as PatchedRun
+from mlp_interp.runs.recorded import Run as Run
+from mlp_interp.runs.recording import record as record
 from mlp_interp.runs.runner import Runner as Runner
-from mlp_interp.runs.trunk import Trunk as Trunk
+from mlp_interp.runs.runner import kept_sites as kept_sites
+from mlp_interp.runs.runner import run as run

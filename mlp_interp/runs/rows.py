@@ -1,4 +1,4 @@
-"""Rows: one stream vector of one branch each, for all branches of a group in a row."""
+"""Rows: one stream vector of one patched run each, for all runs of a group in a row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.runs.patched import Branch
+from mlp_interp.runs.patched_run import PatchedRun
 
 __all__ = ["Rows"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows, branch after branch, and where their queries stand.
+    """Some rows, run after run, and where their queries stand.
 
     Attributes:
-        index: Which rows, counted over all branches of the group.
-        item: The branch of each.
+        index: Which rows, counted over all runs of the group.
+        item: The patched run of each.
         pos: The position of each.
         column: Where each row's position stands among `positions`.
         positions: The positions at which queries are asked.
@@ -31,24 +31,24 @@ class Rows:
     positions: Int[Tensor, " column"]
 
     @classmethod
-    def every(cls, branches: Sequence[Branch], length: int, device: torch.device) -> "Rows":
-        """A row for each branch and position from its first changed one on."""
-        start = torch.tensor([b.start for b in branches], device=device)
+    def every(cls, runs: Sequence[PatchedRun], length: int, device: torch.device) -> "Rows":
+        """A row for each run and position from its first changed one on."""
+        start = torch.tensor([run.start for run in runs], device=device)
         counts = length - start
-        item = torch.repeat_interleave(torch.arange(len(branches), device=device), counts)
+        item = torch.repeat_interleave(torch.arange(len(runs), device=device), counts)
         index = torch.arange(len(item), device=device)
         pos = index - (counts.cumsum(0) - counts)[item] + start[item]
-        first = min(b.start for b in branches)
+        first = min(run.start for run in runs)
         return cls(index, item, pos, pos - first, torch.arange(first, length, device=device))
 
     def at(self, read: Sequence[int]) -> "Rows":
-        """The rows at some positions, of the branches that have come so far there."""
+        """The rows at some positions, of the runs that have come so far there."""
         positions = torch.tensor(read, dtype=torch.long, device=self.pos.device)
         row, column = (self.pos[:, None] == positions).nonzero(as_tuple=True)
         return Rows(self.index[row], self.item[row], self.pos[row], column, positions)
 
     def between(self, first: int, last: int) -> "Rows":
-        """The rows of branches `first` to `last` (not included)."""
+        """The rows of runs `first` to `last` (not included)."""
         ends = torch.searchsorted(self.item, self.item.new_tensor([first, last]))
         return self.where(slice(*ends.tolist()))
 

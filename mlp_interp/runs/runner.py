@@ -1,7 +1,6 @@
-"""The one runner that applies edits: to a forward pass, a recorded run or a generation."""
+"""Runs a model with edits: a forward pass, or a generation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,52 +8,79 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits.applying import Applier, Fired, Where
+from mlp_interp.edits.applying import Where
 from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
-from mlp_interp.runs.generate import Generation, Sampling, generate
+from mlp_interp.runs.generation import Generation, Sampling, generate
+from mlp_interp.runs.recorded import Run
+from mlp_interp.runs.recording import record
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Run", "Runner"]
+__all__ = ["Runner", "kept_sites", "run"]
+
+_ALWAYS = ("embed", "resid_pre", "resid_post")  # every run keeps these
 
 
-@dataclass(frozen=True)
-class Run:
-    """A forward pass to compare with, to restart from, and to take values from.
+@torch.no_grad()
+def run(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    sites: Site | str | Sequence[Site | str] = "all",
+    edits: Sequence[Edit] = (),
+) -> Run:
+    """Run a model, with edits or without, and record what its places held.
 
-    Attributes:
-        tokens: What was run.
-        streams: The stream at every block's input, and the final one last.
-        seen: Activations at the sites that were asked for, as the model went on with them: edited,
-            where the run was.
-        fired: What each edit did, in the order given; empty where there were none.
+    What comes back is a mapping of hook names to activations, as an `ActivationCache` is, that can
+    be edited, decomposed, attributed and patched from.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        tokens: Token ids.
+        sites: What to keep beside the streams: ``"all"`` (attention patterns are then computed
+            where they are asked for); or sites, labels (``"3.mlp"``, ``"L3H5"``: whole
+            activations), hook names, and names alone (``"post"``) for all layers.
+        edits: What to do on the way; those of one place in the order given.
+
+    Raises:
+        ValueError: The tokens are not ones that the model can take, a site cannot be kept, or an
+            edit does not fit this model and these tokens.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> clean = run(load_model("nano"), torch.tensor([[0, 5, 6]]))
+        >>> clean["blocks.3.hook_mlp_out"].shape, clean["L3H5"].shape
+        (torch.Size([1, 3, 192]), torch.Size([1, 3, 32]))
+        >>> silenced = clean.edited([Edit.set("2.mlp", 0.0)])
+        >>> bool((silenced.final - clean.final).abs().max() > 0)
+        True
     """
+    return Runner.of(model).run(tokens, sites=sites, edits=edits)
 
-    tokens: Int[Tensor, "batch pos"]
-    streams: tuple[Float[Tensor, "batch pos d_model"], ...]
-    seen: dict[Site, Tensor]
-    fired: tuple[Fired, ...] = ()
 
-    @property
-    def final(self) -> Float[Tensor, "batch pos d_model"]:
-        """The final stream."""
-        return self.streams[-1]
+def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> list[Site]:
+    """Sites from all the ways to name some: see `run`.
 
-    def at(self, site: Site) -> Tensor:
-        """The whole activation at a site.
+    Raises:
+        ValueError: A name that is none.
+    """
+    every = [name for name in EDITABLE if name not in _ALWAYS and name != "pattern"]
+    named = [sites] if isinstance(sites, Site | str) else list(sites)
+    listed: list[Site] = []
+    for one in named:
+        if isinstance(one, str) and one in ("all", *EDITABLE[1:]):
+            names = every if one == "all" else [one]
+            listed += [Site(name, layer) for name in names for layer in range(weights.n_layers)]
+        else:
+            listed.append(_site(one))
+    return listed
 
-        Raises:
-            ValueError: The run did not keep it.
-        """
-        whole = Site(site.name, site.layer)
-        if whole in self.seen:
-            return self.seen[whole]
-        layer = site.layer or 0
-        if site.name == "resid_pre" and layer < len(self.streams) - 1:
-            return self.streams[layer]
-        kept = ", ".join(s.label for s in self.seen) or "no sites"
-        raise ValueError(f"site={whole.label!r} was not kept by the run, which has {kept}")
+
+def _site(one: Site | str) -> Site:
+    if isinstance(one, Site):
+        return one
+    return Site.of_hook(one) if "hook_" in one else Site.parse(one)
 
 
 class Runner:
@@ -96,15 +122,14 @@ class Runner:
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        sites: Sequence[Site] = (),
+        sites: Site | str | Sequence[Site | str] = (),
         edits: Sequence[Edit] = (),
     ) -> Run:
         """Run tokens, with edits or without; keep every block's input, and what is at `sites`.
 
         Args:
             tokens: Token ids.
-            sites: Which activations to keep, whole, whatever head or neuron a site names: the
-                sites that can be edited.
+            sites: Which activations to keep, as in `run`.
             edits: What to do on the way; those of one place in the order given.
 
         Raises:
@@ -117,63 +142,23 @@ class Runner:
             >>> run = runner.run(
             ...     tokens, sites=[Site("post", 1)], edits=[Edit.clamp("1.post", high=0.0)]
             ... )
-            >>> bool(run.seen[Site("post", 1)].max() <= 0), run.fired[0].times
+            >>> bool(run["post", 1].max() <= 0), run.fired[0].times
             (True, 1)
         """
         tokens = self.weights.checked(tokens)
-        applier = Applier(edits, self.weights, (tokens.shape[0], tokens.shape[1]))
-        wanted = {(site.name, site.layer or 0): self._kept(site) for site in sites}
-        streams: list[Tensor] = []
-        seen: dict[Site, Tensor] = {}
-
-        def observe(name: str, layer: int, x: Tensor) -> Tensor:
-            x = applier(name, layer, x)
-            if name == "resid_pre":
-                streams.append(x)
-            if (name, layer) in wanted:
-                seen[wanted[name, layer]] = x
-            return x
-
-        patterns = applier.patterns | {layer for name, layer in wanted if name == "pattern"}
-        embedded = self.forward.embed(tokens, observe=observe)
-        streams.append(self.forward.run(embedded, observe=observe, patterns=patterns))
-        applier.check()
-        return Run(tokens, tuple(streams), seen, applier.fired)
-
-    def _kept(self, site: Site) -> Site:
-        layers = self.weights.n_layers
-        if site.name not in EDITABLE or (site.layer or 0) >= layers:
-            raise ValueError(
-                f"site={site.label!r} cannot be kept; wanted one of {', '.join(EDITABLE)} at "
-                f"layers 0 to {layers - 1}"
-            )
-        return Site(site.name, site.layer)
+        return record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=edits)
 
     @torch.no_grad()
     def edited(self, clean: Run, edits: Sequence[Edit]) -> Float[Tensor, "batch pos d_model"]:
         """The final stream of the same tokens with `edits` applied, in the order given.
 
         Starts at the first edited block: everything below is as in the clean run. For what each
-        edit did, and for activations, `run` the tokens with the edits.
+        edit did, and for activations, take `Run.edited`.
 
         Raises:
-            ValueError: `clean` was run with edits, or an edit does not fit the model and the run.
+            ValueError: An edit does not fit the model and the run.
         """
-        if clean.fired:
-            raise ValueError(
-                f"clean was run with {len(clean.fired)} edits of its own; wanted a run without"
-            )
-        if not edits:
-            return clean.final
-        applier = Applier(edits, self.weights, (clean.tokens.shape[0], clean.tokens.shape[1]))
-        start = applier.first
-        if start < 0:
-            stream, start = self.forward.embed(clean.tokens, observe=applier), 0
-        else:
-            stream = clean.streams[start]
-        final = self.forward.run(stream, start=start, observe=applier, patterns=applier.patterns)
-        applier.check()
-        return final
+        return clean.edited(edits, sites=()).final
 
     @torch.no_grad()
     def logits(self, run: Run) -> Float[Tensor, "batch pos d_vocab"]:

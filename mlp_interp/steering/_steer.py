@@ -12,7 +12,7 @@ from mlp_interp.edits import Edit, Fired
 from mlp_interp.edits.applying import Applier, Where, check_where, confined, whole_shape
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
-from mlp_interp.runs.generate import generating
+from mlp_interp.runs.generation import generating
 from mlp_interp.sites import Site
 
 __all__ = ["Steering", "steer"]

@@ -17,7 +17,7 @@ from mlp_interp.models import Weights
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.runs import Runner
-from mlp_interp.runs.generate import Sampling
+from mlp_interp.runs.generation import Sampling
 
 __all__ = [
     "GREEDY",

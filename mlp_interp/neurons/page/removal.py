@@ -56,8 +56,8 @@ def removal(
     for batch in tokens.split(size):
         clean = runner.run(batch, sites=[Site("pre", layer), Site("post", layer)])
         stream = clean.final[:, first:]
-        post = clean.seen[Site("post", layer)][:, first:, neuron]
-        firing = clean.seen[Site("pre", layer)][:, first:, neuron] > 0
+        post = clean["post", layer][:, first:, neuron]
+        firing = clean["pre", layer][:, first:, neuron] > 0
         total = stream - stream.mean(-1, keepdim=True)
         removed = (post - held_at)[..., None] * centred
         direct = stream_change(

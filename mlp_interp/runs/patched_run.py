@@ -1,16 +1,16 @@
-"""What a branch is: where it leaves the trunk, and what is held fixed along it."""
+"""What a patched run is: where it leaves its base run, and what is frozen along it."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Branch", "Pin"]
+__all__ = ["Frozen", "PatchedRun"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pin:
-    """An output of a block that is held fixed at some positions of a branch.
+class Frozen:
+    """An output of a block that is held fixed at some positions of a patched run.
 
     Attributes:
         layer: Which block.
@@ -26,31 +26,31 @@ class Pin:
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """A change of the stream at the input of one block, from which a run goes on by itself.
+class PatchedRun:
+    """A run that leaves its base run by a change of the stream at the input of one block.
 
     Attributes:
-        prompt: Which prompt of the trunk it leaves.
+        prompt: Which prompt of the base run it leaves.
         layer: The block at whose input the stream differs; the number of blocks for the final
             stream.
         start: The first position that differs.
         stream: The new stream at `start` and the positions after it, ``[changed, d_model]``. Beyond
-            them the stream at this block's input is the trunk's.
-        pins: Outputs held fixed in this block and later ones, at `start` or later positions.
+            them the stream at this block's input is the base run's.
+        frozen: Outputs held fixed in this block and later ones, at `start` or later positions.
     """
 
     prompt: int
     layer: int
     start: int
     stream: Float[Tensor, "changed d_model"]
-    pins: tuple[Pin, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
 
     @property
     def narrow(self) -> bool:
-        """Whether just one position differs, so that its block is mostly the trunk's own."""
+        """Whether just one position differs, so that its block is mostly the base run's own."""
         return self.stream.shape[0] == 1 and all(
-            pin.layer != self.layer or (pin.start == self.start and len(pin.value) == 1)
-            for pin in self.pins
+            one.layer != self.layer or (one.start == self.start and len(one.value) == 1)
+            for one in self.frozen
         )
 
     @property

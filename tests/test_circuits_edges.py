@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from contrasts import CASES, contrast_of
+from contrasts import CASES, RAN, contrast_of
 from random_models import assert_same_state, state_of, unchecked
 from reference_gradients import circuit_metric, difference, edge_scores
 
 from mlp_interp import Contrast
-from mlp_interp.gradients import (
-    Graph,
-    attribution_patch,
-    edge_attribution,
-    faithfulness,
-    problem,
-)
+from mlp_interp.circuits import edge_attribution, faithfulness
+from mlp_interp.gradients import attribution_patch
+from mlp_interp.interchange import Graph
 from mlp_interp.metrics import Custom, logit_difference
-from mlp_interp.models import Weights
 
 
 def metric_of(contrast):
@@ -28,11 +23,11 @@ def test_each_edge_is_change_times_gradient(
     kind, architecture, processing, backend, direction, engine
 ):
     model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
-    found = edge_attribution(model, contrast, direction=direction)
+    found = edge_attribution(model, contrast, direction=direction, engine=engine)
     tokens = contrast.clean_tokens, contrast.corrupted_tokens
     where = tokens[direction == "denoising"]
     expected = edge_scores(model, *tokens, metric_of(contrast), where)
-    assert found.attrs["engine"] == engine
+    assert found.attrs["engine"] == RAN[engine]
     edges = found.estimate.stack(edge=("sender", "receiver")).dropna("edge")
     assert {tuple(e) for e in edges.edge.values} == set(expected)
     for edge in edges.edge.values:
@@ -78,13 +73,15 @@ def _later(receivers, layer):
 
 def test_steps_prompts_and_averages(kind, engine):
     model, contrast = kind("sequential"), contrast_of(3, 9)
-    whole = edge_attribution(model, contrast, steps=3)
+    whole = edge_attribution(model, contrast, steps=3, engine=engine)
     for memory in (512.0, 0.05):
-        averaged = edge_attribution(model, contrast, steps=3, per_prompt=False, memory=memory)
+        averaged = edge_attribution(
+            model, contrast, steps=3, per_prompt=False, memory=memory, engine=engine
+        )
         assert averaged.estimate.dims == ("sender", "receiver")
         np.testing.assert_allclose(averaged.estimate, whole.estimate.mean("prompt"), atol=1e-6)
     assert whole.attrs["method"] == "EAP-IG"
-    alone = edge_attribution(model, contrast[1], steps=3).estimate[..., 0]
+    alone = edge_attribution(model, contrast[1], steps=3, engine=engine).estimate[..., 0]
     np.testing.assert_allclose(alone, whole.estimate[..., 1], atol=1e-6)
 
 
@@ -118,7 +115,7 @@ def test_the_graph_knows_who_comes_first(parallel):
 def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, processing, backend):
     model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
-    found = faithfulness(model, contrast, edges, [0.03, 0.2, 0.6])
+    found = faithfulness(model, contrast, edges=edges, fractions=[0.03, 0.2, 0.6])
     scores = edges.estimate.mean("prompt").stack(edge=("sender", "receiver")).dropna("edge")
     order = scores.edge.values[np.argsort(-abs(scores.values), kind="stable")]
     assert found.edges.values.tolist() == [round(f * len(order)) for f in (0.03, 0.2, 0.6)]
@@ -139,7 +136,7 @@ def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, proces
 def test_all_edges_are_the_model_and_none_are_the_corrupted_run(model):
     contrast = contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
-    found = faithfulness(model, contrast, edges, [0.0, 1.0])
+    found = faithfulness(model, contrast, edges=edges, fractions=[0.0, 1.0])
     np.testing.assert_allclose(found.metric[0], found.corrupted, atol=1e-4)
     np.testing.assert_allclose(found.metric[1], found.clean, atol=1e-4)
     np.testing.assert_allclose(found.faithfulness, [0, 1], atol=1e-3)
@@ -151,7 +148,7 @@ def test_areas_under_and_beside_the_curve(kind):
     contrast = contrast_of(3, 9)
     edges = edge_attribution(kind(), contrast)
     fractions = [0.05, 0.1, 0.5]
-    found = faithfulness(kind(), contrast, edges, fractions)
+    found = faithfulness(kind(), contrast, edges=edges, fractions=fractions)
     at = [0.0, *fractions, 1.0]
     height = [0.0, *found.faithfulness.values, 1.0]
     fine = np.linspace(0, 1, 200_001)
@@ -163,15 +160,17 @@ def test_areas_under_and_beside_the_curve(kind):
 def test_ranks_and_batches(kind):
     model, contrast = kind(), contrast_of(3, 9)
     edges = edge_attribution(model, contrast)
-    whole = faithfulness(model, contrast, edges)
-    some = faithfulness(model, contrast, edges.estimate, memory=0.5)
+    whole = faithfulness(model, contrast, edges=edges)
+    some = faithfulness(model, contrast, edges=edges.estimate, memory=0.5)
     np.testing.assert_allclose(some.metric, whole.metric, atol=1e-5)
     flipped = edges.estimate * -1
-    absolute = faithfulness(model, contrast, flipped, [0.1])
+    absolute = faithfulness(model, contrast, edges=flipped, fractions=[0.1])
     np.testing.assert_allclose(absolute.metric, whole.metric.sel(fraction=[0.1]), atol=1e-5)
-    signed = faithfulness(model, contrast, abs(edges.estimate.mean("prompt")), [0.1], rank="signed")
+    signed = faithfulness(
+        model, contrast, edges=abs(edges.estimate.mean("prompt")), fractions=[0.1], rank="signed"
+    )
     np.testing.assert_allclose(signed.metric, absolute.metric, atol=1e-5)
-    other = faithfulness(model, contrast, flipped, [0.1], rank="signed")
+    other = faithfulness(model, contrast, edges=flipped, fractions=[0.1], rank="signed")
     assert abs(other.metric - absolute.metric).max() > 1e-4
 
 
@@ -180,7 +179,7 @@ def test_metrics_at_earlier_positions(kind, backend):
     model, contrast = kind("parallel", backend, "folded", torch.float64), contrast_of(3, 9)
     metric = logit_difference(contrast.answers, contrast.foils, position=5)
     edges = edge_attribution(model, contrast, metric)
-    found = faithfulness(model, contrast, edges, [0.2], metric)
+    found = faithfulness(model, contrast, metric, edges=edges, fractions=[0.2])
     scores = edges.estimate.mean("prompt").stack(edge=("sender", "receiver")).dropna("edge")
     order = scores.edge.values[np.argsort(-abs(scores.values), kind="stable")]
     expected = circuit_metric(
@@ -197,7 +196,7 @@ def test_nothing_stays_on_the_model(kind, backend):
     model, contrast = kind("sequential", backend, "raw"), contrast_of(3, 9)
     before = state_of(model)
     edges = edge_attribution(model, contrast, steps=2)
-    faithfulness(model, contrast, edges, [0.1])
+    faithfulness(model, contrast, edges=edges, fractions=[0.1])
     calls = []
 
     def fails(logits, prompts):
@@ -208,7 +207,7 @@ def test_nothing_stays_on_the_model(kind, backend):
 
     for call in (
         lambda metric: edge_attribution(model, contrast, metric),
-        lambda metric: faithfulness(model, contrast, edges, [0.1], metric),
+        lambda metric: faithfulness(model, contrast, metric, edges=edges, fractions=[0.1]),
     ):
         calls.clear()
         with pytest.raises(RuntimeError, match="stop"):
@@ -231,8 +230,8 @@ def test_memory_does_not_decide_which_prompts_a_circuit_can_be_run_on(kind):
     )
     metric = logit_difference(contrast.answers, contrast.foils, position=3)
     edges = edge_attribution(model, contrast, metric)
-    large = faithfulness(model, contrast, edges, [0.1, 1.0], metric)
-    small = faithfulness(model, contrast, edges, [0.1, 1.0], metric, memory=1e-4)
+    large = faithfulness(model, contrast, metric, edges=edges, fractions=[0.1, 1.0])
+    small = faithfulness(model, contrast, metric, edges=edges, fractions=[0.1, 1.0], memory=1e-4)
     np.testing.assert_allclose(large.faithfulness, small.faithfulness, atol=1e-10)
 
 
@@ -241,7 +240,7 @@ def test_memory_does_not_decide_which_prompts_a_circuit_can_be_run_on(kind):
     [
         ({"direction": "up"}, "direction='up'; wanted 'denoising' or 'noising'"),
         ({"steps": 0}, "steps=0; wanted an integer of at least 1"),
-        ({"memory": -1.0}, "memory=-1.0; wanted a positive number"),
+        ({"memory": -1.0}, "memory=-1.0; wanted a number of MiB above 0"),
         ({"metric": "loss"}, "metric='loss'; wanted a Metric or one of"),
     ],
 )
@@ -250,7 +249,7 @@ def test_bad_arguments(kind, arguments, text):
         unchecked(edge_attribution)(kind(), contrast_of(3, 9), **arguments)
 
 
-def test_bad_arguments_of_faithfulness(kind, monkeypatch):
+def test_bad_arguments_of_faithfulness(kind):
     model, contrast = kind(), contrast_of(3, 9)
     edges = edge_attribution(model, contrast).estimate
     constant = Custom(name="same", unit="", function=lambda x, prompts: 0 * x[:, 0, 0] + 1)
@@ -263,10 +262,9 @@ def test_bad_arguments_of_faithfulness(kind, monkeypatch):
         ({"edges": edges.drop_vars("sender")}, "do not belong to this model"),
         ({"edges": edges * np.nan}, "scores that are NaN or infinite; wanted a number for every"),
         ({"metric": constant}, "metric 'same' is 1.0 on average after clean and after corrupted"),
-        ({"memory": 0.0}, "memory=0.0; wanted a positive number"),
+        ({"memory": 0.0}, "memory=0.0; wanted a number of MiB above 0"),
     ):
         with pytest.raises(ValueError, match=text):
             unchecked(faithfulness)(model, contrast, **{"edges": edges, **wrong})
-    monkeypatch.setattr(problem, "engine_of", Weights.of)
-    with pytest.raises(ValueError, match="has a feature that the lean forward lacks"):
-        faithfulness(model, contrast, edges)
+    with pytest.raises(ValueError, match=r"by engine='hooks': .* wanted a model that has one"):
+        faithfulness(model, contrast, edges=edges, engine="hooks")

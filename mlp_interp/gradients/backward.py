@@ -18,9 +18,9 @@ from mlp_interp.models import Forward
 from mlp_interp.models.forward import Projections
 from mlp_interp.models.rotary import Rotary
 
-__all__ = ["Grads", "Lean", "Memory", "Observer"]
+__all__ = ["Grads", "Lean", "Observer", "Past"]
 
-Memory = list[tuple[Tensor, Tensor]]
+Past = list[tuple[Tensor, Tensor]]
 """Rotated keys and values ``[item, head, pos, d_head]`` of each layer at the positions before."""
 
 Grads = dict[str, Tensor]
@@ -50,20 +50,20 @@ class Lean:
         """The stream before the first block."""
         return self.forward.embed(tokens)
 
-    def past(self, resid: Float[Tensor, "item pos d_model"]) -> Memory:
+    def past(self, resid: Float[Tensor, "item pos d_model"]) -> Past:
         """Keys and values of all layers at the positions of `resid`, which begin a text."""
-        memory: Memory = []
+        past: Past = []
         span = Span(0, resid.shape[1], ())
         for layer in range(self.weights.n_layers if span.stop else 0):
             resid, saved = self._block(layer, resid, span, None, _ignore)
-            memory.append((saved.k, saved.v))
-        return memory
+            past.append((saved.k, saved.v))
+        return past
 
     def run(
         self,
         resid: Float[Tensor, "item row d_model"],
         span: Span,
-        memory: Memory,
+        past: Past,
         *,
         observe: Observer | None = None,
         keep: bool = False,
@@ -73,15 +73,15 @@ class Lean:
         Args:
             resid: The stream before the first block.
             span: Which positions those are.
-            memory: Keys and values of the positions before; of so many items that those of `resid`
+            past: Keys and values of the positions before; of so many items that those of `resid`
                 are repetitions of them.
             observe: Shown each activation, at the positions where it matters.
             keep: Keep what `backward` needs.
         """
         kept: list[Saved] = []
         for layer in range(self.weights.n_layers):
-            past = memory[layer] if span.first else None
-            resid, saved = self._block(layer, resid, span, past, observe or _ignore)
+            before = past[layer] if span.first else None
+            resid, saved = self._block(layer, resid, span, before, observe or _ignore)
             if keep:
                 kept.append(saved)
         return Tape(span, kept, resid)

@@ -9,9 +9,17 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.gradients.graph import Graph
-from mlp_interp.gradients.problem import Part, Problem, check_options
-from mlp_interp.gradients.runs import Direction, Plan, Runs
+from mlp_interp.gradients.parts import Part, check_steps, parts
+from mlp_interp.gradients.runs import Plan, Runs
+from mlp_interp.interchange import (
+    Direction,
+    Engine,
+    GivenRuns,
+    Graph,
+    Question,
+    Reading,
+    both_runs,
+)
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights
 from mlp_interp.prompts import Contrast
@@ -31,6 +39,8 @@ def edge_attribution(
     direction: Direction = "denoising",
     steps: int = 1,
     per_prompt: bool = True,
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
 ) -> xr.Dataset:
     """Estimate the effect of every edge of a model (EAP; with more steps, EAP-IG).
@@ -52,6 +62,9 @@ def edge_attribution(
             points between the embeddings of the two runs. (The original implementation takes
             equally spaced points; both approach the same integral, this one sooner.)
         per_prompt: Keep prompts apart; else average over them while they are computed.
+        runs: The clean and the corrupted run, if they were made before, as in `attribution_patch`.
+        engine: ``"auto"`` computes on the model's weights where it can, ``"hooks"`` by autograd
+            through the model itself.
         memory: About how many MiB to use at most; prompts and steps are divided accordingly.
 
     Returns:
@@ -78,39 +91,38 @@ def edge_attribution(
         ... )
         (('sender', 'receiver', 'prompt'), True)
     """
-    check_options(direction, steps)
-    names = ("resid_pre", "z", "mlp_out")
-    plan = Plan((), names, _GRADIENTS, direction, False, steps)
-    problem = Problem.of(model, contrast, metric, plan, memory)
-    graph = Graph.of(problem.weights)
+    check_steps(steps)
+    question = Question.of(
+        model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
+    )
+    graph = Graph.of(question.weights)
+    plan = Plan(names=("resid_pre", "z", "mlp_out"), gradients=_GRADIENTS, steps=steps)
     estimates: list[np.ndarray] = []
-    metrics: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in problem.parts(problem.scorer()):
-        scores = _scores(problem.weights, graph, part)
+    readings: list[Reading] = []
+    for part in parts(question, plan):
+        scores = _scores(graph, part)
         estimates.append(to_numpy(scores if per_prompt else scores.sum(0, keepdim=True)))
-        metrics.append(part.metrics())
+        readings.append(part.reading)
     estimate = np.concatenate(estimates).transpose(1, 2, 0)
     estimate[~graph.edges] = np.nan
     if not per_prompt:
         estimate = estimate.sum(-1) / len(contrast)
-    unit = problem.metric.unit
-    note = {"unit": unit, "long_name": "estimated effect of the edge, positive toward clean"}
+    long_name = "estimated effect of the edge, positive toward clean"
     dims = ("sender", "receiver", "prompt") if per_prompt else ("sender", "receiver")
-    clean, corrupted = (np.concatenate(values) for values in zip(*metrics, strict=True))
-    coords = {name: x for name, x in problem.coords().items() if name not in ("pos", "token")}
     return xr.Dataset(
         {
-            "estimate": (dims, estimate, note),
-            "clean": ("prompt", clean, {"unit": unit}),
-            "corrupted": ("prompt", corrupted, {"unit": unit}),
+            "estimate": (dims, estimate, {"unit": question.metric.unit, "long_name": long_name}),
+            **both_runs(readings),
         },
-        coords={**graph.coords(), **coords},
+        coords={**graph.coords(), **question.coords()},
         attrs={
-            **problem.attrs(),
+            **question.attrs(),
+            "analysis": "edge attribution patching",
+            "steps": steps,
+            "method": "EAP" if steps == 1 else "EAP-IG",
             "parallel": int(graph.parallel),
             "n_layers": graph.n_layers,
             "n_heads": graph.n_heads,
-            "method": "EAP" if steps == 1 else "EAP-IG",
         },
     )
 
@@ -129,13 +141,13 @@ class _Senders:
         changes, last = runs.differences, graph.n_layers - 1
         embedded = changes["resid_pre", 0]
         prompts, rows, width = embedded.shape
-        early = embedded.new_empty(prompts, graph.heard(last), rows, width)
+        early = embedded.new_empty(prompts, graph.written_before(last), rows, width)
         early[:, 0] = embedded
         final = early
         for layer in range(graph.n_layers):
             z, mlp = changes["z", layer], changes["mlp_out", layer]
             if layer < last:
-                here = early[:, graph.wrote(layer)]
+                here = early[:, graph.writing(layer)]
             else:
                 here = final = z.new_empty(prompts, graph.n_heads + 1, z.shape[1], width)
             here[:, :-1] = z.transpose(1, 2) @ weights.block(layer).W_O
@@ -143,38 +155,39 @@ class _Senders:
         return cls(early, final, runs.positions("resid_pre", 0)[0], rows)
 
     def scores(
-        self, grad: Float[Tensor, "prompt receiver row d_model"], positions: list[int], heard: int
+        self, grad: Float[Tensor, "prompt receiver row d_model"], positions: list[int], count: int
     ) -> Float[Tensor, "prompt sender receiver"]:
-        """Of the first `heard` senders into some receivers, summed over positions."""
-        early = self.early[:, :heard]
+        """Of the first `count` senders into some receivers, summed over positions."""
+        early = self.early[:, :count]
         if len(positions) < self.early_rows:
             early = early[:, :, [p - self.first for p in positions]]
         grad = grad.flatten(2).transpose(1, 2)
-        found = early.flatten(2) @ grad
-        if heard > self.early.shape[1]:
-            late = self.last[:, : heard - self.early.shape[1]].flatten(2) @ grad
-            found = torch.cat([found, late], dim=1)
-        return found
+        scores = early.flatten(2) @ grad
+        if count > self.early.shape[1]:
+            late = self.last[:, : count - self.early.shape[1]].flatten(2) @ grad
+            scores = torch.cat([scores, late], dim=1)
+        return scores
 
 
-def _scores(weights: Weights, graph: Graph, part: Part) -> Float[Tensor, "prompt sender receiver"]:
-    senders = _Senders.of(weights, graph, part.runs)
-    shape = (len(part.prompts), len(graph.senders), len(graph.receivers))
-    found = senders.early.new_zeros(shape)
+def _scores(graph: Graph, part: Part) -> Float[Tensor, "prompt sender receiver"]:
+    senders = _Senders.of(part.question.weights, graph, part.runs)
+    shape = (len(senders.early), len(graph.senders), len(graph.receivers))
+    scores = senders.early.new_zeros(shape)
     for layer, grads in part.gradients():
-        heard = graph.heard(layer)
+        before = graph.written_before(layer)
         queries, keys = (part.runs.positions(f"{name}_in", layer) for name in "qk")
         # Readers at the same positions in one product.
         for names, rows in (("qkv", keys),) if queries == keys else (("q", queries), ("kv", keys)):
             grad = torch.cat([grads[f"{name}_in"].transpose(1, 2) for name in names], dim=1)
             first, last = graph.heads(layer, names[0]), graph.heads(layer, names[-1])
             where = slice(first.start, last.stop)
-            found[:, :heard, where] += senders.scores(grad, rows, heard)
-        heard, rows = graph.heard(layer, by_mlp=True), part.runs.positions("mlp_out", layer)
-        scores = senders.scores(grads["mlp_in"][:, None], rows, heard)
-        found[:, :heard, graph.mlp(layer)] += scores[..., 0]
+            scores[:, :before, where] += senders.scores(grad, rows, before)
+        before = graph.written_before(layer, "mlp_out")
+        rows = part.runs.positions("mlp_out", layer)
+        into_mlp = senders.scores(grads["mlp_in"][:, None], rows, before)
+        scores[:, :before, graph.mlp(layer)] += into_mlp[..., 0]
         if layer == graph.n_layers - 1:
             # The gradient at the last MLP's output is that at the final stream.
-            scores = senders.scores(grads["mlp_out"][:, None], rows, len(graph.senders))
-            found[..., -1] += scores[..., 0]
-    return found
+            into_logits = senders.scores(grads["mlp_out"][:, None], rows, len(graph.senders))
+            scores[..., -1] += into_logits[..., 0]
+    return scores

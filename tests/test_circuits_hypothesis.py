@@ -11,6 +11,8 @@ from random_models import BACKENDS, unchecked
 from reference_paths import close
 
 from mlp_interp import metrics, paths
+from mlp_interp.circuits import evaluate_hypothesis, node_circuits, path_circuits
+from mlp_interp.models import Weights
 
 NODES = ["L0H1", "L1H2.q", "L1H2.k", "L2H3.v", "1.attn", "0.mlp", "L1N5", "L1N40", "L2N0"]
 EVERYTHING = [f"{layer}.{kind}" for layer in range(3) for kind in ("attn", "mlp")]
@@ -55,7 +57,7 @@ def test_every_circuit_is_what_hooks_give(kind, architecture, processing, backen
     model = kind(architecture, backend, processing, torch.float64)
     contrast = contrast_of(4)
     for nodes in (NODES, ["L2H1.q"], ["embed", "1.mlp", "logits"], EVERYTHING):
-        found = paths.test_hypothesis(model, contrast, nodes=nodes, draws=0)
+        found = evaluate_hypothesis(model, contrast, nodes=nodes, draws=0)
         circuit = slow_circuit(model, contrast, nodes)
         close(found.circuit, circuit)
         clean = slow_circuit(model, contrast, EVERYTHING)
@@ -140,7 +142,7 @@ def test_every_path_is_what_hooks_hand_on(kind, architecture, processing, backen
     if architecture != "parallel":
         chains.append(["L0H2", "0.mlp", "L1H1", "1.mlp"])
     for chain in chains:
-        found = paths.test_hypothesis(model, contrast, nodes=[[*chain, "logits"]], draws=0)
+        found = evaluate_hypothesis(model, contrast, nodes=[[*chain, "logits"]], draws=0)
         expected = slow_chain(model, contrast, chain)
         close(found.circuit, expected)
         assert found.attrs["nodes"] == [" > ".join([*(x for x in chain), "logits"])]
@@ -161,49 +163,49 @@ def test_all_paths_through_some_nodes_are_the_circuit_of_those_nodes(kind, archi
 
     inner = [c for size in range(len(nodes) + 1) for c in combinations(nodes, size)]
     inner = [c for c in inner if all(hears(*pair) for pair in pairwise(c))]
-    found = paths.test_hypothesis(model, contrast, nodes=[["embed", *c] for c in inner], draws=0)
+    found = evaluate_hypothesis(model, contrast, nodes=[["embed", *c] for c in inner], draws=0)
     # The queries of L1H2 hear the circuit, its keys and values are the other run's in both.
-    close(found.circuit, paths.test_hypothesis(model, contrast, nodes=nodes, draws=0).circuit)
+    close(found.circuit, evaluate_hypothesis(model, contrast, nodes=nodes, draws=0).circuit)
     some = [["embed", *c] for c in inner if "0.mlp" not in c]
-    few = paths.test_hypothesis(model, contrast, nodes=some, draws=0)
+    few = evaluate_hypothesis(model, contrast, nodes=some, draws=0)
     assert float(np.abs(few.circuit - found.circuit).max()) > 1e-8
-    hooks = paths.test_hypothesis(model, contrast, nodes=some[:4], engine="hooks", draws=0)
-    lean = paths.test_hypothesis(model, contrast, nodes=some[:4], memory=1e-3, draws=0)
+    hooks = evaluate_hypothesis(model, contrast, nodes=some[:4], engine="hooks", draws=0)
+    lean = evaluate_hypothesis(model, contrast, nodes=some[:4], memory=1e-3, draws=0)
     close(hooks.circuit, lean.circuit)
 
 
 def test_whole_starts_hold_what_paths_through_them_would_add(kind):
     model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of()
-    one = paths.test_hypothesis(model, contrast, nodes=[["L1H2"], ["embed", "L1H2"]], draws=0)
+    one = evaluate_hypothesis(model, contrast, nodes=[["L1H2"], ["embed", "L1H2"]], draws=0)
     inputs = [["L1H2.q"], ["L1H2.k"], ["L1H2.v"]]
-    two = paths.test_hypothesis(model, contrast, nodes=inputs, draws=0)
+    two = evaluate_hypothesis(model, contrast, nodes=inputs, draws=0)
     alone = paths.path_patch(model, contrast, senders="L1H2", receivers="logits")
     close(one.circuit, alone.raw[0, 0])
     close(two.circuit, alone.raw[0, 0])
-    partial = paths.test_hypothesis(model, contrast, nodes=inputs[:1], draws=0)
+    partial = evaluate_hypothesis(model, contrast, nodes=inputs[:1], draws=0)
     alone = paths.path_patch(model, contrast, senders="L1H2.q", receivers="logits")
     close(partial.circuit, alone.raw[0, 0])
 
 
 def test_random_paths_keep_their_shape(kind):
-    weights = paths.circuits.Weights.of(kind("parallel"))
+    weights = Weights.of(kind("parallel"))
     given = [["embed", "L0H1", "L1H2.q", "2.mlp"], ["L0H1", "L1N3", "logits"]]
-    given = [paths.tree.path_of(weights, path) for path in given]
-    drawn = paths.tree.random_paths(weights, given, np.random.default_rng(1))
+    given = [path_circuits.path_of(weights, path) for path in given]
+    drawn = path_circuits.random_paths(weights, given, np.random.default_rng(1))
     assert [[s.name for s in path] for path in drawn] == [[s.name for s in p] for p in given]
     assert [[s.layer for s in path] for path in drawn] == [[s.layer for s in p] for p in given]
     assert drawn[0][1] == drawn[1][0]
     assert drawn != given
-    found = paths.test_hypothesis(kind("parallel"), contrast_of(), nodes=[["L0H1"]], draws=3)
+    found = evaluate_hypothesis(kind("parallel"), contrast_of(), nodes=[["L0H1"]], draws=3)
     assert found.random.shape == (3, 2)
 
 
 def test_random_circuits_are_of_the_same_kinds_and_repeat(kind):
     model, contrast = kind("parallel", BACKENDS[0], "folded", torch.float64), contrast_of()
     nodes = ["L0H1", "L1H2", "1.mlp", "L2N3"]
-    first = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
-    again = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
-    other = paths.test_hypothesis(model, contrast, nodes=nodes, draws=4, seed=4)
+    first = evaluate_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
+    again = evaluate_hypothesis(model, contrast, nodes=nodes, draws=4, seed=3)
+    other = evaluate_hypothesis(model, contrast, nodes=nodes, draws=4, seed=4)
     close(first.random, again.random, atol=0)
     assert float(np.abs(first.random - other.random).max()) > 0
     close(first.random_aue, np.abs(first.clean - first.random).mean("prompt"))
@@ -211,17 +213,17 @@ def test_random_circuits_are_of_the_same_kinds_and_repeat(kind):
     close(first.as_good, (first.random_aue <= first.aue).mean())
     # All heads, drawn at random, are all heads.
     heads = [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
-    found = paths.test_hypothesis(model, contrast, nodes=heads, draws=2)
+    found = evaluate_hypothesis(model, contrast, nodes=heads, draws=2)
     close(found.random[0], found.circuit)
     assert float(found.as_good) == 1
-    mlps = paths.test_hypothesis(model, contrast, nodes=["0.mlp", "1.mlp", "2.mlp"], draws=1)
+    mlps = evaluate_hypothesis(model, contrast, nodes=["0.mlp", "1.mlp", "2.mlp"], draws=1)
     close(mlps.random[0], mlps.circuit)
 
 
 def test_random_nodes_keep_which_inputs_hear(kind):
-    weights = paths.circuits.Weights.of(kind("parallel"))
-    nodes = [paths.circuits.node_of(weights, label) for label in NODES]
-    drawn = paths.circuits.random_nodes(weights, nodes, np.random.default_rng(0))
+    weights = Weights.of(kind("parallel"))
+    nodes = [node_circuits.node_of(weights, label) for label in NODES]
+    drawn = node_circuits.random_nodes(weights, nodes, np.random.default_rng(0))
     assert sorted(node.name for node in drawn) == sorted(node.name for node in nodes)
     heads = [(node.layer, node.head) for node in drawn if node.head is not None]
     assert len(heads) == len(set(heads)) == 4
@@ -238,25 +240,23 @@ def test_pairs_of_several_lots_count_alike(kind):
         foils=two.foils,
     )
     lots = [one, one.swap(), short]
-    found = paths.test_hypothesis(model, lots, nodes=NODES, draws=2)
-    apart = [paths.test_hypothesis(model, lot, nodes=NODES, draws=2) for lot in lots]
+    found = evaluate_hypothesis(model, lots, nodes=NODES, draws=2)
+    apart = [evaluate_hypothesis(model, lot, nodes=NODES, draws=2) for lot in lots]
     for name in ("circuit", "clean", "random", "unexplained"):
         close(found[name], np.concatenate([x[name] for x in apart], axis=-1))
     assert found.contrast.values.tolist() == [0] * 3 + [1] * 3 + [2] * 2
     left, total = np.abs(found.unexplained.values), np.abs(found.total.values)
-    close(found.aue_error, left.std(ddof=1) / np.sqrt(8), rtol=1e-6)
+    close(found.aue_se, left.std(ddof=1) / np.sqrt(8), rtol=1e-6)
     # The share's error to first order, against leaving out one pair at a time.
     shares = [np.delete(left, i).mean() / np.delete(total, i).mean() for i in range(8)]
     jackknife = np.sqrt(7 / 8 * np.square(np.array(shares) - np.mean(shares)).sum())
-    assert float(found.explained_error) == pytest.approx(jackknife, rel=0.3)
+    assert float(found.explained_se) == pytest.approx(jackknife, rel=0.3)
 
 
 def test_the_model_itself_gives_the_same(kind, backend):
     model, contrast = kind("gpt2", backend, "raw", torch.float64), contrast_of()
-    lean = paths.test_hypothesis(model, contrast, nodes=NODES, draws=2)
-    hooks = paths.test_hypothesis(
-        model, contrast, nodes=NODES, draws=2, engine="hooks", memory=1e-3
-    )
+    lean = evaluate_hypothesis(model, contrast, nodes=NODES, draws=2)
+    hooks = evaluate_hypothesis(model, contrast, nodes=NODES, draws=2, engine="hooks", memory=1e-3)
     assert (lean.engine, hooks.engine) == ("lean", "hooks")
     for name in ("circuit", "random", "aue", "explained"):
         close(hooks[name], lean[name])
@@ -267,11 +267,11 @@ def test_pairs_without_an_effect_have_no_share(kind):
     metric = metrics.Custom(
         name="constant", unit="logits", function=lambda logits, _: 0 * logits[:, 0, 0]
     )
-    found = paths.test_hypothesis(kind("parallel"), contrast, metric, ["0.mlp"], draws=1)
+    found = evaluate_hypothesis(kind("parallel"), contrast, metric, nodes=["0.mlp"], draws=1)
     assert float(found.ate) == float(found.aue) == 0
     assert np.isnan(found.explained)
-    alone = paths.test_hypothesis(kind("parallel"), contrast[0], nodes=["0.mlp"], draws=0)
-    assert np.isnan(alone.aue_error)
+    alone = evaluate_hypothesis(kind("parallel"), contrast[0], nodes=["0.mlp"], draws=0)
+    assert np.isnan(alone.aue_se)
     assert np.isnan(alone.as_good)
 
 
@@ -307,4 +307,4 @@ def test_pairs_without_an_effect_have_no_share(kind):
 def test_errors(kind, options, text):
     options = {"contrasts": contrast_of(), "nodes": ["0.mlp"], **options}
     with pytest.raises(ValueError, match=text):
-        unchecked(paths.test_hypothesis)(kind("parallel"), **options)
+        unchecked(evaluate_hypothesis)(kind("parallel"), **options)

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.paths.circuits import node_of
-from mlp_interp.paths.exchange import Exchange, Write
-from mlp_interp.paths.labels import LOGITS, Receivers, Target, check_range, writes_at
-from mlp_interp.paths.problem import Problem
-from mlp_interp.paths.sweep import Item, Sweep, batches
+from mlp_interp.circuits.node_circuits import node_of
+from mlp_interp.interchange import Exchange, Pair, Write
+from mlp_interp.interchange.graph import LOGITS, check_own_keys, writes_at
+from mlp_interp.models import Weights
+from mlp_interp.paths.direct_paths import DirectPaths, Item, batches
+from mlp_interp.paths.labels import Receivers, Target, targets_of
 from mlp_interp.sites import Site
 
 __all__ = ["Path", "Tree", "measure_paths", "path_of", "random_paths", "sites_of"]
@@ -43,8 +43,9 @@ def path_of(weights: Weights, labels: Sequence[str]) -> Path:
     path = tuple(node_of(weights, label) or Site("embed") for label in inner)
     for sender, reader in pairwise(path):
         if reader.head is not None:
-            check_range(weights, "nodes", Site("k", reader.layer, head=reader.head))
-        if writes_at(sender) >= min(t.horizon(weights.parallel) for t in _targets(reader)):
+            check_own_keys(weights, f"nodes={reader.label!r}")
+        times = [t.reads_at(parallel=weights.parallel) for t in targets_of(reader)]
+        if writes_at(sender) >= min(times):
             raise ValueError(
                 f"nodes={list(labels)!r} is no path: {sender.label} writes after {reader.label} "
                 "reads; wanted components in the order of their work"
@@ -72,26 +73,18 @@ def random_paths(weights: Weights, paths: Sequence[Path], rng: np.random.Generat
 
 @torch.no_grad()
 def measure_paths(
-    problem: Problem,
-    forward: Forward | HookForward,
-    circuits: Sequence[Sequence[Path]],
-    size: int,
+    pair: Pair, size: int, *, circuits: Sequence[Sequence[Path]]
 ) -> Float[Tensor, "circuit prompt"]:
     """The metric of every circuit; at most `size` prompts run together."""
-    exchange = Exchange(forward, problem.corrupted, problem.clean)
-    return torch.stack(
-        [
-            problem.reader(Tree.of(paths).final(exchange, size)[:, problem.read], problem.every)
-            for paths in circuits
-        ]
-    )
+    exchange = Exchange(pair.corrupted, pair.clean)
+    return torch.stack([pair.measured(Tree.of(paths).final(exchange, size)) for paths in circuits])
 
 
 def sites_of(circuits: Sequence[Sequence[Path]], n_layers: int) -> list[Site]:
     """Activations that both runs must keep."""
     found = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
     for site in {site for paths in circuits for path in paths for site in path} - {Site("embed")}:
-        names = {t.name for t in _targets(site)}
+        names = {t.name for t in targets_of(site)}
         names |= {"z", "q", "k", "v"} if names & {"q", "k", "v"} else set()
         found |= {Site(name, site.layer) for name in names}
     return sorted(found, key=lambda site: site.label)
@@ -103,7 +96,7 @@ class Tree:
 
     Attributes:
         site: The component; None for the logits.
-        reaching: What tells each of its inputs, by the input's activation.
+        reaching: What reaches each of its inputs, by the input's activation.
         whole: Inputs (for a component without several: itself) that are the clean run's altogether.
     """
 
@@ -131,7 +124,7 @@ class Tree:
         component = replace(site, name="z") if site.head is not None else site
         here = self.reaching.setdefault(name, {})
         tree = here.setdefault(component, Tree(component))
-        for target in _targets(site) or [Target(0, "embed", None)]:
+        for target in targets_of(site) or [Target(0, "embed", None)]:
             if len(path) == 1:
                 tree.whole.add(target.name)
             else:
@@ -140,24 +133,24 @@ class Tree:
     def _writes(self, exchange: Exchange, size: int) -> Write:
         """What this component writes anew."""
         site = self.site or Site("embed")
-        targets = _targets(site)
+        targets = targets_of(site)
         if all(target.name in self.whole for target in targets):
             return exchange.writes([site])[0]
         new = {t: value for t in targets for value in self._computes(exchange, t, size)}
         layer, weights = targets[0].layer, exchange.forward.weights
         base = {name: exchange.base.at(Site(name, layer)) for name in ("attn_out", "mlp_out")}
         if site.name == "mlp_out":
-            return Write(2 * layer + 1, layer, new[targets[0]] - base["mlp_out"])
+            return Write(writes_at(site), layer, new[targets[0]] - base["mlp_out"])
         if site.name == "post":
             change = new[targets[0]] - exchange.base.at(Site("post", layer))[..., [site.unit]]
-            return Write(2 * layer + 1, layer, change * weights.block(layer).W_out[site.unit])
+            return Write(writes_at(site), layer, change * weights.block(layer).W_out[site.unit])
         z = _mixed(exchange, new)
         if site.name == "attn_out":
             own = exchange.base.at(Site("z", layer))
             out = weights.block(layer).W_O
-            return Write(2 * layer, layer, torch.einsum("pqhd,hdm->pqm", z - own, out))
+            return Write(writes_at(site), layer, torch.einsum("pqhd,hdm->pqm", z - own, out))
         change = (z - exchange.base.at(Site("z", layer)))[:, :, site.unit]
-        return Write(2 * layer, layer, change @ weights.block(layer).W_O[site.unit])
+        return Write(writes_at(site), layer, change @ weights.block(layer).W_O[site.unit])
 
     def _computes(self, exchange: Exchange, target: Target, size: int) -> Iterator[Tensor]:
         """What the component computes from one input ``[prompt, pos, ...]``, if paths reach it."""
@@ -165,12 +158,12 @@ class Tree:
             values = exchange.source.at(Site(target.name, target.layer))
             yield values if target.unit is None else values[:, :, [target.unit]]
         elif target.name in self.reaching:
-            told = [tree._writes(exchange, size) for tree in self.reaching[target.name].values()]
-            receivers = Receivers("", (target,), False, 0)
-            sweep = Sweep(exchange, receivers, "all", None, [], None)
-            items = [Item((), prompt, told) for prompt in range(len(exchange.base.tokens))]
-            heard = [sweep.hear(some)[0] for some in batches(items, size)]
-            yield torch.cat([some[target.name, target.layer] for some in heard])
+            writes = [tree._writes(exchange, size) for tree in self.reaching[target.name].values()]
+            receivers = Receivers(name="", targets=(target,), logits=False, reads_at=0)
+            paths = DirectPaths(exchange, receivers, freeze="all", positions=None, read=[])
+            items = [Item((), prompt, writes) for prompt in range(exchange.base.batch)]
+            computed = [paths.receive(some)[0] for some in batches(items, size)]
+            yield torch.cat([some[target.name, target.layer] for some in computed])
 
 
 def _mixed(exchange: Exchange, new: dict[Target, Tensor]) -> Float[Tensor, "prompt pos head d"]:
@@ -189,12 +182,3 @@ def _mixed(exchange: Exchange, new: dict[Target, Tensor]) -> Float[Tensor, "prom
 
     exchange.forward.run(exchange.base.streams[layer], start=layer, stop=layer + 1, observe=observe)
     return found[0]
-
-
-def _targets(site: Site) -> list[Target]:
-    """What a component's inputs set; nothing for the embedding."""
-    if site.layer is None:
-        return []
-    if site.name in ("attn_out", "z"):
-        return [Target(site.layer, name, site.head) for name in ("q", "k", "v")]
-    return [Target(site.layer, site.name, site.neuron if site.head is None else site.head)]

@@ -6,17 +6,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlp_interp.gradients.graph import Graph
-from mlp_interp.gradients.lean import Lean
-from mlp_interp.gradients.problem import Part, Problem
-from mlp_interp.gradients.runs import Plan
+from mlp_interp.gradients.backward import Lean, Past
 from mlp_interp.gradients.span import Span
+from mlp_interp.interchange import (
+    Engine,
+    GivenRuns,
+    Graph,
+    Question,
+    Reading,
+    both_runs,
+)
 from mlp_interp.metrics import Metric
+from mlp_interp.models import Forward
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 
@@ -30,11 +35,13 @@ FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def faithfulness(
     model: Any,
     contrast: Contrast,
-    edges: xr.Dataset | xr.DataArray,
-    fractions: Sequence[float | int] = FRACTIONS,
     metric: str | Metric = "logit_difference",
     *,
+    edges: xr.Dataset | xr.DataArray,
+    fractions: Sequence[float | int] = FRACTIONS,
     rank: Literal["absolute", "signed"] = "absolute",
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
 ) -> xr.Dataset:
     """How much of a metric the best-scored edges keep when all others carry corrupted activations.
@@ -48,12 +55,14 @@ def faithfulness(
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         contrast: Pairs of clean and corrupted prompts; best not those that scored the edges.
+        metric: Name of a metric or a `Metric`.
         edges: Scores ``[sender, receiver(, prompt)]`` as from `edge_attribution`; prompts are
             averaged.
         fractions: Shares of the edges to keep, from 0 to 1.
-        metric: Name of a metric or a `Metric`.
         rank: ``"absolute"`` keeps the largest scores of either sign, to behave as the model does;
             ``"signed"`` the most positive, to do best.
+        runs: The clean and the corrupted run, if they were made before, as in `attribution_patch`.
+        engine: Only ``"auto"`` can: each head's inputs are set apart, on the model's weights.
         memory: About how many MiB to use at most; prompts are divided accordingly.
 
     Returns:
@@ -74,71 +83,82 @@ def faithfulness(
 
     Example:
         >>> from mlp_interp import load_model, prompts
-        >>> from mlp_interp.gradients import edge_attribution
+        >>> from mlp_interp.circuits import edge_attribution
         >>> model = load_model("nano")
         >>> task = prompts.ioi(model, n=4, seed=0)
-        >>> curve = faithfulness(model, task, edge_attribution(model, task), [0, 0.1, 1])
+        >>> edges = edge_attribution(model, task)
+        >>> curve = faithfulness(model, task, edges=edges, fractions=[0, 0.1, 1])
         >>> curve.faithfulness.round(3).values[[0, -1]]
         array([0., 1.], dtype=float32)
     """
     fractions = _checked_fractions(fractions)
     if rank not in ("absolute", "signed"):
         raise ValueError(f"rank={rank!r}; wanted 'absolute' or 'signed'")
-    # No gradients are taken; but each circuit has as many streams as edges have receivers.
-    plan = Plan((), (), ("q_in",), steps=len(fractions))
-    problem = Problem.of(model, contrast, metric, plan, memory)
-    if not isinstance(problem.engine, Lean):
+    question = Question.of(model, contrast, metric, engine=engine, memory=memory, runs=runs)
+    if not isinstance(question.forward, Forward):
         raise ValueError(
-            f"model={model.cfg.model_name!r} has a feature that the lean forward lacks; wanted one "
-            "whose heads' inputs can be set apart"
+            f"model={question.weights.model.cfg.model_name!r} by engine={question.forward.engine!r}"
+            ": each head's inputs must be set apart, which takes the lean forward; wanted a model "
+            "that has one"
         )
-    graph = Graph.of(problem.weights)
+    graph, lean = Graph.of(question.weights), Lean(question.forward)
     kept = _circuits(graph, edges, fractions, rank)
-    found: dict[str, list[np.ndarray]] = {"metric": [], "clean": [], "corrupted": []}
-    masks = torch.from_numpy(kept).to(problem.weights.device, problem.weights.dtype)
-    for part in problem.parts(problem.scorer()):
-        tokens = tuple(x[part.prompts] for x in (contrast.clean_tokens, contrast.corrupted_tokens))
-        circuit = _Circuit.of(problem.engine, graph, tokens, problem.plan.read)
-        found["metric"].append(_metrics(circuit, masks, part, problem.plan.together))
-        for name, values in zip(("clean", "corrupted"), part.metrics(), strict=True):
-            found[name].append(values)
-    values = {name: np.concatenate(parts, axis=-1) for name, parts in found.items()}
-    return _curve(problem, fractions, kept, values, rank)
+    masks = torch.from_numpy(kept).to(question.weights.device, question.weights.dtype)
+    items = max(1, int(memory * 2**20 / _bytes(question)))
+    together = min(items, len(fractions))
+    metrics: list[np.ndarray] = []
+    readings: list[Reading] = []
+    for part in question.parts(max(1, items // together)):
+        circuit = _Circuit.of(lean, graph, part)
+        readings.append(circuit.reading)
+        metrics.append(_metrics(circuit, masks, together))
+    return _curve(question, fractions, kept, np.concatenate(metrics, axis=-1), readings, rank)
 
 
-@dataclass
+def _bytes(question: Question) -> float:
+    """About what one circuit takes of one prompt: a stream for each sender and receiver."""
+    weights, length = question.weights, question.length
+    per_layer = (weights.n_heads + 1) * weights.d_model + 2 * weights.n_heads * length
+    per_block = 8 * weights.n_heads * weights.d_model + 3 * weights.d_mlp
+    numbers = (weights.n_layers * per_layer + per_block) * length
+    return float(numbers * weights.W_U.element_size())
+
+
+@dataclass(frozen=True, eq=False)
 class _Circuit:
     """The corrupted run, and what it takes to run parts of the clean one inside it."""
 
     lean: Lean
     graph: Graph
     span: Span
-    read: tuple[int, ...]
+    reading: Reading
     embedded: Tensor  # clean less corrupted, at the rows of the span
     corrupted: dict[tuple[str, int], Tensor]
     final: Tensor
-    memory: list[tuple[Tensor, Tensor]]
+    past: Past
 
     @classmethod
-    def of(
-        cls, lean: Lean, graph: Graph, tokens: tuple[Tensor, ...], read: tuple[int, ...]
-    ) -> "_Circuit":
-        stop = max(read) + 1
-        clean, corrupted = (x.to(lean.weights.device)[:, :stop] for x in tokens)
-        differs = (clean != corrupted).any(0).tolist()
+    def of(cls, lean: Lean, graph: Graph, question: Question) -> "_Circuit":
+        """Run both sides of a question."""
+        read = question.read
         # Before the first position that is read nothing may differ: then that is the first.
-        first = min(differs.index(True) if True in differs else min(read), *read)
-        span = Span(first, stop, tuple(range(first, stop)))
-        here, base = lean.embed(clean), lean.embed(corrupted)
-        memory = lean.past(base[:, :first])
-        found: dict[tuple[str, int], Tensor] = {}
+        differs = question.contrast.differs.any(0).tolist()
+        first = min(differs.index(True), *read)
+        span = Span(first, question.length, tuple(range(first, question.length)))
+        clean, corrupted = question.embedded()
+        past = lean.past(corrupted[:, :first])
+        seen: dict[tuple[str, int], Tensor] = {}
 
         def note(name: str, layer: int, x: Tensor) -> None:
             if name in ("resid_pre", "attn_out", "z", "mlp_out"):
-                found[name, layer] = x
+                seen[name, layer] = x
 
-        final = lean.run(base[:, first:], span, memory, observe=note).final
-        return cls(lean, graph, span, read, (here - base)[:, first:], found, final, memory)
+        final = lean.run(corrupted[:, first:], span, past, observe=note).final
+        clean_final = lean.run(clean[:, first:], span, past).final
+        rows = [p - first for p in read]
+        reading = question.reading_at(clean_final[:, rows], final[:, rows])
+        change = (clean - corrupted)[:, first:]
+        return cls(lean, graph, span, reading, change, seen, final, past)
 
     def run(
         self, masks: Float[Tensor, "circuit sender receiver"]
@@ -150,26 +170,25 @@ class _Circuit:
         changes[:, 0] = self.embedded
         for layer in range(graph.n_layers):
             stream = self.corrupted["resid_pre", layer]
-            wrote, heard = graph.wrote(layer), graph.heard(layer)
+            writing, before = graph.writing(layer), graph.written_before(layer)
             z = self._attend(
                 layer,
                 [
-                    stream + _heard(changes[:, :heard], masks[:, :heard, graph.heads(layer, name)])
+                    stream + _read(changes[:, :before], masks[:, :before, graph.heads(layer, name)])
                     for name in ("q", "k", "v")
                 ],
             )
             z = z - self.corrupted["z", layer].transpose(1, 2)
             written = z @ lean.weights.block(layer).W_O
-            changes[:, wrote][:, :-1] = written.transpose(1, 2)
+            changes[:, writing][:, :-1] = written.transpose(1, 2)
             if not parallel:
                 stream = stream + self.corrupted["attn_out", layer]
-            heard, mlp = graph.heard(layer, by_mlp=True), graph.mlp(layer)
-            read = stream + _heard(changes[:, :heard], masks[:, :heard, mlp : mlp + 1])
-            changes[:, wrote][:, -1] = (
-                self._mlp(layer, read[:, 0]) - self.corrupted["mlp_out", layer]
-            )
-        rows = [p - self.span.first for p in self.read]
-        final = _heard(changes[..., rows, :], masks[..., -1:])
+            before, mlp = graph.written_before(layer, "mlp_out"), graph.mlp(layer)
+            read = stream + _read(changes[:, :before], masks[:, :before, mlp : mlp + 1])
+            mlp_out = lean.forward.mlp(layer, read[:, 0])
+            changes[:, writing][:, -1] = mlp_out - self.corrupted["mlp_out", layer]
+        rows = [p - self.span.first for p in self.reading.read]
+        final = _read(changes[..., rows, :], masks[..., -1:])
         return self.final[:, rows] + final[:, 0]
 
     def _attend(self, layer: int, inputs: list[Tensor]) -> Tensor:
@@ -184,35 +203,29 @@ class _Circuit:
         rotary, future = lean.places(self.span)
         q, k, v = (x.transpose(2, 3) for x in (rotary(q), rotary(k), v))
         if self.span.first:
-            past = (x.expand(len(q), *x.shape) for x in self.memory[layer])
+            past = (x.expand(len(q), *x.shape) for x in self.past[layer])
             k, v = (torch.cat(pair, dim=3) for pair in zip(past, (k, v), strict=True))
         return lean.pattern(q, k, future) @ v
 
-    def _mlp(self, layer: int, x: Tensor) -> Tensor:
-        forward, p = self.lean.forward, self.lean.forward.projections(layer)
-        pre = F.linear(forward.normalize(x), p.mlp_in, p.mlp_in_bias)
-        return F.linear(forward.activate(pre), p.mlp_out, p.mlp_out_bias)
 
-
-def _heard(
+def _read(
     changes: Float[Tensor, "circuit sender prompt row d_model"],
     masks: Float[Tensor, "circuit sender receiver"],
 ) -> Float[Tensor, "circuit receiver prompt row d_model"]:
-    """The sum of what each receiver hears."""
-    heard = masks.transpose(1, 2) @ changes.flatten(2)
-    return heard.view(*heard.shape[:2], *changes.shape[2:])
+    """The sum of what each receiver reads."""
+    total = masks.transpose(1, 2) @ changes.flatten(2)
+    return total.view(*total.shape[:2], *changes.shape[2:])
 
 
 def _metrics(
-    circuit: _Circuit, masks: Tensor, part: Part, together: int
+    circuit: _Circuit, masks: Tensor, together: int
 ) -> Float[np.ndarray, "circuit prompt"]:
-    found = []
+    values: list[Tensor] = []
+    prompts = torch.arange(len(circuit.embedded), device=masks.device)
     for some in masks.split(together):
-        streams = circuit.run(some)
-        prompts = part.prompts.repeat(len(some))
-        values = part.scorer.values(streams.flatten(0, 1), prompts)
-        found.append(values.view(len(some), -1))
-    return to_numpy(torch.cat(found))
+        streams = circuit.run(some).flatten(0, 1)
+        values.append(circuit.reading(streams, prompts.repeat(len(some))).view(len(some), -1))
+    return to_numpy(torch.cat(values))
 
 
 def _circuits(
@@ -246,38 +259,42 @@ def _circuits(
 
 
 def _curve(
-    problem: Problem,
+    question: Question,
     fractions: list[float],
     kept: np.ndarray,
-    values: dict[str, np.ndarray],
+    metric: Float[np.ndarray, "fraction prompt"],
+    readings: Sequence[Reading],
     rank: str,
 ) -> xr.Dataset:
-    clean, corrupted = values["clean"].mean(), values["corrupted"].mean()
+    runs = both_runs(readings)
+    clean, corrupted = (runs[name][1].mean() for name in ("clean", "corrupted"))
     if clean == corrupted:
         raise ValueError(
-            f"metric {problem.metric.name!r} is {clean} on average after clean and after corrupted "
-            "prompts; wanted a difference to recover"
+            f"metric {question.metric.name!r} is {clean} on average after clean and after "
+            "corrupted prompts; wanted a difference to recover"
         )
-    faithful = (values["metric"].mean(-1) - corrupted) / (clean - corrupted)
+    faithful = (metric.mean(-1) - corrupted) / (clean - corrupted)
     # No edges give the corrupted run and all of them the clean one, whether measured or not.
     curve = {0.0: 0.0, 1.0: 1.0, **dict(zip(fractions, faithful.tolist(), strict=True))}
     at = np.array(sorted(curve))
     height = np.array([curve[x] for x in at])
-    unit, share = {"unit": problem.metric.unit}, {"unit": "share of clean - corrupted"}
-    coords = {n: x for n, x in problem.coords().items() if n not in ("pos", "token")}
-    attrs = {n: x for n, x in problem.attrs().items() if n not in ("steps", "direction")}
+    share = {"unit": "share of clean - corrupted"}
     return xr.Dataset(
         {
             "faithfulness": ("fraction", faithful, share),
-            "metric": (("fraction", "prompt"), values["metric"], unit),
-            "clean": ("prompt", values["clean"], unit),
-            "corrupted": ("prompt", values["corrupted"], unit),
+            "metric": (("fraction", "prompt"), metric, {"unit": question.metric.unit}),
+            **runs,
             "edges": ("fraction", kept.sum((1, 2)), {"unit": "edges"}),
             "cpr": ((), _area(at, height), share),
             "cmd": ((), _area(at, 1 - height, absolute=True), share),
         },
-        coords={"fraction": fractions, **coords},
-        attrs={**attrs, "rank": rank, "method": "edges outside the circuit are corrupted"},
+        coords={"fraction": fractions, **question.coords()},
+        attrs={
+            **question.attrs(),
+            "analysis": "faithfulness",
+            "rank": rank,
+            "method": "edges outside the circuit are corrupted",
+        },
     )
 
 
@@ -295,7 +312,7 @@ def _area(at: np.ndarray, height: np.ndarray, *, absolute: bool = False) -> floa
 
 
 def _checked_fractions(fractions: Sequence[float | int]) -> list[float]:
-    found = sorted({float(fraction) for fraction in fractions})
-    if not found or not all(0 <= fraction <= 1 for fraction in found):
+    shares = sorted({float(fraction) for fraction in fractions})
+    if not shares or not all(0 <= fraction <= 1 for fraction in shares):
         raise ValueError(f"fractions={list(fractions)}; wanted some from 0 to 1")
-    return found
+    return shares

@@ -1,11 +1,9 @@
 """How much of a behaviour a proposed circuit leaves unexplained."""
 
-# ruff: noqa: PT028 (it takes the public function for a test)
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +12,37 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mlp_interp.circuits.node_circuits import Circuits, node_of, random_nodes
+from mlp_interp.circuits.path_circuits import (
+    Path,
+    measure_paths,
+    path_of,
+    random_paths,
+    sites_of,
+)
+from mlp_interp.interchange import Engine, GivenRuns, Question, Reading
+from mlp_interp.interchange.graph import LOGITS, writers
 from mlp_interp.metrics import Metric, metric_for
-from mlp_interp.models import HookForward, Weights, describe, forward_of
-from mlp_interp.paths.circuits import Circuits, node_of, random_nodes
-from mlp_interp.paths.labels import LOGITS, labels_at
-from mlp_interp.paths.problem import Problem, items_in
-from mlp_interp.paths.tree import Path, measure_paths, path_of, random_paths, sites_of
+from mlp_interp.models import Weights
+from mlp_interp.paths.direct_paths import items_in
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.sites import Site
 
-__all__ = ["test_hypothesis"]
+__all__ = ["evaluate_hypothesis"]
 
 
 @torch.no_grad()
-def test_hypothesis(
+def evaluate_hypothesis(
     model: Any,
     contrasts: Contrast | Sequence[Contrast],
     metric: str | Metric = "logit_difference",
-    nodes: Sequence[str | Sequence[str]] = (),
     *,
+    nodes: str | Sequence[str | Sequence[str]],
     draws: int = 10,
     seed: int = 0,
-    engine: Literal["auto", "hooks"] = "auto",
+    runs: GivenRuns | None = None,
+    engine: Engine = "auto",
     memory: float = 512.0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -55,7 +61,7 @@ def test_hypothesis(
 
     Args:
         model: The model.
-        contrasts: Pairs of prompts, or several lots of them, which may differ in length. To have
+        contrasts: Pairs of prompts, or several contrasts, which may differ in length. To have
             each pair both ways round, give ``[contrast, contrast.swap()]``.
         metric: One of `mlp_interp.metrics.METRICS`, or, for a single contrast, a `Metric`.
         nodes: The circuit: ``L3H5`` (a head), ``L3H5.q`` (or ``.k``, ``.v``: the head, but only
@@ -68,6 +74,8 @@ def test_hypothesis(
         draws: How many random circuits: of nodes, other nodes of the same kinds; of paths, the same
             paths through other heads and neurons of the same layers.
         seed: Of the random circuits.
+        runs: The clean and the corrupted run of a single contrast, if they were made before, as in
+            `path_patch`.
         engine: ``"auto"`` runs the model's lean forward where there is one, ``"hooks"`` the model
             itself.
         memory: MiB that may be used on top of the two runs themselves.
@@ -79,7 +87,7 @@ def test_hypothesis(
         and ``unexplained``, clean less corrupted and clean less circuit. Over prompts: ``ate`` and
         ``aue``, means of their absolute values, and ``explained``, ``1 - aue / ate`` (1 if nothing
         is left; below 0 if the circuit does more harm than corruption; NaN without any effect),
-        each with its standard error over pairs as ``..._error``; ``random_aue`` and
+        each with its standard error over pairs as ``..._se``; ``random_aue`` and
         ``random_explained`` ``[draw]``; and ``as_good``, the share of random circuits that leave no
         more unexplained. ``check_everything`` and ``check_nothing`` are the largest errors of two
         self-checks: with all nodes the circuit is the clean run; with none, the embedding corrupted
@@ -96,58 +104,49 @@ def test_hypothesis(
         >>> from mlp_interp import load_model, prompts
         >>> model = load_model("nano")
         >>> contrast = prompts.ioi(model, n=4, seed=0)
-        >>> result = test_hypothesis(model, contrast, nodes=["L1H0", "L2H1", "3.attn"], draws=2)
+        >>> result = evaluate_hypothesis(model, contrast, nodes=["L1H0", "L2H1", "3.attn"], draws=2)
         >>> result.unexplained.dims, result.random_aue.sizes["draw"]
         (('prompt',), 2)
         >>> all_of_it = [f"{layer}.{kind}" for layer in range(4) for kind in ("attn", "mlp")]
-        >>> bool(test_hypothesis(model, contrast, nodes=all_of_it).explained > 0.999)
+        >>> bool(evaluate_hypothesis(model, contrast, nodes=all_of_it).explained > 0.999)
         True
     """
     weights = Weights.of(model)
-    lots = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
-    chosen = _metrics(metric, lots)
+    several = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
+    metrics = _metrics(metric, several)
     claim = _Claim.of(weights, nodes)
     if draws < 0 or seed < 0:
         raise ValueError(f"draws={draws}, seed={seed}; wanted neither below 0")
-    if engine not in ("auto", "hooks"):
-        raise ValueError(f"engine={engine!r}; wanted 'auto' or 'hooks'")
-    lengths = [max(one.read(lot.length)) + 1 for one, lot in zip(chosen, lots, strict=True)]
-    size = items_in(weights, max(lengths), memory)
-    forward = forward_of(model) if engine == "auto" else HookForward(weights)
+    if runs is not None and len(several) > 1:
+        raise ValueError(f"runs beside {len(several)} contrasts; wanted those of a single one")
+    questions = [
+        Question.of(model, contrast, one, engine=engine, memory=memory, runs=runs)
+        for contrast, one in zip(several, metrics, strict=True)
+    ]
+    size = items_in(weights, max(question.length for question in questions), memory)
     measurer = claim.measurer(weights, draws, np.random.default_rng(seed))
-    parts = []
-    with tqdm(total=len(lots), desc="circuits", disable=not progress) as bar:
-        for lot, one in zip(lots, chosen, strict=True):
-            problem = Problem.of(forward, lot, one, measurer.sites)
-            found = measurer.measure(problem=problem, forward=forward, size=size)
-            runs = problem.values
-            parts.append((runs["clean"], runs["corrupted"], *found[:3], found[3:]))
-            bar.update()
-    values = _Values(*(torch.cat(x, dim=-1) for x in zip(*parts, strict=True)))
-    attrs: dict[str, Any] = {
-        **lots[0].attrs,
-        "data": "; ".join(dict.fromkeys(lot.attrs["data"] for lot in lots)),
-        **describe(model),
-        "engine": forward.engine,
+    parts: list[_Values] = []
+    for question in tqdm(questions, desc="circuits", disable=not progress):
+        pair = question.pair(measurer.sites)
+        parts.append(_Values.of(pair.reading, measurer.measure(pair, size)))
+    attrs = {
+        **questions[0].attrs(),
+        "data": "; ".join(dict.fromkeys(contrast.attrs["data"] for contrast in several)),
         "nodes": claim.labels,
         "draw_seed": seed,
     }
-    return _dataset(values, lots, chosen[0], attrs)
+    return _dataset(_Values.joined(parts), questions, attrs)
 
 
-# pytest collects functions of this name where they are imported.
-test_hypothesis.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _metrics(metric: str | Metric, lots: Sequence[Contrast]) -> list[Metric]:
-    if not lots:
+def _metrics(metric: str | Metric, contrasts: Sequence[Contrast]) -> list[Metric]:
+    if not contrasts:
         raise ValueError("contrasts=[] is empty; wanted a Contrast, or some of them")
-    if len(lots) > 1 and isinstance(metric, Metric):
+    if len(contrasts) > 1 and isinstance(metric, Metric):
         raise ValueError(
-            f"metric={metric.name!r} is a Metric for {len(lots)} contrasts; wanted its name, for "
-            "it names the tokens of one"
+            f"metric={metric.name!r} is a Metric for {len(contrasts)} contrasts; wanted its name, "
+            "for it names the tokens of one"
         )
-    return [metric_for(metric, lot) for lot in lots]
+    return [metric_for(metric, contrast) for contrast in contrasts]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class _Claim:
     paths: list[Path]
 
     @classmethod
-    def of(cls, weights: Weights, nodes: Sequence[str | Sequence[str]]) -> "_Claim":
+    def of(cls, weights: Weights, nodes: str | Sequence[str | Sequence[str]]) -> "_Claim":
         given = [nodes] if isinstance(nodes, str) else list(nodes)
         labels = [label for label in dict.fromkeys(map(_hashable, given)) if isinstance(label, str)]
         if labels and len(labels) < len(set(map(_hashable, given))):
@@ -183,7 +182,7 @@ class _Claim:
 
     def measurer(self, weights: Weights, draws: int, rng: np.random.Generator) -> "_Measurer":
         """Of this circuit, all of the model, nothing, and random ones."""
-        whole = [Site.parse(label) for label in labels_at(weights, "component")]
+        whole = writers(weights.n_layers, weights.n_heads, "component")
         if self.nodes:
             drawn = [random_nodes(weights, self.nodes, rng) for _ in range(draws)]
             circuits = Circuits.of(weights, [self.nodes, whole[1:], [], *drawn])
@@ -216,16 +215,28 @@ class _Values:
     nothing: Float[Tensor, " prompt"]
     random: Float[Tensor, "draw prompt"]
 
+    @classmethod
+    def of(cls, reading: Reading, circuits: Float[Tensor, "circuit prompt"]) -> "_Values":
+        """From the circuits in the order in which they are measured."""
+        circuit, everything, nothing = circuits[:3]
+        return cls(reading.clean, reading.corrupted, circuit, everything, nothing, circuits[3:])
 
-def _dataset(
-    values: _Values, lots: Sequence[Contrast], metric: Metric, attrs: dict[str, Any]
-) -> xr.Dataset:
+    @classmethod
+    def joined(cls, parts: Sequence["_Values"]) -> "_Values":
+        """Those of several contrasts, one after the other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(torch.cat(column, dim=-1) for column in columns))
+
+
+def _dataset(values: _Values, questions: Sequence[Question], attrs: dict[str, Any]) -> xr.Dataset:
+    contrasts = [question.contrast for question in questions]
+    metric = questions[0].metric
     total, left = values.clean - values.corrupted, values.clean - values.circuit
-    ate, ate_error = mean_and_error(total.abs())
-    aue, aue_error = mean_and_error(left.abs())
+    ate, ate_se = mean_and_error(total.abs())
+    aue, aue_se = mean_and_error(left.abs())
     scale = torch.where(ate == 0, torch.nan, ate)
     # A ratio of means: its error to first order is that of the mean of these.
-    ratio_error = mean_and_error((left.abs() - aue / scale * total.abs()) / scale)[1]
+    ratio_se = mean_and_error((left.abs() - aue / scale * total.abs()) / scale)[1]
     random_aue = (values.clean - values.random).abs().mean(-1)
     ties = 1e-6 * ate  # the same circuit, run in another batch, differs by rounding
     as_good = (random_aue <= aue + ties).to(aue.dtype).mean() if len(random_aue) else torch.nan
@@ -233,9 +244,9 @@ def _dataset(
     share = {"unit": "share of the average total effect"}
     scalars = {
         "ate": ate,
-        "ate_error": ate_error,
+        "ate_se": ate_se,
         "aue": aue,
-        "aue_error": aue_error,
+        "aue_se": aue_se,
         "check_everything": (values.everything - values.clean).abs().max(),
         "check_nothing": (values.nothing - values.corrupted).abs().max(),
     }
@@ -251,7 +262,7 @@ def _dataset(
             **{name: ("prompt", to_numpy(x), unit) for name, x in per_prompt.items()},
             **{name: ((), float(x), unit) for name, x in scalars.items()},
             "explained": ((), float(1 - aue / scale), share),
-            "explained_error": ((), float(ratio_error), share),
+            "explained_se": ((), float(ratio_se), share),
             "random": (("draw", "prompt"), to_numpy(values.random), unit),
             "random_aue": ("draw", to_numpy(random_aue), unit),
             "random_explained": ("draw", to_numpy(1 - random_aue / scale), share),
@@ -261,17 +272,15 @@ def _dataset(
             "prompt": np.arange(len(total)),
             "contrast": (
                 "prompt",
-                np.repeat(np.arange(len(lots)), [len(lot) for lot in lots]),
+                np.repeat(np.arange(len(contrasts)), [len(one) for one in contrasts]),
             ),
-            "answer": ("prompt", [text for lot in lots for text in lot.answer_text]),
-            "foil": ("prompt", [text for lot in lots for text in lot.foil_text]),
+            "answer": ("prompt", [text for one in contrasts for text in one.answer_text]),
+            "foil": ("prompt", [text for one in contrasts for text in one.foil_text]),
             "draw": np.arange(len(random_aue)),
         },
         attrs={
             **attrs,
             "analysis": "average unexplained effect",
-            "metric": metric.name,
-            "unit": metric.unit,
             "long_name": f"{metric.name} left unexplained",
         },
     )

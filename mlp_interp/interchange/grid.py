@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
@@ -75,6 +76,13 @@ class Grid:
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
         return tuple(len(values) for values in self.axes.values())
+
+    def coords(self) -> dict[str, Any]:
+        """Coordinates of the cells; heads are named as components too."""
+        coords = {name: (name, np.array(values)) for name, values in self.axes.items()}
+        if self.family == "head" and self.units is not None:
+            coords |= components(self.layers, self.units)
+        return coords
 
     def cells(self) -> Iterator[Cell]:
         """Every patch, in the order of the result."""

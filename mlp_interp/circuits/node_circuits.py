@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.paths.labels import LOGITS, check_range, shared_keys
-from mlp_interp.paths.problem import Problem
+from mlp_interp.interchange import Pair
+from mlp_interp.interchange.graph import LOGITS, check_own_keys
+from mlp_interp.models import Weights
+from mlp_interp.paths.labels import check_range
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
@@ -37,16 +38,14 @@ def node_of(weights: Weights, label: str) -> Site | None:
     if not known and site.name not in ("attn_out", "mlp_out"):
         raise ValueError(f"nodes={label!r} computes nothing; wanted such as {_NODES}")
     check_range(weights, "nodes", site)
-    if site.name in ("q", "k", "v") and shared_keys(weights):
-        raise ValueError(
-            f"nodes={label!r}: heads of this model share their keys and values; wanted whole heads"
-        )
+    if site.name in ("q", "k", "v"):
+        check_own_keys(weights, f"nodes={label!r}")
     return site
 
 
 def random_nodes(weights: Weights, nodes: Sequence[Site], rng: np.random.Generator) -> list[Site]:
     """As many other nodes of the same kinds, drawn without putting back."""
-    found: list[Site] = []
+    nodes_drawn: list[Site] = []
     for kind in ("head", "neuron", "attn_out", "mlp_out"):
         chosen = [node for node in nodes if _kind(node) == kind]
         size = {"head": weights.n_heads, "neuron": weights.d_mlp}.get(kind, 1)
@@ -54,8 +53,8 @@ def random_nodes(weights: Weights, nodes: Sequence[Site], rng: np.random.Generat
         for node, place in zip(chosen, drawn, strict=True):
             layer, unit = divmod(place, size)
             units = {kind: unit} if kind in ("head", "neuron") else {}
-            found.append(Site(node.name, layer, **units))
-    return found
+            nodes_drawn.append(Site(node.name, layer, **units))
+    return nodes_drawn
 
 
 def _kind(node: Site) -> str:
@@ -109,29 +108,26 @@ class Circuits:
             if not mask[:, layer].all()
         ]
 
-    def measure(
-        self, problem: Problem, forward: Forward | HookForward, size: int
-    ) -> Float[Tensor, "circuit prompt"]:
+    def measure(self, pair: Pair, size: int) -> Float[Tensor, "circuit prompt"]:
         """The metric of every circuit.
 
         Args:
-            problem: The two runs and the metric.
-            forward: The model's forward pass.
+            pair: The two runs and the metric.
             size: How many passes of one prompt to run together.
         """
-        clean, corrupted, every = problem.clean, problem.corrupted, problem.every
+        clean, corrupted, every = pair.clean, pair.corrupted, pair.prompts
         circuits = len(self.kept["z"])
         number = torch.arange(circuits, device=every.device).repeat_interleave(len(every))
-        found = []
+        values: list[Tensor] = []
         for circuit, prompt in zip(
             number.split(size), every.repeat(circuits).split(size), strict=True
         ):
             # A circuit of no nodes is there as a check, from the corrupted embedding.
             none = ~self._any[circuit][:, None, None]
             embedded = torch.where(none, corrupted.streams[0][prompt], clean.streams[0][prompt])
-            final = self._run(forward, embedded, corrupted, circuit, prompt)
-            found.append(problem.reader(final[:, problem.read], prompt))
-        return torch.cat(found).view(circuits, -1)
+            final = self._run(embedded, corrupted, circuit, prompt)
+            values.append(pair.reading(final[:, pair.reading.read], prompt))
+        return torch.cat(values).view(circuits, -1)
 
     @property
     def _any(self) -> Bool[Tensor, " circuit"]:
@@ -139,7 +135,6 @@ class Circuits:
 
     def _run(
         self,
-        forward: Forward | HookForward,
         embedded: Float[Tensor, "item pos d_model"],
         other: Run,
         circuit: Int[Tensor, " item"],
@@ -155,4 +150,4 @@ class Circuits:
             held = other.at(Site(name, layer))[prompt]
             return torch.where(mask if x.ndim == 3 else mask[..., None], x, held)
 
-        return forward.run(embedded, observe=observe)
+        return other.forward.run(embedded, observe=observe)

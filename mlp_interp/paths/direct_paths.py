@@ -1,4 +1,4 @@
-"""Many exchanges of senders to one set of receivers, run together."""
+"""Many exchanges along direct paths to one set of receivers, run together."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,18 +8,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.paths.exchange import Exchange, Write
+from mlp_interp.interchange import Exchange, Write
+from mlp_interp.interchange.graph import writes_at
+from mlp_interp.interchange.measuring import ROWS
+from mlp_interp.models import Forward, Weights
 from mlp_interp.paths.labels import Receivers
-from mlp_interp.runs import Branch, Trunk, grow
+from mlp_interp.runs import PatchedRun, final_streams
 from mlp_interp.sites import Site
 
-__all__ = ["Freeze", "Heard", "Item", "Sweep", "batches"]
+__all__ = ["Computed", "DirectPaths", "Freeze", "Item", "batches", "items_in"]
 
 Freeze = Literal["all", "attention"]
-Heard = dict[tuple[str, int], Tensor]
+Computed = dict[tuple[str, int], Tensor]
 """What receivers compute from their new inputs, by activation and layer, ``[item, pos, ...]``."""
 
-_GROW_ROWS = 2048  # more of them together gain nothing
+
+def items_in(weights: Weights, length: int, memory: float | int) -> int:
+    """How many passes of one prompt of so many tokens fit into `memory` MiB together.
+
+    A position holds its stream in some copies, its queries, keys and values, what it attends to,
+    and the widest hidden layer.
+    """
+    per_position = 3 * weights.d_mlp + 20 * weights.d_model + weights.n_heads * length
+    return max(1, int(memory * 2**20 / (weights.W_U.element_size() * length * per_position)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,27 +59,26 @@ class Item:
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """So many items at a time."""
-    chosen: list[Item] = []
+    waiting: list[Item] = []
     for item in items:
-        chosen.append(item)
-        if len(chosen) == size:
-            yield chosen
-            chosen = []
-    if chosen:
-        yield chosen
+        waiting.append(item)
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 @dataclass
-class Sweep:
+class DirectPaths:
     """Exchanges to one set of receivers.
 
     Attributes:
         exchange: The two runs.
         receivers: The receivers.
         freeze: What is held fixed between senders and receivers.
-        positions: Where receivers hear; None for everywhere.
+        positions: Where receivers get new inputs; None for everywhere.
         read: Positions of the final stream that are wanted.
-        trunk: The base run as branches leave it; None to run the model itself to its end.
     """
 
     exchange: Exchange
@@ -76,17 +86,16 @@ class Sweep:
     freeze: Freeze
     positions: tuple[int, ...] | None
     read: list[int]
-    trunk: Trunk | None
 
     def __post_init__(self) -> None:
         base = self.exchange.base
-        self.n_layers = len(base.streams) - 1
-        like = torch.zeros(base.tokens.shape[1], dtype=torch.bool, device=base.final.device)
-        self._hears, self._reads = like.clone(), like.clone()
-        self._hears[slice(None) if self.positions is None else list(self.positions)] = True
-        self._reads[self.read] = True
-        parallel = self.exchange.forward.weights.parallel
-        self._horizon = max((t.horizon(parallel) for t in self.receivers.targets), default=-1)
+        like = torch.zeros(base.length, dtype=torch.bool, device=base.final.device)
+        self._renewed, self._read = like.clone(), like.clone()
+        self._renewed[slice(None) if self.positions is None else list(self.positions)] = True
+        self._read[self.read] = True
+        parallel = base.weights.parallel
+        times = (t.reads_at(parallel=parallel) for t in self.receivers.targets)
+        self._last = max(times, default=-1)
 
     def changing(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items in which some receiver's input changes, and from which position on.
@@ -94,32 +103,32 @@ class Sweep:
         Along direct paths nothing moves across positions.
         """
         for item in items:
-            found = torch.zeros_like(self._hears)
+            changes = torch.zeros_like(self._renewed)
             for write in item.writes:
                 moves = write.moves[item.prompt, item.at]
-                if write.order < self._horizon:
-                    found[item.at] |= moves & self._hears[item.at]
+                if write.order < self._last:
+                    changes[item.at] |= moves & self._renewed[item.at]
                 if self.receivers.logits:
-                    found[item.at] |= moves & self._reads[item.at]
-            if found.any():
-                yield replace(item, start=int(found.nonzero()[0]))
+                    changes[item.at] |= moves & self._read[item.at]
+            if changes.any():
+                yield replace(item, start=int(changes.nonzero()[0]))
 
     def finals(self, items: Sequence[Item]) -> Float[Tensor, "item read d_model"]:
         """Final streams at the positions read, one for each item."""
-        heard, direct = self.hear(items)
-        return self.answer(self._prompts(items), heard, direct, [i.start for i in items])
+        computed, direct = self.receive(items)
+        return self._answer(self._prompts(items), computed, direct, [i.start for i in items])
 
     def whole(self) -> Float[Tensor, "prompt read d_model"]:
         """Final streams where the receivers have the whole inputs of the source: patched there."""
         source, base = self.exchange.source, self.exchange.base
-        heard = {
+        computed = {
             (name, layer): _units(source.at(Site(name, layer)), units)
             for layer in self.receivers.layers
             for name, units in self.receivers.at(layer).items()
         }
         direct = (source.final - base.final)[:, self.read] if self.receivers.logits else None
-        prompts = torch.arange(len(base.tokens), device=base.final.device)
-        return self.answer(prompts, heard, direct, [0] * len(prompts))
+        prompts = torch.arange(base.batch, device=base.final.device)
+        return self._answer(prompts, computed, direct, [0] * len(prompts))
 
     def _prompts(self, items: Sequence[Item]) -> Int[Tensor, " item"]:
         return torch.tensor([i.prompt for i in items], device=self.exchange.base.final.device)
@@ -136,35 +145,42 @@ class Sweep:
                     row[item.at] += write.delta[item.prompt, item.at]
         return change
 
-    def hear(self, items: Sequence[Item]) -> tuple[Heard, Tensor | None]:
-        """What the receivers compute from their inputs, and what the logits hear directly."""
+    def receive(self, items: Sequence[Item]) -> tuple[Computed, Tensor | None]:
+        """What the receivers compute from new inputs, and what the logits get directly."""
         if self.freeze == "attention":
-            return self._hear_through_mlps(items)
+            return self._receive_through_mlps(items)
         base, prompts = self.exchange.base, self._prompts(items)
-        heard: Heard = {}
+        computed: Computed = {}
         for layer in self.receivers.layers:
-            x = base.streams[layer][prompts] + self._change(items, lambda o: o < 2 * layer)  # noqa: B023
-            self._run_frozen(items, x, layer, layer + 1, heard)
+            x = base.streams[layer][prompts] + self._change_before(items, layer)
+            self._run_frozen(items, x, layer, layer + 1, computed)
         if not self.receivers.logits:
-            return heard, None
-        return heard, self._change(items, lambda o: True)[:, self.read]
+            return computed, None
+        return computed, self._change_before(items, base.n_layers)[:, self.read]
 
-    def _hear_through_mlps(self, items: Sequence[Item]) -> tuple[Heard, Tensor | None]:
+    def _receive_through_mlps(self, items: Sequence[Item]) -> tuple[Computed, Tensor | None]:
         base, prompts = self.exchange.base, self._prompts(items)
         start = max(0, min((w.layer for item in items for w in item.writes), default=0))
         start = min([start, *self.receivers.layers])
-        stop = self.n_layers if self.receivers.logits else self.receivers.layers[-1] + 1
-        x = base.streams[start][prompts] + self._change(items, lambda o: o < 2 * start)
-        heard: Heard = {}
-        final = self._run_frozen(items, x, start, stop, heard)
+        stop = base.n_layers if self.receivers.logits else self.receivers.layers[-1] + 1
+        x = base.streams[start][prompts] + self._change_before(items, start)
+        computed: Computed = {}
+        final = self._run_frozen(items, x, start, stop, computed)
         if not self.receivers.logits:
-            return heard, None
-        return heard, (final - base.final[prompts])[:, self.read]
+            return computed, None
+        return computed, (final - base.final[prompts])[:, self.read]
+
+    def _change_before(
+        self, items: Sequence[Item], layer: int
+    ) -> Float[Tensor, "item pos d_model"]:
+        """What the senders add to the stream until a block's input."""
+        entry = writes_at(Site("attn_out", layer))
+        return self._change(items, lambda order: order < entry)
 
     def _run_frozen(
-        self, items: Sequence[Item], x: Tensor, start: int, stop: int, heard: Heard
+        self, items: Sequence[Item], x: Tensor, start: int, stop: int, computed: Computed
     ) -> Float[Tensor, "item pos d_model"]:
-        """Some blocks with attention held as it is, but for senders, noting what receivers hear."""
+        """Some blocks, attention frozen but for senders; notes what receivers compute."""
         base, prompts = self.exchange.base, self._prompts(items)
         sending = {w.order for item in items for w in item.writes}
         post: dict[int, Tensor] = {}
@@ -172,13 +188,14 @@ class Sweep:
         def observe(name: str, layer: int, x: Tensor) -> Tensor:
             here = self.receivers.at(layer)
             if name in here:
-                heard[name, layer] = _units(x, here[name])
+                computed[name, layer] = _units(x, here[name])
             if name == "attn_out":
                 held = base.at(Site(name, layer))[prompts]
-                return held + self._change(items, lambda o: o == 2 * layer)
+                own = writes_at(Site(name, layer))
+                return held + self._change(items, lambda order: order == own)
             if name == "post":
                 post[layer] = x
-            if name == "mlp_out" and 2 * layer + 1 in sending:
+            if name == "mlp_out" and writes_at(Site(name, layer)) in sending:
                 return self._with_senders(items, layer, x, post.pop(layer))
             return x
 
@@ -191,38 +208,42 @@ class Sweep:
         x, source = x.clone(), self.exchange.source
         for row, now, item in zip(x, post, items, strict=True):
             for write in item.writes:
-                if write.order != 2 * layer + 1:
+                if write.order != writes_at(Site("mlp_out", layer)):
                     continue
                 if not write.neurons:
                     row[item.at] = source.at(Site("mlp_out", layer))[item.prompt, item.at]
                     continue
-                chosen = list(write.neurons)
-                new = source.at(Site("post", layer))[item.prompt, item.at][:, chosen]
-                change = new - now[item.at][:, chosen]
-                row[item.at] += change @ self.exchange.forward.weights.block(layer).W_out[chosen]
+                neurons = list(write.neurons)
+                new = source.at(Site("post", layer))[item.prompt, item.at][:, neurons]
+                change = new - now[item.at][:, neurons]
+                row[item.at] += change @ self.exchange.forward.weights.block(layer).W_out[neurons]
         return x
 
-    def answer(
+    def _answer(
         self,
         prompts: Int[Tensor, " item"],
-        heard: Heard,
+        computed: Computed,
         direct: Float[Tensor, "item read d_model"] | None,
         starts: Sequence[int],
     ) -> Float[Tensor, "item read d_model"]:
-        """Final streams of the base run with the receivers as they have heard."""
+        """Final streams of the base run with what the receivers have computed."""
         base = self.exchange.base
-        final = self._run_on(prompts, heard, starts) if heard else base.final[prompts][:, self.read]
+        final = (
+            self._run_on(prompts, computed, starts)
+            if computed
+            else base.final[prompts][:, self.read]
+        )
         return final if direct is None else final + direct
 
     def _run_on(
-        self, prompts: Int[Tensor, " item"], heard: Heard, starts: Sequence[int]
+        self, prompts: Int[Tensor, " item"], computed: Computed, starts: Sequence[int]
     ) -> Float[Tensor, "item read d_model"]:
         first, last = self.receivers.layers[0], self.receivers.layers[-1]
-        at = self._hears.nonzero()[:, 0]
+        at = self._renewed.nonzero()[:, 0]
 
         def observe(name: str, layer: int, x: Tensor) -> Tensor:
-            if (name, layer) in heard:
-                x, values = x.clone(), heard[name, layer][:, at]
+            if (name, layer) in computed:
+                x, values = x.clone(), computed[name, layer][:, at]
                 units = self.receivers.at(layer)[name]
                 if units is None:
                     x[:, at] = values
@@ -230,15 +251,16 @@ class Sweep:
                     x[:, at[:, None], units] = values
             return x
 
-        forward, x = self.exchange.forward, self.exchange.base.streams[first][prompts]
-        if self.trunk is None:
+        base, forward = self.exchange.base, self.exchange.forward
+        x = base.streams[first][prompts]
+        if not isinstance(forward, Forward):
             return forward.run(x, start=first, observe=observe)[:, self.read]
         x = forward.run(x, start=first, stop=last + 1, observe=observe)
-        branches = [
-            Branch(prompt, last + 1, start, row[start:])
+        patched = [
+            PatchedRun(prompt, last + 1, start, row[start:])
             for prompt, start, row in zip(prompts.tolist(), starts, x, strict=True)
         ]
-        return grow(self.trunk, branches, self.read, rows=_GROW_ROWS)
+        return final_streams(base, patched, self.read, rows=ROWS)
 
 
 def _units(x: Tensor, units: list[int] | None) -> Tensor:

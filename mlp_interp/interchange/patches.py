@@ -1,0 +1,157 @@
+"""A grid of exchanges as patched runs of the base run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mlp_interp.interchange.exchange import Exchange
+from mlp_interp.interchange.grid import Grid
+from mlp_interp.runs import Frozen, PatchedRun
+
+__all__ = ["Patch", "Patches"]
+
+Patch = tuple[tuple[int, ...], PatchedRun]
+"""The place of a value, the cell's and then the prompt, and the run that it is read from."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Every patch of a grid that changes anything, layer by layer.
+
+    Attributes:
+        grid: Which patches.
+        exchange: The two runs, by the lean forward.
+    """
+
+    grid: Grid
+    exchange: Exchange
+
+    def __iter__(self) -> Iterator[Patch]:
+        for number, name in enumerate(self.grid.sites):
+            for place, layer in enumerate(self.grid.layers):
+                where = (number, place)
+                if self.grid.family == "stream":
+                    yield from self._streams(where, name, layer)
+                elif self.grid.family == "neuron":
+                    yield from self._neurons(where, name, layer)
+                elif name in ("k", "v") and self.grid.positions is not None:
+                    yield from self._single_keys(where, name, layer)
+                else:
+                    yield from self._heads(where, name, layer)
+
+    def whole(self, *, changed: bool) -> list[Patch]:
+        """From the first block on, all of the source, or of the base run itself; of each prompt."""
+        base, source = self.exchange.base, self.exchange.source
+        stream = (source if changed else base).streams[0].expand_as(base.streams[0])
+        return [((i,), PatchedRun(i, 0, 0, stream[i])) for i in range(base.batch)]
+
+    def _streams(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
+        """A vector at each position is exchanged: whatever the site, a new stream from it on."""
+        base, pair = self.exchange.base, self.exchange.pair
+        window = self.grid.window_at(layer)
+        first = window[0]
+        entry = first if name == "resid_pre" else first + 1
+        taken, own = pair(name, first)
+        differs = (taken != own).any(-1)
+        for each in window[1:]:
+            differs |= torch.ne(*pair(name, each)).any(-1)
+        if name in ("resid_pre", "resid_post"):
+            stream = taken
+        elif name == "attn_out":
+            stream = base.with_attention(first, taken - own)
+        else:
+            stream = base.streams[entry] + (taken - own)
+        for suffix, prompt, positions in self._spans(differs):
+            frozen = tuple(
+                Frozen(each, name, positions.start, pair(name, each)[0][prompt, positions])
+                for each in window[1:]
+            )
+            run = PatchedRun(prompt, entry, positions.start, stream[prompt, positions], frozen)
+            yield (*where, *suffix, prompt), run
+
+    def _heads(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
+        """Heads' outputs with q, pattern or z exchanged by position, or with any of them at all."""
+        base = self.exchange.base
+        change = self.exchange.z(layer, [name]) - base.attention(layer).z
+        differs = self.exchange.differs(name, layer)
+        for place, head in enumerate(self.grid.units or ()):
+            stream = base.with_attention(layer, change[:, :, head] @ self._out(layer, head))
+            for suffix, prompt, positions in self._spans(differs[:, :, head]):
+                run = PatchedRun(prompt, layer + 1, positions.start, stream[prompt, positions])
+                yield (*where, place, *suffix, prompt), run
+
+    def _single_keys(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
+        """A key or value at one position, which every later position may read."""
+        base = self.exchange.base
+        scores, differs = base.scores(layer), self.exchange.differs(name, layer)
+        for place, position in enumerate(self.grid.positions or ()):
+            if position >= base.length:
+                continue  # after all that the metric reads
+            change = (
+                self._change_by_value(scores.softmax(-1), layer, position)
+                if name == "v"
+                else self._change_by_key(scores, layer, position)
+            )
+            for number, head in enumerate(self.grid.units or ()):
+                written = change[:, :, head] @ self._out(layer, head)
+                later = (slice(None), slice(position, None))
+                stream = base.with_attention(layer, written, later)
+                for prompt in differs[:, position, head].nonzero()[:, 0].tolist():
+                    run = PatchedRun(prompt, layer + 1, position, stream[prompt])
+                    yield (*where, number, place, prompt), run
+
+    def _change_by_value(
+        self, pattern: Float[Tensor, "prompt head query key"], layer: int, position: int
+    ) -> Float[Tensor, "prompt later head d_head"]:
+        """Of heads' mixes from `position` on when that position's value is the source's."""
+        taken, own = self.exchange.attention(layer)
+        change = (taken.v[:, position] - own.v[:, position])[:, None]
+        return pattern[:, :, position:, position].transpose(1, 2)[..., None] * change
+
+    def _change_by_key(
+        self, scores: Float[Tensor, "prompt head query key"], layer: int, position: int
+    ) -> Float[Tensor, "prompt later head d_head"]:
+        """Of heads' mixes from `position` on when that position's key is the source's."""
+        taken, own = self.exchange.attention(layer)
+        scores = scores[:, :, position:].clone()
+        q, key = own.q[:, position:], taken.k[:, position]
+        scores[..., position] = torch.einsum("pqhd,phd->phq", q, key)
+        scores[..., position] *= self.exchange.base.lean.attention_scale
+        return torch.einsum("phqk,pkhd->pqhd", scores.softmax(-1), own.v) - own.z[:, position:]
+
+    def _neurons(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
+        base = self.exchange.base
+        taken, own = self.exchange.pair(name, layer)
+        if name == "pre":
+            taken, own = base.lean.activate(taken), base.lean.activate(own)
+        change, vectors = taken - own, base.lean.projections(layer).mlp_out.T
+        after = base.streams[layer + 1]
+        for place, neuron in enumerate(self.grid.units or ()):
+            for suffix, prompt, positions in self._spans(change[..., neuron] != 0):
+                written = change[prompt, positions, neuron, None] * vectors[neuron]
+                stream = after[prompt, positions] + written
+                run = PatchedRun(prompt, layer + 1, positions.start, stream)
+                yield (*where, place, *suffix, prompt), run
+
+    def _spans(
+        self, differs: Bool[Tensor, "prompt pos"]
+    ) -> Iterator[tuple[tuple[int, ...], int, slice]]:
+        """What changes in each cell: its place on the position axis, the prompt, the positions."""
+        rows = differs.tolist()
+        if self.grid.positions is None:
+            for prompt, row in enumerate(rows):
+                if True in row:
+                    yield (), prompt, slice(row.index(True), len(row))
+            return
+        for place, position in enumerate(self.grid.positions):
+            for prompt, row in enumerate(rows):
+                if position < len(row) and row[position]:
+                    yield (place,), prompt, slice(position, position + 1)
+
+    def _out(self, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
+        forward = self.exchange.base.lean
+        d_head = forward.weights.d_head
+        return forward.projections(layer).out.T[head * d_head : (head + 1) * d_head]

@@ -1,0 +1,265 @@
+"""A checked question about a contrast: which metric, which way, computed by what."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.interchange.pair import Direction, Pair, Reading
+from mlp_interp.metrics import Metric, metric_for
+from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.prompts import Contrast
+from mlp_interp.runs import Run, record
+from mlp_interp.sites import Site
+
+__all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of"]
+
+Engine = Literal["auto", "hooks"]
+
+GivenRuns = Sequence[Mapping[str, Tensor]]
+"""A clean and a corrupted run made before: `Run`s, or caches of the same model."""
+
+
+def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
+    """Refuse a value of an option that is none of those there are.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in wanted:
+        *others, last = map(repr, wanted)
+        raise ValueError(f"{name}={value!r}; wanted {', '.join(others)} or {last}")
+
+
+def engine_of(model: Any, engine: str) -> Forward | HookForward:
+    """The one choice of what computes: the lean forward where there is one, else hooks.
+
+    Raises:
+        ValueError: Another word, or a model that the package cannot read.
+    """
+    check_choice("engine", engine, get_args(Engine))
+    return forward_of(model) if engine == "auto" else HookForward(Weights.of(model))
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What every analysis of two runs is asked, checked before anything is run.
+
+    Attributes:
+        forward: What computes.
+        contrast: The prompts, on the model's device.
+        metric: The metric of these prompts.
+        direction: Which run is changed.
+        memory: MiB that may be used on top of the two runs themselves.
+        given: Clean and corrupted run, where they were made before.
+        first: The number of the first prompt in the whole contrast.
+    """
+
+    forward: Forward | HookForward
+    contrast: Contrast
+    metric: Metric
+    direction: Direction
+    memory: float
+    given: tuple[Run, Run] | None = None
+    first: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        contrast: Contrast,
+        metric: str | Metric,
+        *,
+        direction: Any = "denoising",
+        engine: str = "auto",
+        memory: float | int = 512.0,
+        runs: GivenRuns | None = None,
+    ) -> "Question":
+        """Check the arguments that all analyses share.
+
+        Raises:
+            ValueError: One of them does not fit the model or the others.
+        """
+        check_choice("direction", direction, get_args(Direction))
+        if not memory > 0:
+            raise ValueError(f"memory={memory}; wanted a number of MiB above 0")
+        forward = engine_of(model, engine)
+        weights = forward.weights
+        contrast = replace(
+            contrast.to(weights.device),
+            clean_tokens=weights.checked(contrast.clean_tokens),
+            corrupted_tokens=weights.checked(contrast.corrupted_tokens),
+        )
+        chosen = metric_for(metric, contrast)
+        chosen.read(contrast.length)  # refuses positions that the prompts lack
+        given = None if runs is None else _given(forward, contrast, runs)
+        return cls(forward, contrast, chosen, direction, float(memory), given)
+
+    @property
+    def weights(self) -> Weights:
+        """The model's weights."""
+        return self.forward.weights
+
+    @property
+    def read(self) -> list[int]:
+        """The positions that the metric reads, in ascending order."""
+        return sorted(self.metric.read(self.contrast.length))
+
+    @property
+    def length(self) -> int:
+        """How many positions are run: nothing after the last that is read can matter to it."""
+        return self.read[-1] + 1
+
+    def tokens(self) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
+        """Clean and corrupted tokens up to the last position that is read."""
+        contrast, length = self.contrast, self.length
+        return contrast.clean_tokens[:, :length], contrast.corrupted_tokens[:, :length]
+
+    def embedded(self) -> tuple[Float[Tensor, "prompt pos d"], Float[Tensor, "prompt pos d"]]:
+        """The streams before the first block of both runs, up to the last position read."""
+        if self.given is not None:
+            clean, corrupted = (run.streams[0][:, : self.length] for run in self.given)
+            return clean, corrupted
+        clean, corrupted = (self.forward.embed(tokens) for tokens in self.tokens())
+        return clean, corrupted
+
+    @torch.no_grad()
+    def pair(self, sites: Sequence[Site] = ()) -> Pair:
+        """Run both sides and keep what is at `sites`; or take the runs that were given.
+
+        Raises:
+            ValueError: A metric that is not finite; a given run that lacks one of the sites.
+        """
+        if self.given is None:
+            clean, corrupted = (
+                record(self.forward, tokens, sites=sites, attention=True)
+                for tokens in self.tokens()
+            )
+        else:
+            clean, corrupted = (run.cut(length=self.length) for run in self.given)
+            for name, run in (("clean", clean), ("corrupted", corrupted)):
+                _check_kept(name, run, sites)
+        return Pair(clean, corrupted, self.reading(clean.final, corrupted.final), self.direction)
+
+    def reading(
+        self,
+        clean: Float[Tensor, "prompt pos d_model"],
+        corrupted: Float[Tensor, "prompt pos d_model"],
+    ) -> Reading:
+        """The metric, ready, from both runs' final streams at all positions that are run.
+
+        Raises:
+            ValueError: It is not finite.
+        """
+        return self.reading_at(clean[:, self.read], corrupted[:, self.read])
+
+    def reading_at(
+        self,
+        clean: Float[Tensor, "prompt read d_model"],
+        corrupted: Float[Tensor, "prompt read d_model"],
+    ) -> Reading:
+        """The same from the streams at the positions read alone."""
+        model, length = self.weights.model, self.contrast.length
+        return Reading.of(model, self.metric, length, clean, corrupted, first=self.first)
+
+    def parts(self, size: int) -> Iterator["Question"]:
+        """The same of some prompts at a time."""
+        for start in range(0, len(self.contrast), size):
+            rows = slice(start, start + size)
+            given = self.given and tuple(run.cut(rows=rows) for run in self.given)
+            yield replace(
+                self,
+                contrast=self.contrast[rows],
+                metric=self.metric.of_prompts(rows),
+                given=given,
+                first=start,
+            )
+
+    def coords(self, positions: Sequence[int] | None = None) -> dict[str, Any]:
+        """Coordinates of prompts, and of positions where there are some."""
+        contrast = self.contrast
+        coords: dict[str, Any] = {
+            "prompt": np.arange(len(contrast)),
+            "answer": ("prompt", contrast.answer_text),
+            "foil": ("prompt", contrast.foil_text),
+        }
+        if positions is None:
+            return coords
+        where = list(positions)
+        coords["pos"] = np.array(where)
+        for name in ("clean", "corrupted"):
+            rows = np.array(contrast.token_text(name), dtype=object).astype(str)[:, where]
+            coords[f"{name}_token"] = (("prompt", "pos"), rows)
+        if len(contrast) == 1:
+            coords["token"] = ("pos", coords["clean_token"][1][0])
+        return coords
+
+    def attrs(self) -> dict[str, Any]:
+        """Where the numbers come from, as every result says it."""
+        return {
+            **self.contrast.attrs,
+            **describe(self.weights.model),
+            "engine": self.forward.engine,
+            "metric": self.metric.name,
+            "unit": self.metric.unit,
+            "direction": self.direction,
+        }
+
+
+def _given(forward: Forward | HookForward, contrast: Contrast, runs: GivenRuns) -> tuple[Run, Run]:
+    """Clean and corrupted run as the user gave them, checked against the contrast.
+
+    Raises:
+        ValueError: They are not two, are of other tokens, or were edited.
+    """
+    if isinstance(runs, Mapping) or len(runs) != 2:
+        raise ValueError(f"runs={type(runs).__name__} of {len(runs)}; wanted (clean, corrupted)")
+    model = forward.weights.model
+    taken = [replace(Run.of_cache(model, run), forward=forward) for run in runs]
+    for number, (run, tokens) in enumerate(
+        zip(taken, (contrast.clean_tokens, contrast.corrupted_tokens), strict=True)
+    ):
+        if run.tokens.shape != tokens.shape or bool((run.tokens != tokens).any()):
+            name = ("clean", "corrupted")[number]
+            raise ValueError(
+                f"runs[{number}] is of other tokens {tuple(run.tokens.shape)} than the contrast's "
+                f"{name} ones {tuple(tokens.shape)}; wanted the run of those"
+            )
+        if run.edits:
+            raise ValueError(
+                f"runs[{number}] has {len(run.edits)} edits in force, which later passes would not "
+                "repeat; wanted a run without (Edit.replace takes activations of edited runs)"
+            )
+        _check_own(number, run)
+    return taken[0], taken[1]
+
+
+@torch.no_grad()
+def _check_own(number: int, run: Run) -> None:
+    """Refuse a run that the model does not repeat: its first prompt is run again to see.
+
+    Raises:
+        ValueError: The model, from the run's own embeddings, ends elsewhere.
+    """
+    anew, kept = run.forward.run(run.streams[0][:1]), run.final[:1]
+    error = (anew - kept).norm(dim=-1) / kept.norm(dim=-1)
+    if error.max() > 1e-2:
+        raise ValueError(
+            f"runs[{number}] ends elsewhere than the model does from the same embeddings, by "
+            f"{float(error.max()):.1e} of the stream; wanted a run of this model without hooks "
+            "that change anything"
+        )
+
+
+def _check_kept(name: str, run: Run, sites: Sequence[Site]) -> None:
+    missing = [site.hook_name for site in sites if site.hook_name not in run]
+    if missing:
+        raise ValueError(
+            f"the {name} run lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} "
+            f"({len(missing)} of the {len(sites)} activations needed); make it by run(model, "
+            "tokens), or with a names_filter that lets them pass"
+        )

@@ -1,0 +1,80 @@
+"""The one Dataset that exchanges between two runs are reported in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from mlp_interp.interchange.measuring import Outcome
+from mlp_interp.interchange.pair import Pair, Reading
+from mlp_interp.interchange.question import Question
+from mlp_interp.results import to_numpy
+
+__all__ = ["both_runs", "outcome_dataset"]
+
+Variable = tuple[Any, ...]
+
+
+def both_runs(readings: Sequence[Reading]) -> dict[str, Variable]:
+    """The metric of the clean and of the corrupted run, by prompt, from readings of some each."""
+    unit = readings[0].metric.unit
+    values = {
+        "clean": torch.cat([reading.clean for reading in readings]),
+        "corrupted": torch.cat([reading.corrupted for reading in readings]),
+    }
+    return {
+        name: (
+            "prompt",
+            to_numpy(both),
+            {"unit": unit, "long_name": f"metric of the {name} run"},
+        )
+        for name, both in values.items()
+    }
+
+
+def outcome_dataset(
+    question: Question,
+    pair: Pair,
+    outcome: Outcome,
+    dims: Sequence[str],
+    *,
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    whole: Tensor | None = None,
+) -> xr.Dataset:
+    """What exchanges gave, by cell and prompt, beside both runs and the self-checks.
+
+    Args:
+        question: What was asked.
+        pair: The two runs.
+        outcome: What came of it.
+        dims: Names of the cells' axes.
+        coords: Coordinates, those of prompts among them.
+        attrs: What the analysis says of itself.
+        whole: What exchanging everything should give, where that is not the source run.
+    """
+    unit = {"unit": question.metric.unit}
+    other = pair.source_value if whole is None else whole
+    cells = (*dims, "prompt")
+    return xr.Dataset(
+        {
+            "raw": (cells, to_numpy(outcome.values), unit),
+            "normalized": (
+                cells,
+                to_numpy(pair.reading.normalized(outcome.values)),
+                {"unit": "0 corrupted, 1 clean"},
+            ),
+            "changed": (cells, to_numpy(outcome.changed)),
+            **both_runs([pair.reading]),
+            "check_everything": ((), _largest(outcome.everything - other), unit),
+            "check_nothing": ((), _largest(outcome.nothing - pair.base_value), unit),
+        },
+        coords=coords,
+        attrs={**question.attrs(), **attrs},
+    )
+
+
+def _largest(error: Tensor) -> float:
+    return float(error.abs().max())

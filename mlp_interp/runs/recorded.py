@@ -1,0 +1,280 @@
+"""One recorded forward pass: a mapping of hook names to activations, and where later ones start."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.edits import Edit, Fired
+from mlp_interp.models import Forward, HookForward, Weights
+from mlp_interp.runs.attention import Attention
+from mlp_interp.sites import Site
+from mlp_interp.unembed import Unembed
+
+__all__ = ["Run"]
+
+Key = str | Site | tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Mapping[str, Tensor]):
+    """One recorded forward pass, with edits or without.
+
+    A run is a mapping of TransformerLens hook names to activations, so that whatever takes an
+    `ActivationCache` takes a run: `decompose`, `attribute_logits`, `ablate_direct`, `Edit.replace`.
+    Besides hook names it takes sites, labels and pairs: ``run["blocks.3.hook_mlp_out"]``,
+    ``run[Site("mlp_out", 3)]``, ``run["3.mlp"]`` and ``run["mlp_out", 3]`` are the same, and
+    ``run["L3H5"]`` is one head's part. Every run holds the stream at the input and output of every
+    block; of the rest, what it was asked to keep. Nothing in it may be changed in place.
+
+    Made by `run`, `Run.edited` and `Run.of_cache`.
+
+    Attributes:
+        forward: The forward pass that made it, or that goes on from it.
+        tokens: What was run.
+        streams: The stream at every block's input, and the final one last.
+        kept: Activations by site, as the model went on with them: edited, where the run was.
+        edits: The edits in force, in order.
+        fired: What each of them did.
+    """
+
+    forward: Forward | HookForward
+    tokens: Int[Tensor, "batch pos"]
+    streams: tuple[Float[Tensor, "batch pos d_model"], ...]
+    kept: dict[Site, Tensor]
+    edits: tuple[Edit, ...] = ()
+    fired: tuple[Fired, ...] = ()
+    _attention: dict[int, Attention] = field(default_factory=dict)
+
+    @classmethod
+    def of_cache(
+        cls, model: Any, cache: Mapping[str, Tensor], *, tokens: Tensor | None = None
+    ) -> "Run":
+        """Take a cache that the user made, without running the model.
+
+        The cache must be of a forward pass without hooks that changed anything: later passes go on
+        from it as the model would.
+
+        Args:
+            model: The model that made the cache.
+            cache: An `ActivationCache`, with batch dimension or without, or any mapping of hook
+                names. It must hold the stream at every block: ``hook_resid_pre`` or the
+                ``hook_resid_post`` before it, or what is added to it (``hook_attn_out`` and
+                ``hook_mlp_out``).
+            tokens: What was run, ``[batch, pos]``; None reads them off the embeddings.
+
+        Raises:
+            ValueError: An entry is missing (the text says which ``names_filter`` lets it pass), the
+                cache is of another model, or its embeddings are those of no tokens.
+
+        Example:
+            >>> from mlp_interp import load_model
+            >>> model = load_model("nano")
+            >>> _, cache = model.run_with_cache(torch.tensor([[0, 5, 6]]))
+            >>> Run.of_cache(model, cache).tokens
+            tensor([[0, 5, 6]])
+        """
+        from mlp_interp.runs.of_cache import run_of_cache  # it makes runs
+
+        return run_of_cache(model, cache, tokens=tokens)
+
+    def edited(self, edits: Sequence[Edit], *, sites: Sequence[Site] | None = None) -> "Run":
+        """The run of the same tokens with `edits` on top of those in force, in the order given.
+
+        Only blocks from the first newly edited one on are run; what lies below is shared.
+
+        Args:
+            edits: What to do on the way.
+            sites: Which activations to keep; None for those that this run keeps.
+
+        Raises:
+            ValueError: An edit does not fit the model and the tokens, or never fires; a site below
+                the first edited block that this run did not keep.
+
+        Example:
+            >>> from mlp_interp import load_model
+            >>> from mlp_interp.runs import run
+            >>> clean = run(load_model("nano"), torch.tensor([[0, 5, 6]]))
+            >>> without = clean.edited([Edit.set("2.mlp", 0.0)])
+            >>> without.fired[0].times, without.streams[2] is clean.streams[2]
+            (1, True)
+        """
+        from mlp_interp.runs.recording import resume  # it makes runs
+
+        return resume(self, edits, sites=sites)
+
+    @property
+    def final(self) -> Float[Tensor, "batch pos d_model"]:
+        """The final stream."""
+        return self.streams[-1]
+
+    @property
+    def weights(self) -> Weights:
+        """The model's weights."""
+        return self.forward.weights
+
+    @property
+    def lean(self) -> Forward:
+        """The lean forward pass.
+
+        Raises:
+            ValueError: The run was made through hooks.
+        """
+        if not isinstance(self.forward, Forward):
+            raise ValueError("the run was made through hooks; wanted one by the lean forward")
+        return self.forward
+
+    @property
+    def batch(self) -> int:
+        """How many sequences were run."""
+        return int(self.final.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Positions of every sequence."""
+        return int(self.final.shape[1])
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return len(self.streams) - 1
+
+    @torch.no_grad()
+    def logits(
+        self, positions: int | Sequence[int] | slice = slice(None)
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at some positions, up to a constant per position on raw weights."""
+        at = [positions] if isinstance(positions, int) else positions
+        rows = at if isinstance(at, slice) else list(at)
+        return Unembed.of(self.weights.model).logits(self.final[:, rows])
+
+    def at(self, site: Site) -> Tensor:
+        """The whole activation at a site, whatever head or neuron it names.
+
+        Raises:
+            ValueError: The run did not keep it.
+        """
+        whole = Site(site.name, site.layer)
+        try:
+            return self[whole.hook_name]
+        except KeyError:
+            kept = ", ".join(s.label for s in self.kept) or "no sites"
+            raise ValueError(
+                f"site={whole.label!r} was not kept by the run, which has the streams and {kept}"
+            ) from None
+
+    def __getitem__(self, key: Key) -> Tensor:
+        site = None if key == "tokens" else self._site(key)
+        name = "tokens" if site is None else Site(site.name, site.layer).hook_name
+        value = self._entries[name] if name in self._entries else self._derived(name, site)
+        if site is None or (site.head is None and site.neuron is None):
+            return value
+        return value[:, site.unit] if site.name == "pattern" else value[:, :, site.unit]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries or super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        names = sorted({site.name for site in self.kept})
+        done = f", {len(self.edits)} edits" if self.edits else ""
+        return (
+            f"Run of {self.weights.model.cfg.model_name}: {self.batch} x {self.length} tokens"
+            f"{done}; keeps the streams{', ' if names else ''}{', '.join(names)}"
+        )
+
+    def attention(self, layer: int) -> Attention:
+        """Rotated queries and keys, values and mixes of one block, computed anew if not kept."""
+        if layer not in self._attention:
+            q, k, v, z = (self.kept.get(Site(name, layer)) for name in "qkvz")
+            if q is None or k is None or v is None:
+                normalized = self.lean.normalize(self.streams[layer])
+                q, k, v = self.lean.heads(layer, normalized)
+            self._attention[layer] = Attention.of(self.lean, q, k, v, z)
+        return self._attention[layer]
+
+    def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
+        """Attention scores of one layer, minus infinity where a query may not look."""
+        attention = self.attention(layer)
+        return self.lean.scores(attention.q, attention.k)
+
+    def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
+        """Attention pattern of one layer: how much each position attends to each."""
+        return self["pattern", layer]
+
+    def with_attention(
+        self, layer: int, change: Float[Tensor, "*rest d_model"], at: Any = ...
+    ) -> Float[Tensor, "*rest d_model"]:
+        """The stream after a block to whose attention output `change` has been added.
+
+        Args:
+            layer: The block.
+            change: What is added.
+            at: To which ``[batch, pos]``, as an index; all if left out.
+        """
+        end = self.streams[layer + 1][at]
+        if self.weights.parallel:
+            return end + change
+        p = self.lean.projections(layer)
+        z = self.attention(layer).z[at].flatten(-2)
+        middle = self.streams[layer][at] + F.linear(z, p.out, p.out_bias)
+        return end + change + self.lean.mlp(layer, middle + change) - self.lean.mlp(layer, middle)
+
+    def cut(self, *, rows: slice = slice(None), length: int | None = None) -> "Run":
+        """The same of some sequences, up to a position: what comes after it cannot matter to it."""
+        length = self.length if length is None else length
+
+        def part(name: str, x: Tensor) -> Tensor:
+            return x[rows, :, :length, :length] if name == "pattern" else x[rows, :length]
+
+        return Run(
+            self.forward,
+            self.tokens[rows, :length],
+            tuple(stream[rows, :length] for stream in self.streams),
+            {site: part(site.name, x) for site, x in self.kept.items()},
+            self.edits,
+            self.fired,
+            {layer: a.cut(rows, length) for layer, a in self._attention.items()},
+        )
+
+    @cached_property
+    def _entries(self) -> dict[str, Tensor]:
+        """What is there without being computed, by hook name."""
+        n = self.n_layers
+        entries = {"tokens": self.tokens}
+        for layer in range(n):
+            entries[Site("resid_pre", layer).hook_name] = self.streams[layer]
+            entries[Site("resid_post", layer).hook_name] = self.streams[layer + 1]
+        if self.weights.has_pos_embed:
+            embedded = self.weights.W_pos[: self.length].expand_as(self.final)
+            entries[Site("pos_embed").hook_name] = embedded
+        return entries | {site.hook_name: x for site, x in self.kept.items()}
+
+    def _derived(self, name: str, site: Site | None) -> Tensor:
+        """An attention pattern, which is computed where it is asked for."""
+        if site is not None and site.name == "pattern" and isinstance(self.forward, Forward):
+            layer = site.layer or 0
+            if layer < self.n_layers:
+                return self.scores(layer).softmax(-1)
+        raise KeyError(name)
+
+    def _site(self, key: Key) -> Site:
+        try:
+            if isinstance(key, Site):
+                return key
+            if isinstance(key, tuple):
+                name, layer, *_ = key  # the library's own keys may have a third part
+                return Site(name, layer + self.n_layers if layer < 0 else layer)
+            return Site.of_hook(key) if "hook_" in key else Site.parse(key)
+        except (ValueError, TypeError) as error:
+            raise KeyError(str(error)) from error
