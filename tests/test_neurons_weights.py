@@ -271,8 +271,20 @@ def brute_force(model, by, layers=(0, 1, 2)):
     return labels, both[{"receptor": [0], "value": [1], "both": [0, 1]}[by]]
 
 
-@pytest.mark.parametrize("by", ["value", "receptor", "both"])
-def test_the_nearest_are_those_of_all_pairs(model, by):
+# Every architecture with folded and raw weights; pairs are of weights, however they came about.
+PAIRS = [
+    ("parallel", "folded", "value"),
+    ("parallel", "raw", "both"),
+    ("sequential", "folded", "receptor"),
+    ("sequential", "raw", "value"),
+    ("gpt2", "folded", "both"),
+    ("gpt2", "raw", "receptor"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "processing", "by"), PAIRS)
+def test_the_nearest_are_those_of_all_pairs(kind, backend, architecture, processing, by):
+    model = kind(architecture, backend, processing)
     labels, every = brute_force(model, by, (2, 0))
     own = labels.index("L0N3")
     row = every[:, own].min(0)
@@ -287,8 +299,9 @@ def test_the_nearest_are_those_of_all_pairs(model, by):
     assert found.layer.values.tolist() == [int(label[1]) for label in found.component.values]
 
 
-@pytest.mark.parametrize("by", ["value", "receptor", "both"])
-def test_opposite_pairs_are_those_of_all_pairs(model, by):
+@pytest.mark.parametrize(("architecture", "processing", "by"), PAIRS)
+def test_opposite_pairs_are_those_of_all_pairs(kind, backend, architecture, processing, by):
+    model = kind(architecture, backend, processing)
     labels, every = brute_force(model, by)
     score = every.max(0)
     ones = np.triu_indices(len(labels), 1)
