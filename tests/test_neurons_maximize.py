@@ -399,7 +399,7 @@ def test_a_model_without_a_tokenizer(backend):
     prompt = torch.tensor([4, 5])
     found = maximize(model, "L1N3", prompt=prompt, method="coordinate", **QUICK)
     assert found["token_text"][0, 0] == f"#{int(found['token_id'][0, 0])}"
-    assert found.attrs["prompt"] == "#4#5"
+    assert found.attrs["prompt"] == "#4 #5"
     assert expected_embedding_generate(model, prompt, max_new_tokens=1)["text"].item()[0] == "#"
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
 from mlp_interp.models._fingerprint import id_blocks
-from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
+from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_of
 
 __all__ = ["Corpus", "open_corpus"]
 
@@ -170,10 +170,7 @@ class Corpus:
 
     def text(self, index: int = 0) -> str:
         """One sequence as text, BOS included."""
-        ids = self.tokens[index].tolist()
-        if self.tokenizer is None:
-            return " ".join(token_strings(None, ids))
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return decode(self.tokenizer, self.tokens[index].tolist())
 
     def token_text(self, index: int = 0) -> list[str]:
         """Each token of one sequence as text: the labels of a figure's axis."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.prompts.checks import check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import tokenize_pairs
-from mlp_interp.prompts.tokenizing import token_strings, tokenizer_name, tokenizer_of
+from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_name, tokenizer_of
 
 __all__ = ["Contrast"]
 
@@ -160,12 +160,12 @@ class Contrast:
     @property
     def clean_text(self) -> list[str]:
         """The clean prompts as text, BOS included."""
-        return [self._text(row) for row in self.clean_tokens.tolist()]
+        return [decode(self.tokenizer, row) for row in self.clean_tokens.tolist()]
 
     @property
     def corrupted_text(self) -> list[str]:
         """The corrupted prompts as text, BOS included."""
-        return [self._text(row) for row in self.corrupted_tokens.tolist()]
+        return [decode(self.tokenizer, row) for row in self.corrupted_tokens.tolist()]
 
     @property
     def answer_text(self) -> list[str]:
@@ -241,8 +241,3 @@ class Contrast:
 
     def _repr_html_(self) -> str:
         return contrast_html(self)
-
-    def _text(self, ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return " ".join(token_strings(None, ids))
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

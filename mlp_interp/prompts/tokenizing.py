@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "bos_token_id",
+    "decode",
     "encode",
     "encode_all",
     "is_single_token",
@@ -119,6 +120,13 @@ def _known(tokenizer: PreTrainedTokenizerBase, word: str, ids: list[int]) -> boo
     # An unknown word is one token too, but says nothing.
     unknown = getattr(tokenizer, "unk_token_id", None)
     return len(ids) == 1 and (ids[0] != unknown or word == tokenizer.unk_token)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> str:
+    """Tokens as text, as they are; ``#17 #4`` where there is no tokenizer."""
+    if tokenizer is None:
+        return " ".join(token_strings(None, ids))
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def token_strings(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> list[str]:

@@ -15,7 +15,7 @@ from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Applier, check_where, confined
 from mlp_interp.models import Weights
 from mlp_interp.prompts.texts import Texts
-from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.prompts.tokenizing import decode
 from mlp_interp.runs import Runner
 from mlp_interp.runs.generation import Sampling
 
@@ -232,9 +232,7 @@ def text_of(tokenizer: Any, ids: Iterable[Any], *, end: int | None = None) -> st
     kept = [int(token) for token in ids if token >= 0]
     if end is not None and kept and kept[-1] == end:
         kept.pop()
-    if tokenizer is None:
-        return " ".join(token_strings(None, kept))
-    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    return decode(tokenizer, kept)
 
 
 def _digest(key: tuple[Any, ...]) -> int:

@@ -17,7 +17,7 @@ from mlp_interp.models.forward import KVCache
 from mlp_interp.neurons.weights.vectors import centred, single, unit
 from mlp_interp.neurons.weights.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
-from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
+from mlp_interp.prompts.tokenizing import decode, tokenizer_of
 from mlp_interp.unembed import Unembed
 
 __all__ = [
@@ -110,12 +110,7 @@ def nearest(
 def decoded(model: Any, tokens: Int[Tensor, "row pos"]) -> list[str]:
     """Each row as text; ``#17`` for token 17 where there is no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return [readable("".join(token_strings(None, row))) for row in tokens.tolist()]
-    return [
-        readable(str(tokenizer.decode(row, clean_up_tokenization_spaces=False)))
-        for row in tokens.tolist()
-    ]
+    return [readable(decode(tokenizer, row)) for row in tokens.tolist()]
 
 
 def fed_back(
