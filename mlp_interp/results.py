@@ -1,6 +1,6 @@
 """Results: labelled arrays that carry their units, and the few things done to all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +15,17 @@ from mlp_interp.checkpoint import Format, whole_file
 __all__ = [
     "DATASETS",
     "Result",
+    "as_components",
     "is_store",
     "load",
     "mean_and_error",
+    "mean_and_error_over",
     "save",
     "save_groups",
+    "strings",
     "to_numpy",
     "tokens_of",
+    "variable",
 ]
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
@@ -29,6 +33,8 @@ Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 # Marks a file that holds one DataArray, so that `load` gives back the type that was saved.
 _DATAARRAY = "mlp_interp_dataarray"
 _UNNAMED = "result"
+
+_LETTERS = {"head": "H", "neuron": "N"}
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -76,6 +82,73 @@ def mean_and_error(
     squares = (values - mean.unsqueeze(-1)).square().nansum(-1)
     error = (squares / (count - 1)).sqrt() / count.sqrt()
     return mean, torch.where(count > 1, error, torch.full_like(error, torch.nan))
+
+
+def mean_and_error_over(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """As `mean_and_error`, over a named dimension.
+
+    Example:
+        >>> values = xr.DataArray([1.0, 3.0, np.nan], dims="prompt")
+        >>> mean, error = mean_and_error_over(values, "prompt")
+        >>> float(mean), float(error)
+        (2.0, 1.0)
+    """
+    count = values.notnull().sum(dim)
+    mean = values.sum(dim) / count.where(count > 0)
+    squares = ((values - mean) ** 2).sum(dim)
+    error = (squares / (count - 1).where(count > 1) / count.where(count > 0)) ** 0.5
+    return mean, error
+
+
+def variable(
+    dims: str | Sequence[str], values: Any, *, unit: str, long_name: str | None = None
+) -> xr.Variable:
+    """One variable of a result: a tensor or array with its dims, its unit and what it is.
+
+    Example:
+        >>> variable("layer", torch.ones(2), unit="nats").attrs
+        {'unit': 'nats'}
+    """
+    values = to_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
+    names = {} if long_name is None else {"long_name": long_name}
+    return xr.Variable(dims, values, {"unit": unit, **names})
+
+
+def strings(values: Any) -> np.ndarray:
+    """Texts as an array that netCDF can hold, as wide as the longest one; lists may be nested.
+
+    Through objects: numpy takes an empty list for numbers.
+    """
+    return np.array(values, dtype=object).astype(str)
+
+
+def as_components(grid: Result) -> Result:
+    """A grid of layers by heads (or neurons) with a label for each cell, as researchers write it.
+
+    With it `top` ranks cells, ``to_pandas`` names them, and results of different analyses join.
+
+    Args:
+        grid: A result with the dims ``layer`` and ``head``, or ``layer`` and ``neuron``; counted
+            from 0 where it has no coordinates of them.
+
+    Returns:
+        The same with a coordinate ``component`` along both.
+
+    Raises:
+        ValueError: It has no such dims, or both heads and neurons.
+
+    Example:
+        >>> grid = xr.DataArray(np.eye(2), {"layer": [3, 4], "head": [0, 5]}, ("layer", "head"))
+        >>> as_components(grid).component.values.tolist()
+        [['L3H0', 'L3H5'], ['L4H0', 'L4H5']]
+    """
+    units = [name for name in _LETTERS if name in grid.dims]
+    if "layer" not in grid.dims or len(units) != 1:
+        raise ValueError(f"grid={tuple(grid.dims)}; wanted dims layer and either head or neuron")
+    (unit,) = units
+    layers, places = (np.asarray(grid[name]).tolist() for name in ("layer", unit))
+    labels = [[f"L{layer}{_LETTERS[unit]}{place}" for place in places] for layer in layers]
+    return grid.assign_coords(component=(("layer", unit), strings(labels)))
 
 
 def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:

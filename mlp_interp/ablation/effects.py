@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.metrics import Effects
-from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["MEASURES", "account", "group_coords"]
@@ -22,7 +22,7 @@ def group_coords(groups: Mapping[str, Sequence[Site]]) -> dict[str, Any]:
     """Coordinates of a ``component`` dimension of groups; a group of many has kind ``group``."""
     coords = component_coords([sites[0] for sites in groups.values()])
     several = np.array([len(sites) > 1 for sites in groups.values()])
-    coords["component"] = ("component", np.array(list(groups), dtype=object).astype(str))
+    coords["component"] = ("component", strings(list(groups)))
     coords["kind"] = ("component", np.where(several, "group", coords["kind"][1]))
     for name in ("layer", "head", "neuron"):
         coords[name] = ("component", np.where(several, -1, coords[name][1]))
@@ -45,7 +45,7 @@ def account(
         attrs: What to say of the model and the data.
     """
     per_token = {
-        name: (("component", "prompt", "pos"), to_numpy(values), {"unit": MEASURES[name]})
+        name: variable(("component", "prompt", "pos"), values, unit=MEASURES[name])
         for name, values in effects._asdict().items()
     }
     return xr.Dataset(
@@ -68,12 +68,8 @@ def _aggregated(effects: Effects) -> dict[str, Any]:
     variables: dict[str, Any] = {}
 
     def add(name: str, mean: Tensor, error: Tensor, unit: str) -> None:
-        variables[name] = ("component", to_numpy(mean), {"unit": unit})
-        variables[f"{name.removesuffix('_mean')}_se"] = (
-            "component",
-            to_numpy(error),
-            {"unit": unit},
-        )
+        variables[name] = variable("component", mean, unit=unit)
+        variables[f"{name.removesuffix('_mean')}_se"] = variable("component", error, unit=unit)
 
     kl = _over_sequences(effects.kl)
     loss, loss_error = _over_sequences(effects.delta_loss)

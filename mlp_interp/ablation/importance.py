@@ -17,7 +17,7 @@ from mlp_interp.ablation.sweep import Batch, Sweep
 from mlp_interp.ablation.total import total_effects
 from mlp_interp.models import describe
 from mlp_interp.residual import components
-from mlp_interp.results import mean_and_error, to_numpy, tokens_of
+from mlp_interp.results import mean_and_error, to_numpy, tokens_of, variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -233,8 +233,8 @@ def _variables(ways: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
 
     def add(name: str, mean: Tensor, error: Tensor, unit: str) -> None:
-        variables[name] = ("component", to_numpy(mean), {"unit": unit})
-        variables[f"{name}_se"] = ("component", to_numpy(error), {"unit": unit})
+        variables[name] = variable("component", mean, unit=unit)
+        variables[f"{name}_se"] = variable("component", error, unit=unit)
 
     for quantity in ("kl", "delta_loss"):
         by_way = {way: ways[way][quantity] for way in ways}

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
 from mlp_interp.plots import _tokens as tokens
+from mlp_interp.results import mean_and_error_over
 from mlp_interp.sites import Site
 
 MAKER = "patching.patch"
@@ -112,7 +113,7 @@ class _Cells:
                     else ""
                 )
             )
-        mean, error = style.mean_and_error(values, "prompt")
+        mean, error = mean_and_error_over(values, "prompt")
         changed = result["changed"].any("prompt") if "changed" in result else None
         left = f"{lost} of {count} prompts left out: clean and corrupted metrics are equal"
         return cls(

@@ -142,18 +142,6 @@ def diverging(title: str, size: float, *, centre: float = 0.0, length: int = 200
     }  # fmt: skip
 
 
-def mean_and_error(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean over a dimension and its standard error, NaN entries left out.
-
-    The error is NaN where fewer than two entries are left.
-    """
-    count = values.notnull().sum(dim)
-    mean = values.sum(dim) / count.where(count > 0)
-    squares = ((values - mean) ** 2).sum(dim)
-    error = (squares / (count - 1).where(count > 1) / count.where(count > 0)) ** 0.5
-    return mean, error
-
-
 def finish(
     figure: go.Figure,
     title: str,
