@@ -11,7 +11,7 @@ from mlp_interp.attribution import attribute_logits, attribute_sources, top
 from mlp_interp.edits import Edit
 from mlp_interp.models.caches import cached, cached_tokens, check_cached
 from mlp_interp.residual import components, decompose, needed
-from mlp_interp.runs import Runner
+from mlp_interp.runs import Runner, run
 from mlp_interp.sites import Site
 
 LABELS = ["embed", "L1H2", "2.mlp", "L0N7"]
@@ -39,6 +39,7 @@ def caches(model, tokens):
         "no batch dimension": bare,
         "dict": dict(some.items()),
         "dict, no batch dimension": dict(bare.items()),
+        "run": run(model, tokens),
     }
 
 
@@ -58,7 +59,7 @@ def test_a_cache_in_any_form_gives_the_same(kind, backend, architecture, tokens)
     model = kind(architecture, backend)
     made = {how: analyses(model, cache) for how, cache in caches(model, tokens[:1]).items()}
     expected = made.pop("all")
-    assert len(made) == 4
+    assert len(made) == 5
     for how, found in made.items():
         for name, value in found.items():
             if isinstance(value, torch.Tensor):

@@ -1,6 +1,6 @@
 """A checked question about a contrast: which metric, which way, computed by what."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.interchange.pair import Direction, Pair, Reading
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.models.protocol import Cache
 from mlp_interp.prompts import Contrast
 from mlp_interp.runs import Run, record
 from mlp_interp.sites import Site
@@ -20,7 +21,7 @@ __all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of"]
 
 Engine = Literal["auto", "hooks"]
 
-GivenRuns = Sequence[Mapping[str, Tensor]]
+GivenRuns = Sequence[Cache]
 """A clean and a corrupted run made before: `Run`s, or caches of the same model."""
 
 
@@ -77,7 +78,7 @@ class Question:
         direction: Any = "denoising",
         engine: str = "auto",
         memory: float | int = 512.0,
-        runs: GivenRuns | None = None,
+        runs: Any = None,
     ) -> "Question":
         """Check the arguments that all analyses share.
 
@@ -210,14 +211,14 @@ class Question:
         }
 
 
-def _given(forward: Forward | HookForward, contrast: Contrast, runs: GivenRuns) -> tuple[Run, Run]:
+def _given(forward: Forward | HookForward, contrast: Contrast, runs: Any) -> tuple[Run, Run]:
     """Clean and corrupted run as the user gave them, checked against the contrast.
 
     Raises:
         ValueError: They are not two, are of other tokens, or were edited.
     """
-    if isinstance(runs, Mapping) or len(runs) != 2:
-        raise ValueError(f"runs={type(runs).__name__} of {len(runs)}; wanted (clean, corrupted)")
+    if not isinstance(runs, tuple | list) or len(runs) != 2:
+        raise ValueError(f"runs={type(runs).__name__}; wanted the pair (clean, corrupted)")
     model = forward.weights.model
     taken = [replace(Run.of_cache(model, run), forward=forward) for run in runs]
     for number, (run, tokens) in enumerate(

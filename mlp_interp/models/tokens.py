@@ -1,11 +1,11 @@
 """Tokens read off a cache, which does not say which ones were run."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.caches import cached, cached_tokens
+from mlp_interp.models.protocol import Cache
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
 
@@ -14,24 +14,26 @@ __all__ = ["tokens_in"]
 _ROWS = 256  # of distances to the whole vocabulary at a time
 
 
-def tokens_in(weights: Weights, cache: Mapping[str, Tensor]) -> Int[Tensor, "batch pos"]:
-    """The tokens of a cache: under its key ``"tokens"``, or those whose embeddings it holds.
+def tokens_in(weights: Weights, cache: Cache) -> Int[Tensor, "batch pos"]:
+    """The tokens of a cache: those that it names, or those whose embeddings it holds.
 
     Raises:
         ValueError: It holds neither, or embeddings that are those of no tokens of this model.
     """
-    if "tokens" in cache:
-        return cache["tokens"]
-    names = [Site("embed").hook_name]
+    tokens = cached_tokens(cache)
+    if tokens is not None:
+        return tokens
+    sites = [Site("embed")]
     if not weights.has_pos_embed:
-        names.append(Site("resid_pre", 0).hook_name)
-    embedded = next((cache[name] for name in names if name in cache), None)
-    if embedded is None:
+        sites.append(Site("resid_pre", 0))
+    site = next((site for site in sites if site.hook_name in cache), None)
+    if site is None:
+        names = " and ".join(site.hook_name for site in sites)
         raise ValueError(
-            f"cache lacks {' and '.join(names)}, off which its tokens could be read; wanted one of "
-            "them, or tokens="
+            f"cache lacks {names}, off which its tokens could be read; wanted one of them, or the "
+            "tokens"
         )
-    return _nearest(weights, embedded if embedded.ndim == 3 else embedded[None])
+    return _nearest(weights, cached(cache, site))
 
 
 def _nearest(

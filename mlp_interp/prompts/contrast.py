@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.protocol import Cache
 from mlp_interp.prompts.checks import check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import tokenize_pairs
@@ -85,10 +86,10 @@ class Contrast:
     def of(
         cls,
         model: Any,
-        clean: str | Sequence[str],
-        corrupted: str | Sequence[str],
-        answers: str | int | Sequence[str | int],
-        foils: str | int | Sequence[str | int],
+        clean: str | Sequence[str] | Tensor | Cache,
+        corrupted: str | Sequence[str] | Tensor | Cache,
+        answers: str | int | Sequence[str | int] | Tensor,
+        foils: str | int | Sequence[str | int] | Tensor,
         *,
         subjects: Sequence[str | None] | None = None,
         prepend_bos: bool = True,
@@ -98,7 +99,8 @@ class Contrast:
 
         Args:
             model: A model with a tokenizer, or a Hugging Face tokenizer.
-            clean: Prompts after which the answer is right; one or several.
+            clean: Prompts after which the answer is right: one text or several; token ids ``[pos]``
+                or ``[prompt, pos]``, taken as they are; or a run or cache of them.
             corrupted: As many prompts that differ from them, of equal length in tokens.
             answers: What follows each clean prompt, with its leading space (``" Mary"``), as one
                 token; or token ids.

@@ -8,6 +8,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models import Weights
+from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.tokenizing import (
     bos_token_id,
     encode,
@@ -23,8 +25,8 @@ __all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
 
 def tokenize_pairs(
     model: Any,
-    prompts: Mapping[str, str | Sequence[str]],
-    words: Mapping[str, str | int | Sequence[str | int]],
+    prompts: Mapping[str, Any],
+    words: Mapping[str, Any],
     *,
     subjects: Sequence[str | None] | None,
     prepend_bos: bool,
@@ -33,8 +35,8 @@ def tokenize_pairs(
 
     Args:
         model: A model with a tokenizer, or a tokenizer.
-        prompts: ``clean`` and ``corrupted``.
-        words: ``answers`` and ``foils``.
+        prompts: ``clean`` and ``corrupted``: texts, ids, or runs or caches of them.
+        words: ``answers`` and ``foils``: words or ids.
         subjects: The exchanged phrase of each clean prompt.
         prepend_bos: Whether prompts begin with BOS.
 
@@ -45,19 +47,16 @@ def tokenize_pairs(
         ValueError: As `Contrast.of` says.
     """
     tokenizer = tokenizer_of(model)
+    prompts = {name: _taken(model, given) for name, given in prompts.items()}
     listed: dict[str, list] = {name: _listed(given) for name, given in {**prompts, **words}.items()}
+    if subjects is not None and not all(isinstance(text, str) for text in listed["clean"]):
+        raise ValueError(f"subjects={list(subjects)} of prompts given as ids; wanted texts")
     _check_counts({**listed, **({} if subjects is None else {"subjects": list(subjects)})})
     for name in prompts:
         for prompt, text in enumerate(listed[name]):
-            if not isinstance(text, str) or not text.strip():
+            if not (text.strip() if isinstance(text, str) else isinstance(text, list) and text):
                 raise ValueError(f"{name}[{prompt}]={text!r}; wanted a prompt of at least one word")
-    clean, corrupted = (
-        [
-            _with_bos(tokenizer, ids, prepend_bos=prepend_bos)
-            for ids in encode_all(tokenizer, listed[name])
-        ]
-        for name in prompts
-    )
+    clean, corrupted = (_ids(tokenizer, listed[name], prepend_bos) for name in prompts)
     _check_lengths(tokenizer, clean, corrupted)
     ids = {name: _tokens(model, listed[name], what=name) for name in words}
     for name, rows in (("clean", clean), ("corrupted", corrupted)):
@@ -71,6 +70,27 @@ def tokenize_pairs(
         if subjects is None
         else _subject_mask(tokenizer, listed["clean"], clean, corrupted, subjects),
     }
+
+
+def _taken(model: Any, given: Any) -> Any:
+    """Prompts as texts or lists of ids, whatever they were given as."""
+    if isinstance(given, Mapping) or hasattr(given, "cache_dict"):
+        given = tokens_in(Weights.of(model), given)
+    if not isinstance(given, Tensor):
+        return given
+    if given.is_floating_point() or given.ndim not in (1, 2):
+        raise ValueError(f"tokens={tuple(given.shape)} wanted integers [pos] or [prompt, pos]")
+    return (given if given.ndim == 2 else given[None]).tolist()
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, given: list[str] | list[list[int]], prepend_bos: bool
+) -> list[list[int]]:
+    """Token ids of texts; ids are taken as they are."""
+    if not isinstance(given[0], str):
+        return [list(row) for row in given]
+    texts = encode_all(tokenizer, [str(text) for text in given])
+    return [_with_bos(tokenizer, ids, prepend_bos=prepend_bos) for ids in texts]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos: bool) -> list[int]:
@@ -106,7 +126,8 @@ def phrase_positions(model: Any, text: str, phrase: str, *, prepend_bos: bool) -
     return sorted(found[0])
 
 
-def _listed(given: str | int | Sequence) -> list:
+def _listed(given: str | int | Sequence | Tensor) -> list:
+    given = given.tolist() if isinstance(given, Tensor) else given
     return [given] if isinstance(given, str | int) else list(given)
 
 

@@ -1,0 +1,157 @@
+"""Runs: mappings that every function over caches takes; made by running, editing, of caches."""
+
+import pytest
+import torch
+
+from mlp_interp import Edit, Site, decompose
+from mlp_interp.models import forward_of
+from mlp_interp.runs import Run, kept_sites, run
+
+EDITS = [
+    Edit.add("0.resid_post", 0.5, positions=[1]),
+    Edit.set("1.mlp", 0.0),
+    Edit.scale("L1H2", 2.0, positions=-1),
+    Edit.add("1.resid_pre", 0.25),
+    Edit.clamp("2.post", high=0.1),
+    Edit.scale(Site("q", 2, head=1), 0.5),
+    Edit.scale(Site("pattern", 0, head=1), 0.5),
+]
+
+
+def close(found, expected, tolerance=1e-5):
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def cache_of(model, tokens, **options):
+    with torch.no_grad():
+        return model.run_with_cache(tokens, **options)[1]
+
+
+def test_a_run_holds_what_the_library_caches(model, tokens):
+    found, cache = run(model, tokens), cache_of(model, tokens)
+    names = [name for name in found if name != "tokens"]
+    assert len(names) > 10 * model.cfg.n_layers
+    for name in names:
+        close(found[name], cache[name].expand_as(found[name]), 1e-4)
+    pattern = "blocks.1.attn.hook_pattern"
+    if pattern in found:  # computed where it is asked for; not through hooks
+        close(found[pattern], cache[pattern], 1e-5)
+
+
+def test_places_are_named_in_every_way(kind, tokens):
+    found = run(kind(), tokens)
+    whole = found["blocks.2.hook_mlp_out"]
+    for key in (Site("mlp_out", 2), "2.mlp", ("mlp_out", 2), ("mlp_out", -1)):
+        assert found[key] is whole, key
+    assert torch.equal(found["L1H3"], found["z", 1][:, :, 3])
+    assert torch.equal(found[Site("pattern", 1, head=3)], found["pattern", 1][:, 3])
+    assert torch.equal(found["L0N7"], found["post", 0][:, :, 7])
+    assert found["tokens"] is found.tokens
+    for wrong in ("9.mlp", "nobody", ("mlp_out", 9), ("x", 1)):
+        assert wrong not in found
+        with pytest.raises(KeyError):
+            found[wrong]
+    with pytest.raises(ValueError, match=r"site='1.z' was not kept by the run, which has"):
+        run(kind(), tokens, sites=["1.mlp"]).at(Site("z", 1))
+
+
+@pytest.mark.parametrize("through", ["lean", "hooks"])
+def test_edits_in_two_steps_are_edits_in_one(kind, backend, tokens, through, monkeypatch):
+    model = kind("parallel", backend, dtype=torch.float64)
+    if through == "hooks":
+        monkeypatch.setattr("mlp_interp.models.engine.remembered", lambda model, work_out: None)
+    assert forward_of(model).engine == through
+    sites = ["z", "mlp_out", "pattern"]
+    clean = run(model, tokens, sites=sites)
+    for cut in range(len(EDITS) + 1):
+        first = clean.edited(EDITS[:cut])
+        twice, once = first.edited(EDITS[cut:]), run(model, tokens, sites=sites, edits=EDITS)
+        close(twice.final, once.final, 1e-12)
+        assert twice.fired == once.fired, cut
+        assert twice.edits == tuple(EDITS)
+        for site in once.kept:
+            close(twice.at(site), once.at(site), 1e-12)
+        for layer in range(3):
+            close(twice["resid_post", layer], once["resid_post", layer], 1e-12)
+    assert clean.edited([]) is clean
+
+
+def test_an_edited_run_shares_what_lies_below(kind, tokens):
+    clean = run(kind(), tokens)
+    later = clean.edited([Edit.set("2.mlp", 0.0)])
+    assert all(later.streams[n] is clean.streams[n] for n in range(3))
+    assert later["z", 1] is clean["z", 1]
+    assert later["mlp_out", 2].abs().max() == 0
+    with pytest.raises(ValueError, match="was not kept by the run"):
+        run(kind(), tokens, sites=()).edited([Edit.set("2.mlp", 0.0)], sites=[Site("z", 0)])
+
+
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
+def test_a_cache_becomes_a_run(kind, backend, architecture, tokens):
+    model = kind(architecture, backend, dtype=torch.float64)
+    expected, whole = run(model, tokens), cache_of(model, tokens)
+    ends = ("hook_embed", "hook_pos_embed", "hook_resid_pre", "hook_resid_post")
+    parts = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out")
+    made = {
+        "all": Run.of_cache(model, whole),
+        "dict": Run.of_cache(model, dict(whole.items())),
+        "streams": Run.of_cache(
+            model, cache_of(model, tokens, names_filter=lambda name: name.endswith(ends))
+        ),
+        "outputs": Run.of_cache(
+            model, cache_of(model, tokens, names_filter=lambda name: name.endswith(parts))
+        ),
+        "one": Run.of_cache(model, cache_of(model, tokens[:1], remove_batch_dim=True)),
+    }
+    for how, found in made.items():
+        rows = slice(1 if how == "one" else None)
+        assert torch.equal(found.tokens, tokens[rows]), how
+        close(found.final, expected.final[rows], 1e-5)  # the library's rotary table is float32
+        close(found.attention(1).z, expected["z", 1][rows], 1e-5)
+        close(
+            found.edited([Edit.set("1.mlp", 0.0)], sites=()).final,
+            expected.edited([Edit.set("1.mlp", 0.0)]).final[rows],
+            1e-5,
+        )
+    assert Run.of_cache(model, expected) is expected
+
+
+def test_caches_that_do_not_suffice_say_what_would(kind, tokens):
+    model = kind()
+    some = cache_of(model, tokens, names_filter=lambda name: "mlp" in name)
+    with pytest.raises(
+        ValueError, match=r"cache lacks the stream at the input of block 0 and hook_e"
+    ):
+        Run.of_cache(model, some)
+    streams = cache_of(model, tokens, names_filter=lambda name: "resid" in name)
+    edited = {name: x + 1 for name, x in streams.items()}
+    with pytest.raises(ValueError, match=r"sequence 0, position 0 that is no token's"):
+        Run.of_cache(model, edited)
+    with pytest.raises(ValueError, match=r"tokens=\(4, 3\) beside a cache of \(4, 9\)"):
+        Run.of_cache(model, streams, tokens=tokens[:, :3])
+    with pytest.raises(ValueError, match="is a run of another model"):
+        Run.of_cache(kind("sequential"), run(model, tokens))
+
+
+def test_a_run_without_edits_decomposes(model, tokens):
+    residual = decompose(model, run(model, tokens), level="head")
+    assert residual.error() < 1e-3
+
+
+def test_what_is_kept_is_what_was_named(kind, tokens):
+    weights = forward_of(kind()).weights
+    assert [site.label for site in kept_sites(weights, "mlp_out")] == ["0.mlp", "1.mlp", "2.mlp"]
+    named = ["2.mlp", "blocks.1.attn.hook_z", Site("post", 0), "L0H1"]
+    assert [site.label for site in kept_sites(weights, named)] == ["2.mlp", "1.z", "0.post", "L0H1"]
+    assert "pattern" not in {site.name for site in kept_sites(weights, "all")}
+    with pytest.raises(ValueError, match=r"label='nobody' is not a component label"):
+        run(kind(), tokens, sites="nobody")
+
+
+def test_rows_and_beginnings_of_a_run_are_runs(kind, tokens):
+    whole = run(kind(), tokens, sites=["z", "pattern"])
+    part = whole.cut(rows=slice(1, 3), length=5)
+    alone = run(kind(), tokens[1:3, :5], sites=["z", "pattern"])
+    assert (part.batch, part.length) == (2, 5)
+    for name in alone:
+        close(part[name], alone[name], 1e-5)
