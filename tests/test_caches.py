@@ -65,7 +65,9 @@ def test_a_cache_in_any_form_gives_the_same(kind, backend, architecture, tokens)
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value, expected[name], msg=f"{name} on {how}")
             else:
-                xr.testing.assert_allclose(value, expected[name])
+                if how == "run":  # it knows its tokens, hence losses
+                    value = value.where(expected[name].notnull())
+                xr.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_values_to_put_in_come_from_a_cache_in_any_form(kind, backend, tokens):
