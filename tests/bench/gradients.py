@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run import VOCABULARY, Row, directory
 
 import mlp_interp as mi
-from mlp_interp.gradients import attribution_patch, edge_attribution
+from mlp_interp import attribution_patch, edge_attribution
 from mlp_interp.sites import Site
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "post")
