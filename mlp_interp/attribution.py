@@ -14,7 +14,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, cached_tokens, check_cached
 from mlp_interp.models.indices import indices
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.residual import Layout, Level, Residual, decompose
@@ -31,7 +31,7 @@ Foils = Tokens | Literal["mean"] | None
 
 @torch.no_grad()
 def attribute_logits(
-    model: Any,
+    model: Model,
     cache: Cache,
     answers: Tokens | Contrast,
     foils: Foils = None,
@@ -113,7 +113,7 @@ def attribute_logits(
 
 @torch.no_grad()
 def attribute_sources(
-    model: Any,
+    model: Model,
     cache: Cache,
     answers: Tokens | Contrast,
     foils: Foils = None,
@@ -349,7 +349,7 @@ def _ids(weights: Weights, tokens: Any, n: int, name: str) -> Int[Tensor, " prom
     return torch.tensor(ids, device=weights.device)
 
 
-def _strings(model: Any, ids: Int[Tensor, " prompt"]) -> list[str]:
+def _strings(model: Model, ids: Int[Tensor, " prompt"]) -> list[str]:
     return token_strings(getattr(model, "tokenizer", None), ids.tolist())
 
 

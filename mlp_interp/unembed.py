@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.weights import Weights
 
 __all__ = ["Unembed", "directions", "mean_direction"]
@@ -54,7 +55,7 @@ class Unembed:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Any) -> "Unembed":
+    def of(cls, model: Model) -> "Unembed":
         """Fold a model's final LayerNorm and unembedding; the model is not changed.
 
         Where the model's own weights are folded and centred already, they are shared, not copied.

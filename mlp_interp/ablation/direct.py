@@ -1,7 +1,7 @@
 """Direct ablation: take components out of the final stream and read the logits again."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import xarray as xr
@@ -17,7 +17,7 @@ from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
 from mlp_interp.metrics.stream import stream_change, stream_scale
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -29,7 +29,7 @@ Norm = Literal["recompute", "freeze"]
 
 @torch.no_grad()
 def ablate_direct(
-    model: Any,
+    model: Model,
     cache: Cache,
     groups: Groups = "component",
     *,

@@ -16,6 +16,7 @@ from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.sweep import Batch, Sweep
 from mlp_interp.ablation.total import total_effects
 from mlp_interp.models import describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.residual import components
 from mlp_interp.results import mean_and_error, to_numpy, tokens_of, variable
 from mlp_interp.runs import Runner
@@ -36,7 +37,7 @@ _NAMES = {"mlp": "MLP", "attn": "attention", "both": "attention and MLP"}
 
 @torch.no_grad()
 def subupdate_importance(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     level: Literal["component", "head"] = "component",
@@ -135,7 +136,7 @@ def subupdate_importance(
 
 @torch.no_grad()
 def ablate_ranges(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     kind: Kind = "mlp",

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +14,7 @@ from mlp_interp.ablation.total import read_sites
 from mlp_interp.checkpoint import TENSORS, Checkpoint, Tensors
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models import fingerprint
+from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Stand
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
@@ -54,7 +54,7 @@ class Sweep:
     baseline: Baseline
     batch_size: int
     seed: int
-    model: Any
+    model: Model
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

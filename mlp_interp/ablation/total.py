@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 import xarray as xr
@@ -17,6 +16,7 @@ from mlp_interp.edits import Edit
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Stand
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Run, Runner
@@ -31,7 +31,7 @@ _SUMS = {"embed": "resid_pre", "pos_embed": "resid_pre", "b_O": "attn_out", "b_o
 
 @torch.no_grad()
 def ablate_total(
-    model: Any,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     groups: Groups = "component",
     *,

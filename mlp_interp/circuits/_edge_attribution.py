@@ -1,7 +1,6 @@
 """Edge attribution patching: every edge between what writes to the stream and what reads it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 
@@ -32,7 +32,7 @@ _GRADIENTS = ("q_in", "k_in", "v_in", "mlp_in", "mlp_out")
 
 @torch.no_grad()
 def edge_attribution(
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Forward
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 
@@ -33,7 +34,7 @@ FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @torch.no_grad()
 def faithfulness(
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,

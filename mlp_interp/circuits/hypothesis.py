@@ -24,6 +24,7 @@ from mlp_interp.interchange import Engine, GivenRuns, Question, Reading
 from mlp_interp.interchange.graph import LOGITS, writers
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import items_in
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import mean_and_error, to_numpy
@@ -34,7 +35,7 @@ __all__ = ["evaluate_hypothesis"]
 
 @torch.no_grad()
 def evaluate_hypothesis(
-    model: Any,
+    model: Model,
     contrasts: Contrast | Sequence[Contrast],
     metric: str | Metric = "logit_difference",
     *,

@@ -9,6 +9,7 @@ import xarray as xr
 
 from mlp_interp import views
 from mlp_interp.corpus import load_corpus
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
 from mlp_interp.results import save
@@ -18,7 +19,7 @@ __all__ = ["build", "summary"]
 
 
 def build(
-    model: Any,
+    model: Model,
     label: str,
     corpus: Mapping[str, Any],
     *,

@@ -9,6 +9,7 @@ import xarray as xr
 
 from mlp_interp import prompts
 from mlp_interp.interchange.grid import FAMILIES
+from mlp_interp.models.protocol import Model
 from mlp_interp.patching import patch
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import is_single_token, tokenizer_of
@@ -18,7 +19,7 @@ TASKS = tuple(name for name in prompts.__all__ if name != "Contrast")
 
 
 def contrast_for(
-    model: Any,
+    model: Model,
     task: str | None,
     texts: dict[str, str | None],
     *,
@@ -80,7 +81,7 @@ def grids(sites: Sequence[str]) -> dict[str, Callable[..., xr.Dataset]]:
 
 def _patch(
     sites: Sequence[str],
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str,
     direction: Any,

@@ -16,6 +16,7 @@ from mlp_interp.corpus.ray_backend import reduce_on_ray
 from mlp_interp.corpus.reducers import Reducer, Shape
 from mlp_interp.corpus.shards import STATES, Merged, Plan, States, merge, reduce_shard
 from mlp_interp.models import Weights, describe, fingerprint, forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 
 __all__ = ["sweep"]
@@ -25,7 +26,7 @@ _FORMAT = 1
 
 
 def sweep(
-    model: Any,
+    model: Model,
     corpus: Any,
     reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer],
     *,
@@ -166,7 +167,7 @@ def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dic
     return dict(reducers)
 
 
-def _folder(options: SweepOptions, model: Any, tokens: Tensor, plan: Plan) -> Path | None:
+def _folder(options: SweepOptions, model: Model, tokens: Tensor, plan: Plan) -> Path | None:
     """Where the sweep keeps what it has done: a folder for all that its numbers depend on."""
     if options.checkpoint is None:
         return None

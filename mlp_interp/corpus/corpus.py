@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
 from mlp_interp.models._fingerprint import id_blocks
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_of
 
 __all__ = ["Corpus", "open_corpus"]
@@ -185,7 +186,7 @@ class Corpus:
         return f"Corpus({', '.join(facts)})\n  [0] {start!r}"
 
 
-def open_corpus(path: str | Path, model: Any = None) -> Corpus:
+def open_corpus(path: str | Path, model: Model | None = None) -> Corpus:
     """Open a corpus on disk, from `Corpus.save` or ``load_corpus(..., file=…)``.
 
     No tokens are read: they are mapped, and read where they are looked at. ``Corpus.verify`` reads

@@ -11,6 +11,7 @@ from mlp_interp.corpus.options import Options
 from mlp_interp.corpus.packing import Packer, Rows, shuffled
 from mlp_interp.corpus.sources import Source
 from mlp_interp.corpus.tokenizers import tokenizer_digest
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import (
     bos_token_id,
     encode,
@@ -40,7 +41,7 @@ class Job:
         ValueError: The length is beyond the model's context.
     """
 
-    model: Any
+    model: Model
     opened: Source
     options: Options
     everything: bool
@@ -128,7 +129,7 @@ class Job:
         return tokens
 
 
-def _context(model: Any, length: int | None, default: int) -> int:
+def _context(model: Model, length: int | None, default: int) -> int:
     context = getattr(getattr(model, "cfg", None), "n_ctx", None)
     if length is None:
         return default if context is None else min(default, int(context))

@@ -15,6 +15,7 @@ from mlp_interp.corpus.options import Options
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.sources import file_digest, open_source
 from mlp_interp.corpus.tally import Errors
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import tokenizer_of
 
 __all__ = ["load_corpus"]
@@ -22,7 +23,7 @@ __all__ = ["load_corpus"]
 
 def load_corpus(
     source: str | Path | Iterable[str],
-    model: Any,
+    model: Model,
     *,
     sequences: int | None = None,
     length: int | None = None,

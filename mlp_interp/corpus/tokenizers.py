@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import encode, tokenizer_name, tokenizer_of, vocabulary_size
 
 __all__ = ["check_tokenizer", "tokenizer_digest"]
@@ -30,7 +31,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def check_tokenizer(model: Any, path: Path, facts: dict[str, Any]) -> None:
+def check_tokenizer(model: Model, path: Path, facts: dict[str, Any]) -> None:
     """Refuse a token file that was written with another tokenizer than a model's.
 
     Raises:

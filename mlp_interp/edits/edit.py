@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, SupportsInt
+from typing import SupportsInt
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,6 +11,7 @@ from mlp_interp.edits.actions import Action, Add, Clamp, Noise, ProjectOut, Scal
 from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
+from mlp_interp.models.protocol import Cache
 from mlp_interp.sites import ACTIVATIONS, Site, site_of
 
 __all__ = ["EDITABLE", "Edit"]
@@ -171,7 +172,7 @@ class Edit:
     def replace(
         cls,
         site: Site | str,
-        cache: Any,
+        cache: Cache,
         *,
         positions: Indices = None,
         units: Indices = None,

@@ -20,6 +20,7 @@ from mlp_interp.interchange import (
     components,
 )
 from mlp_interp.metrics import Metric
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 
@@ -35,7 +36,7 @@ _COUNTED = ("layer", "head", "neuron")
 
 @torch.no_grad()
 def attribution_patch(
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,

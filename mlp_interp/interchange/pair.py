@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics import Metric, Reader, finite, normalized
+from mlp_interp.models.protocol import Model
 from mlp_interp.runs import Run
 
 __all__ = ["Direction", "Pair", "Reading"]
@@ -41,7 +42,7 @@ class Reading:
     @torch.no_grad()
     def of(
         cls,
-        model: Any,
+        model: Model,
         metric: Metric,
         length: int,
         clean: Float[Tensor, "clean_prompt read d_model"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.interchange.pair import Direction, Pair, Reading
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.runs import Run, record
 from mlp_interp.sites import Site
@@ -36,7 +36,7 @@ def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
         raise ValueError(f"{name}={value!r}; wanted {', '.join(others)} or {last}")
 
 
-def engine_of(model: Any, engine: str) -> Forward | HookForward:
+def engine_of(model: Model, engine: str) -> Forward | HookForward:
     """The one choice of what computes: the lean forward where there is one, else hooks.
 
     Raises:
@@ -71,7 +71,7 @@ class Question:
     @classmethod
     def of(
         cls,
-        model: Any,
+        model: Model,
         contrast: Contrast,
         metric: str | Metric,
         *,

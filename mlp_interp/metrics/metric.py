@@ -7,7 +7,6 @@ every position.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mlp_interp.metrics.change import kl_from_change, rows_for
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.unembed import Unembed, directions
 
 __all__ = ["KL", "Custom", "Linear", "Metric", "Reader"]
@@ -39,7 +39,7 @@ class Metric:
     unit: str
     positions: tuple[int, ...] = (-1,)
 
-    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+    def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Prepare to read the metric from final streams of this model.
 
         Args:
@@ -91,7 +91,7 @@ class Linear(Metric):
     tokens: Int[Tensor, "prompt k"]
     coefficients: tuple[float, ...]
 
-    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+    def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Two dot products an item: the directions are folded into one per prompt."""
         weights = Weights.of(model)
         columns, biases = directions(weights, self.tokens)
@@ -127,7 +127,7 @@ class Custom(Metric):
     function: Callable[[Tensor, Tensor], Tensor]
     tokens: Tensor | None = field(default=None)
 
-    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+    def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Unembeds the positions read, some items at a time."""
         unembed = Unembed.of(model)
 
@@ -164,7 +164,7 @@ class Custom(Metric):
 class KL(Metric):
     """KL(clean || run) at the positions read, averaged over them: from the change of the logits."""
 
-    def reader(self, model: Any, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+    def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Keeps the clean distributions, and unembeds only changes of the normalised stream."""
         unembed = Unembed.of(model)
         normalized = unembed.normalize(reference)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models.loading import describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks
 from mlp_interp.models.weights import Affine, Weights
 
@@ -22,7 +23,7 @@ _CONFIG = ("act_fn", "eps", "n_ctx", "parallel_attn_mlp", "rotary_base", "rotary
 
 @torch.no_grad()
 def fingerprint(
-    model: Any, tokens: Int[Tensor, "sequence pos"], options: Mapping[str, Any] | None = None
+    model: Model, tokens: Int[Tensor, "sequence pos"], options: Mapping[str, Any] | None = None
 ) -> str:
     """Sixteen hexadecimal digits that change with the model, its weights, the tokens and options.
 

@@ -43,7 +43,7 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
     cfg = weights.model.cfg
     config = SimpleNamespace(**{name: getattr(cfg, name) for name in _CONFIG})
     attention = SimpleNamespace(**_rotary_tables(forward, target))
-    model = SimpleNamespace(cfg=config, blocks=[SimpleNamespace(attn=attention)], **numbers)
+    model: Any = SimpleNamespace(cfg=config, blocks=[SimpleNamespace(attn=attention)], **numbers)
     blocks = [
         Projections(**{name: value.to(target) for name, value in vars(block).items()})
         for block in forward.blocks

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
+from mlp_interp.models.protocol import Model
+
 __all__ = ["boot_bridge", "boot_hooked"]
 
 
@@ -116,7 +118,7 @@ def boot_bridge(
     return model
 
 
-def _attach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _attach(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     """What the library does to a tokenizer it is given, less its second load from the hub."""
     tokenizer.eos_token = tokenizer.eos_token or "<|endoftext|>"
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models.loading import describe, reload_source
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
 
@@ -19,7 +20,7 @@ entry) at which a float32 model passes. Float32 arithmetic gives 1e-6 to 1e-4.""
 
 
 @torch.no_grad()
-def check_model(model: Any) -> xr.Dataset:
+def check_model(model: Model) -> xr.Dataset:
     """Measure whether a model computes what its weights and its source say.
 
     Args:
@@ -90,7 +91,7 @@ def _needed(weights: Weights) -> list[str]:
     return [site.hook_name for site in [*sites, *ends]]
 
 
-def _residual_error(weights: Weights, cache: Any) -> float:
+def _residual_error(weights: Weights, cache: Cache) -> float:
     total = cache[Site("resid_pre", 0).hook_name].clone()
     for layer in range(weights.n_layers):
         block = weights.block(layer)
@@ -101,7 +102,7 @@ def _residual_error(weights: Weights, cache: Any) -> float:
     return float((final - total).abs().max() / final.abs().max())
 
 
-def _log_prob_error(model: Any, tokens: Tensor, logits: Float[Tensor, "..."]) -> float:
+def _log_prob_error(model: Model, tokens: Tensor, logits: Float[Tensor, "..."]) -> float:
     source: Any = reload_source(model)
     if source is None:
         return float("nan")

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models.forward import Forward, Observer, Projections, UnsupportedModel, keep
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks, remembered
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
@@ -82,13 +83,13 @@ class HookForward:
         return result[0]
 
 
-def _filler(model: Any) -> int:
+def _filler(model: Model) -> int:
     """A token that is not padding: the library would mask positions that hold that."""
     padding = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
     return 1 if padding == 0 else 0
 
 
-def forward_of(model: Any) -> Forward | HookForward:
+def forward_of(model: Model) -> Forward | HookForward:
     """The fastest forward pass that computes what this model computes.
 
     What it takes to know is remembered until the model changes. A model on whose hook points
@@ -103,7 +104,7 @@ def forward_of(model: Any) -> Forward | HookForward:
     return HookForward(weights) if blocks is None else Forward(weights, blocks)
 
 
-def _lean_blocks(model: Any) -> tuple[Projections, ...] | None:
+def _lean_blocks(model: Model) -> tuple[Projections, ...] | None:
     try:
         return Forward.of(model).blocks
     except UnsupportedModel:

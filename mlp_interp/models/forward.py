@@ -10,13 +10,13 @@ used, so a model with a feature that is not implemented here is refused instead 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.rotary import Rotary
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
@@ -122,7 +122,7 @@ class Forward:
         self.blocks = tuple(blocks)
 
     @classmethod
-    def of(cls, model: Any) -> "Forward":
+    def of(cls, model: Model) -> "Forward":
         """Read a model's weights and check on 32 tokens that the result is the model's own.
 
         Raises:

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mlp_interp.models.protocol import Model
+
 __all__ = ["has_hooks", "remembered"]
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ T = TypeVar("T")
 _known: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
 
 
-def remembered(model: Any, work_out: Callable[[], T]) -> T:
+def remembered(model: Model, work_out: Callable[[], T]) -> T:
     """What `work_out` gives, or gave when this model was last in its present state.
 
     Args:
@@ -33,13 +35,13 @@ def remembered(model: Any, work_out: Callable[[], T]) -> T:
     return known[1]
 
 
-def has_hooks(model: Any) -> bool:
+def has_hooks(model: Model) -> bool:
     """Whether somebody has left hooks on the model's hook points."""
     return any(getattr(module, "fwd_hooks", None) for module in model.modules())
 
 
 @torch.no_grad()
-def _state(model: Any) -> tuple[Any, ...]:
+def _state(model: Model) -> tuple[Any, ...]:
     """Equal for a model that computes the same; a changed weight changes it even through .data."""
     unread = {matrix.data_ptr() for matrix in (model.W_E, model.W_U)}
     weights = tuple(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Kind, Site, site_of
 
@@ -60,10 +61,10 @@ class Weights:
         (4, True)
     """
 
-    model: Any
+    model: Model
 
     @classmethod
-    def of(cls, model: Any) -> "Weights":
+    def of(cls, model: Model) -> "Weights":
         """Wrap a model.
 
         Raises:

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from mlp_interp.models.protocol import Model
+
 __all__ = ["checked_count", "checked_seed", "checked_weights"]
 
 
@@ -31,7 +33,7 @@ def checked_seed(seed: Any) -> int:
     return seed
 
 
-def checked_weights(model: Any) -> None:
+def checked_weights(model: Model) -> None:
     """All weights of a model, which must be finite: one NaN makes all that is computed NaN.
 
     Raises:

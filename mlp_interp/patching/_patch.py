@@ -1,7 +1,6 @@
 """Activation patching over a grid of places."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import xarray as xr
@@ -19,6 +18,7 @@ from mlp_interp.interchange import (
 from mlp_interp.interchange.grid import Positions
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Forward
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 
 __all__ = ["patch"]
@@ -26,7 +26,7 @@ __all__ = ["patch"]
 
 @torch.no_grad()
 def patch(
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,

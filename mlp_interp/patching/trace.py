@@ -22,6 +22,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
@@ -36,7 +37,7 @@ _SITES = ("resid_post", "mlp_out", "attn_out")
 
 @torch.no_grad()
 def causal_trace(
-    model: Any,
+    model: Model,
     prompt: str,
     subject: str | Sequence[int],
     *,
@@ -184,7 +185,7 @@ class _Traced:
 
 
 def _subject(
-    model: Any, prompt: str, subject: str | Sequence[int], length: int, prepend_bos: bool
+    model: Model, prompt: str, subject: str | Sequence[int], length: int, prepend_bos: bool
 ) -> list[int]:
     if isinstance(subject, str):
         return phrase_positions(model, prompt, subject, prepend_bos=prepend_bos)
@@ -206,7 +207,7 @@ def _noise(
     return found.to(weights.W_E)
 
 
-def _answer(model: Any, final: Float[Tensor, "1 d_model"], answer: str | int | None) -> int:
+def _answer(model: Model, final: Float[Tensor, "1 d_model"], answer: str | int | None) -> int:
     if answer is None:
         return int(Unembed.of(model).logits(final)[0].argmax())
     if isinstance(answer, str):

@@ -24,6 +24,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, batches, items_in
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
 from mlp_interp.prompts import Contrast
@@ -36,7 +37,7 @@ __all__ = ["path_patch"]
 
 @torch.no_grad()
 def path_patch(
-    model: Any,
+    model: Model,
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts.checks import check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import tokenize_pairs
@@ -85,7 +85,7 @@ class Contrast:
     @classmethod
     def of(
         cls,
-        model: Any,
+        model: Model,
         clean: str | Sequence[str] | Tensor | Cache,
         corrupted: str | Sequence[str] | Tensor | Cache,
         answers: str | int | Sequence[str | int] | Tensor,

@@ -1,7 +1,7 @@
 """From pairs of texts to the tensors of a `Contrast`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.tokenizing import (
     bos_token_id,
@@ -24,7 +25,7 @@ __all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
 
 
 def tokenize_pairs(
-    model: Any,
+    model: Model,
     prompts: Mapping[str, Any],
     words: Mapping[str, Any],
     *,
@@ -72,7 +73,7 @@ def tokenize_pairs(
     }
 
 
-def _taken(model: Any, given: Any) -> Any:
+def _taken(model: Model, given: Any) -> Any:
     """Prompts as texts or lists of ids, whatever they were given as."""
     if isinstance(given, Mapping) or hasattr(given, "cache_dict"):
         given = tokens_in(Weights.of(model), given)
@@ -88,7 +89,7 @@ def _ids(
 ) -> list[list[int]]:
     """Token ids of texts; ids are taken as they are."""
     if not isinstance(given[0], str):
-        return [list(row) for row in given]
+        return [list(row) for row in cast("list[list[int]]", given)]
     texts = encode_all(tokenizer, [str(text) for text in given])
     return [_with_bos(tokenizer, ids, prepend_bos=prepend_bos) for ids in texts]
 
@@ -107,7 +108,7 @@ def _with_bos(
     return ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def phrase_positions(model: Any, text: str, phrase: str, *, prepend_bos: bool) -> list[int]:
+def phrase_positions(model: Model, text: str, phrase: str, *, prepend_bos: bool) -> list[int]:
     """Positions of the tokens of a phrase where it first stands in a prompt.
 
     Raises:
@@ -162,7 +163,7 @@ def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return "|".join(token_strings(tokenizer, ids))
 
 
-def _tokens(model: Any, words: list[str | int], *, what: str) -> list[int]:
+def _tokens(model: Model, words: list[str | int], *, what: str) -> list[int]:
     """One token for each word; each different word is looked up once."""
     found: dict[str | int, int] = {}
     for i, word in enumerate(words):
@@ -171,14 +172,14 @@ def _tokens(model: Any, words: list[str | int], *, what: str) -> list[int]:
     return [found[word] for word in words]
 
 
-def _token(model: Any, word: str | int, *, what: str) -> int:
+def _token(model: Model, word: str | int, *, what: str) -> int:
     is_text = isinstance(word, str)
     token = single_token(tokenizer_of(model), word, what=what) if is_text else int(word)
     _check_vocabulary(model, token, what=what)
     return token
 
 
-def _check_vocabulary(model: Any, token: int, *, what: str) -> None:
+def _check_vocabulary(model: Model, token: int, *, what: str) -> None:
     size = vocabulary_size(model)
     if not 0 <= token < size:
         raise ValueError(f"{what}: token {token} is outside the vocabulary; wanted 0 to {size - 1}")

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.nano.tasks import Example, examples
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.tokenizing import (
@@ -25,7 +26,7 @@ _TRIES = (1, 2, 4, 8)
 
 
 def contrast_of_task(
-    task: str, model: Any, n: int, seed: int, split: Split, prepend_bos: bool
+    task: str, model: Model, n: int, seed: int, split: Split, prepend_bos: bool
 ) -> Contrast:
     """Write `n` different pairs of one task, all of one length in tokens.
 

@@ -1,7 +1,6 @@
 """Planted tasks in which a sentence is finished: names, facts, grammar, opinion, refusal."""
 
-from typing import Any
-
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.planted import Split, contrast_of_task
 
@@ -15,7 +14,7 @@ __all__ = [
 
 
 def ioi(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -55,7 +54,7 @@ def ioi(
 
 
 def facts(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -93,7 +92,7 @@ def facts(
 
 
 def agreement(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -132,7 +131,7 @@ def agreement(
 
 
 def sentiment(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -171,7 +170,7 @@ def sentiment(
 
 
 def refusal(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,

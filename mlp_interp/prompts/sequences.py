@@ -1,7 +1,6 @@
 """Planted tasks in which a series is continued: years, word lists, repetition, counting."""
 
-from typing import Any
-
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.planted import Split, contrast_of_task
 
@@ -14,7 +13,7 @@ __all__ = [
 
 
 def greater_than(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -54,7 +53,7 @@ def greater_than(
 
 
 def antonyms(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -92,7 +91,7 @@ def antonyms(
 
 
 def induction(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,
@@ -129,7 +128,7 @@ def induction(
 
 
 def counting(
-    model: Any,
+    model: Model,
     n: int = 16,
     seed: int = 0,
     *,

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import tokenizer_of
 
@@ -49,7 +49,7 @@ class Texts:
                 yield part, torch.tensor([self.rows[n] for n in part]), first
 
 
-def texts_of(model: Any, prompts: Prompts, *, what: str, prepend_bos: bool = True) -> Texts:
+def texts_of(model: Model, prompts: Prompts, *, what: str, prepend_bos: bool = True) -> Texts:
     """Token ids of prompts, checked.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlp_interp.checkpoint import whole_file
 from mlp_interp.models import fingerprint
+from mlp_interp.models.protocol import Model
 from mlp_interp.report.content import compute
 from mlp_interp.report.page import render
 from mlp_interp.report.store import Store
@@ -35,7 +36,7 @@ class Written:
 
 
 def build(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     out: str | Path = "report.html",

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 from mlp_interp.attribution import attribute_logits, top
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import (
     is_single_token,
@@ -18,7 +19,7 @@ from mlp_interp.residual import Level, cache_for
 
 @torch.no_grad()
 def attribution_table(
-    model: Any,
+    model: Model,
     prompt: str,
     answer: str,
     foil: str | None = None,
@@ -58,7 +59,7 @@ def _word(tokenizer: Any, word: str) -> str:
     return spaced if not word.startswith(" ") and is_single_token(tokenizer, spaced) else word
 
 
-def _standing(model: Any, tokens: torch.Tensor, answer: int) -> list[str]:
+def _standing(model: Model, tokens: torch.Tensor, answer: int) -> list[str]:
     """Rank and probability of the answer."""
     logits = model(tokens.to(model.W_U.device))[0, -1].float()
     rank = int((logits > logits[answer]).sum()) + 1

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from mlp_interp.ablation import ablate_ranges, subupdate_importance
 from mlp_interp.models import check_model
+from mlp_interp.models.protocol import Model
 from mlp_interp.report.examples import Example, Excerpt, excerpt, from_corpus, from_tasks
 from mlp_interp.report.neurons import Neurons, measure
 from mlp_interp.report.store import Part, Store
@@ -61,7 +62,7 @@ class Content:
 
 
 def compute(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     store: Store,

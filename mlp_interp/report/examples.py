@@ -13,6 +13,7 @@ from mlp_interp import prompts as tasks
 from mlp_interp.ablation import ablate_direct
 from mlp_interp.attribution import attribute_logits, attribute_sources, top
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Level, cache_for, needed
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
@@ -66,7 +67,7 @@ class Excerpt:
     effects: xr.DataArray
 
 
-def from_tasks(model: Any, count: int, seed: int) -> tuple[list[Example], list[str]]:
+def from_tasks(model: Model, count: int, seed: int) -> tuple[list[Example], list[str]]:
     """One example for every task that the model's tokenizer can express, and notes on the rest."""
     examples, notes = [], []
     for name, title in TASKS.items():
@@ -81,7 +82,7 @@ def from_tasks(model: Any, count: int, seed: int) -> tuple[list[Example], list[s
     return examples, notes
 
 
-def from_corpus(model: Any, corpus: Any, count: int) -> Example:
+def from_corpus(model: Model, corpus: Any, count: int) -> Example:
     """How the corpus itself goes on: the logit of each sequence's last token."""
     tokens = corpus.tokens[:count, -min(corpus.tokens.shape[1], 64) :]
     texts = corpus.token_text(0)[-tokens.shape[1] :]
@@ -91,7 +92,7 @@ def from_corpus(model: Any, corpus: Any, count: int) -> Example:
 
 
 @torch.no_grad()
-def _attribute(model: Any, name: str, title: str, pieces: tuple, names: tuple) -> Example:
+def _attribute(model: Model, name: str, title: str, pieces: tuple, names: tuple) -> Example:
     tokens, answers, foils = pieces
     cache = _cache(model, tokens)
     shares: dict[str, xr.DataArray] = {}
@@ -113,7 +114,7 @@ def _attribute(model: Any, name: str, title: str, pieces: tuple, names: tuple) -
     return Example(name, title, texts, answer, foil, shares, sources, attention)
 
 
-def _cache(model: Any, tokens: Int[Tensor, "prompt pos"]) -> Any:
+def _cache(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Any:
     """What all levels, and the split by source token, read: one run for all of them."""
     weights = Weights.of(model)
     sites = [Site(name, layer) for layer in range(weights.n_layers) for name in ("pattern", "v")]
@@ -122,7 +123,7 @@ def _cache(model: Any, tokens: Int[Tensor, "prompt pos"]) -> Any:
     return model.run_with_cache(tokens.to(weights.device), names_filter=sorted(names))[1]
 
 
-def excerpt(model: Any, corpus: Any, importance: xr.Dataset) -> Excerpt:
+def excerpt(model: Model, corpus: Any, importance: xr.Dataset) -> Excerpt:
     """The first sequence, and what removing each of the strongest sub-updates does to its tokens.
 
     Direct effects: later layers do not react. Aligned with the token that is predicted, not with

@@ -11,7 +11,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, check_cached
 from mlp_interp.models.indices import indices
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
 from mlp_interp.residual.stream import LEVELS, Level, Residual
@@ -20,7 +20,7 @@ from mlp_interp.sites import Site, site_of
 __all__ = ["cache_for", "check_site", "components", "decompose", "needed"]
 
 
-def needed(model: Any, *, level: Level = "component", layer: int | None = None) -> list[str]:
+def needed(model: Model, *, level: Level = "component", layer: int | None = None) -> list[str]:
     """Hook names that `decompose` reads: the ``names_filter`` to run the model with.
 
     Raises:
@@ -38,7 +38,7 @@ def needed(model: Any, *, level: Level = "component", layer: int | None = None) 
 
 
 @torch.no_grad()
-def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "component") -> Any:
+def cache_for(model: Model, tokens: Int[Tensor, "batch pos"], *, level: Level = "component") -> Any:
     """Run the model and cache just what `decompose` needs at this level.
 
     Returns:
@@ -61,7 +61,7 @@ def cache_for(model: Any, tokens: Int[Tensor, "batch pos"], *, level: Level = "c
 
 @torch.no_grad()
 def decompose(
-    model: Any,
+    model: Model,
     cache: Cache,
     *,
     level: Level = "component",
@@ -110,7 +110,7 @@ def decompose(
 
 @torch.no_grad()
 def components(
-    model: Any,
+    model: Model,
     cache: Cache,
     sites: Sequence[Site | str],
     *,

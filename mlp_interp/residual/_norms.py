@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Site, component_coords
 
@@ -18,7 +19,7 @@ _STATISTICS = ("q25", "median", "q75", "mean")
 
 
 @torch.no_grad()
-def norms(model: Any, corpus: Any, *, batch_size: int = 16, progress: bool = False) -> xr.Dataset:
+def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = False) -> xr.Dataset:
     """L2 norm of every sub-update, and of the stream it is written to, over a corpus.
 
     Sub-updates are the embeddings and each layer's whole attention and MLP output. Beginning-of-

@@ -16,6 +16,7 @@ from mlp_interp.edits.applying import Applier, Fired, check_where, confined
 from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import KVCache
+from mlp_interp.models.protocol import Model
 from mlp_interp.unembed import Unembed
 
 __all__ = ["Generation", "Sampling", "generate", "generating"]
@@ -204,7 +205,7 @@ def _check_room(prompt: int, new: int, context: int) -> None:
         )
 
 
-def _end(model: Any, eos: int | Literal["model"] | None, size: int) -> int | None:
+def _end(model: Model, eos: int | Literal["model"] | None, size: int) -> int | None:
     if eos == "model":
         return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
     if eos is not None and not 0 <= eos < size:

@@ -1,14 +1,12 @@
 """A run from a cache that somebody else has made."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.models import Weights, forward_of
 from mlp_interp.models.caches import cached
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.runs.recorded import Run
 from mlp_interp.sites import Site
@@ -17,7 +15,7 @@ __all__ = ["run_of_cache"]
 
 
 @torch.no_grad()
-def run_of_cache(model: Any, cache: Cache, *, tokens: Tensor | None = None) -> Run:
+def run_of_cache(model: Model, cache: Cache, *, tokens: Tensor | None = None) -> Run:
     """See `Run.of_cache`."""
     forward = forward_of(model)
     if isinstance(cache, Run):

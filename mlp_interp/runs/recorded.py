@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit, Fired
 from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.models.protocol import Cache
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.runs.attention import Attention
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
@@ -53,7 +53,7 @@ class Run(Mapping[str, Tensor]):
     _attention: dict[int, Attention] = field(default_factory=dict)
 
     @classmethod
-    def of_cache(cls, model: Any, cache: Cache, *, tokens: Tensor | None = None) -> "Run":
+    def of_cache(cls, model: Model, cache: Cache, *, tokens: Tensor | None = None) -> "Run":
         """Take a cache that the user made, without running the model.
 
         The cache must be of a forward pass without hooks that changed anything: later passes go on

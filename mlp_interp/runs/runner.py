@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from mlp_interp.edits.applying import Where
 from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
 from mlp_interp.runs.recording import record
@@ -24,7 +25,7 @@ _ALWAYS = ("embed", "resid_pre", "resid_post")  # every run keeps these
 
 @torch.no_grad()
 def run(
-    model: Any,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     *,
     sites: Site | str | Sequence[Site | str] = "all",
@@ -103,7 +104,7 @@ class Runner:
         self.forward = forward
 
     @classmethod
-    def of(cls, model: Any) -> "Runner":
+    def of(cls, model: Model) -> "Runner":
         """A runner for this model, on the fastest forward pass that is right for it."""
         return cls(forward_of(model))
 

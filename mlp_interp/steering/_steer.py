@@ -12,6 +12,7 @@ from mlp_interp.edits import Edit, Fired
 from mlp_interp.edits.applying import Applier, Where, check_where, confined, whole_shape
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.runs.generation import generating
 from mlp_interp.sites import Site
 
@@ -25,7 +26,7 @@ _FOLLOWED = ("generate", "hf_generate")
 
 @contextmanager
 def steer(
-    model: Any, edits: Edit | Iterable[Edit], *, where: Where = "all"
+    model: Model, edits: Edit | Iterable[Edit], *, where: Where = "all"
 ) -> Iterator["Steering"]:
     """Hold edits on a model: whatever runs inside the ``with`` block runs with them.
 
@@ -103,7 +104,7 @@ class Steering:
         where: Which part of a text they are kept to.
     """
 
-    def __init__(self, model: Any, edits: Sequence[Any], where: str) -> None:
+    def __init__(self, model: Model, edits: Sequence[Any], where: str) -> None:
         """Check what can be checked before there is a text."""
         self.edits: tuple[Edit, ...] = tuple(edits)
         self.where = where
@@ -235,7 +236,7 @@ def _count(totals: list[tuple[int, int]], which: Iterable[int], applier: Applier
 
 @contextmanager
 def _replaced(
-    model: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    model: Model, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
     """Put a function in the place of a method of this one object."""
     own, before = vars(model), vars(model).get(name)

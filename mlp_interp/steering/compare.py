@@ -10,6 +10,7 @@ import xarray as xr
 from mlp_interp.edits import Edit
 from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import to_numpy
@@ -29,7 +30,7 @@ WAYS = ("plain", "edited")
 
 
 def generate_compare(
-    model: Any,
+    model: Model,
     prompts: Prompts,
     edits: Edit | Iterable[Edit],
     *,
@@ -107,7 +108,7 @@ class _Both:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         texts: Texts,
         end: int | None,
         both: Sequence[Continued],

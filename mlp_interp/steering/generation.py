@@ -14,6 +14,7 @@ from torch import Tensor
 from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Applier, check_where, confined
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import decode
 from mlp_interp.runs import Runner
@@ -91,7 +92,7 @@ class GenerationOptions:
                 "temperature above 0"
             )
 
-    def end(self, model: Any) -> int | None:
+    def end(self, model: Model) -> int | None:
         """The token that ends a text of this model."""
         if self.eos == "model":
             return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count, checked_seed
 from mlp_interp.neurons.evidence.controls import ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, losses, stream_changes
@@ -31,7 +32,7 @@ SUMMARIES = ("max", "mean")
 
 @torch.no_grad()
 def verify_neuron(
-    model: Any,
+    model: Model,
     neuron: SiteLike,
     positive: Any,
     negative: Any,

@@ -1,7 +1,5 @@
 """Continuing a text with mean embeddings instead of sampled tokens."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
@@ -9,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import describe, forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.inputs.vectors import (
     decoded,
@@ -27,7 +26,7 @@ __all__ = ["expected_embedding_generate"]
 
 @torch.no_grad()
 def expected_embedding_generate(
-    model: Any,
+    model: Model,
     prompt: str | Tensor,
     *,
     max_new_tokens: int = 20,
@@ -131,7 +130,7 @@ def probabilities(
 
 
 def _dataset(
-    model: Any,
+    model: Model,
     W_E: Float[Tensor, "token d_model"],
     logits: Float[Tensor, "step d_vocab"],
     fed: Float[Tensor, "step d_model"],

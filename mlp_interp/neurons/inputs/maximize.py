@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import xarray as xr
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.optima import Found
@@ -23,7 +24,7 @@ __all__ = ["maximize"]
 
 
 def maximize(
-    model: Any,
+    model: Model,
     site: SiteLike,
     *,
     method: Literal["gradient", "coordinate"] = "gradient",
@@ -187,7 +188,7 @@ def _climb(target: Target, space: Space, options: Options) -> Found:
     return Found(target, space, space.rows[tokens.to(space.rows.device)], tokens, trace)
 
 
-def _forward(model: Any, method: str) -> Forward | HookForward:
+def _forward(model: Model, method: str) -> Forward | HookForward:
     """A forward pass that can be differentiated, if the method needs one.
 
     Raises:
@@ -211,7 +212,7 @@ def _forward(model: Any, method: str) -> Forward | HookForward:
     return forward
 
 
-def _check_room(model: Any, before: int, options: Options) -> None:
+def _check_room(model: Model, before: int, options: Options) -> None:
     context = int(model.cfg.n_ctx)
     if before + options.length + options.max_new_tokens > context:
         raise ValueError(

@@ -6,7 +6,6 @@ those of centred vectors: then they do not depend on how the weights were proces
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.forward import KVCache
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.vectors import centred, single, unit
 from mlp_interp.neurons.weights.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
@@ -41,7 +41,7 @@ def placed(
 
 
 def prompt_tokens(
-    model: Any, prompt: str | Tensor | None, *, prepend_bos: bool
+    model: Model, prompt: str | Tensor | None, *, prepend_bos: bool
 ) -> Int[Tensor, "1 pos"]:
     """A prompt as one row of tokens, which may be empty.
 
@@ -68,7 +68,7 @@ def prompt_tokens(
 
 
 def vocabulary_of(
-    model: Any, vocabulary: Sequence[int] | Tensor | None
+    model: Model, vocabulary: Sequence[int] | Tensor | None
 ) -> Int[Tensor, " candidate"]:
     """The tokens to choose among: those given, or all that the tokenizer knows.
 
@@ -107,7 +107,7 @@ def nearest(
     return found.values, found.indices
 
 
-def decoded(model: Any, tokens: Int[Tensor, "row pos"]) -> list[str]:
+def decoded(model: Model, tokens: Int[Tensor, "row pos"]) -> list[str]:
     """Each row as text; ``#17`` for token 17 where there is no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     return [readable(decode(tokenizer, row)) for row in tokens.tolist()]

@@ -18,6 +18,7 @@ from mlp_interp.corpus.reducers import (
     quantiles,
 )
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count, checked_seed
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import removal
@@ -38,7 +39,7 @@ LEAST = 1e-30
 
 
 def neuron_page(
-    model: Any,
+    model: Model,
     neuron: SiteLike,
     corpus: Any,
     *,
@@ -186,7 +187,7 @@ def neuron_page(
     )
 
 
-def checked_request(model: Any, neuron: SiteLike, k: Any) -> Site:
+def checked_request(model: Model, neuron: SiteLike, k: Any) -> Site:
     """The neuron that is asked about, before a corpus is read.
 
     Raises:
@@ -197,7 +198,7 @@ def checked_request(model: Any, neuron: SiteLike, k: Any) -> Site:
     return weights.place(neuron, kind="neuron", argument="neuron")
 
 
-def _first(model: Any, tokens: Tensor) -> int:
+def _first(model: Model, tokens: Tensor) -> int:
     """1 where all sequences begin with BOS, else 0."""
     tokenizer = getattr(model, "tokenizer", None)
     bos = getattr(tokenizer, "bos_token_id", None)

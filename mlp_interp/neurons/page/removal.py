@@ -1,7 +1,5 @@
 """What is lost without a neuron: directly, through later layers and in total."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.metrics.stream import stream_change
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.evidence.effects import ABOUT, losses, stream_changes
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Runner
@@ -23,7 +22,7 @@ WHERE = ("all", "firing")
 
 @torch.no_grad()
 def removal(
-    model: Any,
+    model: Model,
     site: Site,
     tokens: Int[Tensor, "sequence pos"],
     promoted: Int[np.ndarray, " rank"],

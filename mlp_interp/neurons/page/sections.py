@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.similar import nearest_neurons
 from mlp_interp.neurons.weights.vocabulary import texts
 from mlp_interp.sites import Site
@@ -46,7 +47,7 @@ def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
     return variables
 
 
-def examples(model: Any, found: xr.Dataset, prefix: str, along: str) -> dict[str, Any]:
+def examples(model: Model, found: xr.Dataset, prefix: str, along: str) -> dict[str, Any]:
     """Examples under names of their own, places that do not exist left out, and tokens as text."""
     there = found["sequence"] >= 0
     some = there.any([dim for dim in there.dims if dim != along])
@@ -89,7 +90,7 @@ def direct(words: xr.Dataset, coefficient: Any) -> dict[str, Any]:
     }
 
 
-def similar(model: Any, site: Site, k: int) -> dict[str, Any]:
+def similar(model: Model, site: Site, k: int) -> dict[str, Any]:
     """The nearest neurons, by what they write and by what they read."""
     kinds = ("value", "receptor")
     found = [nearest_neurons(model, site, k=k, by=by) for by in kinds]

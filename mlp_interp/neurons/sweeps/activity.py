@@ -10,6 +10,7 @@ import xarray as xr
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Mean, Moments, Reducer, quantiles
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.statistics import neuron_weights
 from mlp_interp.neurons.weights.volume import activation_volume
@@ -54,7 +55,7 @@ _MEASURED = {  # long names of what the sweep finds
 
 
 def activity(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     first: int = 1,
@@ -201,7 +202,7 @@ def _gathered(found: Mapping[str, xr.Dataset], histogram: bool) -> xr.Dataset:
     return result.assign_coords(neurons)
 
 
-def _from_weights(model: Any, above: float) -> xr.Dataset:
+def _from_weights(model: Model, above: float) -> xr.Dataset:
     weights = neuron_weights(model, tokens=False)
     volume = activation_volume(
         weights["receptor_norm_folded"].values,

@@ -10,6 +10,7 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.results import to_numpy
@@ -27,7 +28,7 @@ _ABOUT = {  # unit and long name of what the output bias adds
 
 
 def update_shares(
-    model: Any,
+    model: Model,
     corpus: Any,
     *,
     layers: int | Sequence[int] | None = None,

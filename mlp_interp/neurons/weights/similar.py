@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, single, unit
 from mlp_interp.results import to_numpy
@@ -26,7 +27,7 @@ _ROWS = 512
 
 @torch.no_grad()
 def nearest_neurons(
-    model: Any,
+    model: Model,
     neuron: SiteLike,
     *,
     k: int = 10,
@@ -95,7 +96,7 @@ def nearest_neurons(
 
 @torch.no_grad()
 def antipodal_pairs(
-    model: Any,
+    model: Model,
     *,
     layers: int | Sequence[int] | None = None,
     by: By = "both",
@@ -245,5 +246,5 @@ def _check_by(by: Any) -> None:
         raise ValueError(f"by={by!r}; wanted one of {', '.join(map(repr, _WHICH))}")
 
 
-def _attrs(model: Any, by: str) -> dict[str, Any]:
+def _attrs(model: Model, by: str) -> dict[str, Any]:
     return {**describe(model), "unit": "cosine", "by": by, "data": "the weights alone"}

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, unit
 from mlp_interp.neurons.weights.vocabulary import Best, Moments, TokenDirections, absolute, texts
@@ -51,7 +52,7 @@ _ABOUT = {  # unit and long name of each variable
 
 @torch.no_grad()
 def neuron_weights(
-    model: Any,
+    model: Model,
     *,
     layers: int | Sequence[int] | None = None,
     k: int = 10,
@@ -141,7 +142,7 @@ def neuron_weights(
 
 
 @torch.no_grad()
-def promoted_tokens(model: Any, neuron: SiteLike, *, k: int = 10) -> xr.Dataset:
+def promoted_tokens(model: Model, neuron: SiteLike, *, k: int = 10) -> xr.Dataset:
     """Tokens that one neuron's value vector raises and lowers most, read through the readout.
 
     Args:
@@ -245,7 +246,7 @@ def _read_out(
 
 
 def _dataset(
-    model: Any, found: Mapping[str, np.ndarray], dims: tuple[str, ...], coords: Mapping[str, Any]
+    model: Model, found: Mapping[str, np.ndarray], dims: tuple[str, ...], coords: Mapping[str, Any]
 ) -> xr.Dataset:
     variables = {}
     for name, (unit_name, long_name) in _ABOUT.items():

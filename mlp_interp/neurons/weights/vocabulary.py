@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.vectors import centred, single
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.unembed import Unembed
@@ -141,7 +141,7 @@ def readable(text: str) -> str:
     return text.replace("\0", "␀")
 
 
-def texts(model: Any, tokens: np.ndarray) -> np.ndarray:
+def texts(model: Model, tokens: np.ndarray) -> np.ndarray:
     """How tokens read, as an array of the same shape.
 
     Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``.

@@ -11,6 +11,7 @@ import xarray as xr
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Reducer, TopExamples
 from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import activity, neuron_weights, outliers, promoted_tokens
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.neurons.sweeps.updates import doubling, finished
@@ -59,7 +60,7 @@ class Neurons:
 
 
 def measure(
-    model: Any, corpus: Any, store: Store, *, batch_size: int = 16, progress: bool = True
+    model: Model, corpus: Any, store: Store, *, batch_size: int = 16, progress: bool = True
 ) -> Neurons:
     """Run the analyses of neurons: one pass over the corpus for how often they fire, one more.
 
@@ -95,13 +96,13 @@ def _get(store: Store, name: str, compute: Any) -> xr.Dataset:
     return found if isinstance(found, xr.Dataset) else found.to_dataset(name=name)
 
 
-def _weights(model: Any, progress: bool) -> xr.Dataset:
+def _weights(model: Model, progress: bool) -> xr.Dataset:
     """What the weights say in numbers; names of tokens would be most of a large model's file."""
     found = neuron_weights(model, k=1, progress=progress)
     return found.drop_vars([name for name in found.data_vars if str(name).endswith("_text")])
 
 
-def _outliers(model: Any, active: xr.Dataset) -> xr.Dataset:
+def _outliers(model: Model, active: xr.Dataset) -> xr.Dataset:
     """The outliers of both sides that fire at all, those that fire most first, and their tokens.
 
     Where there are none beyond the threshold the table is shorter, and may be empty.
@@ -115,7 +116,7 @@ def _outliers(model: Any, active: xr.Dataset) -> xr.Dataset:
     return both.merge(_promoted(model, _sites(both)), combine_attrs="override")
 
 
-def _promoted(model: Any, sites: list[Site]) -> xr.Dataset:
+def _promoted(model: Model, sites: list[Site]) -> xr.Dataset:
     count = min(TOKENS, Weights.of(model).d_vocab)
     found = [promoted_tokens(model, x, k=count) for x in sites]
     variables = {
@@ -162,7 +163,7 @@ def _chosen(active: xr.Dataset, weights: xr.Dataset) -> dict[str, str]:
 
 
 def _second_pass(
-    model: Any, corpus: Any, chosen: dict[str, str], run: SweepOptions
+    model: Model, corpus: Any, chosen: dict[str, str], run: SweepOptions
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Updates taken apart, and examples of the chosen neurons."""
     weights = Weights.of(model)
@@ -181,7 +182,7 @@ def _second_pass(
     return finished(weights, found.pop("updates")), _examples(model, chosen, found)
 
 
-def _examples(model: Any, chosen: dict[str, str], found: dict[str, xr.Dataset]) -> xr.Dataset:
+def _examples(model: Model, chosen: dict[str, str], found: dict[str, xr.Dataset]) -> xr.Dataset:
     each = [part.isel(layer=0, neuron=0, drop=True) for part in found.values()]
     joined = xr.concat(each, dim="component", combine_attrs="override")
     tokens = joined["token"].values

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.models import forward_of
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.sites import HEADS, NEURONS, STREAM, did_you_mean
 
@@ -25,7 +26,7 @@ Positions = Literal["last", "mean"] | int
 
 @torch.no_grad()
 def activations(
-    model: Any,
+    model: Model,
     texts: Texts,
     site: str,
     layers: Sequence[int],

@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 from mlp_interp.steering.directions.activations import Positions, Prompts
@@ -63,7 +64,7 @@ def by_answer(
 
 
 def mean_difference(
-    model: Any,
+    model: Model,
     positive: Prompts,
     negative: Prompts,
     *,
@@ -131,7 +132,7 @@ def mean_difference(
 
 
 def pca_direction(
-    model: Any,
+    model: Model,
     positive: Prompts,
     negative: Prompts,
     *,

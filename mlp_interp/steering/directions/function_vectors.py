@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.edits import Edit
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import encode, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
@@ -31,7 +32,7 @@ __all__ = ["function_vector", "head_effects"]
 
 @torch.no_grad()
 def head_effects(
-    model: Any, task: FewShot | Contrast, *, prepend_bos: bool = True, batch_size: int = 64
+    model: Model, task: FewShot | Contrast, *, prepend_bos: bool = True, batch_size: int = 64
 ) -> xr.DataArray:
     r"""Which heads carry a task: the average indirect effect of each.
 
@@ -75,7 +76,7 @@ def head_effects(
 
 @torch.no_grad()
 def function_vector(
-    model: Any,
+    model: Model,
     task: FewShot | Contrast,
     *,
     heads: Literal["auto"] | Sequence[SiteLike] = "auto",
@@ -162,7 +163,7 @@ def function_vector(
 class _Task:
     """A task as tokens, checked."""
 
-    def __init__(self, model: Any, task: Any, prepend_bos: bool, batch_size: int) -> None:
+    def __init__(self, model: Model, task: Any, prepend_bos: bool, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
         if isinstance(task, Contrast):
             given = task.clean_tokens, task.corrupted_tokens
@@ -202,7 +203,7 @@ class _Task:
         return ids[0]
 
 
-def _effects(model: Any, task: _Task, z: Float[Tensor, "layer head d_head"]) -> xr.DataArray:
+def _effects(model: Model, task: _Task, z: Float[Tensor, "layer head d_head"]) -> xr.DataArray:
     texts, runner = task.need_uninformative(), Runner.of(model)
     layers, heads = z.shape[:2]
     found = torch.empty(layers, heads, len(texts), dtype=torch.float64)

@@ -8,6 +8,7 @@ import xarray as xr
 
 from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.protocol import Model
 from mlp_interp.sites import HEADS, NEURONS
 
 __all__ = ["as_direction", "direction_dims", "separation"]
@@ -21,7 +22,7 @@ def direction_dims(site: str) -> tuple[str, ...]:
 
 
 def as_direction(
-    model: Any,
+    model: Model,
     values: np.ndarray,
     *,
     site: str,

@@ -7,6 +7,7 @@ import numpy as np
 
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
+from mlp_interp.models.protocol import Model
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import HEADS
 from mlp_interp.steering.directions.activations import (
@@ -27,7 +28,7 @@ class Sides:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         site: str,
         layers: int | Sequence[int] | None,
         heads: int | Sequence[int] | None,

@@ -1,13 +1,12 @@
 """Directions of single prompts and components, and random ones to compare with."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
 
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import index
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
@@ -25,7 +24,7 @@ __all__ = ["activation_addition", "output_direction", "random_direction"]
 
 
 def activation_addition(
-    model: Any,
+    model: Model,
     plus: str,
     minus: str,
     layer: int,
@@ -97,7 +96,7 @@ def activation_addition(
 
 
 def output_direction(
-    model: Any,
+    model: Model,
     component: Site | str,
     *,
     prompts: Prompts | None = None,
@@ -201,7 +200,7 @@ def random_direction(like: xr.DataArray, *, seed: int) -> xr.DataArray:
     return control.assign_attrs(**attrs, seed=seed)
 
 
-def _space(model: Any, rows: list[list[int]]) -> int:
+def _space(model: Model, rows: list[list[int]]) -> int:
     tokenizer = tokenizer_of(model)
     ids = encode(tokenizer, " ")
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:

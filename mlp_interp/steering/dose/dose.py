@@ -13,6 +13,7 @@ from mlp_interp.checkpoint import TENSORS, Checkpoint
 from mlp_interp.edits.applying import Applier
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
+from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Runner
@@ -27,7 +28,7 @@ __all__ = ["dose_response"]
 
 
 def dose_response(
-    model: Any,
+    model: Model,
     prompts: Prompts,
     direction: xr.DataArray,
     coefficients: Iterable[SupportsFloat],
