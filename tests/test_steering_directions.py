@@ -9,10 +9,10 @@ import xarray as xr
 from random_models import unchecked
 from scipy.stats import mannwhitneyu
 
-from mlp_interp import load, save
+from mlp_interp import load, prompts, save
 from mlp_interp.edits import Edit
 from mlp_interp.prompts import Contrast
-from mlp_interp.runs import Runner
+from mlp_interp.runs import Runner, run
 from mlp_interp.sites import Site
 from mlp_interp.steering import (
     FewShot,
@@ -430,3 +430,22 @@ def test_directions_refuse(kind, n):
     call, message = refusals(kind())[n]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("maker", [mean_difference, pca_direction])
+@pytest.mark.parametrize("positions", ["last", "mean", -2])
+def test_directions_of_runs_and_caches(nano, maker, positions):
+    harmful, harmless = by_answer(prompts.refusal(nano, n=6, seed=0), " Sorry")
+    for site in ("resid_post", "z"):
+        expected = maker(nano, harmful, harmless, site=site, layers=[1, -1], positions=positions)
+        runs = [run(nano, tokens, sites=[site]) for tokens in (harmful, harmless)]
+        with torch.no_grad():
+            caches = [nano.run_with_cache(tokens)[1] for tokens in (harmful, harmless)]
+        for pair in (runs, caches, (runs[0], harmless)):
+            found = maker(nano, *pair, site=site, layers=[1, -1], positions=positions)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            np.testing.assert_allclose(found.separation, expected.separation)
+    with pytest.raises(ValueError, match="positions=99; wanted an integer from"):
+        maker(nano, *runs, site="z", positions=99)
+    with pytest.raises(ValueError, match=r"cache lacks blocks.0.mlp.hook_post"):
+        maker(nano, *runs, site="post")

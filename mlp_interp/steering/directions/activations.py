@@ -1,23 +1,28 @@
 """What directions are made from: activations of prompts, read at one position of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mlp_interp.models import forward_of
-from mlp_interp.models.protocol import Model
+from mlp_interp.models import Weights, forward_of
+from mlp_interp.models.caches import cached
+from mlp_interp.models.indices import index
+from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
-from mlp_interp.sites import HEADS, NEURONS, STREAM, did_you_mean
+from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
 
 __all__ = [
     "Positions",
     "Prompts",
     "Texts",
     "activations",
+    "activations_in",
     "check_reading",
     "check_site",
+    "is_cache",
     "texts_of",
 ]
 
@@ -53,6 +58,33 @@ def activations(
         for n, row in zip(part, rows, strict=True):
             found[n] = row
     return torch.stack([row for row in found if row is not None])
+
+
+@torch.no_grad()
+def activations_in(
+    model: Any, cache: Cache, site: str, layers: Sequence[int], *, positions: Positions = "last"
+) -> Tensor:
+    """The same of prompts that have been run already: all of one length, one row each.
+
+    Raises:
+        ValueError: The cache lacks the site, or has no such position; for means also, if it does
+            not say what its tokens are, of which a BOS at the beginning is left out.
+    """
+    values = torch.stack([cached(cache, Site(site, layer)) for layer in layers], dim=2)
+    if isinstance(positions, int):
+        index("positions", positions, values.shape[1])
+    if positions != "mean":
+        return _at(values, positions, 0)
+    tokens = tokens_in(Weights.of(model), cache)
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    first = (tokens[:, 0] == bos).tolist() if tokens.shape[1] > 1 else [False] * len(tokens)
+    rows = [_at(x[None], positions, int(begun)) for x, begun in zip(values, first, strict=True)]
+    return torch.cat(rows)
+
+
+def is_cache(given: Any) -> bool:
+    """Whether prompts were given as a run or a cache of them."""
+    return isinstance(given, Mapping) or hasattr(given, "cache_dict")
 
 
 def _at(x: Tensor, positions: Positions, first: int) -> Tensor:

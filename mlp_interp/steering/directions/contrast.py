@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.models.protocol import Model
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 from mlp_interp.steering.directions.activations import Positions, Prompts
@@ -65,8 +65,8 @@ def by_answer(
 
 def mean_difference(
     model: Model,
-    positive: Prompts,
-    negative: Prompts,
+    positive: Prompts | Cache,
+    negative: Prompts | Cache,
     *,
     site: str = "resid_post",
     layers: int | Sequence[int] | None = None,
@@ -84,7 +84,7 @@ def mean_difference(
     Args:
         model: The model.
         positive: Prompts that have the property, as texts or tokens ``[prompt, pos]``. Lengths may
-            differ; nothing is padded.
+            differ; nothing is padded. Or a run or cache of such prompts that holds the site.
         negative: Prompts that have not; as many or not.
         site: Where: ``resid_pre``, ``resid_post``, ``attn_out``, ``mlp_out``; ``z``, ``q``, ``k``,
             ``v`` give a direction for each head, ``pre`` and ``post`` one across neurons.
@@ -133,8 +133,8 @@ def mean_difference(
 
 def pca_direction(
     model: Model,
-    positive: Prompts,
-    negative: Prompts,
+    positive: Prompts | Cache,
+    negative: Prompts | Cache,
     *,
     site: str = "resid_post",
     layers: int | Sequence[int] | None = None,

@@ -7,7 +7,7 @@ import numpy as np
 
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
-from mlp_interp.models.protocol import Model
+from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import HEADS
 from mlp_interp.steering.directions.activations import (
@@ -15,8 +15,10 @@ from mlp_interp.steering.directions.activations import (
     Prompts,
     Texts,
     activations,
+    activations_in,
     check_reading,
     check_site,
+    is_cache,
     texts_of,
 )
 
@@ -50,29 +52,30 @@ class Sides:
         self.heads = indices("heads", heads, size) if site in HEADS else None
 
     def both(
-        self, positive: Prompts, negative: Prompts, *, paired: bool = False
+        self, positive: Prompts | Cache, negative: Prompts | Cache, *, paired: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Activations ``[prompt, layer, (head,) d]`` of both sides."""
-        texts = {
-            what: texts_of(self.model, prompts, what=what, prepend_bos=self.prepend_bos)
-            for what, prompts in (("positive", positive), ("negative", negative))
-        }
-        for what, side in texts.items():
-            check_reading(side, self.positions, self.batch_size, what)
-        first, second = texts.values()
+        given = {"positive": positive, "negative": negative}
+        sides = {what: self._checked(prompts, what) for what, prompts in given.items()}
+        first, second = (self._read(side) for side in sides.values())
         if paired and len(first) != len(second):
             raise ValueError(
                 f"positive has {len(first)} prompts and negative {len(second)}; wanted pairs"
             )
-        return self._read(first), self._read(second)
+        return first, second
 
-    def _read(self, texts: Texts) -> np.ndarray:
-        found = activations(
-            self.model,
-            texts,
-            self.site,
-            self.layers,
-            positions=self.positions,
-            batch_size=self.batch_size,
+    def _checked(self, prompts: Any, what: str) -> Texts | Cache:
+        if is_cache(prompts):
+            return prompts
+        texts = texts_of(self.model, prompts, what=what, prepend_bos=self.prepend_bos)
+        check_reading(texts, self.positions, self.batch_size, what)
+        return texts
+
+    def _read(self, side: Texts | Cache) -> np.ndarray:
+        where = self.model, side, self.site, self.layers
+        values = (
+            activations(*where, positions=self.positions, batch_size=self.batch_size)
+            if isinstance(side, Texts)
+            else activations_in(*where, positions=self.positions)
         )
-        return to_numpy(found if self.heads is None else found[:, :, list(self.heads)])
+        return to_numpy(values if self.heads is None else values[:, :, list(self.heads)])
