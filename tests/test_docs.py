@@ -1,0 +1,36 @@
+"""Pages of the documentation that are made of code: they run, block by block and call by call."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("questions", "runs", "from_transformerlens", "own_model", "contributing")
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_code_of_a_page_runs(name):
+    page = (DOCS / f"{name}.md").read_text()
+    blocks = CODE.findall(page)
+    assert blocks, f"{name}.md has no code"
+    names = {}
+    for block in blocks:
+        exec(compile(block, f"{name}.md", "exec"), names)
+    for call in CALL.findall(page):
+        assert eval(call, names) is not None, call
+
+
+def test_every_question_has_one_call():
+    page = (DOCS / "questions.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "?" in line]
+    assert len(rows) > 25
+    assert len(CALL.findall(page)) == len(rows)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_what_a_page_links_to_is_there(path):
+    for target in re.findall(r"\]\(([^)#:\s]+)", path.read_text()):
+        assert target in ("http", "https") or (DOCS / target).exists(), target
