@@ -14,7 +14,7 @@ from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.embeddings import expected_embedding_generate
 from mlp_interp.neurons.inputs.search import Search
 from mlp_interp.neurons.inputs.space import Space
-from mlp_interp.neurons.inputs.target import Target
+from mlp_interp.neurons.inputs.target import AscentTarget
 from mlp_interp.neurons.inputs.vectors import read_aloud, vocabulary_of
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
@@ -49,7 +49,7 @@ def target_of(model, label, *, sign=1, read=1):
     forward = forward_of(model)
     along = direction_for(model, label)
     unit = None if along is None else (along / along.norm()).to(forward.weights.dtype)
-    return Target(forward, Site.parse(label), sign, unit, read)
+    return AscentTarget(forward, Site.parse(label), sign, unit, read)
 
 
 def space_of(model, *, length=3, prompt=(0, 5)):
@@ -92,7 +92,7 @@ def test_the_climb_is_the_activation_where_the_neuron_fires_and_has_no_flats(kin
     assert (up.diff(dim=0) > 0).all()
     assert torch.equal(up[6:], post[6:])
     assert torch.equal(up[:6], pre[:6])
-    down = Target(target.forward, target.site, -1, None, 1)._without_flats(pre, post)
+    down = AscentTarget(target.forward, target.site, -1, None, 1)._without_flats(pre, post)
     torch.testing.assert_close(down, post, atol=4e-5, rtol=0)
     assert (down[:3].diff(dim=0) < 0).all()
 

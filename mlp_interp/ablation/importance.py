@@ -13,7 +13,7 @@ from mlp_interp.ablation.baselines import Baseline
 from mlp_interp.ablation.direct import direct_effects
 from mlp_interp.ablation.effects import MEASURES, group_coords
 from mlp_interp.ablation.groups import resolve
-from mlp_interp.ablation.sweep import Batch, Sweep
+from mlp_interp.ablation.sweep import CleanBatch, Sweep
 from mlp_interp.ablation.total import total_effects
 from mlp_interp.models import describe
 from mlp_interp.models.protocol import Model
@@ -92,7 +92,7 @@ def subupdate_importance(
     groups = resolve(runner.weights, level)
     members = [site for sites in groups.values() for site in sites]
 
-    def measure(batch: Batch) -> dict[str, Tensor]:
+    def measure(batch: CleanBatch) -> dict[str, Tensor]:
         removed = components(model, batch.clean, members).less(batch.stand).centred()
         ways = {
             "direct": direct_effects(unembed, removed, groups, batch.targets, norm="recompute"),
@@ -185,7 +185,7 @@ def ablate_ranges(
         for end in range(start, n_layers)
     }
 
-    def measure(batch: Batch) -> dict[str, Tensor]:
+    def measure(batch: CleanBatch) -> dict[str, Tensor]:
         found = total_effects(runner, unembed, batch.clean, groups, batch.stand)
         return {"delta_loss": found.delta_loss.nanmean(-1), "loss": batch.loss(unembed)}
 

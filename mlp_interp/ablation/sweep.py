@@ -20,11 +20,11 @@ from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Batch", "Sweep"]
+__all__ = ["CleanBatch", "Sweep"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class CleanBatch:
     """A few sequences, run clean, and what stands in for what is taken away."""
 
     clean: Run
@@ -65,7 +65,7 @@ class Sweep:
 
     def run(
         self,
-        measure: Callable[[Batch], dict[str, Tensor]],
+        measure: Callable[[CleanBatch], dict[str, Tensor]],
         name: str,
         *,
         progress: bool,
@@ -87,7 +87,7 @@ class Sweep:
                 clean = self.runner.run(batches[number], sites=sites)
                 seed = self.seed + number
                 stand = stand_in(self.baseline, len(clean.tokens), seed=seed, means=means)
-                yield {key: value.cpu() for key, value in measure(Batch(clean, stand)).items()}
+                yield {key: value.cpu() for key, value in measure(CleanBatch(clean, stand)).items()}
 
         folder = None if checkpoint is None else Path(checkpoint) / f"{name}-{self._name()}"
         numbers = range(len(batches))

@@ -8,8 +8,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.gradients.parts import Part, check_steps, parts
-from mlp_interp.gradients.runs import Plan, Runs
+from mlp_interp.gradients.parts import GradientPart, check_steps, parts
+from mlp_interp.gradients.runs import GradientPlan, Runs
 from mlp_interp.interchange import (
     Direction,
     Engine,
@@ -96,7 +96,7 @@ def edge_attribution(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
     graph = Graph.of(question.weights)
-    plan = Plan(names=("resid_pre", "z", "mlp_out"), gradients=_GRADIENTS, steps=steps)
+    plan = GradientPlan(names=("resid_pre", "z", "mlp_out"), gradients=_GRADIENTS, steps=steps)
     estimates: list[np.ndarray] = []
     readings: list[Reading] = []
     for part in parts(question, plan):
@@ -169,7 +169,7 @@ class _Senders:
         return scores
 
 
-def _scores(graph: Graph, part: Part) -> Float[Tensor, "prompt sender receiver"]:
+def _scores(graph: Graph, part: GradientPart) -> Float[Tensor, "prompt sender receiver"]:
     senders = _Senders.of(part.question.weights, graph, part.runs)
     shape = (len(senders.early), len(graph.senders), len(graph.receivers))
     scores = senders.early.new_zeros(shape)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from mlp_interp.corpus.tally import Tally
+from mlp_interp.corpus.tally import DocumentTally
 
 __all__ = ["READERS", "Document", "document_of", "documents_of_rows", "reader_of"]
 
@@ -26,7 +26,7 @@ Document = Iterable[str]
 _PIECE = 1 << 20  # bytes of a .txt, or characters of a longer text, that are tokenised at once
 
 
-def reader_of(path: Path) -> Callable[[Path, str, Tally], Iterator[Document]]:
+def reader_of(path: Path) -> Callable[[Path, str, DocumentTally], Iterator[Document]]:
     """The reader for a file's suffix.
 
     Raises:
@@ -44,7 +44,7 @@ def reader_of(path: Path) -> Callable[[Path, str, Tally], Iterator[Document]]:
 
 
 def documents_of_rows(
-    rows: Iterable[tuple[str, Any]], field: str, tally: Tally
+    rows: Iterable[tuple[str, Any]], field: str, tally: DocumentTally
 ) -> Iterator[Document]:
     """Documents of rows that are already parsed.
 
@@ -72,7 +72,7 @@ def documents_of_rows(
                 yield document
 
 
-def document_of(text: Any, place: str, what: str, tally: Tally) -> Document | None:
+def document_of(text: Any, place: str, what: str, tally: DocumentTally) -> Document | None:
     """One text as a document; None if it is left out.
 
     Args:
@@ -112,7 +112,7 @@ def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
         yield held
 
 
-def _read_txt(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+def _read_txt(path: Path, field: str, tally: DocumentTally) -> Iterator[Document]:
     """One file is one document, blank lines and all."""
     tally.read += 1
     yield _pieces_of_txt(path)
@@ -146,17 +146,17 @@ def _decoded(path: Path) -> Iterator[str]:
             yield text
 
 
-def _read_jsonl(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+def _read_jsonl(path: Path, field: str, tally: DocumentTally) -> Iterator[Document]:
     with path.open("rb") as file:
         yield from documents_of_rows(_parsed_lines(file, tally), field, tally)
 
 
-def _read_jsonl_gz(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+def _read_jsonl_gz(path: Path, field: str, tally: DocumentTally) -> Iterator[Document]:
     with _damage(path, "gzip"), gzip.open(path, "rb") as file:
         yield from documents_of_rows(_parsed_lines(file, tally), field, tally)
 
 
-def _read_jsonl_zst(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+def _read_jsonl_zst(path: Path, field: str, tally: DocumentTally) -> Iterator[Document]:
     lines = _lines(_decompressed(path))
     yield from documents_of_rows(_parsed_lines(lines, tally), field, tally)
 
@@ -188,7 +188,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _parsed_lines(lines: Iterable[bytes], tally: Tally) -> Iterator[tuple[str, Any]]:
+def _parsed_lines(lines: Iterable[bytes], tally: DocumentTally) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(tally.counted(lines), start=1):
         place = f"line {number}"
         try:
@@ -214,7 +214,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _read_parquet(path: Path, field: str, tally: Tally) -> Iterator[Document]:
+def _read_parquet(path: Path, field: str, tally: DocumentTally) -> Iterator[Document]:
     with _damage(path, "parquet"), pq.ParquetFile(path) as file:
         columns = file.schema_arrow.names
         if field not in columns:
@@ -253,7 +253,7 @@ def _cut_short(path: Path) -> ValueError:
     )
 
 
-READERS: dict[str, Callable[[Path, str, Tally], Iterator[Document]]] = {
+READERS: dict[str, Callable[[Path, str, DocumentTally], Iterator[Document]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl_gz,

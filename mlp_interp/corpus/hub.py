@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlp_interp.corpus.files import Document, documents_of_rows
-from mlp_interp.corpus.tally import Tally
+from mlp_interp.corpus.tally import DocumentTally
 
 __all__ = ["ALIASES", "read_hub"]
 
@@ -13,7 +13,7 @@ ALIASES = {"pile-10k": "NeelNanda/pile-10k", "pile": "monology/pile-uncopyrighte
 
 
 def read_hub(
-    name: str, field: str, tally: Tally, *, split: str, subset: str | None
+    name: str, field: str, tally: DocumentTally, *, split: str, subset: str | None
 ) -> Iterator[Document]:
     """Stream a dataset's documents in its own order; nothing is asked of the hub before the first.
 

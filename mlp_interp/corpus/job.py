@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlp_interp.corpus.options import Options
-from mlp_interp.corpus.packing import Packer, Rows, shuffled
+from mlp_interp.corpus.options import ReadingOptions
+from mlp_interp.corpus.packing import PackedRows, Packer, shuffled
 from mlp_interp.corpus.sources import Source
 from mlp_interp.corpus.tokenizers import tokenizer_digest
 from mlp_interp.models.protocol import Model
@@ -43,7 +43,7 @@ class Job:
 
     model: Model
     opened: Source
-    options: Options
+    options: ReadingOptions
     everything: bool
     progress: bool
 
@@ -62,7 +62,7 @@ class Job:
             "tokenizer_sha256": tokenizer_digest(tokenizer_of(self.model)),
         }
 
-    def run(self, rows: Rows) -> dict[str, Any]:
+    def run(self, rows: PackedRows) -> dict[str, Any]:
         """Fill `rows`; gives the attributes of the corpus.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from mlp_interp.corpus.corpus import Corpus, open_corpus
 from mlp_interp.corpus.disk import TokenWriter, is_finished, read_facts
 from mlp_interp.corpus.job import Job
-from mlp_interp.corpus.options import Options
+from mlp_interp.corpus.options import ReadingOptions
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.sources import file_digest, open_source
 from mlp_interp.corpus.tally import Errors
@@ -99,7 +99,7 @@ def load_corpus(
         >>> corpus.attrs["data"]
         "nano's generated text (heldout), 4 sequences of 32 tokens"
     """
-    options = Options(sequences, length, seed, bos, field, split, subset, errors)
+    options = ReadingOptions(sequences, length, seed, bos, field, split, subset, errors)
     opened = open_source(source, options)
     job = Job(model, opened, options, everything=file is not None, progress=progress)
     corpus = _in_memory(job) if file is None else _on_disk(Path(file).expanduser(), job)

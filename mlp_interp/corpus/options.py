@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.tally import Errors
 
-__all__ = ["Options", "SweepOptions"]
+__all__ = ["ReadingOptions", "SweepOptions"]
 
 Backend = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ReadingOptions:
     """The options of `load_corpus` that decide which tokens come out.
 
     Raises:

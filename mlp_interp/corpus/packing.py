@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["SHUFFLE_BUFFER", "Bos", "Packer", "Rows", "shuffled"]
+__all__ = ["SHUFFLE_BUFFER", "Bos", "PackedRows", "Packer", "shuffled"]
 
 Bos = Literal["each", "documents", "none"]
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ def shuffled(items: Iterable[Item], seed: int, *, buffer: int = SHUFFLE_BUFFER) 
 
 
 @runtime_checkable
-class Rows(Protocol):
+class PackedRows(Protocol):
     """Where rows go: a list, or a file."""
 
     def append(self, row: np.ndarray, /) -> None:
@@ -62,7 +62,7 @@ class Packer:
     length: int
     bos: Bos
     bos_id: int | None
-    rows: Rows = field(default_factory=list)
+    rows: PackedRows = field(default_factory=list)
     held: int = 0  # tokens of text met so far
     documents_used: int = 0  # of which at least one token is in a row
     _pending: list[int] = field(default_factory=list)

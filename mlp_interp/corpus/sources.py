@@ -9,8 +9,8 @@ from typing import Any
 
 from mlp_interp.corpus.files import Document, document_of, reader_of
 from mlp_interp.corpus.hub import ALIASES, read_hub
-from mlp_interp.corpus.options import Options
-from mlp_interp.corpus.tally import Tally
+from mlp_interp.corpus.options import ReadingOptions
+from mlp_interp.corpus.tally import DocumentTally
 from mlp_interp.nano.corpus import documents
 
 __all__ = ["MOST", "Source", "file_digest", "open_source"]
@@ -29,7 +29,7 @@ class Source:
     """A stream of documents, not yet read, and what is known of it."""
 
     documents: Iterator[Document]
-    tally: Tally
+    tally: DocumentTally
     sequences: int = MOST
     length: int = 128
     endless: bool = False
@@ -61,7 +61,7 @@ def file_digest(path: Path) -> str | None:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def open_source(source: str | Path | Iterable[Any], options: Options) -> Source:
+def open_source(source: str | Path | Iterable[Any], options: ReadingOptions) -> Source:
     """Decide what `source` is and make its documents ready to be read.
 
     Raises:
@@ -88,7 +88,7 @@ def open_source(source: str | Path | Iterable[Any], options: Options) -> Source:
     )
 
 
-def _nano(options: Options) -> Source:
+def _nano(options: ReadingOptions) -> Source:
     split, seed = options.split, options.seed
     if options.subset is not None:
         raise ValueError(f"subset={options.subset!r}: 'nano' has none; wanted None")
@@ -99,12 +99,12 @@ def _nano(options: Options) -> Source:
             "seed=None: the text of 'nano' is generated from a seed; wanted an integer"
         )
     split = split or "heldout"
-    tally = Tally(f"nano's generated text ({split})", options.errors)
+    tally = DocumentTally(f"nano's generated text ({split})", options.errors)
     texts = ((text,) for text in tally.counted(documents(split, seed)))
     return Source(texts, tally, sequences=64, endless=True, attrs={"split": split})
 
 
-def _hub(name: str, options: Options) -> Source:
+def _hub(name: str, options: ReadingOptions) -> Source:
     name, subset = ALIASES.get(name, name), options.subset
     if not _DATASET.match(name):
         raise ValueError(
@@ -112,21 +112,21 @@ def _hub(name: str, options: Options) -> Source:
             "(owner/name); wanted 'nano', a file, a list of strings, or a dataset"
         )
     split = options.split or "train"
-    tally = Tally(f"{name} ({split})", options.errors)
+    tally = DocumentTally(f"{name} ({split})", options.errors)
     texts = read_hub(name, options.field, tally, split=split, subset=subset)
     attrs = {"split": split, "subset": subset or "", "dataset": name}
     return Source(texts, tally, length=600, attrs=attrs)
 
 
-def _file(path: Path, options: Options) -> Source:
-    reader, tally, facts = reader_of(path), Tally(path.name, options.errors), path.stat()
+def _file(path: Path, options: ReadingOptions) -> Source:
+    reader, tally, facts = reader_of(path), DocumentTally(path.name, options.errors), path.stat()
     identity = {"file_bytes": facts.st_size, "file_mtime_ns": facts.st_mtime_ns}
     documents = reader(path, options.field, tally)
     return Source(documents, tally, file=path, identity=lambda: identity)
 
 
-def _strings(strings: Iterable[Any], options: Options) -> Source:
-    tally = Tally("strings", options.errors)
+def _strings(strings: Iterable[Any], options: ReadingOptions) -> Source:
+    tally = DocumentTally("strings", options.errors)
     documents = _of_strings(strings, tally)
     return Source(documents, tally, identity=lambda: {"strings_sha256": _digest(strings)})
 
@@ -142,7 +142,7 @@ def _digest(strings: Iterable[Any]) -> str | None:
     return digest.hexdigest()
 
 
-def _of_strings(strings: Iterable[Any], tally: Tally) -> Iterator[Document]:
+def _of_strings(strings: Iterable[Any], tally: DocumentTally) -> Iterator[Document]:
     for index, text in enumerate(tally.counted(strings)):
         document = document_of(text, f"source[{index}]", "found", tally)
         if document is not None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-__all__ = ["Errors", "Tally"]
+__all__ = ["DocumentTally", "Errors"]
 
 Errors = Literal["raise", "skip"]
 Item = TypeVar("Item")
@@ -24,7 +24,7 @@ _NEVER_RAISED = ("empty", "broken_utf8")
 
 
 @dataclass
-class Tally:
+class DocumentTally:
     """What was met while reading one source.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.gradients.backward import Grads
-from mlp_interp.gradients.runs import Plan, Seed
+from mlp_interp.gradients.runs import GradientPlan, Seed
 from mlp_interp.gradients.span import Norm
 from mlp_interp.interchange import Question
 from mlp_interp.models import Weights
@@ -26,7 +26,7 @@ class HookRuns:
     """`Runs` by autograd through the model itself: slower, and right for every model."""
 
     weights: Weights
-    plan: Plan
+    plan: GradientPlan
     read: list[int]
     noising: bool
     tokens: Tensor
@@ -37,7 +37,7 @@ class HookRuns:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, question: Question, plan: Plan) -> "HookRuns":
+    def of(cls, question: Question, plan: GradientPlan) -> "HookRuns":
         """Run both sides of a question; gradients come later."""
         weights, noising, enter = (
             question.weights,

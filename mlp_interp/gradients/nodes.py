@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.gradients.parts import Part, check_steps, parts
-from mlp_interp.gradients.runs import Plan
+from mlp_interp.gradients.parts import GradientPart, check_steps, parts
+from mlp_interp.gradients.runs import GradientPlan
 from mlp_interp.interchange import (
     Direction,
     Engine,
@@ -113,7 +113,7 @@ def attribution_patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
-    plan = Plan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
+    plan = GradientPlan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
     estimates: dict[str, list[np.ndarray]] = {name: [] for name in sites}
     readings: list[Reading] = []
     for part in parts(question, plan):
@@ -194,7 +194,7 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     )
 
 
-def _estimates(part: Part, length: int, neuron_positions: bool) -> dict[str, np.ndarray]:
+def _estimates(part: GradientPart, length: int, neuron_positions: bool) -> dict[str, np.ndarray]:
     """Of some prompts, with the prompts last."""
     weights, prompts = part.question.weights, len(part.question.contrast)
     differences = part.runs.differences

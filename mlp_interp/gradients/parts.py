@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mlp_interp.gradients.backward import Grads, Lean
 from mlp_interp.gradients.hooked import HookRuns
-from mlp_interp.gradients.runs import LeanRuns, Plan, Runs
+from mlp_interp.gradients.runs import GradientPlan, LeanRuns, Runs
 from mlp_interp.interchange import Question, Reading
 from mlp_interp.models import Forward, Weights
 
-__all__ = ["Part", "check_steps", "parts"]
+__all__ = ["GradientPart", "check_steps", "parts"]
 
 
 def check_steps(steps: Any) -> None:
@@ -27,7 +27,7 @@ def check_steps(steps: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class GradientPart:
     """Both runs of some prompts, and the metric on them.
 
     Attributes:
@@ -38,7 +38,7 @@ class Part:
     """
 
     question: Question
-    plan: Plan
+    plan: GradientPlan
     runs: Runs
     reading: Reading
 
@@ -60,7 +60,7 @@ def _over_steps(grad: Tensor, prompts: int) -> Tensor:
     return grad.view(-1, prompts, *grad.shape[1:]).sum(0)
 
 
-def parts(question: Question, plan: Plan) -> Iterator[Part]:
+def parts(question: Question, plan: GradientPlan) -> Iterator[GradientPart]:
     """Run as many prompts, and steps, at a time as fit into the question's memory.
 
     Raises:
@@ -73,10 +73,10 @@ def parts(question: Question, plan: Plan) -> Iterator[Part]:
     lean = Lean(forward) if isinstance(forward, Forward) else None
     for some in question.parts(max(1, items // plan.together)):
         runs = HookRuns.of(some, plan) if lean is None else LeanRuns.of(lean, some, plan)
-        yield Part(some, plan, runs, some.reading_at(runs.clean, runs.corrupted))
+        yield GradientPart(some, plan, runs, some.reading_at(runs.clean, runs.corrupted))
 
 
-def _bytes(weights: Weights, length: int, plan: Plan) -> float:
+def _bytes(weights: Weights, length: int, plan: GradientPlan) -> float:
     """About what one prompt takes: the tape of both its runs, and differences that are kept."""
     row = 13 * weights.d_model + 3 * weights.d_mlp + 4 * weights.n_heads * length
     if "q_in" in plan.gradients:

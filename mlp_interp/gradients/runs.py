@@ -12,7 +12,7 @@ from mlp_interp.gradients.backward import Grads, Lean, Past
 from mlp_interp.gradients.span import Span, Tape
 from mlp_interp.interchange import Question
 
-__all__ = ["LeanRuns", "Plan", "Runs", "Seed", "quadrature"]
+__all__ = ["GradientPlan", "LeanRuns", "Runs", "Seed", "quadrature"]
 
 Seed = Callable[[Tensor, Tensor], Tensor]
 """From final streams ``[step * prompt, read, d_model]`` and the weight of each item to the gradient
@@ -20,7 +20,7 @@ of the metric, times the weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class GradientPlan:
     """What to compute of a pair of runs.
 
     Attributes:
@@ -79,7 +79,7 @@ class LeanRuns:
     """`Runs` on a model's weights: only positions that can differ and that are read."""
 
     lean: Lean
-    plan: Plan
+    plan: GradientPlan
     span: Span
     differences: dict[tuple[str, int], Tensor]
     clean: Tensor
@@ -90,7 +90,7 @@ class LeanRuns:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lean: Lean, question: Question, plan: Plan) -> "LeanRuns":
+    def of(cls, lean: Lean, question: Question, plan: GradientPlan) -> "LeanRuns":
         """Run both sides of a question; gradients come later."""
         span, differences = _span(question, plan.zero), {}
         clean, corrupted = question.embedded()

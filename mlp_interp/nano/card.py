@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-__all__ = ["Run", "model_card"]
+__all__ = ["TrainingRun", "model_card"]
 
 _CARD = """\
 ---
@@ -78,7 +78,7 @@ a uniform guess ({uniform:.2f} nats); compare the second copy's loss with that o
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A training run: its settings and how far it has come; losses in nats per scored token."""
 
     seed: int
@@ -96,7 +96,9 @@ class Run:
     document_loss: float = float("nan")
     repeat_loss: float = float("nan")
 
-    def at(self, tokens: int, seconds: float, document_loss: float, repeat_loss: float) -> Run:
+    def at(
+        self, tokens: int, seconds: float, document_loss: float, repeat_loss: float
+    ) -> TrainingRun:
         """Return the run at a later point."""
         return replace(
             self,
@@ -107,7 +109,7 @@ class Run:
         )
 
 
-def model_card(run: Run, table: str | None = None) -> str:
+def model_card(run: TrainingRun, table: str | None = None) -> str:
     """Write the model card of a run, with the table of bars once there is one."""
     settings = vars(run) | {
         "parameters": run.parameters / 1e6,

@@ -20,7 +20,7 @@ import numpy as np
 from mlp_interp.nano import weights_path
 from mlp_interp.nano.architecture import CONTEXT, new_model
 from mlp_interp.nano.bars import measure
-from mlp_interp.nano.card import Run, model_card
+from mlp_interp.nano.card import TrainingRun, model_card
 from mlp_interp.nano.checkpoint import load, save
 from mlp_interp.nano.evaluate import table
 from mlp_interp.nano.rows import document_rows, repeat_row
@@ -144,7 +144,7 @@ def _optimizer(model) -> torch.optim.Optimizer:
     )
 
 
-def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu") -> Run:
+def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu") -> TrainingRun:
     """Train from scratch and leave the model, tokenizer and card in ``out``.
 
     Checkpoints are written on the way, so an interrupted run leaves its last one.
@@ -174,7 +174,7 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
     recent = torch.zeros(2)
     recent_counts = torch.zeros(2)
-    run = Run(
+    run = TrainingRun(
         seed=seed,
         device=device,
         threads=_WORKERS,

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from mlp_interp.ablation import ablate_ranges, subupdate_importance
 from mlp_interp.models import check_model
 from mlp_interp.models.protocol import Model
-from mlp_interp.report.examples import Example, Excerpt, excerpt, from_corpus, from_tasks
+from mlp_interp.report.examples import Excerpt, ShownExample, excerpt, from_corpus, from_tasks
 from mlp_interp.report.neurons import Neurons, measure
 from mlp_interp.report.store import Part, Store
 from mlp_interp.residual import norms
@@ -41,7 +41,7 @@ class Content:
     importance: xr.Dataset
     ranges: dict[str, xr.Dataset]
     excerpt: Excerpt
-    examples: list[Example]
+    examples: list[ShownExample]
     neurons: Neurons
     notes: list[str] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ EXCERPT_TOKENS = 160
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownExample:
     """Logit attribution of one kind of prompt.
 
     Attributes:
@@ -67,7 +67,7 @@ class Excerpt:
     effects: xr.DataArray
 
 
-def from_tasks(model: Model, count: int, seed: int) -> tuple[list[Example], list[str]]:
+def from_tasks(model: Model, count: int, seed: int) -> tuple[list[ShownExample], list[str]]:
     """One example for every task that the model's tokenizer can express, and notes on the rest."""
     examples, notes = [], []
     for name, title in TASKS.items():
@@ -82,7 +82,7 @@ def from_tasks(model: Model, count: int, seed: int) -> tuple[list[Example], list
     return examples, notes
 
 
-def from_corpus(model: Model, corpus: Any, count: int) -> Example:
+def from_corpus(model: Model, corpus: Any, count: int) -> ShownExample:
     """How the corpus itself goes on: the logit of each sequence's last token."""
     tokens = corpus.tokens[:count, -min(corpus.tokens.shape[1], 64) :]
     texts = corpus.token_text(0)[-tokens.shape[1] :]
@@ -92,7 +92,7 @@ def from_corpus(model: Model, corpus: Any, count: int) -> Example:
 
 
 @torch.no_grad()
-def _attribute(model: Model, name: str, title: str, pieces: tuple, names: tuple) -> Example:
+def _attribute(model: Model, name: str, title: str, pieces: tuple, names: tuple) -> ShownExample:
     tokens, answers, foils = pieces
     cache = _cache(model, tokens)
     shares: dict[str, xr.DataArray] = {}
@@ -111,7 +111,7 @@ def _attribute(model: Model, name: str, title: str, pieces: tuple, names: tuple)
         attrs={**sources.attrs, "unit": "probability", "long_name": "attention, first prompt"},
     )
     texts, answer, foil = names
-    return Example(name, title, texts, answer, foil, shares, sources, attention)
+    return ShownExample(name, title, texts, answer, foil, shares, sources, attention)
 
 
 def _cache(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Any:

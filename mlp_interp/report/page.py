@@ -11,7 +11,7 @@ from markupsafe import Markup
 from mlp_interp import plots, views
 from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
-from mlp_interp.report.examples import Example
+from mlp_interp.report.examples import ShownExample
 from mlp_interp.report.figure import drawing
 from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.summary import Summary
@@ -103,7 +103,7 @@ def _excerpt(content: Content) -> views.View:
     return views.token_values(content.excerpt.tokens, rows, caption="Rise of the loss, in nats.")
 
 
-def _example(example: Example) -> dict[str, Any]:
+def _example(example: ShownExample) -> dict[str, Any]:
     shares = example.shares
     total = float(shares["component"].sum("component").mean())
     what = "logit difference" if example.foil else "logit"

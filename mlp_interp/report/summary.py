@@ -9,7 +9,7 @@ import xarray as xr
 from mlp_interp.attribution import top
 from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
-from mlp_interp.report.examples import Example
+from mlp_interp.report.examples import ShownExample
 from mlp_interp.report.format import number, with_error
 
 ROWS = 8
@@ -160,7 +160,7 @@ def _corner(result: xr.Dataset) -> float:
     return float(result["perplexity"].isel(start=0, end=-1))
 
 
-def _example(example: Example) -> str:
+def _example(example: ShownExample) -> str:
     found = _strongest(example)
     what = "logit(answer) - logit(foil)" if example.foil else "logit(answer)"
     (component, c), (head, h), (neuron, n) = (found[level] for level in example.shares)
@@ -171,7 +171,7 @@ def _example(example: Example) -> str:
     )
 
 
-def _strongest(example: Example) -> dict[str, Any]:
+def _strongest(example: ShownExample) -> dict[str, Any]:
     """The logit attributed, and the strongest component, head and neuron of an example."""
     found: dict[str, Any] = {
         "prompts": int(example.shares["component"].sizes["prompt"]),

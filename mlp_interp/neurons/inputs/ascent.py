@@ -23,7 +23,7 @@ def ascend(
     """Climb from some vectors, each row by itself.
 
     Args:
-        target: Activation and score (what is climbed) of each row of a stream: a `Target`.
+        target: Activation and score (what is climbed) of each row of a stream: an `AscentTarget`.
         space: Where the vectors may lie.
         vectors: Where to begin.
         steps: How often to step; steps get shorter, to nothing at the last.

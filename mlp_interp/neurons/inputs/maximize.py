@@ -13,10 +13,10 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_weights
 from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.optima import Found
-from mlp_interp.neurons.inputs.options import Options
+from mlp_interp.neurons.inputs.options import AscentOptions
 from mlp_interp.neurons.inputs.search import Search
 from mlp_interp.neurons.inputs.space import Space
-from mlp_interp.neurons.inputs.target import Target, check_site, unit_direction
+from mlp_interp.neurons.inputs.target import AscentTarget, check_site, unit_direction
 from mlp_interp.neurons.inputs.vectors import decoded, prompt_tokens, vocabulary_of
 from mlp_interp.sites import SiteLike
 
@@ -124,7 +124,7 @@ def maximize(
     """
     # Enabling gradients does not leave inference mode, and what is made in it cannot be climbed on.
     with torch.inference_mode(False), torch.no_grad():
-        options = Options(
+        options = AscentOptions(
             method=method,
             sign=sign,
             length=length,
@@ -146,7 +146,7 @@ def maximize(
         allowed = vocabulary_of(model, vocabulary)
         checked_weights(model)
         forward = _forward(model, method)
-        target = Target(forward, place, sign, along, length if position is None else 1)
+        target = AscentTarget(forward, place, sign, along, length if position is None else 1)
         space = Space(forward, before, allowed, length)
         found = _climb(target, space, options)
         return found.dataset(batch_size=batch_size, max_new_tokens=max_new_tokens).assign_attrs(
@@ -164,7 +164,7 @@ def maximize(
         )
 
 
-def _climb(target: Target, space: Space, options: Options) -> Found:
+def _climb(target: AscentTarget, space: Space, options: AscentOptions) -> Found:
     if options.method == "gradient":
         vectors, trace = ascend(
             target,
@@ -212,7 +212,7 @@ def _forward(model: Model, method: str) -> Forward | HookForward:
     return forward
 
 
-def _check_room(model: Model, before: int, options: Options) -> None:
+def _check_room(model: Model, before: int, options: AscentOptions) -> None:
     context = int(model.cfg.n_ctx)
     if before + options.length + options.max_new_tokens > context:
         raise ValueError(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.neurons.inputs.space import Space
-from mlp_interp.neurons.inputs.target import Target
+from mlp_interp.neurons.inputs.target import AscentTarget
 from mlp_interp.neurons.inputs.vectors import decoded, nearest, read_aloud
 from mlp_interp.neurons.weights.vocabulary import texts
 from mlp_interp.results import to_numpy
@@ -34,7 +34,7 @@ class Found:
         trace: The score at every step.
     """
 
-    target: Target
+    target: AscentTarget
     space: Space
     vectors: Float[Tensor, "restart pos d_model"]
     tokens: Int[Tensor, "restart pos"] | None

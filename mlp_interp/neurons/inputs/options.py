@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Options"]
+__all__ = ["AscentOptions"]
 
 
 @dataclass(frozen=True)
-class Options:
+class AscentOptions:
     """The options of `maximize` that need no model to be checked.
 
     Raises:

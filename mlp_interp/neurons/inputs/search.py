@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward
 from mlp_interp.neurons.inputs.space import Space
-from mlp_interp.neurons.inputs.target import Target
+from mlp_interp.neurons.inputs.target import AscentTarget
 
 __all__ = ["Search"]
 
@@ -29,7 +29,7 @@ class Search:
         seed: Of the order of positions and of random candidates.
     """
 
-    target: Target
+    target: AscentTarget
     space: Space
     steps: int
     candidates: int | None

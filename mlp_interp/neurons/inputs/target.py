@@ -9,14 +9,14 @@ from torch import Tensor
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike
 
-__all__ = ["Target", "check_site", "unit_direction"]
+__all__ = ["AscentTarget", "check_site", "unit_direction"]
 
 _FLAT, _SLOPE = -5.0, 1e-6
 """Below this pre-activation a GELU is flat in single precision; a slope that leads out of there."""
 
 
 @dataclass(frozen=True)
-class Target:
+class AscentTarget:
     """What is driven, and what the search climbs.
 
     The two differ for a neuron's activation (``post``) alone. Where a neuron does not fire, its

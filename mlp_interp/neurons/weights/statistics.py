@@ -16,7 +16,13 @@ from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, unit
-from mlp_interp.neurons.weights.vocabulary import Best, Moments, TokenDirections, absolute, texts
+from mlp_interp.neurons.weights.vocabulary import (
+    Best,
+    LogitMoments,
+    TokenDirections,
+    absolute,
+    texts,
+)
 from mlp_interp.neurons.weights.volume import activation_volume
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import SiteLike, component_coords
@@ -206,7 +212,7 @@ class _Comparison:
             vectors.folded.split(_VECTORS), vectors.value_folded.split(_VECTORS), strict=True
         ):
             receptor = unit(folded)
-            near_embed, near_unembed, moments = Best(1, absolute), Best(1, absolute), Moments()
+            near_embed, near_unembed, moments = Best(1, absolute), Best(1, absolute), LogitMoments()
             for tokens, x in self.embed.read(receptor):
                 near_embed.add(tokens, x * self.embed.inverse[tokens])
             part = _read_out(self.unembed, value, self.k, near_unembed, moments)
@@ -225,7 +231,7 @@ def _read_out(
     value: Float[Tensor, "neuron d_model"],
     k: int,
     near: Best | None = None,
-    moments: Moments | None = None,
+    moments: LogitMoments | None = None,
 ) -> dict[str, Tensor]:
     """Promoted and suppressed tokens of value vectors; more is observed where it is wanted."""
     # Directions alone: powers of the logits of a tiny vector would underflow.

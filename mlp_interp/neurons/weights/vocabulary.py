@@ -14,7 +14,7 @@ from mlp_interp.neurons.weights.vectors import centred, single
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Best", "Moments", "TokenDirections", "absolute", "readable", "texts"]
+__all__ = ["Best", "LogitMoments", "TokenDirections", "absolute", "readable", "texts"]
 
 _TOKENS = 4096
 """Tokens at a time: their products with some hundred vectors stay in a core's cache."""
@@ -115,7 +115,7 @@ class Best:
         return numbers.gather(1, at), tokens.gather(1, at)
 
 
-class Moments:
+class LogitMoments:
     """Variance, skew and excess kurtosis over the vocabulary of numbers whose mean is zero."""
 
     def __init__(self) -> None:

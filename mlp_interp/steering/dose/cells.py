@@ -20,13 +20,13 @@ from mlp_interp.runs import Runner
 from mlp_interp.steering.edits import Indices, add, project_out
 from mlp_interp.steering.generation import Continuing
 
-__all__ = ["CLEAN", "Action", "Cell", "Grid", "costs", "readings", "texts_in"]
+__all__ = ["CLEAN", "Action", "DoseCell", "DoseGrid", "costs", "readings", "texts_in"]
 
 Action = Literal["add", "project_out"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class DoseCell:
     """One layer and one coefficient.
 
     Attributes:
@@ -40,11 +40,11 @@ class Cell:
     everywhere: tuple[Edit, ...] = ()
 
 
-CLEAN = Cell("clean")
+CLEAN = DoseCell("clean")
 
 
 @dataclass(frozen=True)
-class Grid:
+class DoseGrid:
     """Layers and coefficients, 0 among them, and the edits of each cell.
 
     Raises:
@@ -65,7 +65,7 @@ class Grid:
         coefficients: Iterable[SupportsFloat],
         positions: Indices,
         action: Any,
-    ) -> "Grid":
+    ) -> "DoseGrid":
         """Check what was given."""
         if action not in ("add", "project_out"):
             raise ValueError(f"action={action!r}; wanted 'add' or 'project_out'")
@@ -83,7 +83,7 @@ class Grid:
         at = None if positions is None else tuple(int(p) for p in np.atleast_1d(list_of(positions)))
         return cls(direction, counted, tuple(sorted({0.0, *values})), at, action)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[DoseCell]:
         """All but those of coefficient 0, layer by layer."""
         return [self._cell(n, c) for n in self.layers for c in self.coefficients if c]
 
@@ -105,7 +105,7 @@ class Grid:
         digest.update(np.ascontiguousarray(self.direction.values, dtype="<f8").tobytes())
         return digest.hexdigest()
 
-    def _cell(self, layer: int, coefficient: float) -> Cell:
+    def _cell(self, layer: int, coefficient: float) -> DoseCell:
         def edits(positions: Indices) -> tuple[Edit, ...]:
             if self.action == "project_out":
                 return tuple(project_out(self.direction, layers=layer, positions=positions))
@@ -113,7 +113,7 @@ class Grid:
 
         everywhere = edits(None)
         given = everywhere if self.positions is None else edits(self.positions)
-        return Cell(f"L{layer}-c{coefficient!r}", given, everywhere)
+        return DoseCell(f"L{layer}-c{coefficient!r}", given, everywhere)
 
 
 def list_of(positions: Any) -> Any:
@@ -134,7 +134,7 @@ def readings(
     runner: Runner,
     texts: Texts,
     metrics: Sequence[Metric],
-    cells: Sequence[Cell],
+    cells: Sequence[DoseCell],
     *,
     kept: Checkpoint[Tensors],
     batch_size: int,
@@ -145,7 +145,7 @@ def readings(
     for number, (part, rows, _) in enumerate(texts.batches(batch_size)):
         read = [p for metric in metrics for p in metric.read(rows.shape[1])]
 
-        def compute(missing: list[Cell], rows: Tensor = rows, read: list[int] = read) -> Any:
+        def compute(missing: list[DoseCell], rows: Tensor = rows, read: list[int] = read) -> Any:
             clean = runner.run(rows.to(runner.weights.device))
             for cell in missing:
                 yield {"final": runner.edited(clean, cell.edits)[:, read].cpu()}
@@ -159,7 +159,7 @@ def readings(
 
 
 def texts_in(
-    runner: Runner, texts: Texts, how: Continuing, cell: Cell, *, kept: Checkpoint[Tensors]
+    runner: Runner, texts: Texts, how: Continuing, cell: DoseCell, *, kept: Checkpoint[Tensors]
 ) -> np.ndarray:
     """New tokens ``[prompt, sample, new]`` of one cell."""
     seeds, batches = how.seeds(texts), how.batches(texts)
@@ -177,7 +177,7 @@ def texts_in(
 def costs(
     runner: Runner,
     tokens: Int[Tensor, "sequence pos"],
-    cells: Sequence[Cell],
+    cells: Sequence[DoseCell],
     *,
     kept: Checkpoint[Tensors],
     batch_size: int,
@@ -192,7 +192,7 @@ def costs(
     found: list[list[Tensors]] = []
     for number, rows in enumerate(tokens.split(batch_size)):
 
-        def compute(missing: list[Cell], rows: Tensor = rows) -> Iterator[Tensors]:
+        def compute(missing: list[DoseCell], rows: Tensor = rows) -> Iterator[Tensors]:
             return _cost(runner, rows.to(runner.weights.device, torch.int64), missing)
 
         names = [f"cost-{number:05d}-{cell.name}" for cell in every]
@@ -204,7 +204,7 @@ def costs(
     }
 
 
-def _cost(runner: Runner, rows: Tensor, cells: list[Cell]) -> Iterator[Tensors]:
+def _cost(runner: Runner, rows: Tensor, cells: list[DoseCell]) -> Iterator[Tensors]:
     """Cost pieces of one batch, several cells at a time: its clean predictions are made once."""
     clean, targets = runner.run(rows), next_tokens(rows)
     if cells[0] is CLEAN:

@@ -17,7 +17,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Runner
-from mlp_interp.steering.dose.cells import CLEAN, Action, Cell, Grid, costs
+from mlp_interp.steering.dose.cells import CLEAN, Action, DoseCell, DoseGrid, costs
 from mlp_interp.steering.dose.result import Limits, check_names, dose_result
 from mlp_interp.steering.dose.scores import TextScore
 from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
@@ -113,7 +113,7 @@ def dose_response(
     """
     runner = Runner.of(model)
     check_names(metrics)
-    grid = Grid.of(direction, layers, coefficients, positions, action)
+    grid = DoseGrid.of(direction, layers, coefficients, positions, action)
     texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
     read = {name: m for name, m in metrics.items() if isinstance(m, Metric)}
     score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
@@ -169,7 +169,7 @@ def dose_response(
 def _check_prompts(
     weights: Weights,
     texts: Texts,
-    cells: Sequence[Cell],
+    cells: Sequence[DoseCell],
     read: Mapping[str, Metric],
     how: Continuing | None,
     where: str,
@@ -193,7 +193,7 @@ def _check_prompts(
 
 
 def _corpus(
-    weights: Weights, corpus: Any, cells: Sequence[Cell]
+    weights: Weights, corpus: Any, cells: Sequence[DoseCell]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Tokens of the corpus, none if there is none, and what is said of them."""
     if corpus is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.metrics import Metric
 from mlp_interp.results import mean_and_error, to_numpy
-from mlp_interp.steering.dose.cells import Grid
+from mlp_interp.steering.dose.cells import DoseGrid
 from mlp_interp.steering.dose.scores import TextScore
 
 __all__ = ["Limits", "check_names", "dose_result"]
@@ -93,7 +93,7 @@ def check_names(metrics: Mapping[str, Any]) -> None:
 
 
 def dose_result(
-    grid: Grid,
+    grid: DoseGrid,
     values: Mapping[str, np.ndarray],
     *,
     units: Mapping[str, str],
@@ -153,7 +153,7 @@ def _own_dims(direction: xr.DataArray) -> list[Any]:
     return [dim for dim in direction.dims if dim != "layer"]
 
 
-def _of_metric(grid: Grid, name: str, values: np.ndarray, unit: str) -> dict[str, Any]:
+def _of_metric(grid: DoseGrid, name: str, values: np.ndarray, unit: str) -> dict[str, Any]:
     zero = grid.coefficients.index(0.0)
     by, said = ("layer", "coef"), {"unit": unit}
     mean, error = _mean_and_error(values)
@@ -168,7 +168,7 @@ def _of_metric(grid: Grid, name: str, values: np.ndarray, unit: str) -> dict[str
     }
 
 
-def _of_cost(grid: Grid, cost: Mapping[str, Tensor]) -> dict[str, Any]:
+def _of_cost(grid: DoseGrid, cost: Mapping[str, Tensor]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     laid_out = {
         name: grid.laid_out(np.zeros(cost[name].shape[1]), to_numpy(cost[name].double()))

@@ -10,7 +10,7 @@ from mlp_interp.metrics import Metric, finite
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Runner
-from mlp_interp.steering.dose.cells import CLEAN, Cell, readings, texts_in
+from mlp_interp.steering.dose.cells import CLEAN, DoseCell, readings, texts_in
 from mlp_interp.steering.dose.scores import TextScore, scored
 from mlp_interp.steering.generation import Continuing, text_of
 
@@ -21,7 +21,7 @@ def read_metrics(
     runner: Runner,
     texts: Texts,
     metrics: Mapping[str, Metric],
-    cells: Sequence[Cell],
+    cells: Sequence[DoseCell],
     *,
     kept: Checkpoint[Tensors],
     batch_size: int,
@@ -50,7 +50,7 @@ def score_texts(
     texts: Texts,
     how: Continuing,
     scores: Mapping[str, TextScore],
-    cells: Sequence[Cell],
+    cells: Sequence[DoseCell],
     *,
     kept: Checkpoint[Tensors],
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
