@@ -3,7 +3,7 @@ import torch
 from random_models import VOCABULARY
 
 from mlp_interp.models import Forward
-from mlp_interp.runs import Frozen, PatchedRun, final_streams, finals, record, rows_in
+from mlp_interp.runs import Frozen, PatchedRun, Run, final_streams, finals, rows_in
 from mlp_interp.sites import Site
 
 LENGTH, READ = 7, [2, 6]
@@ -13,7 +13,7 @@ LENGTH, READ = 7, [2, 6]
 def base(request, kind):
     model = kind(request.param, dtype=torch.float64)
     tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    return record(Forward.of(model), tokens, attention=True)
+    return Run.record(Forward.of(model), tokens, attention=True)
 
 
 def full_run(base, run):
@@ -90,7 +90,7 @@ def test_a_patched_run_that_changes_nothing_ends_as_the_base_to_the_last_bit(bas
 def test_a_base_run_keeps_what_the_model_computes(kind):
     model = kind("parallel", dtype=torch.float64)
     tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    base = record(
+    base = Run.record(
         Forward.of(model), tokens, sites=[Site("mlp_out", n) for n in range(3)], attention=True
     )
     _, cache = model.run_with_cache(tokens)

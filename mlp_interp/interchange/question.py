@@ -14,7 +14,7 @@ from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.runs import Run, record
+from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
 __all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of"]
@@ -137,7 +137,7 @@ class Question:
         """
         if self.given is None:
             clean, corrupted = (
-                record(self.forward, tokens, sites=sites, attention=True)
+                Run.record(self.forward, tokens, sites=sites, attention=True)
                 for tokens in self.tokens()
             )
         else:

@@ -26,7 +26,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
-from mlp_interp.runs import Run, record
+from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
@@ -171,9 +171,9 @@ class _Traced:
     ) -> "_Traced":
         """Run both kinds."""
         embedded, rows = forward.embed(tokens), tokens.expand(len(noise), -1)
-        clean = record(forward, tokens, sites=sites, embedded=embedded, attention=True)
+        clean = Run.record(forward, tokens, sites=sites, embedded=embedded, attention=True)
         noisy = embedded + noise
-        return cls(clean, record(forward, rows, sites=sites, embedded=noisy, attention=True))
+        return cls(clean, Run.record(forward, rows, sites=sites, embedded=noisy, attention=True))
 
     def pair(self, token: int) -> Pair:
         """The two, with the probability of a token."""

@@ -11,7 +11,6 @@ from mlp_interp.runs.generation import Generation as Generation
 from mlp_interp.runs.patched_run import Frozen as Frozen
 from mlp_interp.runs.patched_run import PatchedRun as PatchedRun
 from mlp_interp.runs.recorded import Run as Run
-from mlp_interp.runs.recording import record as record
 from mlp_interp.runs.runner import Runner as Runner
 from mlp_interp.runs.runner import kept_sites as kept_sites
 from mlp_interp.runs.runner import run as run

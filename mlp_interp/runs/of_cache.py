@@ -1,41 +1,22 @@
-"""A run from a cache that somebody else has made."""
+"""What a run needs, from a cache that somebody else has made."""
 
-import torch
 from torch import Tensor
 
 from mlp_interp.edits.edit import EDITABLE
-from mlp_interp.models import Weights, forward_of
+from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached
-from mlp_interp.models.protocol import Cache, Model
-from mlp_interp.models.tokens import tokens_in
-from mlp_interp.runs.recorded import Run
+from mlp_interp.models.protocol import Cache
 from mlp_interp.sites import Site
 
-__all__ = ["run_of_cache"]
+__all__ = ["cached_sites", "cached_streams"]
 
 
-@torch.no_grad()
-def run_of_cache(model: Model, cache: Cache, *, tokens: Tensor | None = None) -> Run:
-    """See `Run.of_cache`."""
-    forward = forward_of(model)
-    if isinstance(cache, Run):
-        if cache.weights.model is not model:
-            raise ValueError(f"cache={cache!r} is a run of another model; wanted one of this")
-        return cache
-    streams = _streams(forward.weights, cache)
-    if tokens is None:
-        tokens = tokens_in(forward.weights, cache)
-    tokens = forward.weights.checked(tokens)
-    if tokens.shape != streams[0].shape[:2]:
-        raise ValueError(
-            f"tokens={tuple(tokens.shape)} beside a cache of {tuple(streams[0].shape[:2])}; wanted "
-            "the tokens that were run"
-        )
-    return Run(forward, tokens, streams, _kept(forward.weights, cache))
+def cached_streams(weights: Weights, cache: Cache) -> tuple[Tensor, ...]:
+    """The stream at every block's input and the final one.
 
-
-def _streams(weights: Weights, cache: Cache) -> tuple[Tensor, ...]:
-    """The stream at every block's input and the final one."""
+    Raises:
+        ValueError: The cache holds neither a stream nor what was added to it, or another model's.
+    """
     streams: list[Tensor] = []
     for layer in range(weights.n_layers + 1):
         sites = [Site("resid_pre", layer)] if layer < weights.n_layers else []
@@ -69,7 +50,7 @@ def _sum(weights: Weights, cache: Cache, layer: int, streams: list[Tensor]) -> T
     return sum(others, first)
 
 
-def _kept(weights: Weights, cache: Cache) -> dict[Site, Tensor]:
+def cached_sites(weights: Weights, cache: Cache) -> dict[Site, Tensor]:
     """Everything else that a run can hold."""
     names = [name for name in EDITABLE if name not in ("resid_pre", "resid_post", "embed")]
     sites = [Site(name, layer) for name in names for layer in range(weights.n_layers)]

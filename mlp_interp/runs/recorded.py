@@ -1,6 +1,6 @@
 """One recorded forward pass: a mapping of hook names to activations, and where later ones start."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.edits import Edit, Fired
-from mlp_interp.models import Forward, HookForward, Weights
+from mlp_interp.edits.applying import Applier
+from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.tokens import tokens_in
 from mlp_interp.runs.attention import Attention
+from mlp_interp.runs.of_cache import cached_sites, cached_streams
+from mlp_interp.runs.recording import Recorder, comes_after
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
@@ -53,6 +57,7 @@ class Run(Mapping[str, Tensor]):
     _attention: dict[int, Attention] = field(default_factory=dict)
 
     @classmethod
+    @torch.no_grad()
     def of_cache(cls, model: Model, cache: Cache, *, tokens: Tensor | None = None) -> "Run":
         """Take a cache that the user made, without running the model.
 
@@ -78,10 +83,55 @@ class Run(Mapping[str, Tensor]):
             >>> Run.of_cache(model, cache).tokens
             tensor([[0, 5, 6]])
         """
-        from mlp_interp.runs.of_cache import run_of_cache  # it makes runs
+        forward = forward_of(model)
+        if isinstance(cache, Run):
+            if cache.weights.model is not model:
+                raise ValueError(f"cache={cache!r} is a run of another model; wanted one of this")
+            return cache
+        streams = cached_streams(forward.weights, cache)
+        given = tokens_in(forward.weights, cache) if tokens is None else tokens
+        tokens = forward.weights.checked(given)
+        if tokens.shape != streams[0].shape[:2]:
+            raise ValueError(
+                f"tokens={tuple(tokens.shape)} beside a cache of {tuple(streams[0].shape[:2])}; "
+                "wanted the tokens that were run"
+            )
+        return cls(forward, tokens, streams, cached_sites(forward.weights, cache))
 
-        return run_of_cache(model, cache, tokens=tokens)
+    @classmethod
+    @torch.no_grad()
+    def record(
+        cls,
+        forward: Forward | HookForward,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        sites: Collection[Site] = (),
+        edits: Sequence[Edit] = (),
+        embedded: Float[Tensor, "batch pos d_model"] | None = None,
+        attention: bool = False,
+    ) -> "Run":
+        """Run a model and keep every block's input, and what is at `sites`: what `run` calls.
 
+        Args:
+            forward: The model's forward pass.
+            tokens: Token ids, checked.
+            sites: Which activations to keep, whole, whatever head or neuron a site names.
+            edits: What to do on the way; those of one place in the order given.
+            embedded: The stream before the first block, in place of the tokens' own.
+            attention: Keep what patched runs read of every block's heads; only of lean passes.
+
+        Raises:
+            ValueError: A site cannot be kept, or an edit does not fit this model and these tokens.
+        """
+        shape = (tokens.shape[0], tokens.shape[1])
+        recorder = Recorder(forward, shape, sites, edits, attention=attention)
+        if embedded is None:
+            embedded = forward.embed(tokens, observe=recorder)
+        streams = recorder.run(embedded)
+        fired, heads = recorder.applier.fired, recorder.attention()
+        return cls(forward, tokens, streams, recorder.kept, tuple(edits), fired, heads)
+
+    @torch.no_grad()
     def edited(self, edits: Sequence[Edit], *, sites: Sequence[Site] | None = None) -> "Run":
         """The run of the same tokens with `edits` on top of those in force, in the order given.
 
@@ -103,9 +153,40 @@ class Run(Mapping[str, Tensor]):
             >>> without.fired[0].times, without.streams[2] is clean.streams[2]
             (1, True)
         """
-        from mlp_interp.runs.recording import resume  # it makes runs
+        if not edits:
+            return self
+        forward, shape = self.forward, (self.batch, self.length)
+        start = Applier(edits, self.weights, shape).first
+        sites = list(self.kept) if sites is None else sites
+        if start < 0:  # the embedding itself: nothing is shared
+            self.at(Site("embed"))  # refuses runs that did not start from tokens
+            every = (*self.edits, *edits)
+            return Run.record(forward, self.tokens, sites=sites, edits=every)
+        again = [n for n, edit in enumerate(self.edits) if comes_after(edit.site, start)]
+        here = [*(self.edits[n] for n in again), *edits]
+        recorder = Recorder(forward, shape, sites, here)
+        shared = self._below(start, recorder.wanted)
+        streams = recorder.run(self.streams[start], start=start)
+        fired = list(self.fired)
+        for n, anew in zip(again, recorder.applier.fired, strict=False):
+            fired[n] = anew
+        return Run(
+            forward,
+            self.tokens,
+            (*self.streams[:start], *streams),
+            shared | recorder.kept,
+            (*self.edits, *edits),
+            (*fired, *recorder.applier.fired[len(again) :]),
+            {layer: a for layer, a in self._attention.items() if layer < start},
+        )
 
-        return resume(self, edits, sites=sites)
+    def _below(self, start: int, wanted: Collection[tuple[str, int]]) -> dict[Site, Tensor]:
+        """What is kept below block `start`; what is wanted there must be kept already."""
+        kept = {s: x for s, x in self.kept.items() if s.layer is None or s.layer < start}
+        for name, layer in wanted:
+            if name != "embed" and layer < start:
+                kept[Site(name, layer)] = self.at(Site(name, layer))
+        return kept
 
     @property
     def final(self) -> Float[Tensor, "batch pos d_model"]:

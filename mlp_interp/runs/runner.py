@@ -14,7 +14,6 @@ from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.protocol import Model
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
-from mlp_interp.runs.recording import record
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
@@ -147,7 +146,7 @@ class Runner:
             (True, 1)
         """
         tokens = self.weights.checked(tokens)
-        return record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=edits)
+        return Run.record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=edits)
 
     @torch.no_grad()
     def edited(self, clean: Run, edits: Sequence[Edit]) -> Float[Tensor, "batch pos d_model"]:
