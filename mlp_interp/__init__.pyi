@@ -1,4 +1,5 @@
 from . import circuits as circuits
+from . import corpus as corpus
 from . import gradients as gradients
 from . import metrics as metrics
 from . import neurons as neurons

@@ -1,7 +1,6 @@
 """Circuits: which edges, nodes or paths carry a behaviour, and how much of it they carry alone."""
 
 import warnings
-from typing import Any
 
 import xarray as xr
 
@@ -11,7 +10,7 @@ from mlp_interp.circuits._faithfulness import faithfulness as faithfulness
 from mlp_interp.circuits.hypothesis import evaluate_hypothesis as evaluate_hypothesis
 
 
-def test_hypothesis(*args: Any, **kwargs: Any) -> xr.Dataset:
+def test_hypothesis(*args, **kwargs) -> xr.Dataset:
     """The old name of `evaluate_hypothesis`; it goes with the next release."""
     warnings.warn(
         "test_hypothesis is now called evaluate_hypothesis", DeprecationWarning, stacklevel=2

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import indices
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
 
@@ -133,8 +134,8 @@ def grid_of(
         )
     units = {
         "stream": None,
-        "head": _indices("heads", heads, weights.n_heads),
-        "neuron": _indices("neurons", neurons, weights.d_mlp),
+        "head": indices("heads", heads, weights.n_heads),
+        "neuron": indices("neurons", neurons, weights.d_mlp),
     }
     for name, given, belongs in (("heads", heads, "head"), ("neurons", neurons, "neuron")):
         if given is not None and family != belongs:
@@ -142,7 +143,7 @@ def grid_of(
     return Grid(
         family=family,
         sites=names,
-        layers=_indices("layers", layers, n_layers),
+        layers=indices("layers", layers, n_layers),
         units=units[family],
         positions=_positions(positions, family, length),
         length=length,
@@ -159,15 +160,6 @@ def _family(names: tuple[str, ...]) -> Family:
     raise ValueError(f"sites={list(names)}; wanted some of {wanted}, of one of these kinds a call")
 
 
-def _indices(name: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...]:
-    if chosen is None:
-        return tuple(range(size))
-    listed = np.atleast_1d(np.asarray(chosen)).tolist()
-    if not listed or any(type(i) is not int or not -size <= i < size for i in listed):
-        raise ValueError(f"{name}={listed}; wanted some integers from {-size} to {size - 1}")
-    return tuple(dict.fromkeys(i % size for i in listed))
-
-
 def _positions(
     positions: Positions | str | None, family: Family, length: int
 ) -> tuple[int, ...] | None:
@@ -177,4 +169,4 @@ def _positions(
         if positions not in ("each", "all"):
             raise ValueError(f"positions={positions!r}; wanted 'each', 'all' or a list of them")
         return tuple(range(length)) if positions == "each" else None
-    return _indices("positions", positions, length)
+    return indices("positions", positions, length)
