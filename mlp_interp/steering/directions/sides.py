@@ -72,10 +72,11 @@ class Sides:
         return texts
 
     def _read(self, side: Texts | Cache) -> np.ndarray:
-        where = self.model, side, self.site, self.layers
-        values = (
-            activations(*where, positions=self.positions, batch_size=self.batch_size)
-            if isinstance(side, Texts)
-            else activations_in(*where, positions=self.positions)
-        )
+        where = self.site, self.layers
+        if isinstance(side, Texts):
+            values = activations(
+                self.model, side, *where, positions=self.positions, batch_size=self.batch_size
+            )
+        else:
+            values = activations_in(self.model, side, *where, positions=self.positions)
         return to_numpy(values if self.heads is None else values[:, :, list(self.heads)])
