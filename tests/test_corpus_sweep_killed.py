@@ -146,13 +146,10 @@ class TestRay:
             )
 
     # Each worker that is started anew imports everything; the usual number of trials takes long.
-    @pytest.mark.parametrize(
-        "resources", [{"max_retries": 0}, pytest.param({}, marks=pytest.mark.slow)]
-    )
     def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
-        self, cluster, kind, many, tmp_path, resources
+        self, cluster, kind, many, tmp_path
     ):
-        model, options = kind(), {"batch_size": 4, "shard": 10, "resources": resources}
+        model, options = kind(), {"batch_size": 4, "shard": 10}
         marker = str(tmp_path / "killed")
         kills = {"fraction": KillsItsWorker(marker=marker, always=True)}
         with pytest.raises(RuntimeError, match="workers died over shard 4"):
