@@ -118,12 +118,12 @@ def test_a_cache_becomes_a_run(kind, backend, architecture, tokens):
 
 def test_caches_that_do_not_suffice_say_what_would(kind, tokens):
     model = kind()
-    some = cache_of(model, tokens, names_filter=lambda name: "mlp" in name)
+    some = cache_of(model, tokens, names_filter=lambda name: name.endswith("hook_mlp_out"))
     with pytest.raises(
         ValueError, match=r"cache lacks the stream at the input of block 0 and hook_e"
     ):
         Run.of_cache(model, some)
-    streams = cache_of(model, tokens, names_filter=lambda name: "resid" in name)
+    streams = cache_of(model, tokens, names_filter=lambda name: "hook_resid" in name)
     edited = {name: x + 1 for name, x in streams.items()}
     with pytest.raises(ValueError, match=r"sequence 0, position 0 that is no token's"):
         Run.of_cache(model, edited)
