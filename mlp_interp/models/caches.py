@@ -1,6 +1,7 @@
 """Reading activations that somebody kept: in one way, whatever holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from mlp_interp.models.protocol import Cache
 from mlp_interp.sites import Site
 
-__all__ = ["cached", "cached_tokens", "check_cached"]
+__all__ = ["cached", "cached_tokens", "check_cached", "is_cache"]
 
 _NAMED = 12  # hook names that an error lists in full
 
@@ -67,3 +68,8 @@ def check_cached(cache: Cache, sites: Sequence[Site], how: str | None = None) ->
         f"cache lacks {shown} ({len(missing)} of the {len(names)} entries needed); run the model "
         f"with {how}"
     )
+
+
+def is_cache(given: Any) -> bool:
+    """Whether this is a run or a cache, and not texts or tokens: the library's is no `Mapping`."""
+    return isinstance(given, Mapping) or hasattr(given, "cache_dict")

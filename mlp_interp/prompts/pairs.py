@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.models import Weights
+from mlp_interp.models.caches import is_cache
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.tokenizing import (
@@ -75,7 +76,7 @@ def tokenize_pairs(
 
 def _taken(model: Model, given: Any) -> Any:
     """Prompts as texts or lists of ids, whatever they were given as."""
-    if isinstance(given, Mapping) or hasattr(given, "cache_dict"):
+    if is_cache(given):
         given = tokens_in(Weights.of(model), given)
     if not isinstance(given, Tensor):
         return given

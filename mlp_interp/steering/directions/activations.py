@@ -1,6 +1,6 @@
 """What directions are made from: activations of prompts, read at one position of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,6 @@ __all__ = [
     "activations_in",
     "check_reading",
     "check_site",
-    "is_cache",
     "texts_of",
 ]
 
@@ -80,11 +79,6 @@ def activations_in(
     first = (tokens[:, 0] == bos).tolist() if tokens.shape[1] > 1 else [False] * len(tokens)
     rows = [_at(x[None], positions, int(begun)) for x, begun in zip(values, first, strict=True)]
     return torch.cat(rows)
-
-
-def is_cache(given: Any) -> bool:
-    """Whether prompts were given as a run or a cache of them."""
-    return isinstance(given, Mapping) or hasattr(given, "cache_dict")
 
 
 def _at(x: Tensor, positions: Positions, first: int) -> Tensor:

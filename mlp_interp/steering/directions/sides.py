@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlp_interp.models import Weights
+from mlp_interp.models.caches import is_cache
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.results import to_numpy
@@ -18,7 +19,6 @@ from mlp_interp.steering.directions.activations import (
     activations_in,
     check_reading,
     check_site,
-    is_cache,
     texts_of,
 )
 
