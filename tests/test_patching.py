@@ -183,9 +183,10 @@ def test_heads_by_position_with_a_metric_that_reads_earlier(kind, site):
     np.testing.assert_allclose(result.raw, slow.raw, atol=1e-12)
 
 
-def test_what_is_named_twice_is_patched_once(kind):
-    result = patch(kind(), contrast_of(), sites=["z", "z"], layers=[1, -2], heads=[0, 2, 0])
-    assert dict(result.raw.sizes) == {"site": 1, "layer": 1, "head": 2, "prompt": 2}
+@pytest.mark.parametrize("twice", [{"layers": [1, -2]}, {"heads": [0, 2, 0]}, {"sites": ["z", "z"]}])
+def test_what_is_named_twice_is_refused(kind, twice):
+    with pytest.raises(ValueError, match="each once|twice"):
+        patch(kind(), contrast_of(), **{"sites": ["z"], **twice})
 
 
 def test_prompts_do_not_see_each_other(kind):

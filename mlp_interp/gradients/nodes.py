@@ -20,6 +20,7 @@ from mlp_interp.interchange import (
     components,
 )
 from mlp_interp.metrics import Metric
+from mlp_interp.models.indices import distinct
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -167,7 +168,7 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
         >>> as_grid(estimates, ["attn_out", "mlp_out"]).normalized.dims
         ('site', 'layer', 'pos', 'prompt')
     """
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names = list(distinct("sites", sites))
     wrong = [name for name in names if name not in SITES or name not in estimates]
     if wrong or not names:
         there = [name for name in SITES if name in estimates]
@@ -243,10 +244,10 @@ def _dims(name: str, neuron_positions: bool) -> tuple[str, ...]:
 
 
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
-    names = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
-    if not names or any(name not in SITES for name in names):
-        raise ValueError(f"sites={list(names)}; wanted some of {', '.join(SITES)}")
-    return names
+    chosen = distinct("sites", sites)
+    if not chosen or any(name not in SITES for name in chosen):
+        raise ValueError(f"sites={list(chosen)}; wanted some of {', '.join(SITES)}")
+    return chosen
 
 
 def _check_baseline(baseline: str, direction: str, steps: int) -> None:

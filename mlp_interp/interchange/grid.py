@@ -8,7 +8,7 @@ import numpy as np
 
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import indices
+from mlp_interp.models.indices import distinct, indices
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
 
@@ -120,16 +120,16 @@ def grid_of(
         ValueError: Sites that do not exist or do not share their axes; layers, heads, neurons or
             positions that the model or the prompts lack; a window where there can be none.
     """
-    names = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
-    family = _family(names)
+    chosen = distinct("sites", sites)
+    family = _family(chosen)
     n_layers = weights.n_layers
     if (
         not isinstance(window, int)
         or window < 1
-        or (window > 1 and not set(names) <= set(_WINDOWED))
+        or (window > 1 and not set(chosen) <= set(_WINDOWED))
     ):
         raise ValueError(
-            f"window={window} for sites={list(names)}; wanted at least 1, and 1 unless the sites "
+            f"window={window} for sites={list(chosen)}; wanted at least 1, and 1 unless the sites "
             f"are {' or '.join(_WINDOWED)}"
         )
     units = {
@@ -139,10 +139,10 @@ def grid_of(
     }
     for name, given, belongs in (("heads", heads, "head"), ("neurons", neurons, "neuron")):
         if given is not None and family != belongs:
-            raise ValueError(f"{name}={list(given)}: sites={list(names)} have no {name}")
+            raise ValueError(f"{name}={list(given)}: sites={list(chosen)} have no {name}")
     return Grid(
         family=family,
-        sites=names,
+        sites=chosen,
         layers=indices("layers", layers, n_layers),
         units=units[family],
         positions=_positions(positions, family, length),

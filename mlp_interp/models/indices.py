@@ -1,13 +1,13 @@
-"""Indices of layers, heads, neurons, positions or prompts: read in one way, wherever given.
+"""Indices of layers, heads, neurons, positions or prompts, and names: read in one way everywhere.
 
 Negative ones count from the end. Named twice, one out of range, and what is no integer (a bool, a
 float) are refused: a user who gives them means something else than what would be computed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["index", "indices", "integers"]
+__all__ = ["distinct", "index", "indices", "integers"]
 
 
 def index(name: str, given: Any, size: int) -> int:
@@ -81,6 +81,26 @@ def integers(name: str, given: Any) -> tuple[int, ...] | None:
     listed = tuple(_plain(i) for i in places) if _several(places) else (places,)
     if not all(type(i) is int for i in listed):
         raise ValueError(f"{name}={given!r}; wanted integers")
+    return listed
+
+
+def distinct(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several, as a tuple.
+
+    Args:
+        name: Of the argument, for the error.
+        given: The names.
+
+    Raises:
+        ValueError: One is given twice.
+
+    Example:
+        >>> distinct("sites", "z"), distinct("sites", ["q", "k"])
+        (('z',), ('q', 'k'))
+    """
+    listed = (given,) if isinstance(given, str) else tuple(given)
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{name}={list(listed)}; wanted each once")
     return listed
 
 

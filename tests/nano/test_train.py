@@ -12,7 +12,7 @@ from mlp_interp.nano import train as training
 from mlp_interp.nano import weights_path
 from mlp_interp.nano.architecture import config_dict, new_model
 from mlp_interp.nano.bars import Measurement
-from mlp_interp.nano.card import Run, model_card
+from mlp_interp.nano.card import TrainingRun, model_card
 from mlp_interp.nano.checkpoint import load, save
 from mlp_interp.nano.rows import END, document_rows, repeat_row
 
@@ -156,7 +156,7 @@ def test_shipped_size_and_card():
 
 
 def test_card_of_an_unfinished_run():
-    run = Run(
+    run = TrainingRun(
         seed=0,
         device="cpu",
         threads=2,
