@@ -183,9 +183,11 @@ def test_heads_by_position_with_a_metric_that_reads_earlier(kind, site):
     np.testing.assert_allclose(result.raw, slow.raw, atol=1e-12)
 
 
-@pytest.mark.parametrize("twice", [{"layers": [1, -2]}, {"heads": [0, 2, 0]}, {"sites": ["z", "z"]}])
+@pytest.mark.parametrize(
+    "twice", [{"layers": [1, -2]}, {"heads": [0, 2, 0]}, {"sites": ["z", "z"]}]
+)
 def test_what_is_named_twice_is_refused(kind, twice):
-    with pytest.raises(ValueError, match="each once|twice"):
+    with pytest.raises(ValueError, match="each once"):
         patch(kind(), contrast_of(), **{"sites": ["z"], **twice})
 
 
