@@ -80,8 +80,7 @@ def mean_and_error(
     count = (~values.isnan()).sum(-1)
     mean = values.nanmean(-1)
     squares = (values - mean.unsqueeze(-1)).square().nansum(-1)
-    error = (squares / (count - 1)).sqrt() / count.sqrt()
-    return mean, torch.where(count > 1, error, torch.full_like(error, torch.nan))
+    return mean, (squares / (count - 1) / count).sqrt()  # of a single one: 0 / 0
 
 
 def mean_and_error_over(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -94,10 +93,9 @@ def mean_and_error_over(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, x
         (2.0, 1.0)
     """
     count = values.notnull().sum(dim)
-    mean = values.sum(dim) / count.where(count > 0)
+    mean = values.mean(dim)
     squares = ((values - mean) ** 2).sum(dim)
-    error = (squares / (count - 1).where(count > 1) / count.where(count > 0)) ** 0.5
-    return mean, error
+    return mean, (squares / (count - 1) / count) ** 0.5
 
 
 def variable(

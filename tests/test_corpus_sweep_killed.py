@@ -152,13 +152,9 @@ class TestRay:
         model, options = kind(), {"batch_size": 4, "shard": 10}
         marker = str(tmp_path / "killed")
         kills = {"fraction": KillsItsWorker(marker=marker, always=True)}
-        with pytest.raises(RuntimeError, match="workers died over shard 4"):
-            sweep(
-                model,
-                many,
-                kills,
-                options=SweepOptions(backend="ray", checkpoint=tmp_path / "kept", **options),
-            )
+        options |= {"checkpoint": tmp_path / "kept", "resources": {"max_retries": 1}}
+        with pytest.raises(RuntimeError, match="workers died over shard 4, 2 in a row"):
+            sweep(model, many, kills, options=SweepOptions(backend="ray", **options))
         assert _shards_done(tmp_path) == 4
 
 

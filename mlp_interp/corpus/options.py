@@ -64,7 +64,8 @@ class SweepOptions:
             of a worker that dies are done by another.
         workers: With Ray: how many shards are worked on at a time; None for as many as the cluster
             has processors (or GPUs, where `resources` ask for one).
-        resources: With Ray: what a worker needs, as ``{"num_cpus": 8}`` or ``{"num_gpus": 1}``.
+        resources: With Ray: what a worker needs, as ``{"num_cpus": 8}`` or ``{"num_gpus": 1}``, and
+            other options of its tasks, as ``{"max_retries": 0}``.
         progress: Show a bar with tokens per second and the time left.
 
     Raises:

@@ -69,12 +69,12 @@ def _tasks(
     options: SweepOptions,
 ) -> Iterator[tuple[int, States]]:
     handle = ray.put(portable(forward) if isinstance(forward, Forward) else forward)
-    resources = options.resources or {}
-    work = ray.remote(_work).options(max_retries=_RETRIES, **resources)
+    resources = {"max_retries": _RETRIES, **(options.resources or {})}
+    work = ray.remote(_work).options(**resources)
     threads = torch.get_num_threads()
     # Twice as many as there is room for, so that none waits for the next; no more, so that what is
     # finished out of turn stays little.
-    room = _room(ray, resources)
+    room = _room(ray, options.resources or {})
     window = options.workers or 2 * room
     running: dict[Any, int] = {}
     waiting = list(reversed(todo))
@@ -89,7 +89,7 @@ def _tasks(
             running[task] = index
         ready, _ = ray.wait(list(running), num_returns=1)
         index = running.pop(ready[0])
-        yield index, _get(ray, ready[0], index)
+        yield index, _get(ray, ready[0], index, resources["max_retries"])
         finished.add(index)
         while oldest in finished:
             finished.discard(oldest)
@@ -112,7 +112,7 @@ def _work(
     return reduce_shard(_known[name], plan, torch.from_numpy(tokens.copy()), index)
 
 
-def _get(ray: Any, task: Any, index: int) -> States:
+def _get(ray: Any, task: Any, index: int, retries: int) -> States:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
@@ -120,7 +120,8 @@ def _get(ray: Any, task: Any, index: int) -> States:
         raise error.as_instanceof_cause() from None
     except ray.exceptions.WorkerCrashedError as error:
         raise RuntimeError(
-            f"{1 + _RETRIES} workers died over shard {index}; too little memory for the batch?"
+            f"workers died over shard {index}, {1 + retries} in a row; too little memory for the "
+            "batch?"
         ) from error
 
 
