@@ -4,7 +4,9 @@ import torch
 from random_models import random_neox, tiny_tokenizer, unchecked
 
 from mlp_interp import causal_trace, load_model
+from mlp_interp.edits import Edit
 from mlp_interp.models import engine
+from mlp_interp.runs import run
 
 PROMPT, SUBJECT = "The capital of France is", "France"
 
@@ -104,6 +106,54 @@ def test_noise_is_seeded_and_scaled(nano):
     assert (first.corrupted != other.corrupted).all()
     quiet = causal_trace(nano, PROMPT, SUBJECT, samples=2, noise=1e-4)
     assert abs(quiet.total).max() < 1e-3
+
+
+def test_runs_made_before_are_traced(nano):
+    """Caches and runs, of the same noise or of one's own."""
+    drawn = causal_trace(nano, PROMPT, SUBJECT, samples=3, seed=5, window=2)
+    tokens = torch.tensor([[nano.tokenizer.eos_token_id, *nano.tokenizer.encode(PROMPT)]])
+    subject = drawn.subject.values.nonzero()[0].tolist()
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn((3, len(subject), nano.cfg.d_model), generator=generator)
+
+    def corrupt(x, hook=None):
+        x = x.clone()
+        x[:, subject] += noise * 3.0 * nano.W_E.std()
+        return x
+
+    with torch.no_grad():
+        _, clean = nano.run_with_cache(tokens)
+        with nano.hooks(fwd_hooks=[("hook_embed", corrupt)]):
+            _, corrupted = nano.run_with_cache(tokens.expand(3, -1))
+    given = causal_trace(nano, PROMPT, SUBJECT, runs=(clean, corrupted), window=2)
+    np.testing.assert_allclose(given.indirect, drawn.indirect, atol=1e-5)
+    assert given.check_nothing < 1e-5
+
+    zeroed = run(nano, tokens, edits=[Edit.set("embed", 0.0, positions=subject)])
+    own = causal_trace(nano, PROMPT, SUBJECT, runs=(run(nano, tokens), zeroed))
+    assert own.sizes["sample"] == 1
+    np.testing.assert_allclose(
+        own.corrupted, zeroed.logits(-1).softmax(-1)[0, 0, answer_of(own, nano)]
+    )
+
+
+def answer_of(trace, model):
+    [token] = model.tokenizer.encode(trace.attrs["answer"])
+    return token
+
+
+def test_runs_that_do_not_fit_are_refused(nano):
+    tokens = torch.tensor([[nano.tokenizer.eos_token_id, *nano.tokenizer.encode(PROMPT)]])
+    clean = run(nano, tokens)
+    edited = clean.edited([Edit.set("1.mlp", 0.0)])
+    lean = run(nano, tokens, sites=[])
+    for runs, message in (
+        ((run(nano, tokens[:, :-1]), clean), "wanted the"),
+        ((clean, edited), "edits in force"),
+        ((clean, lean), "the corrupted run lacks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            causal_trace(nano, PROMPT, SUBJECT, runs=runs)
 
 
 def test_subject_by_position_and_answer_by_word(nano):

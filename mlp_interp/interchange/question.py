@@ -12,12 +12,13 @@ from torch import Tensor
 from mlp_interp.interchange.pair import Direction, Pair, Reading
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.models.caches import check_cached
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
-__all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of"]
+__all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of", "given_runs"]
 
 Engine = Literal["auto", "hooks"]
 
@@ -97,7 +98,9 @@ class Question:
         )
         chosen = metric_for(metric, contrast)
         chosen.read(contrast.length)  # refuses positions that the prompts lack
-        given = None if runs is None else _given(forward, contrast, runs)
+        given = None
+        if runs is not None:
+            given = given_runs(forward, runs, contrast.clean_tokens, contrast.corrupted_tokens)
         return cls(forward, contrast, chosen, direction, float(memory), given)
 
     @property
@@ -143,7 +146,7 @@ class Question:
         else:
             clean, corrupted = (run.cut(length=self.length) for run in self.given)
             for name, run in (("clean", clean), ("corrupted", corrupted)):
-                _check_kept(name, run, sites)
+                check_cached(run, sites, name=f"the {name} run")
         return Pair(clean, corrupted, self.reading(clean.final, corrupted.final), self.direction)
 
     def reading(
@@ -211,31 +214,47 @@ class Question:
         }
 
 
-def _given(forward: Forward | HookForward, contrast: Contrast, runs: Any) -> tuple[Run, Run]:
-    """Clean and corrupted run as the user gave them, checked against the contrast.
+def given_runs(
+    forward: Forward | HookForward,
+    runs: Any,
+    clean: Int[Tensor, "prompt pos"],
+    corrupted: Int[Tensor, "row pos"],
+    *,
+    embedded: bool = False,
+) -> tuple[Run, Run]:
+    """Clean and corrupted run as the user gave them, checked against what should have been run.
+
+    Args:
+        forward: What goes on from them.
+        runs: Runs or caches, the clean one first.
+        clean: Its tokens.
+        corrupted: Those of the other.
+        embedded: The embeddings of the other may differ from its tokens' own, in every row anew.
 
     Raises:
         ValueError: They are not two, are of other tokens, or were edited.
     """
     if not isinstance(runs, tuple | list) or len(runs) != 2:
         raise ValueError(f"runs={type(runs).__name__}; wanted the pair (clean, corrupted)")
-    model = forward.weights.model
-    taken = [replace(Run.of_cache(model, run), forward=forward) for run in runs]
-    for number, (run, tokens) in enumerate(
-        zip(taken, (contrast.clean_tokens, contrast.corrupted_tokens), strict=True)
-    ):
+    model, taken = forward.weights.model, []
+    for number, tokens in enumerate((clean, corrupted)):
+        own = Run.of_cache(model, runs[number], tokens=tokens if embedded else None)
+        run = replace(own, forward=forward)
+        tokens = tokens.expand(run.batch, -1) if embedded and number else tokens
         if run.tokens.shape != tokens.shape or bool((run.tokens != tokens).any()):
             name = ("clean", "corrupted")[number]
             raise ValueError(
-                f"runs[{number}] is of other tokens {tuple(run.tokens.shape)} than the contrast's "
+                f"runs[{number}] is of other tokens {tuple(run.tokens.shape)} than the prompts' "
                 f"{name} ones {tuple(tokens.shape)}; wanted the run of those"
             )
-        if run.edits:
+        later = [edit for edit in run.edits if not embedded or edit.site.name != "embed"]
+        if later:
             raise ValueError(
-                f"runs[{number}] has {len(run.edits)} edits in force, which later passes would not "
+                f"runs[{number}] has {len(later)} edits in force, which later passes would not "
                 "repeat; wanted a run without (Edit.replace takes activations of edited runs)"
             )
         _check_own(number, run)
+        taken.append(run)
     return taken[0], taken[1]
 
 
@@ -253,14 +272,4 @@ def _check_own(number: int, run: Run) -> None:
             f"runs[{number}] ends elsewhere than the model does from the same embeddings, by "
             f"{float(error.max()):.1e} of the stream; wanted a run of this model without hooks "
             "that change anything"
-        )
-
-
-def _check_kept(name: str, run: Run, sites: Sequence[Site]) -> None:
-    missing = [site.hook_name for site in sites if site.hook_name not in run]
-    if missing:
-        raise ValueError(
-            f"the {name} run lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} "
-            f"({len(missing)} of the {len(sites)} activations needed); make it by run(model, "
-            "tokens), or with a names_filter that lets them pass"
         )

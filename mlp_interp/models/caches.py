@@ -44,13 +44,16 @@ def cached_tokens(cache: Cache) -> Int[Tensor, "batch pos"] | None:
     return tokens[None] if tokens is not None and tokens.ndim == 1 else tokens
 
 
-def check_cached(cache: Cache, sites: Sequence[Site], how: str | None = None) -> None:
+def check_cached(
+    cache: Cache, sites: Sequence[Site], how: str | None = None, name: str = "cache"
+) -> None:
     """Refuse a cache that lacks activations at some sites.
 
     Args:
         cache: What was kept.
         sites: Where activations are needed.
         how: The ``names_filter`` to name in the error; None for the sites' own hook names.
+        name: What lacks them, for the error.
 
     Raises:
         ValueError: It lacks some; the text says how to keep them.
@@ -65,7 +68,7 @@ def check_cached(cache: Cache, sites: Sequence[Site], how: str | None = None) ->
         listed = len(names) <= _NAMED
         how = f"names_filter={names}" if listed else "a names_filter that lets them pass, or none"
     raise ValueError(
-        f"cache lacks {shown} ({len(missing)} of the {len(names)} entries needed); run the model "
+        f"{name} lacks {shown} ({len(missing)} of the {len(names)} entries needed); run the model "
         f"with {how}"
     )
 

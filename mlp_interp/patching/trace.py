@@ -1,7 +1,6 @@
 """Causal tracing: corrupt a phrase with noise, restore one state, see how much comes back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,19 @@ from torch import Tensor
 
 from mlp_interp.interchange import (
     Engine,
+    GivenRuns,
     Outcome,
     Pair,
     Reading,
     engine_of,
+    given_runs,
     grid_of,
     kept_for,
     measure,
 )
 from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
+from mlp_interp.models.caches import check_cached
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
@@ -48,6 +50,7 @@ def causal_trace(
     window: int | None = None,
     seed: int = 0,
     prepend_bos: bool = True,
+    runs: GivenRuns | None = None,
     engine: Engine = "auto",
     memory: float = 512.0,
     progress: bool = False,
@@ -73,6 +76,9 @@ def causal_trace(
             takes ROME's share of the depth, 10 layers of 48.
         seed: Of the noise.
         prepend_bos: Begin the prompt with BOS.
+        runs: The clean and the corrupted run, runs or caches made before, in place of running
+            them: one of the prompt, and one with a row for each draw of a noise (or whatever
+            embeddings) of one's own; ``noise``, ``samples`` and ``seed`` then say nothing.
         engine: ``"auto"`` runs the lean forward where there is one, ``"hooks"`` the model itself.
         memory: MiB that may be used on top of the runs themselves.
         progress: Show a progress bar.
@@ -88,7 +94,7 @@ def causal_trace(
 
     Raises:
         ValueError: The subject is not in the prompt, the answer is not one token, or a number that
-            makes no sense.
+            makes no sense; runs of another prompt, or that lack what is restored.
 
     References:
         Meng et al., "Locating and Editing Factual Associations in GPT", 2022, section 2.
@@ -123,10 +129,17 @@ def causal_trace(
     forward = engine_of(model, engine)
     lean = isinstance(forward, Forward)
     sites_kept = [site for grid in grids for site in kept_for(grid, lean=lean)]
-    drawn = _noise(weights, positions, len(ids), samples, noise, seed)
-    traced = _Traced.of(forward, tokens, drawn, sites_kept)
-    token = _answer(model, traced.clean.final[:, -1], answer)
-    pair = traced.pair(token)
+    if runs is None:
+        drawn = _noise(weights, positions, len(ids), samples, noise, seed)
+        clean, corrupted = _both_runs(forward, tokens, drawn, sites_kept)
+        about = {"noise": f"{noise} standard deviations of the token embedding", "seed": seed}
+    else:
+        clean, corrupted = given_runs(forward, runs, tokens, tokens, embedded=True)
+        for name, run in (("clean", clean), ("corrupted", corrupted)):
+            check_cached(run, sites_kept, name=f"the {name} run")
+        about = {"noise": "that of the corrupted runs given"}
+    token = _answer(model, clean.final[:, -1], answer)
+    pair = _pair(clean, corrupted, token)
     return _dataset(
         pair.reading,
         [measure(pair, grid, memory=memory, progress=progress) for grid in grids],
@@ -136,7 +149,7 @@ def causal_trace(
             "pos": np.arange(len(ids)),
             "token": ("pos", token_strings(tokenizer, ids)),
             "subject": ("pos", np.isin(np.arange(len(ids)), positions)),
-            "sample": np.arange(samples),
+            "sample": np.arange(corrupted.batch),
         },
         attrs={
             **describe(model),
@@ -145,43 +158,32 @@ def causal_trace(
             "answer": token_strings(tokenizer, [token])[0],
             "metric": "probability",
             "unit": "probability",
-            "noise": f"{noise} standard deviations of the token embedding",
+            **about,
             "window": window,
-            "seed": seed,
             "engine": forward.engine,
             "errors": "standard error over draws of the noise; NaN with a single one",
         },
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Traced:
-    """The clean run and the corrupted ones, which differ from it by noise in the embeddings."""
+def _both_runs(
+    forward: Forward | HookForward,
+    tokens: Int[Tensor, "1 pos"],
+    noise: Float[Tensor, "sample pos d_model"],
+    sites: Sequence[Site],
+) -> tuple[Run, Run]:
+    """The clean run, and the corrupted ones, which differ from it by noise in the embeddings."""
+    embedded, rows = forward.embed(tokens), tokens.expand(len(noise), -1)
+    clean = Run.record(forward, tokens, sites=sites, embedded=embedded, attention=True)
+    noisy = embedded + noise
+    return clean, Run.record(forward, rows, sites=sites, embedded=noisy, attention=True)
 
-    clean: Run
-    corrupted: Run
 
-    @classmethod
-    def of(
-        cls,
-        forward: Forward | HookForward,
-        tokens: Int[Tensor, "1 pos"],
-        noise: Float[Tensor, "sample pos d_model"],
-        sites: Sequence[Site],
-    ) -> "_Traced":
-        """Run both kinds."""
-        embedded, rows = forward.embed(tokens), tokens.expand(len(noise), -1)
-        clean = Run.record(forward, tokens, sites=sites, embedded=embedded, attention=True)
-        noisy = embedded + noise
-        return cls(clean, Run.record(forward, rows, sites=sites, embedded=noisy, attention=True))
-
-    def pair(self, token: int) -> Pair:
-        """The two, with the probability of a token."""
-        clean, corrupted = (run.final[:, -1:] for run in (self.clean, self.corrupted))
-        metric = probability(torch.full((len(corrupted),), token))
-        model = self.clean.weights.model
-        reading = Reading.of(model, metric, self.clean.length, clean, corrupted)
-        return Pair(self.clean, self.corrupted, reading)
+def _pair(clean: Run, corrupted: Run, token: int) -> Pair:
+    """The two, with the probability of a token."""
+    metric = probability(torch.full((corrupted.batch,), token))
+    finals = (run.final[:, -1:] for run in (clean, corrupted))
+    return Pair(clean, corrupted, Reading.of(clean.weights.model, metric, clean.length, *finals))
 
 
 def _subject(

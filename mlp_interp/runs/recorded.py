@@ -70,7 +70,8 @@ class Run(Mapping[str, Tensor]):
                 names. It must hold the stream at every block: ``hook_resid_pre`` or the
                 ``hook_resid_post`` before it, or what is added to it (``hook_attn_out`` and
                 ``hook_mlp_out``).
-            tokens: What was run, ``[batch, pos]``; None reads them off the embeddings.
+            tokens: What was run, ``[batch, pos]``, one row for all or each its own; None reads them
+                off the embeddings.
 
         Raises:
             ValueError: An entry is missing (the text says which ``names_filter`` lets it pass), the
@@ -91,6 +92,8 @@ class Run(Mapping[str, Tensor]):
         streams = cached_streams(forward.weights, cache)
         given = tokens_in(forward.weights, cache) if tokens is None else tokens
         tokens = forward.weights.checked(given)
+        if len(tokens) == 1:
+            tokens = tokens.expand(len(streams[0]), -1)
         if tokens.shape != streams[0].shape[:2]:
             raise ValueError(
                 f"tokens={tuple(tokens.shape)} beside a cache of {tuple(streams[0].shape[:2])}; "
