@@ -145,15 +145,14 @@ def direct_effects(
         norm: ``"recompute"`` or ``"freeze"``.
     """
     found = {site: (part, i) for part in removed.parts for i, site in enumerate(part.sites)}
-    total, flat_targets = removed.total.flatten(0, 1), targets.flatten()
+    total = removed.total
     normalized = total / stream_scale(unembed, total)
     pieces: list[Effects] = []
-    for members in chunks(list(groups.values()), *total.shape):
-        vectors = torch.stack([_sum(found, sites).flatten(0, 1) for sites in members])
+    for members in chunks(groups.values(), total.numel()):
+        vectors = torch.stack([_sum(found, sites) for sites in members])
         change = stream_change(unembed, total, vectors, norm=norm)
-        pieces.append(read_changes(unembed, normalized, flat_targets, change))
-    shape = (len(groups), *targets.shape)
-    return Effects(*(values.view(shape) for values in joined(pieces)))
+        pieces.append(read_changes(unembed, normalized, targets, change))
+    return joined(pieces)
 
 
 def _sum(found: Mapping[Site, tuple[Part, int]], sites: Sequence[Site]) -> Tensor:

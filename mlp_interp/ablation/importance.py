@@ -97,7 +97,7 @@ def subupdate_importance(
         ways = {
             "direct": direct_effects(unembed, removed, groups, batch.targets, norm="recompute"),
             "direct_frozen": direct_effects(unembed, removed, groups, batch.targets, norm="freeze"),
-            "total": total_effects(runner, unembed, batch.clean, groups, batch.stand),
+            "total": total_effects(runner, batch.clean, groups, batch.stand),
         }
         found = {
             f"{way}.{measure}": values.nanmean(-1)
@@ -186,7 +186,7 @@ def ablate_ranges(
     }
 
     def measure(batch: CleanBatch) -> dict[str, Tensor]:
-        found = total_effects(runner, unembed, batch.clean, groups, batch.stand)
+        found = total_effects(runner, batch.clean, groups, batch.stand)
         return {"delta_loss": found.delta_loss.nanmean(-1), "loss": batch.loss(unembed)}
 
     sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, model)

@@ -14,14 +14,14 @@ from mlp_interp.ablation.effects import account
 from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.edits import Edit
 from mlp_interp.metrics import Effects
-from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
+from mlp_interp.metrics.rows import joined
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Stand
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Run, Runner
+from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["ablate_total", "edits_for", "read_sites", "total_effects"]
 
@@ -68,11 +68,11 @@ def ablate_total(
         (('component', 'prompt', 'pos'), 10)
     """
     tokens, data = tokens_of(tokens)
-    runner, unembed = Runner.of(model), Unembed.of(model)
+    runner = Runner.of(model)
     named = resolve(runner.weights, groups)
     clean = runner.run(tokens, sites=read_sites(named))
     stand = stand_in(baseline, len(tokens), seed=seed)
-    effects = total_effects(runner, unembed, clean, named, stand, progress=progress)
+    effects = total_effects(runner, clean, named, stand, progress=progress)
     return account(
         effects,
         named,
@@ -90,7 +90,6 @@ def ablate_total(
 
 def total_effects(
     runner: Runner,
-    unembed: Unembed,
     clean: Run,
     groups: Mapping[str, tuple[Site, ...]],
     stand: Stand,
@@ -98,20 +97,9 @@ def total_effects(
     progress: bool = False,
 ) -> Effects:
     """Effects of removing each group in the forward pass, ``[component, batch, pos]``."""
-    targets = next_tokens(clean.tokens)
-    normalized = unembed.normalize(clean.final)
-    flat, flat_targets = normalized.flatten(0, 1), targets.flatten()
-    pieces: list[Effects] = []
-    with tqdm(total=len(groups), desc="total ablation", disable=not progress, leave=False) as bar:
-        for members in chunks(list(groups.values()), *flat.shape):
-            changes = torch.empty((len(members), *flat.shape), dtype=flat.dtype, device=flat.device)
-            for change, sites in zip(changes, members, strict=True):
-                final = runner.edited(clean, edits_for(runner.weights, clean, sites, stand))
-                change.copy_((unembed.normalize(final) - normalized).flatten(0, 1))
-                bar.update()
-            pieces.append(read_changes(unembed, flat, flat_targets, changes))
-    shape = (len(groups), *targets.shape)
-    return Effects(*(values.view(shape) for values in joined(pieces)))
+    members = tqdm(groups.values(), desc="total ablation", disable=not progress, leave=False)
+    edits = (edits_for(runner.weights, clean, sites, stand) for sites in members)
+    return joined(list(edit_effects(runner, clean, edits)))
 
 
 def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:

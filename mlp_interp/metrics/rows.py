@@ -1,6 +1,7 @@
 """Effects of changes of many rows of a stream, in bounded memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -17,11 +18,11 @@ T = TypeVar("T")
 _CHANGES = 2**25  # numbers held at once: 128 MiB in float32
 
 
-def chunks(groups: Sequence[T], rows: int, d_model: int) -> Iterator[Sequence[T]]:
-    """As many groups at a time as leave their changes ``[group, row, d_model]`` small."""
-    size = max(1, _CHANGES // (rows * d_model))
-    for start in range(0, len(groups), size):
-        yield groups[start : start + size]
+def chunks(groups: Iterable[T], numbers: int) -> Iterator[list[T]]:
+    """As many groups at a time as leave their changes small, of so many numbers each."""
+    groups, size = iter(groups), max(1, _CHANGES // numbers)
+    while some := list(islice(groups, size)):
+        yield some
 
 
 def next_tokens(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -36,22 +37,23 @@ def joined(pieces: Sequence[Effects], dim: int = 0) -> Effects:
 
 def read_changes(
     unembed: Unembed,
-    normalized: Float[Tensor, "row d_model"],
-    targets: Int[Tensor, " row"],
-    changes: Float[Tensor, "group row d_model"],
+    normalized: Float[Tensor, "batch pos d_model"],
+    targets: Int[Tensor, "batch pos"],
+    changes: Float[Tensor, "group batch pos d_model"],
 ) -> Effects:
-    """Effects ``[group, row]`` of changes of the normalised stream, a few rows at a time.
+    """Effects ``[group, batch, pos]`` of changes of the normalised stream, a few rows at a time.
 
     Each row's clean distribution is computed once for all groups, each change unembedded once, and
     never more than a fixed number of logits is held.
     """
+    flat, wanted, changed = normalized.flatten(0, 1), targets.flatten(), changes.flatten(1, 2)
     rows = rows_for(unembed)
     columns: list[Effects] = []
-    for chosen in torch.arange(len(targets)).split(max(1, min(len(targets), rows // 2))):
-        clean = LogitChange.of(unembed, normalized[chosen], targets[chosen])
+    for chosen in torch.arange(len(flat)).split(max(1, min(len(flat), rows // 2))):
+        clean = LogitChange.of(unembed, flat[chosen], wanted[chosen])
         together = max(1, rows // len(chosen))
-        columns.append(joined([clean.effects(c[:, chosen]) for c in changes.split(together)]))
-    return joined(columns, dim=1)
+        columns.append(joined([clean.effects(c[:, chosen]) for c in changed.split(together)]))
+    return Effects(*(x.unflatten(1, targets.shape) for x in joined(columns, dim=1)))
 
 
 def clean_loss(

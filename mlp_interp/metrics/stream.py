@@ -15,11 +15,11 @@ def stream_scale(unembed: Unembed, total: Float[Tensor, "*rows d_model"]) -> Ten
 
 def stream_change(
     unembed: Unembed,
-    total: Float[Tensor, "row d_model"],
-    removed: Float[Tensor, "*more row d_model"],
+    total: Float[Tensor, "*rows d_model"],
+    removed: Float[Tensor, "*more_rows d_model"],
     *,
     norm: str,
-) -> Float[Tensor, "*more row d_model"]:
+) -> Float[Tensor, "*more_rows d_model"]:
     """Change of the normalised stream when `removed` is taken out; both centred.
 
     Computed from the change of the variance, so that a small removal gives a small change to full

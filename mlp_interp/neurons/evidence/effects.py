@@ -10,10 +10,11 @@ from torch import Tensor
 from mlp_interp.edits import Edit
 from mlp_interp.metrics import LogitChange, rows_for
 from mlp_interp.runs import Run, Runner
+from mlp_interp.runs.effects import stream_changes
 from mlp_interp.sites import Site
 from mlp_interp.unembed import Unembed
 
-__all__ = ["ABOUT", "Losses", "losses", "stream_changes"]
+__all__ = ["ABOUT", "Losses", "held_changes", "losses"]
 
 ABOUT = {
     "delta_loss": ("nats per token", "rise of the loss on the next token"),
@@ -21,9 +22,6 @@ ABOUT = {
     "promoted": ("nats", "fall of the mean log-probability of the tokens the neuron promotes"),
 }
 """The measures with their units; of all of them, more is a larger loss."""
-
-# Changes of the stream held at once: 128 MiB in float32.
-_NUMBERS = 2**25
 
 
 class Losses(NamedTuple):
@@ -64,7 +62,7 @@ def losses(
     return Losses(*(torch.cat(part, dim=1) for part in zip(*columns, strict=True)))
 
 
-def stream_changes(
+def held_changes(
     runner: Runner,
     clean: Run,
     layer: int,
@@ -81,17 +79,12 @@ def stream_changes(
         values: Neurons, each with the activation that it is set to.
         first: Position from which on it is, and which is the first one of the result.
 
-    Yields:
+    Returns:
         As many neurons at a time as keep the changes small.
     """
-    shape = clean.final[:, first:].shape
-    size = max(1, _NUMBERS // shape.numel())
-    normalized = runner.unembed.normalize(clean.final[:, first:])
     positions = range(first, clean.tokens.shape[1])
-    for start in range(0, len(values), size):
-        changes = []
-        for neuron, value in values[start : start + size]:
-            site = Site("post", layer, neuron=neuron)
-            final = runner.edited(clean, [Edit.set(site, value, positions=positions)])
-            changes.append(runner.unembed.normalize(final[:, first:]) - normalized)
-        yield torch.stack(changes)
+    edits = (
+        [Edit.set(Site("post", layer, neuron=neuron), value, positions=positions)]
+        for neuron, value in values
+    )
+    return stream_changes(runner, clean, edits, first=first)

@@ -15,7 +15,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count, checked_seed
 from mlp_interp.neurons.evidence.controls import ablation, discrimination
-from mlp_interp.neurons.evidence.effects import ABOUT, Losses, losses, stream_changes
+from mlp_interp.neurons.evidence.effects import ABOUT, Losses, held_changes, losses
 from mlp_interp.neurons.weights.statistics import promoted_tokens
 from mlp_interp.prompts.texts import Texts, texts_of
 from mlp_interp.results import to_numpy
@@ -218,7 +218,7 @@ class _Trial:
             targets = next_tokens(clean.tokens)[:, first:]
             normalized = unembed.normalize(kept).flatten(0, 1)
             done = 0
-            for changes in stream_changes(self.runner, clean, self.layer, values, first=first):
+            for changes in held_changes(self.runner, clean, self.layer, values, first=first):
                 rows = losses(unembed, normalized, targets.flatten(), changes.flatten(1, 2), tokens)
                 result[:, done : done + len(changes), part] = _by_text(rows, kept.shape[:2])
                 done += len(changes)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.evidence.effects import ABOUT, losses, stream_changes
+from mlp_interp.neurons.evidence.effects import ABOUT, held_changes, losses
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
@@ -62,7 +62,7 @@ def removal(
         direct = stream_change(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )
-        (whole,) = stream_changes(runner, clean, layer, [(neuron, held_at)], first=first)
+        (whole,) = held_changes(runner, clean, layer, [(neuron, held_at)], first=first)
         targets = next_tokens(clean.tokens)[:, first:]
         found = losses(
             unembed,

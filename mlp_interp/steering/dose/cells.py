@@ -14,9 +14,10 @@ from torch import Tensor
 from mlp_interp.checkpoint import Checkpoint, Tensors
 from mlp_interp.edits import Edit
 from mlp_interp.metrics import Metric
-from mlp_interp.metrics.rows import chunks, clean_loss, next_tokens, read_changes
+from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
+from mlp_interp.runs.effects import edit_effects
 from mlp_interp.steering.edits import Indices, add, project_out
 from mlp_interp.steering.generation import Continuing
 
@@ -206,23 +207,11 @@ def costs(
 
 def _cost(runner: Runner, rows: Tensor, cells: list[DoseCell]) -> Iterator[Tensors]:
     """Cost pieces of one batch, several cells at a time: its clean predictions are made once."""
-    clean, targets = runner.run(rows), next_tokens(rows)
+    clean = runner.run(rows)
     if cells[0] is CLEAN:
-        yield {"loss": clean_loss(runner.unembed, clean.final, targets).nanmean(-1).cpu()}
+        loss = clean_loss(runner.unembed, clean.final, next_tokens(rows))
+        yield {"loss": loss.nanmean(-1).cpu()}
         cells = cells[1:]
-    normalized = runner.unembed.normalize(clean.final)
-    flat = normalized.flatten(0, 1)
-    for some in chunks(cells, *flat.shape):
-        changes = torch.stack(
-            [
-                (runner.unembed.normalize(runner.edited(clean, c.everywhere)) - normalized)
-                .flatten(0, 1)
-                for c in some
-            ]
-        )  # fmt: skip
-        effects = read_changes(runner.unembed, flat, targets.flatten(), changes)
+    for effects in edit_effects(runner, clean, (cell.everywhere for cell in cells)):
         for kl, loss in zip(effects.kl, effects.delta_loss, strict=True):
-            yield {
-                "kl": kl.view(targets.shape).mean(-1).cpu(),
-                "delta_loss": loss.view(targets.shape).nanmean(-1).cpu(),
-            }
+            yield {"kl": kl.mean(-1).cpu(), "delta_loss": loss.nanmean(-1).cpu()}
