@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from random_models import unchecked
 
-from mlp_interp import load, load_corpus, prompts, save
+from mlp_interp import SweepOptions, load, load_corpus, prompts, save
 from mlp_interp.metrics import Custom, kl, logit_difference, probability
 from mlp_interp.runs import Runner
 from mlp_interp.steering import (
@@ -23,6 +23,7 @@ from mlp_interp.steering import (
     dose_response,
     generate_compare,
     mean_difference,
+    output_direction,
     project_out,
     random_direction,
     steer,
@@ -45,6 +46,10 @@ def direction(site="resid_post", layers=(0, 1, 2)):
     return xr.DataArray(values, dims=("layer", *dims), coords=coords, attrs={"site": site})
 
 
+def random_of(model):
+    return random_direction(output_direction(model, "L2N5"), seed=0)
+
+
 @pytest.fixture
 def rows():
     return torch.randint(300, (5, 7), generator=torch.Generator().manual_seed(11))
@@ -65,7 +70,13 @@ def hooks_for(site, layer, coefficient):
 def test_as_plain_hooks_give_it(model, tokens, rows, difference, site):
     """Effect and cost, against one library pass for each cell and float64 log-softmaxes."""
     found = dose_response(
-        model, tokens, direction(site), [-0.5, 2], {"ld": difference}, corpus=rows, batch_size=2
+        model,
+        tokens,
+        {"ld": difference},
+        direction=direction(site),
+        coefficients=[-0.5, 2],
+        sweep=SweepOptions(batch_size=2),
+        corpus=rows,
     )
     clean = reference.hooked_logits(model, tokens, {})
     text = reference.hooked_logits(model, rows, {})
@@ -110,9 +121,9 @@ def test_coefficient_0_is_exactly_nothing(model, tokens, rows, difference):
     found = dose_response(
         model,
         tokens,
-        direction(),
-        [1],
         metrics,
+        direction=direction(),
+        coefficients=[1],
         corpus=rows,
         generation=WRITING,
     )
@@ -127,9 +138,9 @@ def test_coefficient_0_is_exactly_nothing(model, tokens, rows, difference):
     given = dose_response(
         model,
         tokens,
-        direction(),
-        [0, 1],
         metrics,
+        direction=direction(),
+        coefficients=[0, 1],
         corpus=rows,
         generation=WRITING,
     )
@@ -142,12 +153,7 @@ def test_texts_are_those_of_generate_compare(kind):
     drawn = replace(WRITING, n=2, temperature=1.0, seed=5)
     metrics = {"length": LENGTH, "the": Keywords(["the", "e"])}
     found = dose_response(
-        kind(),
-        texts,
-        direction(),
-        [-1, 3],
-        metrics,
-        generation=drawn,
+        kind(), texts, metrics, direction=direction(), coefficients=[-1, 3], generation=drawn
     )
     assert "cost_kl" not in found
     assert "useful" not in found
@@ -167,18 +173,46 @@ def test_texts_are_those_of_generate_compare(kind):
                 assert float(cell[f"{name}_se"]) == pytest.approx(scipy.stats.sem(by_prompt))
 
 
+def test_metrics_by_name_are_those_of_the_contrast(nano):
+    """Read on its clean prompts, and under the names that the metrics have themselves."""
+    contrast = prompts.facts(nano, n=3, seed=0)
+    turned = {"direction": random_of(nano), "coefficients": [2]}
+    by_name = dose_response(nano, contrast, "logit_difference", **turned)
+    metric = logit_difference(contrast.answers, contrast.foils)
+    by_hand = dose_response(nano, contrast.clean_tokens, metric, **turned)
+    xr.testing.assert_identical(by_name, by_hand)
+    several = dose_response(nano, contrast, {"ld": "logit_difference", "kl": "kl"}, **turned)
+    np.testing.assert_array_equal(several.ld, by_hand.logit_difference)
+    assert (several.kl.sel(coef=2) > 0).all()
+    scored = dose_response(nano, contrast, Refusal(), **turned, generation=WRITING)
+    assert scored.refusal.dims == ("layer", "coef")
+
+
 @pytest.mark.parametrize("site", ["resid_post", "post"])
 def test_a_sweep_is_its_calls_one_by_one(kind, backend, tokens, rows, difference, site):
     model, metrics = kind("parallel", backend, "raw"), {"ld": difference, "length": LENGTH}
     options = {"corpus": rows, "positions": [1, -1], "generation": WRITING}
-    whole = dose_response(model, tokens, direction(site), [-1, 2], metrics, **options)
+    whole = dose_response(
+        model, tokens, metrics, direction=direction(site), coefficients=[-1, 2], **options
+    )
     for layer in (2, 0):
         for coefficient in (-1, 2):
             one = dose_response(
-                model, tokens, direction(site), [coefficient], metrics, layers=layer, **options
+                model,
+                tokens,
+                metrics,
+                direction=direction(site),
+                coefficients=[coefficient],
+                layers=layer,
+                **options,
             )
             alone = dose_response(
-                model, tokens, direction(site).sel(layer=layer), [coefficient], metrics, **options
+                model,
+                tokens,
+                metrics,
+                direction=direction(site).sel(layer=layer),
+                coefficients=[coefficient],
+                **options,
             )
             xr.testing.assert_identical(one, alone)
             cell = whole.sel(layer=[layer], coef=[float(coefficient)])
@@ -192,7 +226,14 @@ def test_a_sweep_is_its_calls_one_by_one(kind, backend, tokens, rows, difference
 
 def test_prompts_of_unequal_lengths_keep_their_places(kind):
     texts = ["the cat", "cat", "mat", "hello"]
-    run = lambda given: dose_response(kind(), given, direction(), [2], {"kl": kl()}, batch_size=3)
+    run = lambda given: dose_response(
+        kind(),
+        given,
+        {"kl": kl()},
+        direction=direction(),
+        coefficients=[2],
+        sweep=SweepOptions(batch_size=3),
+    )
     together, lengths = run(texts), [len(kind().tokenizer(t)["input_ids"]) for t in texts]
     assert lengths[0] == lengths[3] != lengths[1] == lengths[2]
     for n, text in enumerate(texts):
@@ -204,9 +245,17 @@ def test_prompts_of_unequal_lengths_keep_their_places(kind):
 def test_positions_and_where(kind, tokens, difference):
     """On a prompt's last position, it is the same to read as an edit there; the corpus is whole."""
     found = dose_response(
-        kind(), tokens, direction(), [2], {"ld": difference}, positions=[-1], corpus=tokens
+        kind(),
+        tokens,
+        {"ld": difference},
+        direction=direction(),
+        coefficients=[2],
+        positions=[-1],
+        corpus=tokens,
     )
-    everywhere = dose_response(kind(), tokens, direction(), [2], {"ld": difference}, corpus=tokens)
+    everywhere = dose_response(
+        kind(), tokens, {"ld": difference}, direction=direction(), coefficients=[2], corpus=tokens
+    )
     xr.testing.assert_equal(found.cost_kl, everywhere.cost_kl)
     assert (found.ld.sel(coef=2) != everywhere.ld.sel(coef=2)).any()
     np.testing.assert_allclose(  # in the last layer's output, positions do not meet any more
@@ -215,9 +264,9 @@ def test_positions_and_where(kind, tokens, difference):
     late = dose_response(
         kind(),
         ["the cat"],
-        direction(),
-        [9],
         {"length": LENGTH},
+        direction=direction(),
+        coefficients=[9],
         generation=replace(WRITING, where="new"),
     )
     edits = add_edits(direction(), 9, layers=1)
@@ -228,7 +277,9 @@ def test_positions_and_where(kind, tokens, difference):
 def test_a_direction_with_positions_goes_to_them(nano, tokens):
     """Of prompts and of the corpus: the first ones, as the difference of two prompts has them."""
     plus = activation_addition(nano, " happy", " sad", 1)
-    found = dose_response(nano, tokens, plus, [4], {"kl": kl()}, corpus=tokens)
+    found = dose_response(
+        nano, tokens, {"kl": kl()}, direction=plus, coefficients=[4], corpus=tokens
+    )
     runner = Runner.of(nano)
     clean, run = (runner.run(tokens, edits=e) for e in ([], add_edits(plus, 4)))
     effects = reference.effects(runner.logits(clean), runner.logits(run), tokens)
@@ -240,7 +291,13 @@ def test_a_direction_with_positions_goes_to_them(nano, tokens):
 
 def test_projecting_out(kind, tokens, rows, difference):
     found = dose_response(
-        kind(), tokens, direction(), [1], {"ld": difference}, action="project_out", corpus=rows
+        kind(),
+        tokens,
+        {"ld": difference},
+        direction=direction(),
+        coefficients=[1],
+        action="project_out",
+        corpus=rows,
     )
     runner = Runner.of(kind())
     for layer in range(3):
@@ -256,7 +313,9 @@ def test_what_is_useful(kind, tokens, rows, difference):
     model, metrics = kind(), {"ld": difference, "length": LENGTH}
     coefficients = [-3, -1, -0.3, 0.1, 0.5, 1, 3]
     options = {"corpus": rows, "limit_kl": 0.2, "limit_perplexity": 1.3, "generation": WRITING}
-    found = dose_response(model, tokens, direction(), coefficients, metrics, **options)
+    found = dose_response(
+        model, tokens, metrics, direction=direction(), coefficients=coefficients, **options
+    )
     assert found.useful.any()
     assert not found.useful.all()
     for name in metrics:
@@ -276,13 +335,21 @@ def test_what_is_useful(kind, tokens, rows, difference):
             assert float(size.max()) == float(abs(best[f"{name}_effect"]))
             assert float(one.best_effect) == float(best[f"{name}_effect"])
     tight = dose_response(
-        model, tokens, direction(), [3], {"ld": difference}, corpus=rows, limit_kl=1e-6
+        model,
+        tokens,
+        {"ld": difference},
+        direction=direction(),
+        coefficients=[3],
+        corpus=rows,
+        limit_kl=1e-6,
     )
     assert tight.best_layer.item() == -1
     assert np.isnan([tight.best_coef.item(), tight.best_effect.item()]).all()
     assert tight.useful_low.isnull().all()
     assert "limit_perplexity" not in tight.attrs
-    one = dose_response(model, tokens[:1], direction(), [1], {"length": LENGTH}, corpus=rows)
+    one = dose_response(
+        model, tokens[:1], {"length": LENGTH}, direction=direction(), coefficients=[1], corpus=rows
+    )
     assert not one.useful.any()
 
 
@@ -293,9 +360,9 @@ def test_of_equal_effects_the_cheaper_is_best(kind, tokens, rows):
     found = dose_response(
         kind(),
         tokens,
-        direction(),
-        [0.1, 0.2],
         {"a": first_low, "b": always},
+        direction=direction(),
+        coefficients=[0.1, 0.2],
         corpus=rows,
         generation=WRITING,
     )
@@ -332,16 +399,15 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     kind, tokens, rows, difference, tmp_path, monkeypatch, at
 ):
     model, metrics = kind(), {"ld": difference, "length": LENGTH}
-    run = lambda **options: dose_response(
+    run = lambda checkpoint=None: dose_response(
         model,
         tokens,
-        direction(),
-        [-1, 2],
         metrics,
+        direction=direction(),
+        coefficients=[-1, 2],
+        sweep=SweepOptions(batch_size=2, checkpoint=checkpoint),
         corpus=rows,
-        batch_size=2,
         generation=WRITING,
-        **options,
     )
     with monkeypatch.context() as patch:
         calls = stopping(patch)
@@ -366,7 +432,12 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 
 def test_a_damaged_file_is_named(kind, tokens, difference, tmp_path):
     run = lambda: dose_response(
-        kind(), tokens, direction(), [1], {"ld": difference}, checkpoint=tmp_path
+        kind(),
+        tokens,
+        {"ld": difference},
+        direction=direction(),
+        coefficients=[1],
+        sweep=SweepOptions(checkpoint=tmp_path),
     )
     run()
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
@@ -380,8 +451,13 @@ def test_a_damaged_file_is_named(kind, tokens, difference, tmp_path):
 
 def test_a_checkpoint_wants_a_model_without_hooks(kind, tokens, difference, tmp_path):
     model = kind()
-    run = lambda **options: dose_response(
-        model, tokens, direction(), [1], {"ld": difference}, **options
+    run = lambda checkpoint=None: dose_response(
+        model,
+        tokens,
+        {"ld": difference},
+        direction=direction(),
+        coefficients=[1],
+        sweep=SweepOptions(checkpoint=checkpoint),
     )
     with steer(model, add_edits(direction(), 1.0, layers=0)):
         run()
@@ -402,19 +478,19 @@ def test_a_metric_that_fails_loses_nothing(kind, tokens, rows, tmp_path, monkeyp
     run = lambda score: dose_response(
         kind(),
         tokens,
-        direction(),
-        [-1, 2],
         {"length": Score(score, unit="letters")},
+        direction=direction(),
+        coefficients=[-1, 2],
+        sweep=SweepOptions(checkpoint=tmp_path),
         corpus=rows,
-        checkpoint=tmp_path,
         generation=WRITING,
     )
     whole = dose_response(
         kind(),
         tokens,
-        direction(),
-        [-1, 2],
         {"length": LENGTH},
+        direction=direction(),
+        coefficients=[-1, 2],
         corpus=rows,
         generation=WRITING,
     )
@@ -428,27 +504,28 @@ def test_a_metric_that_fails_loses_nothing(kind, tokens, rows, tmp_path, monkeyp
 
 
 def test_a_wider_sweep_adds_to_what_is_kept(kind, tokens, rows, tmp_path, monkeypatch, difference):
-    run = lambda coefs, layers=None, **options: dose_response(
-        kind(), tokens, direction(), coefs, {"ld": difference}, corpus=options.pop("c", rows),
-        layers=layers, checkpoint=tmp_path, **options,
-    )  # fmt: skip
+    run = lambda coefs, batch_size=8, **options: dose_response(
+        kind(),
+        tokens,
+        {"ld": difference},
+        coefficients=coefs,
+        sweep=SweepOptions(checkpoint=tmp_path, batch_size=batch_size),
+        **{"direction": direction(), "corpus": rows, **options},
+    )
     calls = stopping(monkeypatch)
     run([1], layers=[1])
     assert len(calls) == 3  # the clean prompts, the cell on them and on the corpus
     run([1, 2], layers=[1, 2])
     assert len(calls) == 3 + 6
     prompt = {"generation": GenerationOptions(where="prompt")}
-    for other in ({"c": rows.flip(0)}, {"positions": [1]}, {"batch_size": 3}, prompt):
+    for other in ({"corpus": rows.flip(0)}, {"positions": [1]}, {"batch_size": 3}, prompt):
         before = len(calls)
         run([1], layers=[1], **other)
         assert len(calls) > before, other
     before = len(calls)
     run([1], layers=[1])
     assert len(calls) == before
-    dose_response(
-        kind(), tokens, direction().copy(data=2 * direction().values), [1], {"ld": difference},
-        corpus=rows, layers=[1], checkpoint=tmp_path,
-    )  # fmt: skip
+    run([1], layers=[1], direction=direction().copy(data=2 * direction().values))
     assert len(calls) == before + 3
 
 
@@ -458,9 +535,9 @@ def test_a_result_says_what_was_done_and_can_be_saved(kind, rows, tmp_path):
     found = dose_response(
         kind(),
         texts,
-        direction(),
-        [1],
         {"length": LENGTH},
+        direction=direction(),
+        coefficients=[1],
         corpus=corpus,
         generation=replace(WRITING, seed=3),
     )
@@ -500,15 +577,17 @@ def other_site():
         ({"direction": direction("post").assign_attrs(site="pre")[:, :9]}, r"\(9,\)"),
         ({"layers": [1, 3]}, r"layers=\[1, 3\]; wanted integers from -3 to 2"),
         ({"positions": [30]}, "wanted integers from"),
-        ({"metrics": {}}, "metrics={}; wanted at least one, by name"),
-        ({"metrics": {"a": 3}}, r"metrics\['a'\]=3; wanted a Metric, or Keywords"),
-        ({"metrics": {"text": LENGTH}}, "metrics has 'text': text would be there twice"),
-        ({"metrics": {"cost_kl": LENGTH}}, "cost_kl, cost_kl_se would be there twice"),
-        ({"metrics": {"a": LENGTH, "a_se": LENGTH}}, "a_se would be there twice"),
-        ({"metrics": {"p": probability(torch.tensor([1]))}}, "names tokens for 1 prompts; wanted"),
-        ({"metrics": {"kl": kl(positions=(8,))}}, "reads positions=.8,.; wanted some from"),
+        ({"metric": {}}, "metric={}; wanted at least one, by name"),
+        ({"metric": {"a": 3}}, "metric 'a' is 3; wanted a Metric, Keywords"),
+        ({"metric": "logit"}, "metric 'logit' is 'logit'; wanted .* with a Contrast one of"),
+        ({"metric": {"a": "kl"}}, "metric 'a' is 'kl'; wanted .* with a Contrast one of"),
+        ({"metric": {"text": LENGTH}}, "metric has 'text': text would be there twice"),
+        ({"metric": {"cost_kl": LENGTH}}, "cost_kl, cost_kl_se would be there twice"),
+        ({"metric": {"a": LENGTH, "a_se": LENGTH}}, "a_se would be there twice"),
+        ({"metric": {"p": probability(torch.tensor([1]))}}, "names tokens for 1 prompts; wanted"),
+        ({"metric": {"kl": kl(positions=(8,))}}, "reads positions=.8,.; wanted some from"),
         (
-            {"metrics": {"kl": kl()}, "generation": {"where": "new"}},
+            {"metric": {"kl": kl()}, "generation": {"where": "new"}},
             "where='new' with metric 'kl', which is read",
         ),
         ({"generation": {"where": "old"}}, "where='old'; wanted"),
@@ -521,7 +600,7 @@ def other_site():
             {"limit_perplexity": 1.0, "corpus": torch.ones(2, 3).long()},
             "limit_perplexity=1.0; wanted more than 1",
         ),
-        ({"batch_size": 0}, "batch_size=0; wanted at least 1"),
+        ({"sweep": SweepOptions(backend="ray")}, "sweep has backend='ray'; wanted 'local'"),
         ({"generation": {"n": 3}}, "n=3 with temperature=0"),
         ({"generation": {"max_new_tokens": 99}}, "max_new_tokens=99 after .* exceeds"),
     ],
@@ -533,7 +612,7 @@ def test_bad_arguments(kind, monkeypatch, options, text):
         "prompts": ["the cat", "hello"],
         "direction": direction(),
         "coefficients": [1.0],
-        "metrics": {"length": LENGTH},
+        "metric": {"length": LENGTH},
         **options,
     }
     with pytest.raises(ValueError, match=text):
@@ -543,14 +622,14 @@ def test_bad_arguments(kind, monkeypatch, options, text):
 def test_metrics_give_numbers(kind, tokens):
     bad = Custom(name="bad", unit="logits", function=lambda logits, _: logits[:, 0, 0] * torch.nan)
     with pytest.raises(ValueError, match=r"metric='bad' is nan after the clean prompt 0"):
-        dose_response(kind(), tokens, direction(), [1], {"a": bad})
+        dose_response(kind(), tokens, {"a": bad}, direction=direction(), coefficients=[1])
     with pytest.raises(ValueError, match="metric 'a' gave shape"):
         dose_response(
             kind(),
             tokens,
-            direction(),
-            [1],
             {"a": Score(lambda t: [1.0])},
+            direction=direction(),
+            coefficients=[1],
             generation=WRITING,
         )
 
@@ -563,11 +642,13 @@ def test_nanos_refusals_are_turned_both_ways_and_by_no_random_direction(nano):
     corpus = load_corpus("nano", nano, sequences=8, length=64)
     options = {
         "generation": GenerationOptions(max_new_tokens=3),
-        "batch_size": 20,
+        "sweep": SweepOptions(batch_size=20),
         "corpus": corpus,
     }
     rate = {"refusal": Refusal(("Sorry",))}
-    run = lambda tokens, used, coefs: dose_response(nano, tokens, used, coefs, rate, **options)
+    run = lambda tokens, used, coefs: dose_response(
+        nano, tokens, rate, direction=used, coefficients=coefs, **options
+    )
     down = run(harmful, refusal, [-1.25]).sel(layer=2)
     up = run(harmless, refusal, [1.25]).sel(layer=2)
     assert down.refusal.values.tolist()[1] == 1

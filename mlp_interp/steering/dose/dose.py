@@ -10,15 +10,17 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint
+from mlp_interp.corpus import SweepOptions
 from mlp_interp.edits.applying import Applier
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.models.protocol import Model
+from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import tokens_of
 from mlp_interp.runs import Runner
 from mlp_interp.steering.dose.cells import CLEAN, Action, DoseCell, DoseGrid, costs
-from mlp_interp.steering.dose.result import Limits, check_names, dose_result
+from mlp_interp.steering.dose.result import Limits, Measure, dose_result, named_metrics
 from mlp_interp.steering.dose.scores import TextScore
 from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
 from mlp_interp.steering.edits import Indices
@@ -29,11 +31,11 @@ __all__ = ["dose_response"]
 
 def dose_response(
     model: Model,
-    prompts: Prompts,
+    prompts: Prompts | Contrast,
+    metric: Measure | Mapping[str, Measure],
+    *,
     direction: xr.DataArray,
     coefficients: Iterable[SupportsFloat],
-    metrics: Mapping[str, Metric | TextScore],
-    *,
     layers: int | Sequence[int] | None = None,
     positions: Indices = None,
     action: Action = "add",
@@ -41,10 +43,8 @@ def dose_response(
     limit_perplexity: float | int | None = None,
     limit_kl: float | int | None = None,
     generation: GenerationOptions = GREEDY,
+    sweep: SweepOptions = SweepOptions(),
     prepend_bos: bool = True,
-    batch_size: int = 8,
-    progress: bool = False,
-    checkpoint: str | Path | None = None,
 ) -> xr.Dataset:
     """What a direction does at every layer and coefficient, and what it costs.
 
@@ -60,12 +60,13 @@ def dose_response(
 
     Args:
         model: The model.
-        prompts: Texts of any lengths, or tokens ``[prompt, pos]``. One prompt has no standard
-            error, so nothing is useful.
+        prompts: Texts of any lengths, tokens ``[prompt, pos]``, or a `Contrast`, of which the clean
+            prompts are taken. One prompt has no standard error, so nothing is useful.
+        metric: A `metrics.Metric`, or with a `Contrast` one of `metrics.METRICS`, is read on the
+            prompts, without generating; a text score (`Keywords`, `Refusal`, `Score`) on the texts
+            that follow them. Several by names of their own: ``{"polite": Keywords(...), ...}``.
         direction: A direction of this package.
         coefficients: What it is multiplied by; 0 is added if it is not there.
-        metrics: By name: a `metrics.Metric` is read on the prompts, without generating; a text
-            score (`Keywords`, `Refusal`, `Score`) on the texts that follow them.
         layers: Which of the direction's layers, each alone; None for all.
         positions: Which positions of a prompt and its text, as in `Edit`; None for all.
         action: ``"add"``; or ``"project_out"``, where coefficient 1 is projected out.
@@ -76,18 +77,17 @@ def dose_response(
         limit_kl: And up to so many nats per token of KL(clean‖steered).
         generation: How texts are continued that scores look at; all cells meet the same random
             numbers. Its `where` holds for metrics, too.
+        sweep: `batch_size` of prompts, texts and sequences; `progress`; and `checkpoint`, a
+            directory in which what the model did is kept, cell by cell: a run that was broken off
+            goes on there, and one with more layers or coefficients adds to it. Metrics and scores
+            are computed anew from what was kept. There are no shards, and no Ray.
         prepend_bos: Whether texts begin with BOS.
-        batch_size: Prompts, texts and sequences that run at once.
-        progress: Show a progress bar.
-        checkpoint: Directory in which what the model did is kept, cell by cell; a run that was
-            broken off goes on there, and one with more layers or coefficients adds to it. Metrics
-            and scores are computed anew from what was kept.
 
     Returns:
-        A Dataset over ``layer``, ``coef`` and ``prompt``. For each metric: its mean under its own
-        name, `…_se` (over prompts, of which samples are averaged first), `…_effect` with
-        `…_effect_se` (less coefficient 0, prompt by prompt) and `…_by_prompt`. `text`, if any was
-        generated. With a corpus: `cost_kl` (nats per token), `cost_delta_loss` (nats per token) and
+        A Dataset over ``layer``, ``coef`` and ``prompt``. For each metric: its mean under its name,
+        `…_se` (over prompts, of which samples are averaged first), `…_effect` with `…_effect_se`
+        (less coefficient 0, prompt by prompt) and `…_by_prompt`. `text`, if any was generated. With
+        a corpus: `cost_kl` (nats per token), `cost_delta_loss` (nats per token) and
         `cost_perplexity_ratio`, each with its `…_se` over sequences; along ``metric``: `useful`;
         `useful_low` and `useful_high`, the lowest and highest useful coefficient of each layer (NaN
         for none); `best_layer` (-1 for none), `best_coef` and `best_effect`, where the effect of a
@@ -100,24 +100,27 @@ def dose_response(
 
     Example:
         >>> from mlp_interp import load_model, prompts
-        >>> from mlp_interp.metrics import logit_difference
         >>> from mlp_interp.steering import by_answer, mean_difference
         >>> model = load_model("nano")
-        >>> harmful, harmless = by_answer(prompts.refusal(model, n=16, seed=0), " Sorry")
-        >>> refusal = mean_difference(model, harmful, harmless, layers=2)
-        >>> sorry, sure = (model.to_single_token(word) for word in (" Sorry", " Sure"))
-        >>> metric = logit_difference(torch.full((16,), sorry), torch.full((16,), sure))
-        >>> found = dose_response(model, harmful, refusal, [-1, -0.5], {"refusal": metric})
-        >>> (found.refusal.sel(layer=2).values > 0).tolist()
+        >>> sides = by_answer(prompts.refusal(model, n=16, seed=0), " Sorry")
+        >>> refusal = mean_difference(model, *sides, layers=2)
+        >>> asked = prompts.Contrast.of(model, *sides, [" Sorry"] * 16, [" Sure"] * 16)
+        >>> dose = dose_response(
+        ...     model, asked, "logit_difference", direction=refusal, coefficients=[-1, -0.5]
+        ... )
+        >>> (dose.logit_difference.sel(layer=2).values > 0).tolist()
         [False, True, True]
     """
     runner = Runner.of(model)
-    check_names(metrics)
+    if sweep.backend != "local":
+        raise ValueError(f"sweep has backend={sweep.backend!r}; wanted 'local'")
+    metrics = named_metrics(metric, prompts)
     grid = DoseGrid.of(direction, layers, coefficients, positions, action)
-    texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
+    tokens_or_texts = prompts.clean_tokens if isinstance(prompts, Contrast) else prompts
+    texts = texts_of(model, tokens_or_texts, what="prompts", prepend_bos=prepend_bos)
     read = {name: m for name, m in metrics.items() if isinstance(m, Metric)}
     score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
-    how, where = Continuing(generation, batch_size), generation.where
+    how, where = Continuing(generation, sweep.batch_size), generation.where
     _check_prompts(runner.weights, texts, grid.cells(), read, how if score else None, where)
     tokens, data = _corpus(runner.weights, corpus, grid.cells())
     limits = Limits.of(limit_perplexity, limit_kl, costed=corpus is not None)
@@ -127,28 +130,24 @@ def dose_response(
         "positions": grid.positions,
         "action": action,
         "read": [list(metric.positions) for metric in read.values()],
-        "how": [asdict(how), generation.end(model)] if score else [where, batch_size],
+        "how": [asdict(how), generation.end(model)] if score else [where, sweep.batch_size],
     }
     cells = [CLEAN, *grid.cells()]
-    with tqdm(
-        total=count_pieces(texts, how, tokens, len(cells), read, score), disable=not progress
-    ) as b:
+    pieces = count_pieces(texts, how, tokens, len(cells), read, score)
+    with tqdm(total=pieces, disable=not sweep.progress) as bar:
         folder = None
-        if checkpoint is not None:
-            folder = Path(checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
-        kept = Checkpoint(folder, TENSORS, done=b.update)
-        values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=batch_size)
+        if sweep.checkpoint is not None:
+            folder = Path(sweep.checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
+        kept = Checkpoint(folder, TENSORS, done=bar.update)
+        values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=how.batch_size)
         scores, written = score_texts(runner, texts, how, score, cells, kept=kept)
         cost = None
         if len(tokens):
-            cost = costs(runner, tokens, cells[1:], kept=kept, batch_size=batch_size)
-    by_prompt = {
-        name: grid.laid_out((values | scores)[name][0], (values | scores)[name][1:])
-        for name in metrics
-    }
+            cost = costs(runner, tokens, cells[1:], kept=kept, batch_size=how.batch_size)
+    values |= scores
     return dose_result(
         grid,
-        by_prompt,
+        {name: grid.laid_out(values[name][0], values[name][1:]) for name in metrics},
         units={name: metric.unit for name, metric in metrics.items()},
         texts=grid.laid_out(written[0], written[1:]) if written else None,
         prompts=[text_of(getattr(model, "tokenizer", None), row) for row in texts.rows],

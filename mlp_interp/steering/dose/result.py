@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.metrics import Metric
-from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.metrics import METRICS, Metric, metric_for
+from mlp_interp.prompts import Contrast
+from mlp_interp.results import mean_and_error, mean_and_error_over, strings, to_numpy, variable
 from mlp_interp.steering.dose.cells import DoseGrid
 from mlp_interp.steering.dose.scores import TextScore
 
-__all__ = ["Limits", "check_names", "dose_result"]
+__all__ = ["Limits", "Measure", "dose_result", "named_metrics"]
+
+Measure = str | Metric | TextScore
+"""What is read in each cell: a metric, also by its name, or a score of texts."""
 
 _PARTS = ("", "_se", "_effect", "_effect_se", "_by_prompt")
 _COSTS = {
@@ -28,6 +31,8 @@ _RESERVED = (
     *_COSTS,
     *(f"{name}_se" for name in _COSTS),
 )
+_CELL = ("layer", "coef")
+_RATIO = "cost_perplexity_ratio"
 _PERPLEXITY = 1.5
 
 
@@ -56,14 +61,10 @@ class Limits:
             perplexity = _PERPLEXITY
         return cls(perplexity, kl)
 
-    def within(self, kl: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    def within(self, kl: xr.DataArray, ratio: xr.DataArray) -> xr.DataArray:
         """Where the cost is within the limits."""
-        fine = np.ones(kl.shape, dtype=bool)
-        if self.kl is not None:
-            fine &= kl <= self.kl
-        if self.perplexity is not None:
-            fine &= ratio <= self.perplexity
-        return fine
+        most_kl, most_ratio = (np.inf if x is None else x for x in (self.kl, self.perplexity))
+        return (kl <= most_kl) & (ratio <= most_ratio)
 
     def attrs(self) -> dict[str, Any]:
         """What a result says of them."""
@@ -71,25 +72,32 @@ class Limits:
         return {name: float(value) for name, value in both.items() if value is not None}
 
 
-def check_names(metrics: Mapping[str, Any]) -> None:
-    """Refuse metrics that are none, and names that a result has other use for.
+def named_metrics(metric: Any, prompts: Any) -> dict[str, Metric | TextScore]:
+    """Metrics and scores by the names under which a result has them.
 
     Raises:
-        ValueError: There are none, or one is no metric or has no name of its own.
+        ValueError: There are none, one is none or is not known by name, of prompts that name no
+            answers, or a result has other use for a name.
     """
-    if not isinstance(metrics, Mapping) or not metrics:
-        raise ValueError(f"metrics={metrics!r}; wanted at least one, by name")
+    several = isinstance(metric, Mapping)
+    given = dict(metric) if several else {getattr(metric, "name", metric): metric}
+    if not given:
+        raise ValueError(f"metric={metric!r}; wanted at least one, by name")
     taken = {*_RESERVED}
-    for name, metric in metrics.items():
-        if not isinstance(metric, Metric | TextScore):
+    for name, one in given.items():
+        if isinstance(one, str) and isinstance(prompts, Contrast):
+            given[name] = metric_for(one, prompts)
+        elif not isinstance(one, Metric | TextScore):
             raise ValueError(
-                f"metrics[{name!r}]={metric!r}; wanted a Metric, or Keywords, Refusal or Score"
+                f"metric {name!r} is {one!r}; wanted a Metric, Keywords, Refusal or Score, or with "
+                f"a Contrast one of {', '.join(METRICS)}"
             )
         names = {f"{name}{part}" for part in _PARTS}
         if not name or names & taken:
             held = ", ".join(sorted(names & taken)) or "an empty name"
-            raise ValueError(f"metrics has {name!r}: {held} would be there twice; wanted another")
+            raise ValueError(f"metric has {name!r}: {held} would be there twice; wanted another")
         taken |= names
+    return given
 
 
 def dose_result(
@@ -120,21 +128,22 @@ def dose_result(
         variables |= _of_metric(grid, name, value, units[name])
     about = {**attrs, "prompts": len(prompts)}
     if texts is not None:
-        variables["text"] = (("layer", "coef", "prompt", "sample"), texts.astype(str))
+        variables["text"] = (("layer", "coef", "prompt", "sample"), strings(texts))
     if cost is not None:
         variables |= _of_cost(grid, cost)
         about |= {**limits.attrs(), **_clean(cost)}
-    squares = (grid.direction.astype(float) ** 2).sum(_own_dims(grid.direction))
-    norms = np.sqrt(np.atleast_1d(squares.values)).tolist()
-    by_layer = dict(zip(np.atleast_1d(grid.direction["layer"].values).tolist(), norms, strict=True))
+    direction = grid.direction.astype(float)
+    if "layer" not in direction.dims:
+        direction = direction.expand_dims("layer")
+    squares = (direction**2).sum([dim for dim in direction.dims if dim != "layer"])
     result = xr.Dataset(
         variables,
         coords={
             "layer": list(grid.layers),
             "coef": list(grid.coefficients),
             "prompt": np.arange(len(prompts)),
-            "prompt_text": ("prompt", np.array(prompts, dtype=object).astype(str)),
-            "direction_norm": ("layer", [by_layer[n] for n in grid.layers]),
+            "prompt_text": ("prompt", strings(prompts)),
+            "direction_norm": ("layer", np.sqrt(squares.sel(layer=list(grid.layers)).values)),
         },
         attrs={
             **about,
@@ -149,39 +158,41 @@ def dose_result(
     return result if cost is None else _with_useful(result, list(values), limits)
 
 
-def _own_dims(direction: xr.DataArray) -> list[Any]:
-    return [dim for dim in direction.dims if dim != "layer"]
-
-
-def _of_metric(grid: DoseGrid, name: str, values: np.ndarray, unit: str) -> dict[str, Any]:
-    zero = grid.coefficients.index(0.0)
-    by, said = ("layer", "coef"), {"unit": unit}
-    mean, error = _mean_and_error(values)
-    effect, effect_error = _mean_and_error(values - values[:, [zero]])
-    change = {**said, "long_name": f"{name} less {name} at coefficient 0"}
+def _of_metric(grid: DoseGrid, name: str, values: np.ndarray, unit: str) -> dict[str, xr.Variable]:
+    change = values - values[:, [grid.coefficients.index(0.0)]]
+    about = f"{name} less {name} at coefficient 0"
     return {
-        name: (by, mean, said),
-        f"{name}_se": (by, error, said),
-        f"{name}_effect": (by, effect, change),
-        f"{name}_effect_se": (by, effect_error, {**change, "long_name": "paired by prompt"}),
-        f"{name}_by_prompt": ((*by, "prompt"), values, said),
+        **_mean_with_error(name, values, unit, (None, None)),
+        **_mean_with_error(f"{name}_effect", change, unit, (about, "paired by prompt")),
+        f"{name}_by_prompt": variable((*_CELL, "prompt"), values, unit=unit),
     }
 
 
-def _of_cost(grid: DoseGrid, cost: Mapping[str, Tensor]) -> dict[str, Any]:
-    variables: dict[str, Any] = {}
-    laid_out = {
-        name: grid.laid_out(np.zeros(cost[name].shape[1]), to_numpy(cost[name].double()))
-        for name in ("kl", "delta_loss")
-    }
-    kl, loss = (_mean_and_error(values) for values in laid_out.values())
-    ratio = np.exp(loss[0])
+def _of_cost(grid: DoseGrid, cost: Mapping[str, Tensor]) -> dict[str, xr.Variable]:
+    variables: dict[str, xr.Variable] = {}
+    for name in ("kl", "delta_loss"):
+        nothing = np.zeros(cost[name].shape[1])
+        values = grid.laid_out(nothing, to_numpy(cost[name].double()))
+        unit, about = _COSTS[f"cost_{name}"]
+        variables |= _mean_with_error(f"cost_{name}", values, unit, (about, about))
     # d exp(x) = exp(x) dx carries the standard error over to the ratio.
-    for name, (mean, error) in zip(_COSTS, (kl, loss, (ratio, ratio * loss[1])), strict=True):
-        said = {"unit": _COSTS[name][0], "long_name": _COSTS[name][1]}
-        variables[name] = (("layer", "coef"), mean, said)
-        variables[f"{name}_se"] = (("layer", "coef"), error, said)
+    ratio = np.exp(variables["cost_delta_loss"].values)
+    error = ratio * variables["cost_delta_loss_se"].values
+    unit, about = _COSTS[_RATIO]
+    for name, values in ((_RATIO, ratio), (f"{_RATIO}_se", error)):
+        variables[name] = variable(_CELL, values, unit=unit, long_name=about)
     return variables
+
+
+def _mean_with_error(
+    name: str, values: np.ndarray, unit: str, about: tuple[str | None, str | None]
+) -> dict[str, xr.Variable]:
+    """Mean of ``[layer, coef, draw]`` over the last axis, and its standard error."""
+    pair = mean_and_error_over(xr.DataArray(values, dims=(*_CELL, "draw")), "draw")
+    return {
+        key: variable(_CELL, x, unit=unit, long_name=said)
+        for key, x, said in zip((name, f"{name}_se"), pair, about, strict=True)
+    }
 
 
 def _clean(cost: Mapping[str, Tensor]) -> dict[str, float]:
@@ -194,43 +205,24 @@ def _clean(cost: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _with_useful(result: xr.Dataset, metrics: Sequence[str], limits: Limits) -> xr.Dataset:
-    effect = np.stack([result[f"{name}_effect"].values for name in metrics])
-    error = np.stack([result[f"{name}_effect_se"].values for name in metrics])
-    kl, ratio = (result[name].values for name in ("cost_kl", "cost_perplexity_ratio"))
-    useful = (np.abs(effect) > 2 * error) & limits.within(kl, ratio)
-    low, high = _ends(np.where(useful, result["coef"].values, np.nan))
-    layers, coefficients = (
-        values.ravel()
-        for values in np.meshgrid(result["layer"].values, result["coef"].values, indexing="ij")
+    effect, error = (
+        result[[f"{name}{part}" for name in metrics]]
+        .to_dataarray("metric")
+        .assign_coords(metric=list(metrics))
+        .drop_attrs()
+        for part in ("_effect", "_effect_se")
     )
-    best: list[tuple[Any, ...]] = []
-    for sizes, fine in zip(
-        effect.reshape(len(metrics), -1), useful.reshape(len(metrics), -1), strict=True
-    ):
-        # Of equal effects, as of rates that cannot go further, the one that costs least.
-        order = np.lexsort((kl.ravel(), -np.abs(sizes), ~fine))
-        at = order[0]
-        best.append((layers[at], coefficients[at], sizes[at]) if fine[at] else (-1, np.nan, np.nan))
-    found: dict[str, Any] = {
-        "useful": (("metric", "layer", "coef"), useful),
-        "useful_low": (("metric", "layer"), low),
-        "useful_high": (("metric", "layer"), high),
-    }
-    for name, values in zip(("layer", "coef", "effect"), zip(*best, strict=True), strict=True):
-        found[f"best_{name}"] = ("metric", np.array(values))
-    return result.assign(found).assign_coords(metric=list(metrics))
-
-
-def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest along the last axis; NaN where all are."""
-    none = np.isnan(values).all(-1)
-    low, high = (
-        np.where(np.isnan(values), np.inf, values),
-        np.where(np.isnan(values), -np.inf, values),
+    within = limits.within(result["cost_kl"], result[_RATIO]).drop_attrs()
+    useful = (abs(effect) > 2 * error) & within
+    size, coefs = abs(effect).where(useful), result["coef"].where(useful)
+    # Of equal effects, as of rates that cannot go further, the one that costs least.
+    best = effect.isel(result["cost_kl"].where(size == size.max(_CELL), np.inf).argmin(_CELL))
+    some = useful.any(_CELL)
+    return result.assign(
+        useful=useful,
+        useful_low=coefs.min("coef"),
+        useful_high=coefs.max("coef"),
+        best_layer=("metric", np.where(some, best["layer"], -1)),
+        best_coef=("metric", np.where(some, best["coef"], np.nan)),
+        best_effect=("metric", np.where(some, best, np.nan)),
     )
-    return np.where(none, np.nan, low.min(-1)), np.where(none, np.nan, high.max(-1))
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, error = mean_and_error(torch.from_numpy(np.ascontiguousarray(values, dtype=float)))
-    return to_numpy(mean), to_numpy(error)

@@ -50,6 +50,11 @@ class TextScore:
 
     unit: str = field(default="share", kw_only=True)
 
+    @property
+    def name(self) -> str:
+        """How a result calls it that was given no other name: ``keywords``, ``refusal``, …."""
+        return type(self).__name__.lower()
+
     def __call__(self, texts: list[str]) -> Any:
         """One number a text.
 
