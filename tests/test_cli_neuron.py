@@ -30,7 +30,9 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(nano):
     corpus = mi.load_corpus("nano", nano, sequences=8, length=32, seed=2)
-    return neuron_page(nano, "L3N506", corpus, k=4, ablate=3, seed=2, batch_size=16)
+    return neuron_page(
+        nano, "L3N506", corpus, k=4, ablate=3, seed=2, sweep=mi.SweepOptions(batch_size=16)
+    )
 
 
 def test_help_teaches():

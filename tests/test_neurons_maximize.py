@@ -1,6 +1,7 @@
 """Inputs that drive an activation highest are optima; mean embeddings go on as they should."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import reference
@@ -9,7 +10,7 @@ from random_models import build, tiny_tokenizer, unchecked
 
 from mlp_interp import load, save
 from mlp_interp.models import HookForward, Weights, forward_of
-from mlp_interp.neurons import maximize
+from mlp_interp.neurons import AscentOptions, maximize
 from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.embeddings import expected_embedding_generate
 from mlp_interp.neurons.inputs.search import Search
@@ -22,6 +23,13 @@ from mlp_interp.sites import Site
 SITES = "L1N3 L1N3.pre L2H1 L1H2.q 1.resid_pre 2.mlp 0.attn 2.resid_post 1.post".split()
 KNOWN = len(tiny_tokenizer())  # the embedding is padded beyond
 QUICK = {"length": 3, "restarts": 2, "steps": 12, "max_new_tokens": 0}
+SEARCH = {field.name for field in fields(AscentOptions)}
+
+
+def driven(model, site, call=maximize, **options):
+    """`maximize`, with the options of the search among the others."""
+    ascent = {name: options.pop(name) for name in SEARCH & options.keys()}
+    return call(model, site, ascent=AscentOptions(**ascent), **options)
 
 
 def direction_for(model, label):
@@ -103,7 +111,7 @@ def test_one_free_token_is_the_best_of_the_vocabulary(model, label):
     every = torch.cat((prompt.expand(KNOWN, -1), torch.arange(KNOWN)[:, None]), 1)
     values = activations(model, label, every, direction)
     for sign in (1, -1):
-        found = maximize(
+        found = driven(
             model,
             label,
             method="coordinate",
@@ -125,7 +133,7 @@ def test_one_free_token_is_the_best_of_the_vocabulary(model, label):
 @pytest.mark.parametrize("candidates", [None, 12])
 def test_two_free_tokens_are_the_best_pair(kind, position, candidates):
     model, some = kind("parallel"), list(range(10, 34))
-    found = maximize(
+    found = driven(
         model,
         "L1N3.pre",
         method="coordinate",
@@ -147,7 +155,7 @@ def test_two_free_tokens_are_the_best_pair(kind, position, candidates):
 
 def test_the_whole_vocabulary_ends_where_no_single_change_helps(kind):
     model = kind("sequential")
-    found = maximize(
+    found = driven(
         model, "L2N3.pre", method="coordinate", candidates=None, length=3, steps=999, restarts=1
     )
     assert found.sizes["step"] < 100
@@ -181,7 +189,7 @@ def test_a_planted_token_is_found_by_both(processing, backend):
     assert float(activations(model, "L0N5.pre", torch.tensor([[0, 77]]))) > 5
     top = 32**0.5  # a unit receptor on a vector of variance 1
     for method, steps in (("gradient", 60), ("coordinate", 8)):
-        found = maximize(
+        found = driven(
             model,
             "L0N5",
             method=method,
@@ -201,19 +209,19 @@ def test_a_planted_token_is_found_by_both(processing, backend):
 
 def test_a_neuron_that_does_not_fire_at_the_start_is_climbed(backend):
     model = planted(77, bias=-5.0, backend=backend)
-    found = maximize(model, "L0N5", length=1, restarts=3, steps=60, rate=0.3, max_new_tokens=0)
+    found = driven(model, "L0N5", length=1, restarts=3, steps=60, rate=0.3, max_new_tokens=0)
     assert (found["trace"][:, 0] < -2).all()  # the pre-activation; the activation is flat
     assert (found["activation"] > 0.4).all()
     assert (found["token_id"] == 77).all()
-    found = maximize(model, "L0N5", method="coordinate", length=1, restarts=3, max_new_tokens=0)
+    found = driven(model, "L0N5", method="coordinate", length=1, restarts=3, max_new_tokens=0)
     assert (found["trace"].diff("step") >= 0).all()
     assert (found["token_id"] == 77).all()
 
 
 def test_vectors_climb_beyond_tokens_and_keep_tokens_norms(model):
     options = {"length": 3, "restarts": 2, "max_new_tokens": 0}
-    found = maximize(model, "L2N7.pre", steps=25, rate=0.3, **options)
-    text = maximize(model, "L2N7.pre", method="coordinate", candidates=24, steps=6, **options)
+    found = driven(model, "L2N7.pre", steps=25, rate=0.3, **options)
+    text = driven(model, "L2N7.pre", method="coordinate", candidates=24, steps=6, **options)
     assert found["activation"][0] > text["activation"][0]
     assert (found["activation"].diff("restart") <= 0).all()
     W_E = Weights.of(model).W_E[:KNOWN]
@@ -238,16 +246,14 @@ def test_vectors_climb_beyond_tokens_and_keep_tokens_norms(model):
 
 
 def test_folded_and_raw_weights_have_the_same_optima(kind):
-    found = [
-        maximize(kind("parallel", processing=p), "L1N3.pre", **QUICK) for p in ("folded", "raw")
-    ]
+    found = [driven(kind("parallel", processing=p), "L1N3.pre", **QUICK) for p in ("folded", "raw")]
     assert found[0]["activation"].values == pytest.approx(found[1]["activation"].values, abs=1e-2)
 
 
 def test_staying_near_tokens(kind):
     model = kind("parallel")
     found = {
-        near: maximize(
+        near: driven(
             model,
             "L1N3.pre",
             length=3,
@@ -305,7 +311,7 @@ def test_the_best_vectors_met_are_kept(kind):
 def test_a_seed_gives_the_same_and_another_seed_something_else(kind, method):
     model = kind("gpt2")
     first, again, other = (
-        maximize(model, "L1N3", method=method, **QUICK, seed=seed) for seed in (3, 3, 4)
+        driven(model, "L1N3", method=method, **QUICK, seed=seed) for seed in (3, 3, 4)
     )
     assert first.identical(again)
     assert not (first["token_id"].values == other["token_id"].values).all()
@@ -315,33 +321,33 @@ def test_a_seed_gives_the_same_and_another_seed_something_else(kind, method):
 
 @pytest.mark.parametrize("method", ["gradient", "coordinate"])
 def test_it_does_not_matter_how_the_caller_has_set_gradients(method, backend):
-    plain = maximize(build("parallel", backend, "folded"), "L1N3", method=method, **QUICK)
+    plain = driven(build("parallel", backend, "folded"), "L1N3", method=method, **QUICK)
     with torch.no_grad():
-        assert maximize(
-            build("parallel", backend, "folded"), "L1N3", method=method, **QUICK
-        ).equals(plain)
+        assert driven(build("parallel", backend, "folded"), "L1N3", method=method, **QUICK).equals(
+            plain
+        )
         assert not torch.is_grad_enabled()
     with torch.inference_mode():
         model = build("parallel", backend, "folded")  # even weights that are inference tensors
         forward_of(model)
-        assert maximize(model, "L1N3", method=method, **QUICK).equals(plain)
+        assert driven(model, "L1N3", method=method, **QUICK).equals(plain)
         assert torch.is_inference_mode_enabled()
 
 
 def test_no_hook_reaches_the_gradient_but_the_search_by_trial_goes_on(backend):
     model = build("parallel", backend, "folded")
-    clean = maximize(model, "L1N3.pre", method="coordinate", candidates=None, length=1, restarts=1)
+    clean = driven(model, "L1N3.pre", method="coordinate", candidates=None, length=1, restarts=1)
     model.add_hook("blocks.0.hook_mlp_out", lambda x, hook=None: -3 * x)
     try:
         assert isinstance(forward_of(model), HookForward)
         with pytest.raises(ValueError, match=r"method='gradient'.*hooks.*wanted method='coord"):
-            maximize(model, "L1N3.pre")
-        found = maximize(
+            driven(model, "L1N3.pre")
+        found = driven(
             model, "L1N3.pre", method="coordinate", candidates=None, length=1, restarts=1
         )
         every = torch.tensor([[0, token] for token in range(KNOWN)])
         values = activations(model, "L1N3.pre", every)
-        drawn = maximize(
+        drawn = driven(
             model, "L1N3.pre", method="coordinate", length=2, candidates=30, restarts=2, steps=9
         )
     finally:
@@ -356,7 +362,7 @@ def test_no_hook_reaches_the_gradient_but_the_search_by_trial_goes_on(backend):
 
 def test_continuations_are_greedy(model):
     prompt = torch.tensor([3, 4])
-    found = maximize(
+    found = driven(
         model, "L1N3", method="coordinate", **{**QUICK, "max_new_tokens": 5}, prompt=prompt
     )
     tokens = torch.cat((prompt.expand(2, -1), torch.tensor(found["token_id"].values)), 1)
@@ -369,7 +375,7 @@ def test_continuations_are_greedy(model):
         stream = engine.embed(tokens)
         again = read_aloud(engine, Runner(forward).unembed, stream, steps=5)
         assert torch.equal(again, expected)
-    free = maximize(model, "L1N3", **{**QUICK, "max_new_tokens": 5}, prompt=prompt)
+    free = driven(model, "L1N3", **{**QUICK, "max_new_tokens": 5}, prompt=prompt)
     tokens = torch.cat((prompt.expand(2, -1), torch.tensor(free["token_id"].values)), 1)
     expected = Runner.of(model).generate(tokens, max_new_tokens=5, eos=None).new
     decoded = [tiny_tokenizer().decode(row) for row in expected.tolist()]
@@ -379,13 +385,13 @@ def test_continuations_are_greedy(model):
 def test_results_save_and_say_what_was_done(kind, tmp_path):
     model = kind("parallel")
     for method in ("gradient", "coordinate"):
-        found = maximize(model, "L1N3", method=method, prompt="the cat", sign=-1, **QUICK)
+        found = driven(model, "L1N3", method=method, prompt="the cat", sign=-1, **QUICK)
         assert load(save(found, tmp_path / f"{method}.nc")).identical(found)
         assert found.attrs["site"] == "L1N3"
         assert found.attrs["prompt"] == "<|endoftext|>the cat"
         assert found.attrs["method"] == method
         assert found.attrs["engine"] == "lean"
-    bare = maximize(model, "L1N3", prepend_bos=False, **QUICK)
+    bare = driven(model, "L1N3", prepend_bos=False, **QUICK)
     assert bare.attrs["prompt"] == ""
     mixed = expected_embedding_generate(model, "the cat", max_new_tokens=3)
     assert load(save(mixed, tmp_path / "mixed.nc")).identical(mixed)
@@ -395,9 +401,9 @@ def test_a_model_without_a_tokenizer(backend):
     model = build("parallel", backend, "folded")
     model.tokenizer = None
     with pytest.raises(ValueError, match="has no tokenizer"):
-        maximize(model, "L1N3")
+        driven(model, "L1N3")
     prompt = torch.tensor([4, 5])
-    found = maximize(model, "L1N3", prompt=prompt, method="coordinate", **QUICK)
+    found = driven(model, "L1N3", prompt=prompt, method="coordinate", **QUICK)
     assert found["token_text"][0, 0] == f"#{int(found['token_id'][0, 0])}"
     assert found.attrs["prompt"] == "#4 #5"
     assert expected_embedding_generate(model, prompt, max_new_tokens=1)["text"].item()[0] == "#"
@@ -442,7 +448,7 @@ def test_a_model_without_a_tokenizer(backend):
 )
 def test_maximize_refuses(kind, options, error):
     with pytest.raises(ValueError, match=error):
-        unchecked(maximize)(kind(), **{"site": "L1N3", **options})
+        driven(kind(), call=unchecked(maximize), **{"site": "L1N3", **options})
 
 
 def slow_mixture(model, tokens, steps, temperature):

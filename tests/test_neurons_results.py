@@ -34,14 +34,14 @@ FUNCTIONS = {
         m, "the cat", max_new_tokens=2
     ),
     "maximize": lambda m, c: neurons.maximize(
-        m, "L1N7", steps=1, restarts=1, length=2, max_new_tokens=1
+        m, "L1N7", length=2, max_new_tokens=1, ascent=neurons.AscentOptions(steps=1, restarts=1)
     ),
 }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_results_say_what_they_are(kind, name):
-    assert {*FUNCTIONS} == {*neurons.__all__}
+    assert {*FUNCTIONS} == {*neurons.__all__} - {"AscentOptions"}
     model = kind("parallel")
     found = FUNCTIONS[name](model, corpus_for(model))
     missing = {"unit", "long_name", "data", "model"} - found.attrs.keys()
@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite_are_refused_first(monkeypatch, name):
     def never(*args, **kwargs):
         raise AssertionError("swept")
 
-    for place in ("sweeps.activity.run_sweep", "sweeps.updates.run_sweep", "page.page.sweep"):
+    for place in ("sweeps.activity.run_sweep", "sweeps.updates.run_sweep", "page.page.run_sweep"):
         monkeypatch.setattr(f"mlp_interp.neurons.{place}", never)
     with pytest.raises(ValueError, match="NaN or infinity"):
         FUNCTIONS[name](model, corpus_for(model))
@@ -103,9 +103,8 @@ def test_the_character_nul_can_be_saved(kind, tmp_path):
     model = kind("parallel")
     (nul,) = model.tokenizer("\0")["input_ids"]
     prompt = torch.tensor([0, nul])
-    found = neurons.maximize(
-        model, "L1N7", prompt=prompt, vocabulary=[nul], steps=1, length=2, restarts=1
-    )
+    search = neurons.AscentOptions(vocabulary=[nul], steps=1, restarts=1)
+    found = neurons.maximize(model, "L1N7", prompt=prompt, length=2, ascent=search)
     assert found["text"].values.tolist() == ["␀␀"]
     assert np.all(found["token_text"] == "␀")
     assert found.attrs["prompt"].endswith("␀")

@@ -459,7 +459,7 @@ def test_tokens_as_text(kind, tmp_path):
         (antipodal_pairs, (), {"below": -1.0}, r"below=-1.0; wanted a cosine above -1, up to 1"),
         (antipodal_pairs, (), {"below": 1.1}, r"below=1.1; wanted a cosine"),
         (antipodal_pairs, (), {"below": float("nan")}, r"below=nan; wanted a cosine"),
-        (antipodal_pairs, (), {"k": 0}, "k=0; wanted an integer of at least 1"),
+        (antipodal_pairs, (), {"k": 0}, "k=0; wanted an integer from 1"),
     ],
 )
 def test_errors_name_what_was_wrong(kind, function, arguments, options, text):

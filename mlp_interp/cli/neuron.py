@@ -79,6 +79,7 @@ def neuron(
         page, numbers = _check(label, out, data, checkpoint)
 
         from mlp_interp.cli.neuron_page import build
+        from mlp_interp.corpus import SweepOptions
 
         written = build(
             load(model, revision, device, processing, backend),
@@ -86,9 +87,10 @@ def neuron(
             {"source": corpus, "sequences": sequences, "length": length, "seed": seed},
             page=page,
             data=numbers,
-            checkpoint=checkpoint,
-            options={"k": top, "ablate": ablate, "seed": seed, "batch_size": batch_size},
-            progress=sys.stderr.isatty(),
+            sweep=SweepOptions(
+                batch_size=batch_size, checkpoint=checkpoint, progress=sys.stderr.isatty()
+            ),
+            options={"k": top, "ablate": ablate, "seed": seed},
         )
     typer.echo("\n".join(written))
     typer.echo(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB), with {numbers}")

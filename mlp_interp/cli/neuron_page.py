@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from mlp_interp import views
-from mlp_interp.corpus import load_corpus
+from mlp_interp.corpus import SweepOptions, load_corpus
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
@@ -25,9 +26,8 @@ def build(
     *,
     page: Path,
     data: Path,
-    checkpoint: Path | None,
+    sweep: SweepOptions,
     options: Mapping[str, Any],
-    progress: bool = False,
 ) -> list[str]:
     """Compute a neuron's page, write it and its numbers.
 
@@ -37,10 +37,9 @@ def build(
         corpus: Arguments of `load_corpus`; ``source`` is the first one.
         page: Where the HTML goes.
         data: Where the numbers go.
-        checkpoint: A folder to keep finished parts in; None for one beside the page that is deleted
-            in the end.
-        options: Of `neuron_page`.
-        progress: Show progress bars.
+        sweep: How the corpus is run; without a checkpoint there is one beside the page, which is
+            deleted in the end.
+        options: Others of `neuron_page`.
 
     Returns:
         The summary, as the terminal shows it.
@@ -48,13 +47,13 @@ def build(
     site = checked_request(model, label, options["k"])
     options_of_corpus = {key: value for key, value in corpus.items() if key != "source"}
     text = load_corpus(corpus["source"], model, **options_of_corpus)
-    parts = page.with_name(page.name + ".parts") if checkpoint is None else checkpoint
-    found = neuron_page(model, site, text, checkpoint=parts, progress=progress, **options)
-    views.neuron(found).save(page)
-    save(found, data)
-    if checkpoint is None:
+    parts = page.with_name(page.name + ".parts") if sweep.checkpoint is None else sweep.checkpoint
+    result = neuron_page(model, site, text, sweep=replace(sweep, checkpoint=parts), **options)
+    views.neuron(result).save(page)
+    save(result, data)
+    if sweep.checkpoint is None:
         shutil.rmtree(parts, ignore_errors=True)
-    return summary(found)
+    return summary(result)
 
 
 def summary(page: xr.Dataset) -> list[str]:

@@ -9,6 +9,7 @@ from mlp_interp.neurons.inputs.embeddings import (
     expected_embedding_generate as expected_embedding_generate,
 )
 from mlp_interp.neurons.inputs.maximize import maximize as maximize
+from mlp_interp.neurons.inputs.options import AscentOptions as AscentOptions
 from mlp_interp.neurons.page.page import neuron_page as neuron_page
 from mlp_interp.neurons.sweeps.activity import activity as activity
 from mlp_interp.neurons.sweeps.activity import outliers as outliers
@@ -19,6 +20,7 @@ from mlp_interp.neurons.weights.statistics import neuron_weights as neuron_weigh
 from mlp_interp.neurons.weights.statistics import promoted_tokens as promoted_tokens
 
 __all__ = [
+    "AscentOptions",
     "activity",
     "antipodal_pairs",
     "expected_embedding_generate",

@@ -1,4 +1,4 @@
-"""How many, the seed and the weights: checked before anything is computed."""
+"""Counts, the seed and the weights: checked before anything is computed."""
 
 from typing import Any
 
@@ -6,7 +6,18 @@ import torch
 
 from mlp_interp.models.protocol import Model
 
-__all__ = ["checked_count", "checked_seed", "checked_weights"]
+__all__ = ["check_counts", "checked_count", "checked_seed", "checked_weights"]
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Refuse counts that are none.
+
+    Raises:
+        ValueError: One is no integer from `least`.
+    """
+    for name, count in counts.items():
+        if type(count) is not int or count < least:
+            raise ValueError(f"{name}={count!r}; wanted an integer from {least}")
 
 
 def checked_count(k: Any, size: int, of: str) -> int:

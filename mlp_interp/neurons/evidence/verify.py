@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_count, checked_seed
+from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
 from mlp_interp.neurons.evidence.controls import ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, held_changes, losses
 from mlp_interp.neurons.weights.statistics import promoted_tokens
@@ -244,6 +244,7 @@ def _check(weights: Weights, baseline: Any, controls: Any, batch_size: Any) -> N
     number = type(baseline) in (int, float) and np.isfinite(baseline)
     if baseline not in ("mean", "zero") and not number:
         raise ValueError(f"baseline={baseline!r}; wanted 'mean', 'zero' or a finite number")
+    check_counts(batch_size=batch_size)
     if weights.d_mlp == 1:
         raise ValueError(
             f"controls={controls!r}, but the layer has no other neuron to compare with"
@@ -253,5 +254,3 @@ def _check(weights: Weights, baseline: Any, controls: Any, batch_size: Any) -> N
             f"controls={controls!r}; wanted an integer from 1 to {weights.d_mlp - 1}, the number "
             "of other neurons in the layer"
         )
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}; wanted at least 1")

@@ -1,8 +1,7 @@
 """The input that drives an activation highest."""
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any
 
 import torch
 import xarray as xr
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_weights
+from mlp_interp.neurons.checks import check_counts, checked_weights
 from mlp_interp.neurons.inputs.ascent import ascend
-from mlp_interp.neurons.inputs.optima import Found
+from mlp_interp.neurons.inputs.optima import Optima
 from mlp_interp.neurons.inputs.options import AscentOptions
 from mlp_interp.neurons.inputs.search import Search
 from mlp_interp.neurons.inputs.space import Space
@@ -27,32 +26,23 @@ def maximize(
     model: Model,
     site: SiteLike,
     *,
-    method: Literal["gradient", "coordinate"] = "gradient",
     direction: Tensor | None = None,
     sign: int = 1,
     length: int = 8,
     position: int | None = -1,
     prompt: str | Tensor | None = None,
     prepend_bos: bool = True,
-    steps: int | None = None,
-    restarts: int = 4,
-    near_tokens: float | int = 0.0,
-    rate: float | int = 0.1,
-    candidates: int | None = 64,
-    vocabulary: Sequence[int] | Tensor | None = None,
     max_new_tokens: int = 10,
-    batch_size: int = 256,
-    seed: int = 0,
+    ascent: AscentOptions = AscentOptions(),
 ) -> xr.Dataset:
     """Search the input that drives a neuron, or a direction, highest (or lowest).
 
-    ``method="gradient"`` moves embeddings freely, by Adam from random ones. LayerNorms
+    The method ``"gradient"`` moves embeddings freely, by Adam from random ones. LayerNorms
     divide the stream's length out, so a longer vector says nothing more, but drowns what blocks add
     to it; and a very short one is all blocks' work. Each vector's norm is therefore held in the
     range of the middle 90% of the tokens' norms (of centred vectors: the mean over ``d_model`` is
     seen by no LayerNorm). The optimum is not a text: no tokens give it. ``near_tokens`` draws it to
-    where they are. ``method="coordinate"`` changes one token at a time, and what it finds is a
-    text.
+    where they are. ``"coordinate"`` changes one token at a time, and what it finds is a text.
 
     Both find local optima: what is found is a lower bound of what the model can do, and need not
     look like any text that the model was trained on. Restarts that agree say more than one.
@@ -66,7 +56,6 @@ def maximize(
         site: A neuron (a label, a `Site` or the pair ``(layer, neuron)``); or with `direction` a
             head (``"L3H5"`` for its mixed values, ``"L3H5.q"``), ``"3.mlp"``, ``"3.attn"``,
             ``"3.resid_pre"``, ``"3.resid_post"``, or all of a layer's neurons (``"3.post"``).
-        method: How to search. Gradients need a model that the lean forward serves.
         direction: ``[d]``, what the site is projected onto; its length does not matter.
         sign: -1 drives the activation down.
         length: How many free positions.
@@ -76,22 +65,8 @@ def maximize(
         prompt: What stands before the free positions: a text, or token ids ``[pos]`` or ``[1,
             pos]`` to which nothing is added.
         prepend_bos: Begin a text, or the lack of a prompt, with BOS, as training texts begin.
-        steps: How many; None for 200 (gradient) or 12 for each position (coordinate).
-        restarts: Searches from different random tokens or vectors.
-        near_tokens: Gradient only. What it costs, in units of the activation, if the squared
-            distance to the nearest token's embedding is on average the squared mean norm of the
-            tokens. The cost rises over the first half of the steps. 0 leaves the vectors free.
-        rate: Gradient only. Length of the first steps, over the length of the vectors.
-        candidates: Coordinate only. How many tokens to try at a step: three quarters those whose
-            gain is largest to first order, the others random (all random where there is no
-            gradient, on models that the lean forward does not serve). None tries the whole
-            vocabulary, and ends where no change of a single token could help.
-        vocabulary: Token ids to choose among (or to be near to); None for all that the tokenizer
-            has.
         max_new_tokens: How far to continue what was found; 0 for not at all.
-        batch_size: Texts in a forward pass.
-        seed: Of the random starts and candidates. torch's own random state is neither read nor
-            changed.
+        ascent: How to search, as `AscentOptions` says.
 
     Returns:
         A Dataset over ``restart`` (best first), ``pos`` (the free positions), ``step``, ``rank``
@@ -118,41 +93,33 @@ def maximize(
 
     Example:
         >>> from mlp_interp import load_model
-        >>> found = maximize(load_model("nano"), "L1N5", length=3, steps=20, restarts=2)
-        >>> found["activation"].dims, bool(found["activation"][0] > found["trace"][0, 0])
+        >>> short = AscentOptions(steps=20, restarts=2)
+        >>> optima = maximize(load_model("nano"), "L1N5", length=3, ascent=short)
+        >>> optima["activation"].dims, bool(optima["activation"][0] > optima["trace"][0, 0])
         (('restart',), True)
     """
     # Enabling gradients does not leave inference mode, and what is made in it cannot be climbed on.
     with torch.inference_mode(False), torch.no_grad():
-        options = AscentOptions(
-            method=method,
-            sign=sign,
-            length=length,
-            position=position,
-            steps=steps,
-            restarts=restarts,
-            near_tokens=near_tokens,
-            rate=rate,
-            candidates=candidates,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-        )
+        _check_reading(sign, length, position, max_new_tokens)
         weights = Weights.of(model)
         place = check_site(weights, site, directed=direction is not None)
         along = None if direction is None else unit_direction(weights, place, direction)
         before = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
-        _check_room(model, before.shape[1], options)
-        allowed = vocabulary_of(model, vocabulary)
+        _check_room(model, before.shape[1], length, max_new_tokens)
+        vocabulary = vocabulary_of(model, ascent.vocabulary)
         checked_weights(model)
-        forward = _forward(model, method)
+        forward = _forward(model, ascent.method)
         target = AscentTarget(forward, place, sign, along, length if position is None else 1)
-        space = Space(forward, before, allowed, length)
-        found = _climb(target, space, options)
-        return found.dataset(batch_size=batch_size, max_new_tokens=max_new_tokens).assign_attrs(
+        optima = _climb(target, Space(forward, before, vocabulary, length), ascent)
+        result = optima.dataset(batch_size=ascent.batch_size, max_new_tokens=max_new_tokens)
+        return result.assign_attrs(
             {
                 **describe(model),
-                **options.attrs(),
+                **ascent.attrs(length),
+                "sign": sign,
+                "length": length,
+                "position": "none" if position is None else position,
+                "max_new_tokens": max_new_tokens,
                 "analysis": "maximize",
                 "long_name": f"inputs that drive {place.label} up (sign 1) or down (sign -1)",
                 "data": "none but the prompt",
@@ -164,28 +131,29 @@ def maximize(
         )
 
 
-def _climb(target: AscentTarget, space: Space, options: AscentOptions) -> Found:
-    if options.method == "gradient":
+def _climb(target: AscentTarget, space: Space, ascent: AscentOptions) -> Optima:
+    steps = ascent.max_steps(space.length)
+    if ascent.method == "gradient":
         vectors, trace = ascend(
             target,
             space,
-            space.start_vectors(options.restarts, options.seed),
-            steps=options.max_steps,
-            rate=float(options.rate),
-            near_tokens=float(options.near_tokens),
+            space.start_vectors(ascent.restarts, ascent.seed),
+            steps=steps,
+            rate=float(ascent.rate),
+            near_tokens=float(ascent.near_tokens),
         )
-        return Found(target, space, vectors, None, trace)
-    some = options.candidates is not None and options.candidates < len(space.vocabulary)
+        return Optima(target, space, vectors, None, trace)
+    some = ascent.candidates is not None and ascent.candidates < len(space.vocabulary)
     search = Search(
         target,
         space,
-        steps=options.max_steps,
-        candidates=options.candidates if some else None,
-        batch_size=options.batch_size,
-        seed=options.seed,
+        steps=steps,
+        candidates=ascent.candidates if some else None,
+        batch_size=ascent.batch_size,
+        seed=ascent.seed,
     )
-    tokens, trace = search.climb(space.start_tokens(options.restarts, options.seed))
-    return Found(target, space, space.rows[tokens.to(space.rows.device)], tokens, trace)
+    tokens, trace = search.climb(space.start_tokens(ascent.restarts, ascent.seed))
+    return Optima(target, space, space.rows[tokens.to(space.rows.device)], tokens, trace)
 
 
 def _forward(model: Model, method: str) -> Forward | HookForward:
@@ -212,10 +180,22 @@ def _forward(model: Model, method: str) -> Forward | HookForward:
     return forward
 
 
-def _check_room(model: Model, before: int, options: AscentOptions) -> None:
-    context = int(model.cfg.n_ctx)
-    if before + options.length + options.max_new_tokens > context:
+def _check_reading(sign: Any, length: Any, position: Any, max_new_tokens: Any) -> None:
+    if sign not in (1, -1):
+        raise ValueError(f"sign={sign}; wanted 1 (highest) or -1 (lowest)")
+    check_counts(length=length)
+    check_counts(0, max_new_tokens=max_new_tokens)
+    if position not in (None, -1, length - 1):
         raise ValueError(
-            f"length={options.length} and max_new_tokens={options.max_new_tokens} after {before} "
-            f"tokens exceed the model's context of {context}"
+            f"position={position} of length={length} free positions; wanted -1, the last (those "
+            "after it would be idle: take a smaller length), or None, their mean"
+        )
+
+
+def _check_room(model: Model, before: int, length: int, new: int) -> None:
+    context = int(model.cfg.n_ctx)
+    if before + length + new > context:
+        raise ValueError(
+            f"length={length} and max_new_tokens={new} after {before} tokens exceed the model's "
+            f"context of {context}"
         )

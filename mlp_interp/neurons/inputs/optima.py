@@ -1,4 +1,4 @@
-"""What was found, looked at from all sides."""
+"""Optima of a search, looked at from all sides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from mlp_interp.neurons.inputs.space import Space
 from mlp_interp.neurons.inputs.target import AscentTarget
 from mlp_interp.neurons.inputs.vectors import decoded, nearest, read_aloud
 from mlp_interp.neurons.weights.vocabulary import texts
-from mlp_interp.results import to_numpy
+from mlp_interp.results import strings, to_numpy, variable
 from mlp_interp.runs import Runner
 
-__all__ = ["Found"]
+__all__ = ["Optima"]
 
 _NEAREST = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class Optima:
     """Optima, one for each restart.
 
     Attributes:
@@ -53,8 +53,8 @@ class Found:
 
     def dataset(self, *, batch_size: int, max_new_tokens: int) -> xr.Dataset:
         """Everything about them, the best first."""
-        chosen = self.near[1][..., 0] if self.tokens is None else self.tokens
-        whole = self.space.texts(chosen)
+        indices = self.near[1][..., 0] if self.tokens is None else self.tokens
+        whole = self.space.texts(indices)
         of_tokens = self.target.of_tokens(whole, batch_size=batch_size)
         if self.tokens is None:
             activation, score = self.target(self.space.stream(self.vectors))
@@ -62,81 +62,70 @@ class Found:
             activation, score = of_tokens
         after_tokens = self._after_tokens(whole, max_new_tokens)
         after = after_tokens if self.tokens is not None else self._after_vectors(max_new_tokens)
-        unit = {"unit": f"activation of {self.target.site.label}"}
-        restart, place = ("restart",), ("restart", "pos")
+        unit = f"activation of {self.target.site.label}"
+        restart, place = "restart", ("restart", "pos")
+        joined = decoded(self.model, whole[:, -self.space.length :])
+
+        def text(values: Sequence[str], long_name: str) -> xr.Variable:
+            return variable(restart, strings(values), unit="text", long_name=long_name)
+
         result = xr.Dataset(
             {
-                "activation": (
-                    restart,
-                    to_numpy(activation),
-                    {**unit, "long_name": "of the optimum"},
+                "activation": variable(restart, activation, unit=unit, long_name="of the optimum"),
+                "trace": variable(
+                    (restart, "step"),
+                    self.target.sign * self.trace,
+                    unit=unit,
+                    long_name="what is climbed, at every step",
                 ),
-                "trace": (
-                    ("restart", "step"),
-                    to_numpy(self.target.sign * self.trace),
-                    {**unit, "long_name": "what is climbed, at every step"},
+                "activation_of_tokens": variable(
+                    restart, of_tokens[0], unit=unit, long_name="of the tokens"
                 ),
-                "activation_of_tokens": (
-                    restart,
-                    to_numpy(of_tokens[0]),
-                    {**unit, "long_name": "of the tokens"},
-                ),
-                "text": (
-                    restart,
-                    _strings(decoded(self.model, whole[:, -self.space.length :])),
-                    _about("text", "the tokens, joined"),
-                ),
-                "continuation": (
-                    restart,
-                    _strings(after),
-                    _about("text", "greedy text after the optimum"),
-                ),
-                "continuation_of_tokens": (
-                    restart,
-                    _strings(after_tokens),
-                    _about("text", "greedy text after the tokens"),
-                ),
-                "token_id": (place, self._ids(chosen), _about("token", "found, or nearest")),
-                "token_text": (place, self._named(chosen), _about("text", "found, or nearest")),
+                "text": text(joined, "the tokens, joined"),
+                "continuation": text(after, "greedy text after the optimum"),
+                "continuation_of_tokens": text(after_tokens, "greedy text after the tokens"),
+                **self._named("token", place, indices, "found, or nearest"),
                 **self._geometry(),
             },
             coords={
-                "restart": np.arange(len(chosen)),
-                "pos": np.arange(chosen.shape[1]),
+                "restart": np.arange(len(indices)),
+                "pos": np.arange(indices.shape[1]),
                 "step": np.arange(self.trace.shape[1]),
             },
         )
         order = to_numpy(score.cpu()).argsort(kind="stable")[::-1].copy()
         return result.isel(restart=order).assign_coords(restart=np.arange(len(order)))
 
-    def _geometry(self) -> dict[str, Any]:
+    def _geometry(self) -> dict[str, xr.Variable]:
         cosine, near = self.near
-        ranked = ("restart", "pos", "rank")
-        distance = to_numpy(self.space.distance(self.vectors))
+        place, ranked = ("restart", "pos"), ("restart", "pos", "rank")
         return {
-            "embedding": (
-                ("restart", "pos", "d_model"),
-                to_numpy(self.vectors),
-                _about("embedding", "of the optimum, centred"),
+            "embedding": variable(
+                (*place, "d_model"),
+                self.vectors,
+                unit="embedding",
+                long_name="of the optimum, centred",
             ),
-            "nearest_id": (ranked, self._ids(near), _about("token", "tokens nearest by angle")),
-            "nearest_text": (ranked, self._named(near), _about("text", "tokens nearest by angle")),
-            "cosine": (ranked, to_numpy(cosine), _about("cosine", "with the nearest tokens")),
-            "distance": (
-                ("restart", "pos"),
-                distance,
-                {
-                    "long_name": "squared distance to the nearest token",
-                    "unit": "squared mean norm of the tokens' embeddings",
-                },
+            **self._named("nearest", ranked, near, "tokens nearest by angle"),
+            "cosine": variable(ranked, cosine, unit="cosine", long_name="with the nearest tokens"),
+            "distance": variable(
+                place,
+                self.space.distance(self.vectors),
+                unit="squared mean norm of the tokens' embeddings",
+                long_name="squared distance to the nearest token",
             ),
         }
 
-    def _ids(self, chosen: Tensor) -> np.ndarray:
-        return to_numpy(self.space.vocabulary[chosen.cpu()])
-
-    def _named(self, chosen: Tensor) -> np.ndarray:
-        return texts(self.model, self._ids(chosen)).astype(str)
+    def _named(
+        self, name: str, dims: tuple[str, ...], indices: Tensor, long_name: str
+    ) -> dict[str, xr.Variable]:
+        """Ids of tokens, given as indices of the vocabulary, and their texts."""
+        ids = to_numpy(self.space.vocabulary[indices.cpu()])
+        text = texts(self.model, ids).astype(str)
+        return {
+            f"{name}_id": variable(dims, ids, unit="token", long_name=long_name),
+            f"{name}_text": variable(dims, text, unit="text", long_name=long_name),
+        }
 
     def _after_tokens(self, whole: Int[Tensor, "restart all_pos"], steps: int) -> list[str]:
         if not steps:
@@ -150,12 +139,3 @@ class Found:
         stream = self.space.stream(self.vectors)
         unembed = Runner(forward).unembed
         return decoded(self.model, read_aloud(forward, unembed, stream, steps=steps))
-
-
-def _about(unit: str, long_name: str) -> dict[str, str]:
-    return {"unit": unit, "long_name": long_name}
-
-
-def _strings(values: Sequence[str]) -> np.ndarray:
-    """Strings as netCDF keeps them."""
-    return np.array(values, dtype=object).astype(str)

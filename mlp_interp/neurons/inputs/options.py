@@ -1,55 +1,66 @@
 """How an input is searched for."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+
+from mlp_interp.neurons.checks import check_counts, checked_seed
 
 __all__ = ["AscentOptions"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AscentOptions:
-    """The options of `maximize` that need no model to be checked.
+    """How `maximize` searches: by which method, how long, among which tokens.
+
+    Args:
+        method: ``"gradient"``, which needs a model that the lean forward serves, or
+            ``"coordinate"``.
+        steps: How many; None for 200 (gradient) or 12 for each position (coordinate).
+        restarts: Searches from different random tokens or vectors.
+        near_tokens: Gradient only. What it costs, in units of the activation, if the squared
+            distance to the nearest token's embedding is on average the squared mean norm of the
+            tokens. The cost rises over the first half of the steps. 0 leaves the vectors free.
+        rate: Gradient only. Length of the first steps, over the length of the vectors.
+        candidates: Coordinate only. How many tokens to try at a step: three quarters those whose
+            gain is largest to first order, the others random (all random where there is no
+            gradient, on models that the lean forward does not serve). None tries the whole
+            vocabulary, and ends where no change of a single token could help.
+        vocabulary: Token ids to choose among (or to be near to); None for all that the tokenizer
+            has.
+        batch_size: Texts in a forward pass.
+        seed: Of the random starts and candidates. torch's own random state is neither read nor
+            changed.
 
     Raises:
         ValueError: One is out of range or does not go with another.
+
+    Example:
+        >>> AscentOptions(method="coordinate", near_tokens=1.0)
+        Traceback (most recent call last):
+        ValueError: near_tokens=1.0 with method='coordinate', which finds tokens; wanted 0, or ...
     """
 
-    method: str
-    sign: int
-    length: int
-    position: int | None
-    steps: int | None
-    restarts: int
-    near_tokens: float | int
-    rate: float | int
-    candidates: int | None
-    max_new_tokens: int
-    batch_size: int
-    seed: int
+    method: Any = "gradient"
+    steps: int | None = None
+    restarts: int = 4
+    near_tokens: float | int = 0.0
+    rate: float | int = 0.1
+    candidates: int | None = 64
+    vocabulary: Sequence[int] | Tensor | None = None
+    batch_size: int = 256
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in ("gradient", "coordinate"):
             raise ValueError(f"method={self.method!r}; wanted 'gradient' or 'coordinate'")
-        if self.sign not in (1, -1):
-            raise ValueError(f"sign={self.sign}; wanted 1 (highest) or -1 (lowest)")
-        self._check_counts()
-        self._check_strengths()
-        if self.position not in (None, -1, self.length - 1):
-            raise ValueError(
-                f"position={self.position} of length={self.length} free positions; wanted -1, the "
-                "last (those after it would be idle: take a smaller length), or None, their mean"
-            )
-
-    def _check_counts(self) -> None:
-        least = {"length": 1, "restarts": 1, "batch_size": 1, "candidates": 1}
-        for name, lowest in {**least, "steps": 0, "max_new_tokens": 0, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is None and name in ("steps", "candidates"):
-                continue
-            if type(value) is not int or value < lowest:
-                raise ValueError(f"{name}={value!r}; wanted an integer from {lowest}")
-
-    def _check_strengths(self) -> None:
+        check_counts(restarts=self.restarts, batch_size=self.batch_size)
+        if self.candidates is not None:
+            check_counts(candidates=self.candidates)
+        check_counts(0, steps=self.max_steps(1))
+        checked_seed(self.seed)
         if not 0 <= self.near_tokens < float("inf"):
             raise ValueError(f"near_tokens={self.near_tokens}; wanted a number from 0")
         if not 0 < self.rate < float("inf"):
@@ -60,22 +71,16 @@ class AscentOptions:
                 "wanted 0, or method='gradient'"
             )
 
-    @property
-    def max_steps(self) -> int:
-        """How many steps to take."""
+    def max_steps(self, length: int) -> int:
+        """How many steps to take with so many free positions."""
         if self.steps is not None:
             return self.steps
-        return 200 if self.method == "gradient" else 12 * self.length
+        return 200 if self.method == "gradient" else 12 * length
 
-    def attrs(self) -> dict[str, Any]:
+    def attrs(self, length: int) -> dict[str, Any]:
         """The options that this method heeds, as netCDF can hold them."""
-        unused = {
-            "gradient": ("candidates", "batch_size"),
-            "coordinate": ("near_tokens", "rate", "batch_size"),
-        }
-        given = asdict(self) | {"steps": self.max_steps}
-        return {
-            name: "none" if value is None else value
-            for name, value in given.items()
-            if name not in unused[self.method]
-        }
+        own = ("near_tokens", "rate") if self.method == "gradient" else ("candidates",)
+        given = {name: getattr(self, name) for name in ("method", "restarts", "seed", *own)}
+        if given.get("candidates", 0) is None:
+            given["candidates"] = "none"
+        return {**given, "steps": self.max_steps(length)}

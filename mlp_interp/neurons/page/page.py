@@ -1,6 +1,5 @@
 """All about one neuron, as one result: what it reads, when it fires, what that does."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus import SweepOptions, sweep
+from mlp_interp.corpus import SweepOptions
+from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
     Fraction,
@@ -19,7 +19,7 @@ from mlp_interp.corpus.reducers import (
 )
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_count, checked_seed
+from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import neuron_weights, promoted_tokens
@@ -49,9 +49,7 @@ def neuron_page(
     after: int = 6,
     ablate: int = 32,
     seed: int = 0,
-    batch_size: int = 8,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
+    sweep: SweepOptions = SweepOptions(),
 ) -> xr.Dataset:
     """Everything about one neuron: weights, activity, examples, tokens, effects, neighbours.
 
@@ -72,10 +70,7 @@ def neuron_page(
         after: Tokens of context after it.
         ablate: Sequences, drawn from the corpus, on which the neuron is taken away.
         seed: Of both draws.
-        batch_size: Sequences per forward pass.
-        checkpoint: A directory in which the sweeps keep what is finished: run again with the same
-            one, they go on where they stopped.
-        progress: Show progress bars.
+        sweep: How the corpus is run, both times.
 
     Returns:
         A Dataset; each variable says in its attributes what it is, and in which unit.
@@ -128,7 +123,7 @@ def neuron_page(
     site = checked_request(model, neuron, k)
     layer = site.layer or 0
     tokens, data = tokens_of(corpus)
-    _check(examples=examples, ablate=ablate, batch_size=batch_size)
+    check_counts(examples=examples, ablate=ablate)
     checked_seed(seed)
     # Before the corpus is read: weights that are not finite are found here.
     about = neuron_weights(model, layers=[layer], tokens=False)
@@ -137,7 +132,6 @@ def neuron_page(
     first = _first(model, tokens)
     options: dict[str, Any] = {"layers": (layer,), "units": (site.unit,), "first": first}
     shown: dict[str, Any] = {"before": before, "after": after}
-    run = SweepOptions(batch_size=batch_size, checkpoint=checkpoint, progress=progress)
     reducers = {
         "fraction": Fraction(**options),
         "top": TopExamples(k=k, site="post", **shown, **options),
@@ -146,17 +140,23 @@ def neuron_page(
     }
     found = {
         name: result.isel(layer=0, neuron=0, drop=True)
-        for name, result in sweep(model, corpus, reducers, options=run).items()
+        for name, result in run_sweep(model, corpus, reducers, options=sweep).items()
     }
     edges = _edges(found["bins.post"])
     bands = BandExamples(
         neuron=site.label, edges=edges, k=examples, first=first, seed=seed, **shown
     )
-    drawn = sweep(model, corpus, {"bands": bands}, options=run)["bands"]
-    chosen = _some(tokens, ablate, seed)
+    drawn = run_sweep(model, corpus, {"bands": bands}, options=sweep)["bands"]
+    ablated = _some(tokens, ablate, seed)
     held_at = float(found["moments.post"]["mean"])
     removed = removal(
-        model, site, chosen, words["promoted"].values, held_at=held_at, first=first, size=batch_size
+        model,
+        site,
+        ablated,
+        words["promoted"].values,
+        held_at=held_at,
+        first=first,
+        size=sweep.batch_size,
     )
     page = {
         **about.isel(layer=0, neuron=site.unit, drop=True).data_vars,
@@ -180,7 +180,7 @@ def neuron_page(
             "unit": "see each variable",
             "positions": int(tokens.shape[0] * (tokens.shape[1] - first)),
             "first": first,
-            "ablated_sequences": len(chosen),
+            "ablated_sequences": len(ablated),
             "held_at": held_at,
             "seed": seed,
         },
@@ -217,9 +217,3 @@ def _edges(histogram: xr.Dataset) -> tuple[float, ...]:
     inner = quantiles(firing, SHARES).values
     inner = np.unique(inner[inner > LEAST]) if int(firing["count"].sum()) else []
     return (-np.inf, LEAST, *map(float, inner), np.inf)
-
-
-def _check(**counts: Any) -> None:
-    for name, count in counts.items():
-        if type(count) is not int or count < 1:
-            raise ValueError(f"{name}={count!r}; wanted an integer of at least 1")

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_count
+from mlp_interp.neurons.checks import check_counts, checked_count
 from mlp_interp.neurons.weights.vectors import Vectors, single, unit
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site, SiteLike, component_coords
@@ -142,8 +142,7 @@ def antipodal_pairs(
     _check_by(by)
     if not -1 < below <= 1:
         raise ValueError(f"below={below!r}; wanted a cosine above -1, up to 1")
-    if type(k) is not int or k < 1:
-        raise ValueError(f"k={k!r}; wanted an integer of at least 1")
+    check_counts(k=k)
     found, scores, pairs = _lowest(weights, listed, by, below, k)
     both = pairs.view(-1, 2, 2).permute(1, 2, 0)  # first or second, layer and neuron, pair
     sides = [_side(weights, *which) for which in both]
