@@ -28,7 +28,7 @@ _built: dict[tuple[Any, ...], Any] = {}
 _states: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
-@pytest.fixture(params=KINDS, ids="-".join)
+@pytest.fixture(params=[pytest.param(k.values, id=k.id, marks=k.marks) for k in KINDS])
 def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
     """Every kind of model in turn."""
     return kind(*request.param)

@@ -1,19 +1,12 @@
 """Contrasts of random tokens, for the small random models."""
 
 import torch
-from random_models import VOCABULARY
+from random_models import ARCHITECTURES, BACKENDS, PROCESSINGS, VOCABULARY, pairwise
 
 from mlp_interp import Contrast
 
-# Every architecture with folded and raw weights, in one direction each.
-CASES = [
-    ("parallel", "folded", "denoising"),
-    ("parallel", "raw", "noising"),
-    ("sequential", "folded", "noising"),
-    ("sequential", "raw", "denoising"),
-    ("gpt2", "folded", "denoising"),
-    ("gpt2", "raw", "noising"),
-]
+CASES = pairwise(ARCHITECTURES, BACKENDS, PROCESSINGS, ("denoising", "noising"))
+"""Every kind of model, in both directions."""
 
 RAN = {"auto": "lean", "hooks": "hooks"}
 """What runs for each value of the option `engine` on models that the lean forward reads."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from contrasts import CASES, RAN, contrast_of
-from random_models import assert_same_state, state_of, unchecked
+from random_models import KINDS, assert_same_state, state_of, unchecked
 from reference_gradients import circuit_metric, difference, edge_scores
 
 from mlp_interp import Contrast
@@ -18,7 +18,7 @@ def metric_of(contrast):
     return lambda x: difference(x, contrast.answers, contrast.foils)
 
 
-@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
+@pytest.mark.parametrize(("architecture", "backend", "processing", "direction"), CASES)
 def test_each_edge_is_change_times_gradient(
     kind, architecture, processing, backend, direction, engine
 ):
@@ -111,7 +111,7 @@ def test_the_graph_knows_who_comes_first(parallel):
     assert len(graph.receivers) == 2 * 7 + 1
 
 
-@pytest.mark.parametrize(("architecture", "processing"), [case[:2] for case in CASES])
+@pytest.mark.parametrize(("architecture", "backend", "processing"), KINDS)
 def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, processing, backend):
     model, contrast = kind(architecture, backend, processing, torch.float64), contrast_of(3, 9)
     edges = edge_attribution(model, contrast)

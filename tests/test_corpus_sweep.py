@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from random_models import KINDS, VOCABULARY, unchecked
+from random_models import BACKENDS, VOCABULARY, unchecked
 from reference import full_cache
 
 from mlp_interp.corpus import Corpus, SweepOptions, open_corpus, sweep
@@ -26,6 +26,9 @@ from mlp_interp.corpus.reducers import (
     quantiles,
 )
 from mlp_interp.sites import Site
+
+APART = [("parallel", BACKENDS[0], "folded"), ("gpt2", BACKENDS[-1], "raw")]
+"""Two kinds of model that differ in everything."""
 
 EVERY = [
     Fraction(),
@@ -75,7 +78,7 @@ def test_fraction_is_the_share_above_zero(model, many):
 
 
 @pytest.mark.parametrize("site", ["pre", "post", "mlp_out", "attn_out", "z", "q", "k", "v"])
-@pytest.mark.parametrize("kinds", [KINDS[0], KINDS[-1]], ids="-".join)
+@pytest.mark.parametrize("kinds", APART, ids="-".join)
 def test_moments_are_those_of_everything_at_once(kind, kinds, many, site):
     model = kind(*kinds)
     reducer = Moments(site=site, order=4)
@@ -93,7 +96,7 @@ def test_moments_are_those_of_everything_at_once(kind, kinds, many, site):
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_moments_of_the_stream(kind, many, site):
-    model = kind("parallel", KINDS[0][1], "folded", torch.float64)
+    model = kind("parallel", BACKENDS[0], "folded", torch.float64)
     found = sweep(
         model,
         many,
@@ -299,7 +302,7 @@ def test_means_norms_and_loss(model, many):
     np.testing.assert_allclose(found["loss"]["by_position"], loss.mean(0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kinds", [KINDS[0], KINDS[-1]], ids="-".join)
+@pytest.mark.parametrize("kinds", APART, ids="-".join)
 def test_an_interrupted_sweep_goes_on_and_gives_the_same_bits(kind, kinds, many, tmp_path):
     model = kind(*kinds)
     wanted = sweep(model, many, EVERY, options=SweepOptions(batch_size=2, shard=3))
@@ -481,7 +484,7 @@ def test_reducers_check_their_options(make, text):
 def test_activations_that_are_not_finite_are_refused(many, reducer):
     from random_models import build
 
-    model = build("parallel", KINDS[0][1], "folded", torch.float32)
+    model = build("parallel", BACKENDS[0], "folded", torch.float32)
     with torch.no_grad():
         model.W_E[int(many[4, 3])] = torch.nan
     first = int((many == many[4, 3]).any(1).nonzero()[0])
@@ -569,7 +572,7 @@ def test_a_million_tokens_in_flat_memory(kind, tmp_path):
     assert max(settled) - settled[0] < 16
 
 
-@pytest.mark.parametrize("kinds", [KINDS[0], KINDS[-1]], ids="-".join)
+@pytest.mark.parametrize("kinds", APART, ids="-".join)
 def test_hooks_on_the_model_are_in_force(kind, kinds, many):
     """A model that somebody holds edits on is swept as it is then, and left alone."""
     model = kind(*kinds)

@@ -51,7 +51,7 @@ def assert_estimates(found, reference, tolerance=1e-10):
         )
 
 
-@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
+@pytest.mark.parametrize(("architecture", "backend", "processing", "direction"), CASES)
 def test_estimates_are_changes_times_gradients(
     kind, architecture, processing, backend, direction, engine
 ):

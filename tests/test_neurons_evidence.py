@@ -47,10 +47,10 @@ def mean_and_error(values):
     return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
 
 
-@pytest.mark.parametrize("given", KINDS, ids="-".join)
+@pytest.mark.parametrize(("architecture", "backend", "processing"), KINDS)
 @pytest.mark.parametrize("baseline", ["mean", 0.75])
-def test_all_of_it_is_what_plain_hooks_say(kind, given, baseline):
-    model = kind(*given, torch.float64)
+def test_all_of_it_is_what_plain_hooks_say(kind, architecture, backend, processing, baseline):
+    model = kind(architecture, backend, processing, torch.float64)
     generator = torch.Generator().manual_seed(3)
     positive = torch.randint(1, VOCABULARY, (3, 6), generator=generator)
     positive[:, 0] = 0

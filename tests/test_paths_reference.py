@@ -9,7 +9,7 @@ from reference_paths import EARLY, SETS, Slow, close
 from mlp_interp import paths
 
 
-@pytest.mark.parametrize(("architecture", "processing", "direction"), CASES)
+@pytest.mark.parametrize(("architecture", "backend", "processing", "direction"), CASES)
 def test_every_value_is_that_of_three_hooked_passes(
     kind, architecture, processing, backend, direction
 ):
