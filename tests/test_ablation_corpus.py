@@ -12,7 +12,8 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
-from mlp_interp.ablation import importance, sweep
+from mlp_interp.ablation import corpus, importance
+from mlp_interp.corpus import SweepOptions
 from mlp_interp.residual import cache_for
 
 LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
@@ -21,6 +22,10 @@ LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
 @pytest.fixture
 def rows():
     return torch.randint(300, (7, 6), generator=torch.Generator().manual_seed(11))
+
+
+def batches(size, **options):
+    return SweepOptions(batch_size=size, shard=size, **options)
 
 
 def per_sequence(values):
@@ -33,7 +38,7 @@ def test_importance_is_the_two_ablations_over_all_sequences_at_once(
     kind, backend, rows, level, baseline
 ):
     model = kind("parallel", backend, "raw")
-    found = subupdate_importance(model, rows, level=level, baseline=baseline, batch_size=3)
+    found = subupdate_importance(model, rows, level=level, baseline=baseline, sweep=batches(3))
     cache = cache_for(model, rows, level=level)
     ways = {
         "direct": ablate_direct(model, cache, level, baseline=baseline),
@@ -71,7 +76,7 @@ def test_importance_is_the_two_ablations_over_all_sequences_at_once(
 
 
 def test_identities_of_the_summary(model, rows):
-    found = subupdate_importance(model, rows, batch_size=4)
+    found = subupdate_importance(model, rows, sweep=batches(4))
     for q in ("kl", "delta_loss"):
         total = found[f"{q}_direct"] + found[f"{q}_later"]
         np.testing.assert_allclose(total, found[f"{q}_total"], rtol=1e-5, atol=1e-6)
@@ -87,7 +92,7 @@ def test_identities_of_the_summary(model, rows):
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
 def test_the_batch_size_makes_no_difference(kind, rows, baseline):
     found = [
-        subupdate_importance(kind(), rows, baseline=baseline, batch_size=size)
+        subupdate_importance(kind(), rows, baseline=baseline, sweep=batches(size))
         for size in (1, 4, 99)
     ]
     for one in found[1:]:
@@ -99,30 +104,30 @@ def test_the_batch_size_makes_no_difference(kind, rows, baseline):
 def test_resampling_takes_every_sequence_from_its_batch(kind, rows):
     """Seven sequences in batches of three: no sequence is left alone with itself."""
     model = kind()
-    found = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=1)
+    found = subupdate_importance(model, rows, baseline="resample", sweep=batches(3), seed=1)
     assert (found.kl_total > 1e-4).all()
-    other = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=2)
+    other = subupdate_importance(model, rows, baseline="resample", sweep=batches(3), seed=2)
     assert not np.allclose(found.kl_total, other.kl_total)
-    again = subupdate_importance(model, rows, baseline="resample", batch_size=3, seed=1)
+    again = subupdate_importance(model, rows, baseline="resample", sweep=batches(3), seed=1)
     xr.testing.assert_identical(found, again)
 
 
 def test_every_batch_is_resampled_in_its_own_way(kind, rows, monkeypatch):
-    real, seeds = sweep.stand_in, []
+    real, seeds = corpus.stand_in, []
 
     def noted(baseline, batch, *, seed=None, means=None):
         if seed is not None:
             seeds.append(seed)
         return real(baseline, batch, seed=seed or 0, means=means)
 
-    monkeypatch.setattr(sweep, "stand_in", noted)
-    ablate_ranges(kind(), rows, baseline="resample", batch_size=2, seed=5)
+    monkeypatch.setattr(corpus, "stand_in", noted)
+    ablate_ranges(kind(), rows[:6], baseline="resample", sweep=batches(2), seed=5)
     assert len(seeds) == len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("which", ["mlp", "attn", "both"])
 def test_ranges_are_what_plain_hooks_give(model, rows, which):
-    found = ablate_ranges(model, rows, kind=which, batch_size=4)
+    found = ablate_ranges(model, rows, kind=which, sweep=batches(4))
     names = ["attn", "mlp"] if which == "both" else [which]
     cache = reference.full_cache(model, rows)
     clean = reference.loss(reference.hooked_logits(model, rows, {}), rows)
@@ -169,20 +174,20 @@ ANALYSES = {
 def test_an_interrupted_run_goes_on_where_it_was(
     kind, rows, analysis, baseline, tmp_path, monkeypatch
 ):
-    model, run = kind(), ANALYSES[analysis]
-    options = {"baseline": baseline, "batch_size": 2}
-    whole = run(model, rows, **options)
+    model, run, rows = kind(), ANALYSES[analysis], rows[:6]
+    options = {"baseline": baseline}
+    kept = batches(2, checkpoint=tmp_path)
+    whole = run(model, rows, sweep=batches(2), **options)
     with monkeypatch.context() as patch:
         counting(patch, fail_at=2)
         with pytest.raises(KeyboardInterrupt):
-            run(model, rows, checkpoint=tmp_path, **options)
+            run(model, rows, sweep=kept, **options)
     with monkeypatch.context() as patch:
         calls = counting(patch)
-        resumed = run(model, rows, checkpoint=tmp_path, **options)
-        batches = 3 if baseline == "resample" else 4
-        assert len(calls) == batches - 2
-        again = run(model, rows, checkpoint=tmp_path, **options)
-        assert len(calls) == batches - 2
+        resumed = run(model, rows, sweep=kept, **options)
+        assert len(calls) == 1
+        again = run(model, rows, sweep=kept, **options)
+        assert len(calls) == 1
     xr.testing.assert_identical(resumed, whole)
     xr.testing.assert_identical(again, whole)
 
@@ -192,15 +197,15 @@ def test_other_options_models_and_tokens_do_not_reuse_batches(
 ):
     model = kind("parallel", backend)
     calls = counting(monkeypatch)
-    run = lambda m=model, r=rows, f=subupdate_importance, **options: f(
-        m, r, checkpoint=tmp_path, **{"batch_size": 7, **options}
+    run = lambda m=model, r=rows, f=subupdate_importance, size=7, **options: f(
+        m, r, sweep=batches(size, checkpoint=tmp_path), **options
     )
     others = [
         run,
         lambda: run(baseline="mean"),
         lambda: run(baseline="resample"),
         lambda: run(baseline="resample", seed=1),
-        lambda: run(batch_size=6),
+        lambda: run(size=6),
         lambda: run(level="head"),
         lambda: run(r=rows.flip(0)),
         lambda: run(r=rows[:, :5]),
@@ -222,27 +227,15 @@ def test_other_options_models_and_tokens_do_not_reuse_batches(
 def test_edited_weights_do_not_reuse_batches(kind, rows, tmp_path, monkeypatch, backend):
     model = kind("parallel", backend)
     calls = counting(monkeypatch)
-    subupdate_importance(model, rows, checkpoint=tmp_path)
+    subupdate_importance(model, rows, sweep=batches(8, checkpoint=tmp_path))
     weight = model.blocks[1].mlp.W_out.data
     kept = weight.clone()
     try:
         weight.mul_(1.001)
-        subupdate_importance(model, rows, checkpoint=tmp_path)
+        subupdate_importance(model, rows, sweep=batches(8, checkpoint=tmp_path))
         assert len(calls) == 2
     finally:
         weight.copy_(kept)
-
-
-def test_a_half_written_batch_is_not_read(kind, rows, tmp_path):
-    model = kind()
-    whole = subupdate_importance(model, rows, checkpoint=tmp_path, batch_size=4)
-    files = sorted(tmp_path.rglob("*.safetensors"))
-    assert len(files) == 2
-    files[1].rename(files[1].with_suffix(".unfinished"))
-    files[1].with_suffix(".unfinished").write_bytes(b"half")
-    again = subupdate_importance(model, rows, checkpoint=tmp_path, batch_size=4)
-    xr.testing.assert_identical(whole, again)
-    assert sorted(tmp_path.rglob("*.safetensors")) == files
 
 
 def test_where_numbers_come_from_is_kept(kind, rows):
@@ -267,8 +260,6 @@ def test_bad_arguments(kind, rows):
             run(model, "nano")
         with pytest.raises(ValueError, match="sequences of 1 token have no next token"):
             run(model, rows[:, :1])
-        with pytest.raises(ValueError, match="batch_size=0; wanted at least 1"):
-            run(model, rows, batch_size=0)
         with pytest.raises(ValueError, match="baseline='resample' with 1 sequence"):
             run(model, rows[:1], baseline="resample")
         with pytest.raises(ValueError, match="tokens hold 300"):

@@ -535,9 +535,9 @@ def _shape(d_model, length):
 
 def _batch(x):
     from mlp_interp.corpus.reducers import Batch
-    from mlp_interp.models import Weights
+    from mlp_interp.models import HookForward, Weights
 
-    return Batch(torch.zeros(x.shape[:2], dtype=torch.long), 0, Weights(None), None)
+    return Batch(torch.zeros(x.shape[:2], dtype=torch.long), 0, HookForward(Weights(None)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,16 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import BACKENDS, VOCABULARY
 
+import mlp_interp as mi
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Loss, Moments, TopExamples
 
@@ -113,6 +116,22 @@ class TestRay:
             model, many, REDUCERS, options=SweepOptions(backend="ray", workers=2, **options)
         )
         same(found, wanted)
+
+    @pytest.mark.parametrize("baseline", ["mean", "resample"])
+    def test_analyses_that_run_the_model_themselves_may_be_sent(
+        self, cluster, kind, many, baseline
+    ):
+        model, options = kind(), {"batch_size": 4, "shard": 4}
+        for analysis in (
+            partial(mi.subupdate_importance, level="head", baseline=baseline),
+            partial(mi.ablate_ranges, baseline=baseline),
+            mi.neurons.update_shares,
+        ):
+            found, wanted = (
+                analysis(model, many[:12], sweep=SweepOptions(backend=backend, **options))
+                for backend in ("ray", "local")
+            )
+            xr.testing.assert_equal(found, wanted)
 
     def test_a_killed_worker_is_survived(self, cluster, kind, many, tmp_path):
         model, options = kind(), {"batch_size": 4, "shard": 10}

@@ -323,6 +323,8 @@ def test_a_portable_forward_pass_gives_the_same_bits(model, tokens):
     assert mine.keys() == theirs.keys()
     for place, value in mine.items():
         assert torch.equal(value, theirs[place]), place
+    for name in ("W_O", "b_O", "W_out", "b_out"):
+        assert torch.equal(sent.weights.parameter(1, name), forward.weights.parameter(1, name))
     checked = sent.weights.checked(tokens)
     assert torch.equal(checked, tokens)
     with pytest.raises(ValueError, match="wanted ids from 0"):

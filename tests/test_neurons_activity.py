@@ -345,7 +345,7 @@ def test_tokens_without_an_update_are_left_out(kind, many):
     state = reducer.empty(shape)
     post = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
     post[1, :2], post[2] = 0, 0
-    batch = mi.corpus.reducers.Batch(many[:3, :5], 0, mi.models.Weights.of(model), None)
+    batch = mi.corpus.reducers.Batch(many[:3, :5], 0, mi.models.forward_of(model), None)
     full = torch.cat((torch.zeros(3, 1, 64), post), dim=1)
     UpdateShares(points=(1, 64), first=1).see(state, mi.Site("post", 0), full, batch)
     reducer.see(state, mi.Site("post", 1), full[:, 1:], batch)

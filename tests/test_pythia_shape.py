@@ -55,7 +55,7 @@ def test_sources_add_up_to_heads(pythia, corpus):
 
 
 def test_importance_splits_and_the_last_layer_is_direct(pythia, corpus):
-    result = mi.subupdate_importance(pythia, corpus, batch_size=2)
+    result = mi.subupdate_importance(pythia, corpus, sweep=mi.SweepOptions(batch_size=2))
     np.testing.assert_allclose(result.kl_direct + result.kl_later, result.kl_total, rtol=1e-5)
     last = result.sel(component="5.mlp")
     np.testing.assert_allclose(last.kl_total, last.kl_direct, rtol=1e-3)

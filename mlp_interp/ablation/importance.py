@@ -1,27 +1,26 @@
 """The question the package was made for: how much does each sub-update matter, and by what way?"""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline
+from mlp_interp.ablation.corpus import Ablated, Members
 from mlp_interp.ablation.direct import direct_effects
-from mlp_interp.ablation.effects import MEASURES, group_coords
+from mlp_interp.ablation.effects import MEASURES
 from mlp_interp.ablation.groups import resolve
-from mlp_interp.ablation.sweep import CleanBatch, Sweep
 from mlp_interp.ablation.total import total_effects
-from mlp_interp.models import describe
+from mlp_interp.corpus import SweepOptions
+from mlp_interp.metrics.rows import next_tokens
+from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.residual import components
-from mlp_interp.results import mean_and_error, to_numpy, tokens_of, variable
-from mlp_interp.runs import Runner
+from mlp_interp.residual import Stand, components
+from mlp_interp.results import mean_and_error_over
+from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["ablate_ranges", "subupdate_importance"]
 
@@ -35,17 +34,14 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 _NAMES = {"mlp": "MLP", "attn": "attention", "both": "attention and MLP"}
 
 
-@torch.no_grad()
 def subupdate_importance(
     model: Model,
     corpus: Any,
     *,
     level: Literal["component", "head"] = "component",
     baseline: Baseline = "zero",
-    batch_size: int = 8,
     seed: int = 0,
-    progress: bool = False,
-    checkpoint: str | Path | None = None,
+    sweep: SweepOptions = SweepOptions(shard=8),
 ) -> xr.Dataset:
     """How important is each sub-update: directly for the logits, and through later layers?
 
@@ -61,11 +57,10 @@ def subupdate_importance(
         level: ``"component"`` (each attention and MLP output) or ``"head"`` (each head).
         baseline: ``"zero"``; ``"mean"`` over the whole corpus; ``"resample"``: the same position of
             another sequence of the same batch.
-        batch_size: Sequences at a time. Results depend on it with ``"resample"`` only.
         seed: Which sequences are resampled.
-        progress: Show a progress bar.
-        checkpoint: A directory in which finished batches are kept. Run again with the same one and
-            nothing that was computed before an interruption is computed again.
+        sweep: Batches, where finished shards are kept, on what machines; by default every batch is
+            a shard, because it takes long. With ``"resample"`` it always is, results depend on its
+            size, and that is chosen such that no sequence is alone.
 
     Returns:
         A Dataset along ``component``. For the quantities ``kl`` (KL(clean‖ablated), nats) and
@@ -79,6 +74,7 @@ def subupdate_importance(
         ValueError: An empty corpus, unknown options, or resampling a single sequence.
 
     Example:
+        >>> import torch
         >>> from mlp_interp import load_model
         >>> result = subupdate_importance(load_model("nano"), torch.arange(40).reshape(4, 10))
         >>> split = result.kl_direct + result.kl_later
@@ -87,64 +83,30 @@ def subupdate_importance(
     """
     if level not in ("component", "head"):
         raise ValueError(f"level={level!r}; wanted 'component' or 'head'")
-    tokens, data = tokens_of(corpus)
-    runner, unembed = Runner.of(model), Unembed.of(model)
-    groups = resolve(runner.weights, level)
-    members = [site for sites in groups.values() for site in sites]
-
-    def measure(batch: CleanBatch) -> dict[str, Tensor]:
-        removed = components(model, batch.clean, members).less(batch.stand).centred()
-        ways = {
-            "direct": direct_effects(unembed, removed, groups, batch.targets, norm="recompute"),
-            "direct_frozen": direct_effects(unembed, removed, groups, batch.targets, norm="freeze"),
-            "total": total_effects(runner, batch.clean, groups, batch.stand),
-        }
-        found = {
-            f"{way}.{measure}": values.nanmean(-1)
-            for way, effects in ways.items()
-            for measure, values in effects._asdict().items()
-        }
-        return {**found, "loss": batch.loss(unembed)}
-
-    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, model)
-    sums = sweep.run(measure, f"importance-{level}", progress=progress, checkpoint=checkpoint)
-    ways = {
-        way: {measure: sums[f"{way}.{measure}"] for measure in MEASURES}
-        for way in ("direct", "direct_frozen", "total")
-    }
-    loss, loss_error = mean_and_error(sums["loss"])
-    return xr.Dataset(
-        _variables(ways),
-        coords=group_coords(groups),
-        attrs={
-            **data,
-            **describe(model),
+    groups = resolve(Weights.of(model), level)
+    measured = Ablated(
+        measure=_importance, choice=level, groups=groups, baseline=baseline, seed=seed
+    )
+    found = measured.over(model, corpus, sweep)
+    return _summary(found.drop_vars("loss")).assign_attrs(
+        {
+            **found.attrs,
             "analysis": "sub-update importance",
             "long_name": "effect of ablating each sub-update, directly and in total",
             "unit": "nats",
-            "engine": runner.forward.engine,
             "level": level,
-            "baseline": baseline,
-            "seed": seed,
-            "sequences": len(tokens),
-            "clean_loss": float(loss),
-            "clean_loss_se": float(loss_error),
-            "errors": "standard error over sequences",
-        },
+        }
     )
 
 
-@torch.no_grad()
 def ablate_ranges(
     model: Model,
     corpus: Any,
     *,
     kind: Kind = "mlp",
     baseline: Baseline = "zero",
-    batch_size: int = 8,
     seed: int = 0,
-    progress: bool = False,
-    checkpoint: str | Path | None = None,
+    sweep: SweepOptions = SweepOptions(shard=8),
 ) -> xr.Dataset:
     """Perplexity with a range of layers ablated together, for every range.
 
@@ -153,10 +115,8 @@ def ablate_ranges(
         corpus: A `Corpus` or integer tensor ``[sequence, pos]``.
         kind: ``"mlp"``, ``"attn"`` or ``"both"``: which sub-updates of each layer in the range.
         baseline: As in `subupdate_importance`.
-        batch_size: Sequences at a time.
         seed: Which sequences are resampled.
-        progress: Show a progress bar.
-        checkpoint: As in `subupdate_importance`.
+        sweep: As in `subupdate_importance`.
 
     Returns:
         A Dataset with ``perplexity`` and ``delta_loss`` (nats per token), with standard errors over
@@ -167,6 +127,7 @@ def ablate_ranges(
         ValueError: As `subupdate_importance`; unknown kind.
 
     Example:
+        >>> import torch
         >>> from mlp_interp import load_model
         >>> result = ablate_ranges(load_model("nano"), torch.arange(40).reshape(4, 10))
         >>> result.perplexity.dims, bool(result.perplexity.sel(start=3, end=0).isnull())
@@ -174,9 +135,7 @@ def ablate_ranges(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}; wanted 'mlp', 'attn' or 'both'")
-    tokens, data = tokens_of(corpus)
-    runner, unembed = Runner.of(model), Unembed.of(model)
-    n_layers = runner.weights.n_layers
+    n_layers = Weights.of(model).n_layers
     groups = {
         f"{start}-{end}": tuple(
             Site(name, layer) for layer in range(start, end + 1) for name in _KINDS[kind]
@@ -184,68 +143,76 @@ def ablate_ranges(
         for start in range(n_layers)
         for end in range(start, n_layers)
     }
+    measured = Ablated(measure=_ranges, choice=kind, groups=groups, baseline=baseline, seed=seed)
+    found = measured.over(model, corpus, sweep)
+    delta, delta_error = mean_and_error_over(found["delta_loss"], "sequence")
+    loss, loss_error = mean_and_error_over(found["delta_loss"] + found["loss"], "sequence")
 
-    def measure(batch: CleanBatch) -> dict[str, Tensor]:
-        found = total_effects(runner, batch.clean, groups, batch.stand)
-        return {"delta_loss": found.delta_loss.nanmean(-1), "loss": batch.loss(unembed)}
-
-    sweep = Sweep(runner, tokens, groups, baseline, batch_size, seed, model)
-    sums = sweep.run(measure, f"ranges-{kind}", progress=progress, checkpoint=checkpoint)
-    clean_loss, clean_error = mean_and_error(sums["loss"])
-    delta, delta_error = mean_and_error(sums["delta_loss"])
-    loss, loss_error = mean_and_error(sums["delta_loss"] + sums["loss"])
-
-    def grid(values: Tensor) -> np.ndarray:
+    def grid(values: Any) -> np.ndarray:
         filled = np.full((n_layers, n_layers), np.nan)
-        filled[np.triu_indices(n_layers)] = to_numpy(values)
+        filled[np.triu_indices(n_layers)] = values
         return filled
 
     dims = ("start", "end")
     nats = {"unit": "nats per token"}
     return xr.Dataset(
         {
-            "perplexity": (dims, grid(loss.exp()), {"unit": "perplexity"}),
-            "perplexity_se": (dims, grid(loss.exp() * loss_error), {"unit": "perplexity"}),
+            "perplexity": (dims, grid(np.exp(loss)), {"unit": "perplexity"}),
+            "perplexity_se": (dims, grid(np.exp(loss) * loss_error), {"unit": "perplexity"}),
             "delta_loss": (dims, grid(delta), nats),
             "delta_loss_se": (dims, grid(delta_error), nats),
         },
         coords={"start": np.arange(n_layers), "end": np.arange(n_layers)},
         attrs={
-            **data,
-            **describe(model),
+            **found.attrs,
             "analysis": "layer ranges",
             "long_name": f"perplexity with all {_NAMES[kind]} outputs of a range of layers ablated",
             "unit": "perplexity",
-            "engine": runner.forward.engine,
             "kind": kind,
-            "baseline": baseline,
-            "seed": seed,
-            "sequences": len(tokens),
-            "clean_loss": float(clean_loss),
-            "clean_loss_se": float(clean_error),
-            "clean_perplexity": float(clean_loss.exp()),
-            "errors": "standard error over sequences",
+            "clean_perplexity": float(np.exp(found.attrs["clean_loss"])),
         },
     )
 
 
-def _variables(ways: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-    """Means and errors of every way and difference, from numbers ``[component, sequence]``."""
-    variables: dict[str, Any] = {}
+def _importance(runner: Runner, clean: Run, groups: Members, stand: Stand) -> dict[str, Tensor]:
+    members = [site for sites in groups.values() for site in sites]
+    removed = components(runner.weights.model, clean, members).less(stand).centred()
+    direct = (runner.unembed, removed, groups, next_tokens(clean.tokens))
+    ways = {
+        "direct": direct_effects(*direct, norm="recompute"),
+        "direct_frozen": direct_effects(*direct, norm="freeze"),
+        "total": total_effects(runner, clean, groups, stand),
+    }
+    return {
+        f"{measure}_{way}": values.nanmean(-1)
+        for way, effects in ways.items()
+        for measure, values in effects._asdict().items()
+    }
 
-    def add(name: str, mean: Tensor, error: Tensor, unit: str) -> None:
-        variables[name] = variable("component", mean, unit=unit)
-        variables[f"{name}_se"] = variable("component", error, unit=unit)
+
+def _ranges(runner: Runner, clean: Run, groups: Members, stand: Stand) -> dict[str, Tensor]:
+    return {"delta_loss": total_effects(runner, clean, groups, stand).delta_loss.nanmean(-1)}
+
+
+def _summary(found: xr.Dataset) -> xr.Dataset:
+    """Means and errors of every way and difference over the sequences."""
+    summary = xr.Dataset(coords=found.coords)
+
+    def add(name: str, mean: xr.DataArray, error: xr.DataArray, unit: str) -> None:
+        summary[name] = mean.assign_attrs(unit=unit)
+        summary[f"{name}_se"] = error.assign_attrs(unit=unit)
 
     for quantity in ("kl", "delta_loss"):
-        by_way = {way: ways[way][quantity] for way in ways}
+        by_way = {way: found[f"{quantity}_{way}"] for way in ("direct", "direct_frozen", "total")}
         by_way["later"] = by_way["total"] - by_way["direct"]
         by_way["layernorm"] = by_way["direct"] - by_way["direct_frozen"]
         for way, values in by_way.items():
             # Differences are taken within each sequence, so their errors are paired.
-            add(f"{quantity}_{way}", *mean_and_error(values), unit=MEASURES[quantity])
+            mean, error = mean_and_error_over(values, "sequence")
+            add(f"{quantity}_{way}", mean, error, MEASURES[quantity])
     for way in ("direct", "total"):
-        add(f"top1_{way}", *mean_and_error(ways[way]["top1_changed"]), unit="fraction")
-        loss, error = mean_and_error(ways[way]["delta_loss"])
-        add(f"perplexity_ratio_{way}", loss.exp(), loss.exp() * error, unit="ratio")
-    return variables
+        changed = mean_and_error_over(found[f"top1_changed_{way}"], "sequence")
+        add(f"top1_{way}", *changed, "fraction")
+        ratio: Any = np.exp(summary[f"delta_loss_{way}"])
+        add(f"perplexity_ratio_{way}", ratio, ratio * summary[f"delta_loss_{way}_se"], "ratio")
+    return summary

@@ -106,7 +106,7 @@ def reduce_shard(
 
     first = plan.rows(index).start
     for rows in tokens.split(plan.batch_size):
-        batch = Batch(weights.checked(rows.long()), first, weights, unembed, buffers=buffers)
+        batch = Batch(weights.checked(rows.long()), first, forward, unembed, buffers=buffers)
         _run(forward, plan, states, batch)
         first += len(rows)
     return states

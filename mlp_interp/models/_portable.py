@@ -1,9 +1,11 @@
 """A forward pass that can be sent to another process: numbers only, no hooks."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlp_interp.models.forward import Forward, Projections
 
@@ -16,13 +18,45 @@ _CONFIG = (
 )
 
 
+@dataclass(frozen=True)
+class _Attention:
+    """What analyses read of a block's heads, out of the matrices that the pass has already.
+
+    In the model's own layout, lest products round differently.
+    """
+
+    block: Projections
+    n_heads: int
+    rotary_cos: Tensor | None = None
+    rotary_sin: Tensor | None = None
+    W_O = property(lambda self: self.block.out.T.contiguous().unflatten(0, (self.n_heads, -1)))
+    b_O = property(lambda self: self.block.out_bias)
+
+
+@dataclass(frozen=True)
+class _MLP:
+    """The same of its neurons."""
+
+    block: Projections
+    W_out = property(lambda self: self.block.mlp_out.T.contiguous())
+    b_out = property(lambda self: self.block.mlp_out_bias)
+
+
+class _Model:
+    """Looks like a model as far as `Weights` reads one."""
+
+    def __init__(self, **numbers: Any) -> None:
+        vars(self).update(numbers)
+
+
 @torch.no_grad()
 def portable(forward: Forward, device: str | torch.device | None = None) -> Forward:
     """The same forward pass on weights of its own, which pickle can take.
 
     Models of TransformerLens hold closures (`TransformerBridge`) and much that a forward pass does
-    not need. What comes back has embeddings, folded blocks, rotary tables and the readout; it gives
-    the same numbers to the last bit on the same kind of processor.
+    not need. What comes back has embeddings, folded blocks with the matrices that write to the
+    stream, rotary tables and the readout; it gives the same numbers to the last bit on the same
+    kind of processor.
 
     Args:
         forward: A lean forward pass.
@@ -42,12 +76,16 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
         numbers["pos_embed"] = SimpleNamespace(W_pos=weights.W_pos.to(target))
     cfg = weights.model.cfg
     config = SimpleNamespace(**{name: getattr(cfg, name) for name in _CONFIG})
-    attention = SimpleNamespace(**_rotary_tables(forward, target))
-    model: Any = SimpleNamespace(cfg=config, blocks=[SimpleNamespace(attn=attention)], **numbers)
     blocks = [
         Projections(**{name: value.to(target) for name, value in vars(block).items()})
         for block in forward.blocks
     ]
+    tables = _rotary_tables(forward, target)
+    parts = [
+        SimpleNamespace(attn=_Attention(block, weights.n_heads, **tables), mlp=_MLP(block))
+        for block in blocks
+    ]
+    model: Any = _Model(cfg=config, blocks=parts, **numbers)
     return Forward(type(weights)(model), blocks)
 
 

@@ -8,6 +8,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from mlp_interp.ablation import ablate_ranges, subupdate_importance
+from mlp_interp.corpus import SweepOptions
 from mlp_interp.models import check_model
 from mlp_interp.models.protocol import Model
 from mlp_interp.report.examples import Excerpt, ShownExample, excerpt, from_corpus, from_tasks
@@ -89,12 +90,14 @@ def compute(
         ValueError: What the analyses raise for bad input.
     """
     sweep = {"batch_size": batch_size, "progress": progress}
-    resumable = {**sweep, "checkpoint": store.batches}
+    resumable = SweepOptions(shard=batch_size, checkpoint=store.batches, **sweep)
     long: dict[str, Callable[[], Part]] = {
         "norms": lambda: norms(model, corpus, **sweep),
-        "importance": lambda: subupdate_importance(model, corpus, **resumable),
+        "importance": lambda: subupdate_importance(model, corpus, sweep=resumable),
         **{
-            f"ranges/{kind}": lambda kind=kind: ablate_ranges(model, corpus, kind=kind, **resumable)
+            f"ranges/{kind}": lambda kind=kind: ablate_ranges(
+                model, corpus, kind=kind, sweep=resumable
+            )
             for kind in KINDS
         },
     }

@@ -13,7 +13,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.models import Weights
+from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import ACTIVATIONS, Site
@@ -84,7 +84,7 @@ class Batch:
     Attributes:
         tokens: What is run.
         first: Number in the corpus of the first of the sequences.
-        weights: The model's weights.
+        forward: The model's forward pass.
         readout: Gives the model's readout; asked only by who wants logits.
         final: The stream that leaves the last block that is run; there when `Reducer.finish` is
             called. It is the final stream if a reducer `wants_final`.
@@ -94,7 +94,7 @@ class Batch:
 
     tokens: Int[Tensor, "batch pos"]
     first: int
-    weights: Weights
+    forward: Forward | HookForward
     readout: Any
     final: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
@@ -111,6 +111,11 @@ class Batch:
         if held is None or held.numel() < like.numel():
             held = self.buffers[key] = like.new_empty(like.numel(), dtype=dtype)
         return held[: like.numel()].view(like.shape)
+
+    @property
+    def weights(self) -> Weights:
+        """The model's weights."""
+        return self.forward.weights
 
     @cached_property
     def loss(self) -> Float[Tensor, "batch next_pos"]:
