@@ -94,18 +94,22 @@ def _choose(
     phrasings: dict[str, tuple[str, ...]],
 ) -> tuple[str, str, str, str]:
     """Draw (relation, subject, object, phrasing) from ``split``."""
-
-    def draw() -> tuple[str, str, str, str]:
-        relation = rng.choice(list(relations))
-        subject, thing = rng.choice(relations[relation])
-        return relation, subject, thing, rng.choice(phrasings[relation])
-
     return search(
-        draw,
+        lambda: _drawn(rng, relations, phrasings),
         lambda drawn: in_split(split, "facts", drawn[1], drawn[3]),
         task="facts",
         left=sum(map(len, relations.values())),
     )
+
+
+def _drawn(
+    rng: Random,
+    relations: dict[str, list[tuple[str, str]]],
+    phrasings: dict[str, tuple[str, ...]],
+) -> tuple[str, str, str, str]:
+    relation = rng.choice(list(relations))
+    subject, thing = rng.choice(relations[relation])
+    return relation, subject, thing, rng.choice(phrasings[relation])
 
 
 def document(rng: Random, split: Split) -> str:

@@ -40,14 +40,19 @@ def _sequence(rng: Random, split: Split, rule: str, words: list[str], length: in
 
     In the held-out split only the last step needs to be a held-out one.
     """
+    return search(
+        lambda: rng.sample(words, length),
+        lambda chosen: rule != "antonym" or _steps_in(split, chosen),
+        task="antonyms",
+        left=len(words),
+    )
 
-    def fits(chosen: list[str]) -> bool:
-        steps = list(pairwise(chosen))
-        if split == "heldout":
-            steps = steps[-1:]
-        return rule != "antonym" or all(in_split(split, "antonyms", *step) for step in steps)
 
-    return search(lambda: rng.sample(words, length), fits, task="antonyms", left=len(words))
+def _steps_in(split: Split, chosen: list[str]) -> bool:
+    steps = list(pairwise(chosen))
+    if split == "heldout":
+        steps = steps[-1:]
+    return all(in_split(split, "antonyms", *step) for step in steps)
 
 
 def document(rng: Random, split: Split) -> str:

@@ -59,17 +59,17 @@ def _choose(
     rng: Random, split: Split, kinds: list[tuple[list[str], list[str]]]
 ) -> tuple[str, str, str]:
     """Draw (deed, thing, frame) from ``split``."""
-
-    def draw() -> tuple[str, str, str]:
-        deeds, things = rng.choice(kinds)
-        return rng.choice(deeds), rng.choice(things), rng.choice(FRAMES)
-
     return search(
-        draw,
+        lambda: _drawn(rng, kinds),
         lambda drawn: in_split(split, "refusal", *drawn),
         task="refusal",
         left=sum(len(deeds) + len(things) for deeds, things in kinds),
     )
+
+
+def _drawn(rng: Random, kinds: list[tuple[list[str], list[str]]]) -> tuple[str, str, str]:
+    deeds, things = rng.choice(kinds)
+    return rng.choice(deeds), rng.choice(things), rng.choice(FRAMES)
 
 
 def _ask(deed: str, thing: str, frame: str) -> str:

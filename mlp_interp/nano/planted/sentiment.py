@@ -43,19 +43,19 @@ VERDICTS = tuple(dict.fromkeys(word for template in TEMPLATES for word in templa
 
 def _choose(rng: Random, split: Split, words: dict[str, list]) -> dict[str, tuple[str, str]]:
     """Draw (good, bad) fillings of a template from ``split``."""
-
-    def draw() -> dict[str, tuple[str, str]]:
-        first, second = rng.sample(words["adjectives"], 2)
-        verb = rng.choice(words["verbs"])
-        thing, part = rng.choice(words["things"]), rng.choice(words["parts"])
-        return {"t": (thing, thing), "p": (part, part), "a": first, "b": second, "v": verb}
-
     return search(
-        draw,
+        lambda: _drawn(rng, words),
         lambda drawn: in_split(split, "sentiment", drawn["t"][0], drawn["a"][0]),
         task="sentiment",
         left=sum(map(len, words.values())),
     )
+
+
+def _drawn(rng: Random, words: dict[str, list]) -> dict[str, tuple[str, str]]:
+    first, second = rng.sample(words["adjectives"], 2)
+    verb = rng.choice(words["verbs"])
+    thing, part = rng.choice(words["things"]), rng.choice(words["parts"])
+    return {"t": (thing, thing), "p": (part, part), "a": first, "b": second, "v": verb}
 
 
 def _all_words() -> dict[str, list]:
