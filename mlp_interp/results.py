@@ -15,7 +15,6 @@ from mlp_interp.checkpoint import Format, whole_file
 __all__ = [
     "DATASETS",
     "Result",
-    "as_components",
     "is_store",
     "load",
     "mean_and_error",
@@ -33,8 +32,6 @@ Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 # Marks a file that holds one DataArray, so that `load` gives back the type that was saved.
 _DATAARRAY = "mlp_interp_dataarray"
 _UNNAMED = "result"
-
-_LETTERS = {"head": "H", "neuron": "N"}
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -118,35 +115,6 @@ def strings(values: Any) -> np.ndarray:
     Through objects: numpy takes an empty list for numbers.
     """
     return np.array(values, dtype=object).astype(str)
-
-
-def as_components(grid: Result) -> Result:
-    """A grid of layers by heads (or neurons) with a label for each cell, as researchers write it.
-
-    With it `top` ranks cells, ``to_pandas`` names them, and results of different analyses join.
-
-    Args:
-        grid: A result with the dims ``layer`` and ``head``, or ``layer`` and ``neuron``; counted
-            from 0 where it has no coordinates of them.
-
-    Returns:
-        The same with a coordinate ``component`` along both.
-
-    Raises:
-        ValueError: It has no such dims, or both heads and neurons.
-
-    Example:
-        >>> grid = xr.DataArray(np.eye(2), {"layer": [3, 4], "head": [0, 5]}, ("layer", "head"))
-        >>> as_components(grid).component.values.tolist()
-        [['L3H0', 'L3H5'], ['L4H0', 'L4H5']]
-    """
-    units = [name for name in _LETTERS if name in grid.dims]
-    if "layer" not in grid.dims or len(units) != 1:
-        raise ValueError(f"grid={tuple(grid.dims)}; wanted dims layer and either head or neuron")
-    (unit,) = units
-    layers, places = (np.asarray(grid[name]).tolist() for name in ("layer", unit))
-    labels = [[f"L{layer}{_LETTERS[unit]}{place}" for place in places] for layer in layers]
-    return grid.assign_coords(component=(("layer", unit), strings(labels)))
 
 
 def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:

@@ -9,7 +9,6 @@ import torch
 import xarray as xr
 
 from mlp_interp.results import (
-    as_components,
     load,
     mean_and_error,
     mean_and_error_over,
@@ -148,34 +147,6 @@ def test_tokens_of_a_tensor_and_of_a_corpus():
 def test_tokens_that_are_none_are_refused(source, text):
     with pytest.raises(ValueError, match=text):
         tokens_of(source)
-
-
-class TestComponents:
-    @pytest.mark.parametrize(("unit", "letter"), [("head", "H"), ("neuron", "N")])
-    def test_cells_are_named_as_sites_are(self, unit, letter):
-        grid = xr.DataArray(np.zeros((2, 3)), {"layer": [1, 4]}, ("layer", unit))
-        labels = as_components(grid)["component"]
-        assert labels.dims == ("layer", unit)
-        for i, layer in enumerate((1, 4)):
-            for j in range(3):
-                site = Site.parse(str(labels.values[i, j]))
-                assert (site.layer, getattr(site, unit)) == (layer, j)
-
-    def test_a_dataset_keeps_its_values_whatever_the_order_of_its_dims(self):
-        data = xr.Dataset({"a": (("head", "layer"), np.arange(6.0).reshape(3, 2))})
-        named = as_components(data)
-        assert float(named["a"].where(named["component"] == "L1H2", drop=True).squeeze()) == 5
-        xr.testing.assert_identical(named.drop_vars("component"), data)
-
-    def test_labels_survive_a_file(self, tmp_path):
-        grid = as_components(xr.DataArray(np.zeros((1, 12)), dims=("layer", "head")))
-        path = save(grid, tmp_path / "a.nc")
-        xr.testing.assert_identical(load(path), grid)
-
-    @pytest.mark.parametrize("dims", [("layer", "pos"), ("head", "pos"), ("head", "neuron")])
-    def test_what_is_no_grid_is_refused(self, dims):
-        with pytest.raises(ValueError, match="wanted dims layer and either head or neuron"):
-            as_components(xr.DataArray(np.zeros((2, 2)), dims=dims))
 
 
 def test_a_variable_holds_what_was_measured_and_its_unit():

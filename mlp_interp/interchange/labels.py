@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from mlp_interp.results import strings
 from mlp_interp.sites import Site
 
 __all__ = ["components"]
@@ -13,4 +12,4 @@ __all__ = ["components"]
 def components(layers: Sequence[int], heads: Sequence[int]) -> dict[str, tuple[Any, ...]]:
     """A coordinate that names each cell of a layer x head grid as components are named."""
     labels = [[Site("z", layer, head=head).label for head in heads] for layer in layers]
-    return {"component": (("layer", "head"), np.array(labels, dtype=object).astype(str))}
+    return {"component": (("layer", "head"), strings(labels))}

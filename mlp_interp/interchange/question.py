@@ -15,6 +15,7 @@ from mlp_interp.models import Forward, HookForward, Weights, describe, forward_o
 from mlp_interp.models.caches import check_cached
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
+from mlp_interp.results import strings
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
@@ -196,7 +197,7 @@ class Question:
         where = list(positions)
         coords["pos"] = np.array(where)
         for name in ("clean", "corrupted"):
-            rows = np.array(contrast.token_text(name), dtype=object).astype(str)[:, where]
+            rows = strings(contrast.token_text(name))[:, where]
             coords[f"{name}_token"] = (("prompt", "pos"), rows)
         if len(contrast) == 1:
             coords["token"] = ("pos", coords["clean_token"][1][0])
