@@ -21,6 +21,7 @@ __all__ = [
     "mean_and_error_over",
     "save",
     "save_groups",
+    "single",
     "strings",
     "to_numpy",
     "tokens_of",
@@ -34,12 +35,14 @@ _DATAARRAY = "mlp_interp_dataarray"
 _UNNAMED = "result"
 
 
+def single(x: Tensor) -> Tensor:
+    """Half precisions as float32, in which sums, norms and cosines of them are exact enough."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A detached numpy copy on the CPU; half precisions become float32, which numpy can hold."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.numpy().copy()
+    return single(tensor.detach().cpu()).numpy().copy()
 
 
 def tokens_of(source: Any) -> tuple[Tensor, dict[str, Any]]:

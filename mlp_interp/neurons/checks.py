@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlp_interp.models.protocol import Model
 
-__all__ = ["check_counts", "checked_count", "checked_seed", "checked_weights"]
+__all__ = ["check_counts", "check_finite", "check_weights", "checked_count", "checked_seed"]
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:
@@ -44,15 +45,24 @@ def checked_seed(seed: Any) -> int:
     return seed
 
 
-def checked_weights(model: Model) -> None:
-    """All weights of a model, which must be finite: one NaN makes all that is computed NaN.
+def check_finite(name: str, *values: Tensor) -> None:
+    """Refuse weights that are not finite, or what was computed of such.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They are not; `name` says what holds them.
+    """
+    if not all(bool(torch.isfinite(x).all()) for x in values):
+        raise ValueError(
+            f"{name} holds NaN or infinity; wanted finite weights: look at them with "
+            "check_model(model)"
+        )
+
+
+def check_weights(model: Model) -> None:
+    """Refuse a model with weights that are not finite: one NaN makes all that is computed NaN.
+
+    Raises:
+        ValueError: Naming the first of them.
     """
     for name, x in model.named_parameters():
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                f"{name} holds NaN or infinity; wanted finite weights: look at them with "
-                "check_model(model)"
-            )
+        check_finite(name, x)

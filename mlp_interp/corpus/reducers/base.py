@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.indices import indices
-from mlp_interp.results import to_numpy
+from mlp_interp.results import single, to_numpy
 from mlp_interp.sites import ACTIVATIONS, Site
 from mlp_interp.unembed import Unembed
 
@@ -130,7 +130,7 @@ class Batch:
         rows = max(1, 2**22 // unembed.d_vocab)
         stream, targets = self.final[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten()
         parts = [
-            F.cross_entropy(_single(unembed.logits(some)), wanted, reduction="none")
+            F.cross_entropy(single(unembed.logits(some)), wanted, reduction="none")
             for some, wanted in zip(stream.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(parts).view(len(self.tokens), -1)
@@ -264,13 +264,9 @@ def pieces(x: Float[Tensor, "batch *rest"]) -> Iterator[Tensor]:
     Elsewhere than on a processor it is one part: there, each call costs more than what it computes.
     """
     if x.device.type != "cpu":
-        return iter((_single(x),))
+        return iter((single(x),))
     each = max(1, x[0].numel()) if len(x) else 1
-    return (_single(part) for part in x.split(max(1, _PIECE // each)))
-
-
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x
+    return (single(part) for part in x.split(max(1, _PIECE // each)))
 
 
 def add(total: Tensor, value: Tensor) -> None:

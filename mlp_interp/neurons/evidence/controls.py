@@ -1,24 +1,27 @@
 """A neuron's numbers on two sets of texts, beside those of its controls, as labelled variables."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.metrics.separation import auroc, threshold_table
-from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.results import mean_and_error, to_numpy, variable
 
-__all__ = ["ablation", "against_controls", "discrimination"]
+__all__ = ["CRITERIA", "ablation", "against_controls", "discrimination"]
+
+
+_STEPS = ("summary", "step")
+CRITERIA = ("f1", "balanced_accuracy")
 
 
 def discrimination(
     activation: Float[np.ndarray, "summary neuron text"], split: int
-) -> dict[str, Any]:
+) -> dict[str, xr.Variable]:
     """How well the first neuron tells texts apart, and where it lies among the others."""
-    dims, steps = ("summary", "step"), ("summary", "criterion")
     sides = (np.moveaxis(x, -1, 0) for x in (activation[..., :split], activation[..., split:]))
     area = np.asarray(auroc(*sides))
     tables = [threshold_table(x[0, :split], x[0, split:]) for x in activation]
@@ -29,37 +32,44 @@ def discrimination(
         )
         for name in tables[0]
     }
-    best = np.array([[t[name].argmax() for name in ("f1", "balanced_accuracy")] for t in tables])
-    about = {"unit": "activation", "long_name": "of each text, over its tokens"}
-    chance = {"unit": "probability", "long_name": "chance that a positive text has more"}
+    curves = np.stack([padded[name] for name in CRITERIA], axis=1)
+    at = np.nanargmax(curves, axis=-1)
+    threshold, best = padded.pop("threshold"), ("summary", "criterion")
     return {
-        "activation": (("summary", "component", "prompt"), activation, about),
-        "auroc": (("summary", "component"), area, chance),
-        **against_controls(area, ("summary",), "auroc_", "probability"),
-        "threshold": (dims, padded.pop("threshold"), _about("activation", "thresholds")),
-        **{
-            name: (dims, values, _about("fraction", f"{name} at each threshold"))
-            for name, values in padded.items()
-        },
-        "best_threshold": (
-            steps,
-            np.array([t["threshold"][i] for t, i in zip(tables, best, strict=True)]),
-            _about("activation", "the threshold where the criterion is highest"),
+        "activation": variable(
+            ("summary", "component", "prompt"),
+            activation,
+            unit="activation",
+            long_name="of each text, over its tokens",
         ),
-        "best": (
-            steps,
-            np.array(
-                [
-                    [t["f1"][i], t["balanced_accuracy"][j]]
-                    for t, (i, j) in zip(tables, best, strict=True)
-                ]
-            ),
-            _about("fraction", "the criterion where it is highest"),
+        "auroc": variable(
+            ("summary", "component"),
+            area,
+            unit="probability",
+            long_name="chance that a positive text has more",
+        ),
+        **against_controls(area, ("summary",), "auroc_", "probability"),
+        "threshold": variable(_STEPS, threshold, unit="activation", long_name="thresholds"),
+        **{
+            name: variable(_STEPS, x, unit="fraction", long_name=f"{name} at each threshold")
+            for name, x in padded.items()
+        },
+        "best_threshold": variable(
+            best,
+            threshold[np.arange(len(at))[:, None], at],
+            unit="activation",
+            long_name="the threshold where the criterion is highest",
+        ),
+        "best": variable(
+            best,
+            np.nanmax(curves, axis=-1),
+            unit="fraction",
+            long_name="the criterion where it is highest",
         ),
     }
 
 
-def ablation(lost: Float[Tensor, "measure neuron text"], split: int) -> dict[str, Any]:
+def ablation(lost: Float[Tensor, "measure neuron text"], split: int) -> dict[str, xr.Variable]:
     """Mean losses of both sides and their difference, and where the first neuron's lie."""
     sides = [mean_and_error(x) for x in (lost[..., :split], lost[..., split:])]
     mean, error = (torch.stack(parts, dim=1) for parts in zip(*sides, strict=True))
@@ -67,24 +77,23 @@ def ablation(lost: Float[Tensor, "measure neuron text"], split: int) -> dict[str
     error = torch.cat([error, torch.hypot(error[:, :1], error[:, 1:])], dim=1)
     dims = ("measure", "where", "component")
     return {
-        "loss": (
+        "loss": variable(
             ("measure", "component", "prompt"),
-            to_numpy(lost),
-            _about("nats", "lost without the neuron, by text"),
+            lost,
+            unit="nats",
+            long_name="lost without the neuron, by text",
         ),
-        "effect": (
-            dims,
-            to_numpy(mean),
-            _about("nats", "lost without the neuron, mean over texts"),
+        "effect": variable(
+            dims, mean, unit="nats", long_name="lost without the neuron, mean over texts"
         ),
-        "effect_se": (dims, to_numpy(error), _about("nats", "standard error of effect")),
+        "effect_se": variable(dims, error, unit="nats", long_name="standard error of effect"),
         **against_controls(to_numpy(mean), dims[:2], "", "nats"),
     }
 
 
 def against_controls(
     values: Float[np.ndarray, "*dims component"], dims: Sequence[str], prefix: str, unit: str
-) -> dict[str, Any]:
+) -> dict[str, xr.Variable]:
     """Where the first component lies in the distribution of the others; names get the prefix.
 
     A control without a number is left out; where the first component has none, it has no place.
@@ -98,7 +107,7 @@ def against_controls(
     np.divide(mine - mean, spread, out=distance, where=spread > 0)
     np.divide(100 * (others < mine[..., None]).sum(-1), count, out=below, where=known)
     more, at_least = others > mine[..., None], others >= mine[..., None]
-    found = {
+    places = {
         "control_mean": (mean, unit, "mean of the controls"),
         "control_std": (spread, unit, "standard deviation of the controls"),
         "z": (distance, "standard deviations", "distance from the controls' mean"),
@@ -111,12 +120,9 @@ def against_controls(
         ),
     }
     return {
-        f"{prefix}{name}": (dims, x, _about(of, about)) for name, (x, of, about) in found.items()
+        f"{prefix}{name}": variable(dims, x, unit=of, long_name=about)
+        for name, (x, of, about) in places.items()
     }
-
-
-def _about(unit: str, long_name: str) -> dict[str, str]:
-    return {"unit": unit, "long_name": long_name}
 
 
 def _moments(

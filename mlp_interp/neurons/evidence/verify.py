@@ -14,11 +14,11 @@ from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
-from mlp_interp.neurons.evidence.controls import ablation, discrimination
+from mlp_interp.neurons.evidence.controls import CRITERIA, ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, held_changes, losses
 from mlp_interp.neurons.weights.statistics import promoted_tokens
 from mlp_interp.prompts.texts import Texts, texts_of
-from mlp_interp.results import to_numpy
+from mlp_interp.results import to_numpy, variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site, SiteLike, component_coords
 
@@ -131,25 +131,21 @@ def verify_neuron(
     held = _held_at(baseline, means)
     lost = trial.lost(held, torch.from_numpy(tokens["promoted"].values))
     split = len(sides[0])
-    found = {
+    variables = {
         **discrimination(activation, split),
         **ablation(lost, split),
-        "held_at": (
-            "component",
-            np.array(held),
-            {"unit": "activation", "long_name": "the baseline"},
-        ),
-        "promoted": ("rank", tokens["promoted"].values, tokens["promoted"].attrs),
-        "promoted_text": ("rank", tokens["promoted_text"].values, tokens["promoted_text"].attrs),
+        "held_at": variable("component", held, unit="activation", long_name="the baseline"),
+        "promoted": tokens["promoted"].variable,
+        "promoted_text": tokens["promoted_text"].variable,
     }
     return xr.Dataset(
-        found,
+        variables,
         coords={
             **component_coords([Site("post", layer, neuron=n) for n in neurons]),
             "control": ("component", np.arange(len(neurons)) > 0),
             "side": ("prompt", np.repeat(SIDES, [split, len(both) - split])),
             "summary": list(SUMMARIES),
-            "criterion": ["f1", "balanced_accuracy"],
+            "criterion": list(CRITERIA),
             "measure": list(ABOUT),
             "measure_unit": ("measure", [unit for unit, _ in ABOUT.values()]),
             "where": [*SIDES, "difference"],

@@ -1,6 +1,5 @@
 """Continuing a text with mean embeddings instead of sampled tokens."""
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mlp_interp.models import describe, forward_of
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_weights
+from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.inputs.vectors import (
     decoded,
     fed_back,
@@ -17,8 +16,8 @@ from mlp_interp.neurons.inputs.vectors import (
     vocabulary_of,
 )
 from mlp_interp.neurons.weights.vectors import centred
-from mlp_interp.neurons.weights.vocabulary import texts
-from mlp_interp.results import to_numpy
+from mlp_interp.neurons.weights.vocabulary import ids_and_texts
+from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.unembed import Unembed
 
 __all__ = ["expected_embedding_generate"]
@@ -89,7 +88,7 @@ def expected_embedding_generate(
             f"max_new_tokens={max_new_tokens} after {length} tokens exceeds the model's context of "
             f"{context}"
         )
-    checked_weights(model)
+    check_weights(model)
     forward = forward_of(model)
     W_E = forward.weights.W_E
 
@@ -124,7 +123,7 @@ def probabilities(
     """Softmax of logits over the temperature; all on the most likely token at 0."""
     if temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = single(logits)
     # Less the largest first: divided by a small temperature, logits themselves could overflow.
     return ((logits - logits.max(-1, keepdim=True).values) / temperature).softmax(-1)
 
@@ -139,60 +138,25 @@ def _dataset(
     p = probabilities(logits.double(), temperature)
     likely, known = p.max(-1), vocabulary_of(model, None).to(W_E.device)
     cosine, near = nearest(W_E[known], fed, top=1)
-    near = known[near[:, 0]]
-    sizes = centred(W_E[known]).norm(dim=-1)
-
-    def strings(ids: Tensor) -> np.ndarray:
-        return texts(model, to_numpy(ids)).astype(str)
-
-    step = ("step",)
-    return xr.Dataset(
-        {
-            "token_id": (
-                step,
-                to_numpy(likely.indices),
-                {"long_name": "most likely token", "unit": "token"},
-            ),
-            "token_text": (
-                step,
-                strings(likely.indices),
-                {"long_name": "most likely token", "unit": "text"},
-            ),
-            "probability": (
-                step,
-                to_numpy(likely.values),
-                {"long_name": "its probability", "unit": "probability"},
-            ),
-            "entropy": (
-                step,
-                to_numpy(torch.special.entr(p).sum(-1)),
-                {"long_name": "entropy of the distribution", "unit": "nats"},
-            ),
-            "nearest_id": (
-                step,
-                to_numpy(near),
-                {"long_name": "token nearest the mean", "unit": "token"},
-            ),
-            "nearest_text": (
-                step,
-                strings(near),
-                {"long_name": "token nearest the mean", "unit": "text"},
-            ),
-            "cosine": (
-                step,
-                to_numpy(cosine[:, 0]),
-                {"long_name": "its cosine with the mean embedding", "unit": "cosine"},
-            ),
-            "relative_norm": (
-                step,
-                to_numpy(centred(fed).norm(dim=-1) / sizes.mean()),
-                {"long_name": "norm of the mean over tokens' mean norm", "unit": "ratio"},
-            ),
-            "text": (
-                (),
-                decoded(model, likely.indices[None])[0],
-                {"long_name": "likely tokens", "unit": "text"},
-            ),
-        },
-        coords={"step": range(len(fed))},
-    )
+    size = centred(W_E[known]).norm(dim=-1).mean()
+    numbers = {
+        "probability": (likely.values, "probability", "its probability"),
+        "entropy": (torch.special.entr(p).sum(-1), "nats", "entropy of the distribution"),
+        "cosine": (cosine[:, 0], "cosine", "its cosine with the mean embedding"),
+        "relative_norm": (
+            centred(fed).norm(dim=-1) / size,
+            "ratio",
+            "norm of the mean over tokens' mean norm",
+        ),
+    }
+    tokens = {
+        "token": (likely.indices, "most likely token"),
+        "nearest": (known[near[:, 0]], "token nearest the mean"),
+    }
+    result = xr.Dataset(coords={"step": range(len(fed))})
+    for name, (ids, about) in tokens.items():
+        result = result.assign(ids_and_texts(model, name, "step", to_numpy(ids), about))
+    for name, (values, unit, about) in numbers.items():
+        result[name] = variable("step", values, unit=unit, long_name=about)
+    text = decoded(model, likely.indices[None])[0]
+    return result.assign(text=variable((), text, unit="text", long_name="likely tokens"))

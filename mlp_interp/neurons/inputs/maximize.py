@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import check_counts, checked_weights
+from mlp_interp.neurons.checks import check_counts, check_weights
 from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.optima import Optima
 from mlp_interp.neurons.inputs.options import AscentOptions
@@ -107,7 +107,7 @@ def maximize(
         before = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
         _check_room(model, before.shape[1], length, max_new_tokens)
         vocabulary = vocabulary_of(model, ascent.vocabulary)
-        checked_weights(model)
+        check_weights(model)
         forward = _forward(model, ascent.method)
         target = AscentTarget(forward, place, sign, along, length if position is None else 1)
         optima = _climb(target, Space(forward, before, vocabulary, length), ascent)

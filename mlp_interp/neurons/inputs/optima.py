@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.neurons.inputs.space import Space
 from mlp_interp.neurons.inputs.target import AscentTarget
 from mlp_interp.neurons.inputs.vectors import decoded, nearest, read_aloud
-from mlp_interp.neurons.weights.vocabulary import texts
+from mlp_interp.neurons.weights.vocabulary import ids_and_texts
 from mlp_interp.results import strings, to_numpy, variable
 from mlp_interp.runs import Runner
 
@@ -84,7 +84,7 @@ class Optima:
                 "text": text(joined, "the tokens, joined"),
                 "continuation": text(after, "greedy text after the optimum"),
                 "continuation_of_tokens": text(after_tokens, "greedy text after the tokens"),
-                **self._named("token", place, indices, "found, or nearest"),
+                **self._tokens("token", place, indices, "found, or nearest"),
                 **self._geometry(),
             },
             coords={
@@ -106,7 +106,7 @@ class Optima:
                 unit="embedding",
                 long_name="of the optimum, centred",
             ),
-            **self._named("nearest", ranked, near, "tokens nearest by angle"),
+            **self._tokens("nearest", ranked, near, "tokens nearest by angle"),
             "cosine": variable(ranked, cosine, unit="cosine", long_name="with the nearest tokens"),
             "distance": variable(
                 place,
@@ -116,16 +116,11 @@ class Optima:
             ),
         }
 
-    def _named(
+    def _tokens(
         self, name: str, dims: tuple[str, ...], indices: Tensor, long_name: str
     ) -> dict[str, xr.Variable]:
-        """Ids of tokens, given as indices of the vocabulary, and their texts."""
         ids = to_numpy(self.space.vocabulary[indices.cpu()])
-        text = texts(self.model, ids).astype(str)
-        return {
-            f"{name}_id": variable(dims, ids, unit="token", long_name=long_name),
-            f"{name}_text": variable(dims, text, unit="text", long_name=long_name),
-        }
+        return ids_and_texts(self.model, name, dims, ids, long_name)
 
     def _after_tokens(self, whole: Int[Tensor, "restart all_pos"], steps: int) -> list[str]:
         if not steps:

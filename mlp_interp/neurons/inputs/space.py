@@ -10,6 +10,7 @@ from torch import Tensor
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.neurons.inputs.vectors import placed
 from mlp_interp.neurons.weights.vectors import centred
+from mlp_interp.results import single
 
 __all__ = ["Space"]
 
@@ -37,8 +38,7 @@ class Space:
     def rows(self) -> Float[Tensor, "candidate d_model"]:
         """Embeddings of the vocabulary, centred."""
         W_E = self.forward.weights.W_E
-        rows = centred(W_E[self.vocabulary.to(W_E.device)])
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return single(centred(W_E[self.vocabulary.to(W_E.device)]))
 
     @cached_property
     def norms(self) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ import xarray as xr
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.similar import nearest_neurons
 from mlp_interp.neurons.weights.vocabulary import texts
+from mlp_interp.results import variable
 from mlp_interp.sites import Site
 
 __all__ = ["activity", "bands", "direct", "examples", "similar"]
@@ -25,19 +26,17 @@ _EXAMPLES = {
 def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
     """How often it fires, moments, histograms."""
     bins = [found[f"bins.{name}"] for name in _SITES]
-    site = {"site": list(_SITES)}
-    variables: dict[str, Any] = {
-        name: found["fraction"][name].assign_attrs(long_name="share of positions at which it fires")
-        for name in ("fraction", "fraction_se")
-    }
+    variables: dict[str, Any] = {"site": ("site", list(_SITES))}
+    for name in ("fraction", "fraction_se"):
+        long_name = "share of positions at which it fires"
+        variables[name] = found["fraction"][name].assign_attrs(long_name=long_name)
     for name in ("mean", "std", "least", "greatest"):
         values = [float(found[f"moments.{where}"][name]) for where in _SITES]
-        about = {"unit": "activation", "long_name": f"{name} over positions"}
-        variables[name] = xr.DataArray(values, site, "site", attrs=about)
+        about = f"{name} over positions"
+        variables[name] = variable("site", values, unit="activation", long_name=about)
     variables["histogram"] = xr.DataArray(
         np.stack([one["count"].values for one in bins]),
         {
-            **site,
             "bin_low": ("bin", bins[0]["low"].values, {"unit": "activation"}),
             "bin_high": ("bin", bins[0]["high"].values, {"unit": "activation"}),
         },
@@ -51,12 +50,12 @@ def examples(model: Model, found: xr.Dataset, prefix: str, along: str) -> dict[s
     """Examples under names of their own, places that do not exist left out, and tokens as text."""
     there = found["sequence"] >= 0
     some = there.any([dim for dim in there.dims if dim != along])
-    kept = found.isel({along: some.values})
-    token = kept["token"]
+    real = found.isel({along: some.values})
+    token = real["token"]
     words = texts(model, np.maximum(token.values, 0))
     text = token.copy(data=np.where(token.values < 0, "", words).astype(object))
     variables = {
-        f"{prefix}_{name}": kept[name].reset_coords(drop=True)
+        f"{prefix}_{name}": real[name].reset_coords(drop=True)
         for name in ("activation", "sequence", "pos", "token", "around")
     }
     variables[f"{prefix}_text"] = text.reset_coords(drop=True).assign_attrs(
@@ -69,14 +68,14 @@ def examples(model: Model, found: xr.Dataset, prefix: str, along: str) -> dict[s
 
 def bands(drawn: xr.Dataset) -> dict[str, Any]:
     """What the bands are."""
-
-    def along_bands(values: Any, unit: str, long_name: str) -> xr.DataArray:
-        return xr.DataArray(values, dims="band", attrs={"unit": unit, "long_name": long_name})
-
+    about = (
+        ("low", "activation", "from this"),
+        ("high", "activation", "to below this"),
+        ("count", "positions", "positions in the band"),
+    )
     return {
-        "band_low": along_bands(drawn["low"].values, "activation", "from this"),
-        "band_high": along_bands(drawn["high"].values, "activation", "to below this"),
-        "band_count": along_bands(drawn["count"].values, "positions", "positions in the band"),
+        f"band_{name}": variable("band", drawn[name].values, unit=unit, long_name=said)
+        for name, unit, said in about
     }
 
 
@@ -93,19 +92,19 @@ def direct(words: xr.Dataset, coefficient: Any) -> dict[str, Any]:
 def similar(model: Model, site: Site, k: int) -> dict[str, Any]:
     """The nearest neurons, by what they write and by what they read."""
     kinds = ("value", "receptor")
-    found = [nearest_neurons(model, site, k=k, by=by) for by in kinds]
-    dims, coords = ("by", "rank"), {"by": list(kinds)}
-    named = [one["component"].values.astype(object) for one in found]
-    variables = {
-        "similar": xr.DataArray(
-            np.stack(named), coords, dims, attrs={"unit": "label", "long_name": "nearest neurons"}
-        )
+    nearest = [nearest_neurons(model, site, k=k, by=by) for by in kinds]
+    dims = ("by", "rank")
+    labels = np.stack([one["component"].values.astype(object) for one in nearest])
+    return {
+        "by": ("by", list(kinds)),
+        "similar": variable(dims, labels, unit="label", long_name="nearest neurons"),
+        **{
+            f"similar_{kind}_cosine": variable(
+                dims,
+                np.stack([one[f"{kind}_cosine"].values for one in nearest]),
+                unit="cosine",
+                long_name=f"cosine of the {kind} vectors",
+            )
+            for kind in kinds
+        },
     }
-    for kind in kinds:
-        variables[f"similar_{kind}_cosine"] = xr.DataArray(
-            np.stack([one[f"{kind}_cosine"].values for one in found]),
-            coords,
-            dims,
-            attrs={"unit": "cosine", "long_name": f"cosine of the {kind} vectors"},
-        )
-    return variables

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
 from mlp_interp.corpus.reducers.base import add, mean_and_error_of_sums, pieces
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
-from mlp_interp.neurons.weights.vectors import single
-from mlp_interp.results import to_numpy
+from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.sites import Site
 
 __all__ = ["UpdateShares"]
@@ -120,8 +118,9 @@ class UpdateShares(SiteReducer):
         counted = counts.sum(-1)
         median = (counts.cumsum(-1) * 2 >= counted[:, None]).argmax(-1)
         variables = _means(state) | _constant(state, torch.from_numpy(counted))
-        about = {"unit": "neurons", "long_name": "median over tokens of the neurons needed"}
-        variables["needed_median"] = ("layer", median, about)
+        variables["needed_median"] = variable(
+            "layer", median, unit="neurons", long_name="median over tokens of the neurons needed"
+        )
         attrs = {
             "long_name": "neurons behind an MLP's update (without b_out)",
             "unit": "see each variable",
@@ -188,24 +187,22 @@ def _add_means(
         add(mine[f"{name}_squares"], mean.square().sum(0))
 
 
-def _means(state: State) -> dict[str, Any]:
+def _means(state: State) -> dict[str, xr.Variable]:
     """Means over sequences with their errors, layer by layer: each has its own count."""
-    variables: dict[str, Any] = {}
+    variables: dict[str, xr.Variable] = {}
     for name, (unit, about) in _ABOUT.items():
         rows = zip(state[name], state[f"{name}_squares"], state["sequences"], strict=True)
         mean, error = zip(*(mean_and_error_of_sums(*row) for row in rows), strict=True)
-        dims = ("layer", "k") if name == "cosine" else ("layer",)
-        attrs = {"unit": unit, "long_name": f"{about}; mean over tokens"}
-        variables[name] = (dims, np.stack(mean), attrs)
-        variables[f"{name}_se"] = (dims, np.stack(error), _error(unit, name))
+        dims = ("layer", "k") if name == "cosine" else "layer"
+        for key, values, said in (
+            (name, mean, f"{about}; mean over tokens"),
+            (f"{name}_se", error, f"standard error of {name}, over sequences"),
+        ):
+            variables[key] = variable(dims, np.stack(values), unit=unit, long_name=said)
     return variables
 
 
-def _error(unit: str, name: str) -> dict[str, str]:
-    return {"unit": unit, "long_name": f"standard error of {name}, over sequences"}
-
-
-def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, Any]:
+def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, xr.Variable]:
     """What updates have in common: their mean, and its share in them."""
     tokens = state["tokens"].double()
     update, square = state["update"] / tokens[:, None], state["square"] / tokens
@@ -213,7 +210,7 @@ def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, Any]:
     # The mean of cosines to one vector is the product of the mean direction with it.
     towards = torch.cosine_similarity(state["direction"], update, dim=-1)
     cosine = towards * state["direction"].norm(dim=-1) / counted
-    found = (
+    constants = (
         ("virtual_bias", update, "activation", "mean update over tokens, without b_out"),
         ("virtual_bias_norm", update.norm(dim=-1), "L2 norm", "norm of the virtual bias"),
         ("update_rms", square.sqrt(), "L2 norm", "root mean square norm of an update"),
@@ -222,10 +219,6 @@ def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, Any]:
         ("virtual_bias_cosine", cosine, "cosine", "update and virtual bias, mean over tokens"),
     )
     return {
-        name: (
-            ("layer", "d_model")[: value.ndim],
-            to_numpy(value),
-            {"unit": unit, "long_name": about},
-        )
-        for name, value, unit, about in found
+        name: variable(("layer", "d_model")[: value.ndim], value, unit=unit, long_name=about)
+        for name, value, unit, about in constants
     }

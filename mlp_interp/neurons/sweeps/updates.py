@@ -11,9 +11,9 @@ from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_weights
+from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.sweeps.shares import UpdateShares
-from mlp_interp.results import to_numpy
+from mlp_interp.results import variable
 
 __all__ = ["update_shares"]
 
@@ -102,7 +102,7 @@ def update_shares(
     """
     weights = Weights.of(model)
     listed = indices("layers", layers, weights.n_layers)
-    checked_weights(model)
+    check_weights(model)
     reducer = UpdateShares(
         points=doubling(weights.d_mlp) if points is None else tuple(points),
         order=order,
@@ -133,12 +133,8 @@ def finished(weights: Weights, found: xr.Dataset) -> xr.Dataset:
         "b_out_cosine": torch.cosine_similarity(update, bias, dim=-1),
         "explained_with_b_out": (update + bias).square().sum(-1) / square,
     }
-    bias_too = xr.Dataset(
-        {
-            name: ("layer", to_numpy(x), {"unit": _ABOUT[name][0], "long_name": _ABOUT[name][1]})
-            for name, x in values.items()
-        },
-        coords={"layer": layers},
-    )
     attrs = {name: value for name, value in found.attrs.items() if name != "reducer"}
-    return found.merge(bias_too).assign_attrs(attrs | {"analysis": "update_shares"})
+    result = found.drop_attrs(deep=False).assign_attrs(attrs | {"analysis": "update_shares"})
+    for name, (unit, about) in _ABOUT.items():
+        result[name] = variable("layer", values[name], unit=unit, long_name=about)
+    return result

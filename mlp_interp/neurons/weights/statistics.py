@@ -24,7 +24,7 @@ from mlp_interp.neurons.weights.vocabulary import (
     texts,
 )
 from mlp_interp.neurons.weights.volume import activation_volume
-from mlp_interp.results import to_numpy
+from mlp_interp.results import to_numpy, variable
 from mlp_interp.sites import SiteLike, component_coords
 
 __all__ = ["neuron_weights", "promoted_tokens"]
@@ -238,15 +238,15 @@ def _read_out(
     direction, length = unit(value), value.norm(dim=-1, keepdim=True)
     best = {"promoted": Best(k, torch.positive), "suppressed": Best(k, torch.neg)}
     for tokens, x in unembed.read(direction):
-        for found in best.values():
-            found.add(tokens, x)
+        for seen in best.values():
+            seen.add(tokens, x)
         if moments is not None:
             moments.add(tokens, x)
         if near is not None:
             near.add(tokens, x * unembed.inverse[tokens])
     result = {}
-    for name, found in best.items():
-        logits, ids = found.numbers_and_tokens()
+    for name, seen in best.items():
+        logits, ids = seen.numbers_and_tokens()
         result |= {name: ids, f"{name}_logit": logits * length}
     return result
 
@@ -260,10 +260,11 @@ def _dataset(
             continue
         values = found[name]
         own = (*dims, "rank")[: values.ndim]
-        variables[name] = (own, values, {"unit": unit_name, "long_name": long_name})
+        variables[name] = variable(own, values, unit=unit_name, long_name=long_name)
         if unit_name == "token id":
-            about = {"unit": "text", "long_name": f"{long_name}, as text"}
-            variables[f"{name}_text"] = (own, texts(model, values), about)
+            variables[f"{name}_text"] = variable(
+                own, texts(model, values), unit="text", long_name=f"{long_name}, as text"
+            )
     ranks = found["promoted"].shape[-1] if "promoted" in found else 0
     return xr.Dataset(
         variables,

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.neurons.checks import check_finite
+from mlp_interp.results import single
 
-__all__ = ["Vectors", "centred", "single", "unit"]
+__all__ = ["Vectors", "centred", "unit"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,8 @@ class Vectors:
         bias, scale, shift = (single(x) for x in (block.b_in, block.ln2.w, block.ln2.b))
         folded = centred(receptor * scale)
         bias_folded = bias + receptor @ shift
-        if not all(bool(torch.isfinite(x).all()) for x in (folded, bias_folded, value)):
-            raise ValueError(
-                f"the MLP of layer {layer} holds NaN or infinity; wanted finite weights: look at "
-                "them with check_model(model)"
-            )
+        check_finite(f"the MLP of layer {layer}", folded, bias_folded, value)
         return cls(receptor, folded, bias, bias_folded, value, centred(value))
-
-
-def single(x: Tensor) -> Tensor:
-    """At least single precision, in which norms and cosines of half precision weights are exact."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def centred(x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:

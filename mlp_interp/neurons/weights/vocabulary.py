@@ -5,16 +5,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.weights.vectors import centred, single
+from mlp_interp.neurons.checks import check_finite
+from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.prompts.tokenizing import token_strings
+from mlp_interp.results import single, strings, variable
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Best", "LogitMoments", "TokenDirections", "absolute", "readable", "texts"]
+__all__ = [
+    "Best",
+    "LogitMoments",
+    "TokenDirections",
+    "absolute",
+    "ids_and_texts",
+    "readable",
+    "texts",
+]
 
 _TOKENS = 4096
 """Tokens at a time: their products with some hundred vectors stay in a core's cache."""
@@ -61,11 +72,7 @@ class TokenDirections:
     def _of(cls, matrix: Tensor, mean: Tensor, name: str) -> "TokenDirections":
         pieces = [_norms(single(piece).T, mean) for piece in matrix.split(_TOKENS, dim=1)]
         norms = torch.cat(pieces)
-        if not bool(torch.isfinite(norms).all()):
-            raise ValueError(
-                f"{name} holds NaN or infinity; wanted finite weights: look at them with "
-                "check_model(model)"
-            )
+        check_finite(name, norms)
         return cls(matrix, mean, torch.where(norms > 0, 1 / norms, 0))
 
     def read(
@@ -151,6 +158,17 @@ def texts(model: Model, tokens: np.ndarray) -> np.ndarray:
     ids, places = np.unique(tokens, return_inverse=True)
     listed = ids.tolist()
     read = [token for token in listed if token < known]
-    strings = dict(zip(read, token_strings(tokenizer, read), strict=True))
-    found = [readable(strings.get(token, f"#{token}")) for token in listed]
-    return np.array(found, dtype=object)[places.reshape(tokens.shape)]
+    known_text = dict(zip(read, token_strings(tokenizer, read), strict=True))
+    text = [readable(known_text.get(token, f"#{token}")) for token in listed]
+    return np.array(text, dtype=object)[places.reshape(tokens.shape)]
+
+
+def ids_and_texts(
+    model: Model, name: str, dims: str | tuple[str, ...], ids: np.ndarray, long_name: str
+) -> dict[str, xr.Variable]:
+    """Tokens as two variables of a result, ``NAME_id`` and ``NAME_text``."""
+    text = strings(texts(model, ids))
+    return {
+        f"{name}_id": variable(dims, ids, unit="token", long_name=long_name),
+        f"{name}_text": variable(dims, text, unit="text", long_name=long_name),
+    }
