@@ -12,8 +12,7 @@ from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
-from mlp_interp.prompts.tokenizing import token_strings
-from mlp_interp.results import to_numpy
+from mlp_interp.results import strings, to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.steering.generation import (
     GREEDY,
@@ -124,15 +123,15 @@ class _Both:
     def token_text(self) -> np.ndarray:
         """Each new token as text; empty after the end."""
         ids = sorted({int(token) for token in self.tokens.flat if token >= 0})
-        named = {-1: "", **dict(zip(ids, token_strings(self.tokenizer, ids), strict=True))}
+        named = {-1: "", **dict(zip(ids, tokenstrings(self.tokenizer, ids), strict=True))}
         flat = [named[int(token)] for token in self.tokens.flat]
-        return _strings(flat).reshape(self.tokens.shape)
+        return strings(flat).reshape(self.tokens.shape)
 
     def text(self) -> np.ndarray:
         """Each new text as a whole."""
         rows = self.tokens.reshape(-1, self.tokens.shape[-1])
         flat = [text_of(self.tokenizer, row, end=self.end) for row in rows]
-        return _strings(flat).reshape(self.length.shape)
+        return strings(flat).reshape(self.length.shape)
 
 
 def _result(both: _Both, attrs: dict[str, Any]) -> xr.Dataset:
@@ -166,7 +165,7 @@ def _result(both: _Both, attrs: dict[str, Any]) -> xr.Dataset:
             "prompt": np.arange(tokens.shape[1]),
             "sample": np.arange(tokens.shape[2]),
             "new": np.arange(tokens.shape[3]),
-            "prompt_text": ("prompt", _strings(prompt_text)),
+            "prompt_text": ("prompt", strings(prompt_text)),
         },
         attrs=attrs,
     )
@@ -188,7 +187,3 @@ def _log_probabilities(
         for pair, row in zip(pairs, loss, strict=True):
             result[pair] = -row
     return result
-
-
-def _strings(texts: list[str]) -> np.ndarray:
-    return np.array(texts, dtype=object).astype(str)

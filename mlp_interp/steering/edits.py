@@ -1,8 +1,8 @@
 """From directions and labels to edits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat, SupportsInt
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -10,13 +10,12 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.edits import Edit
-from mlp_interp.models.indices import indices
+from mlp_interp.edits.edit import Indices
+from mlp_interp.models.indices import indices, integers
 from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
 from mlp_interp.steering.directions.result import direction_dims
 
-__all__ = ["add", "hold", "project_out", "scale"]
-
-Indices = SupportsInt | Iterable[SupportsInt] | None
+__all__ = ["LayerVectors", "add", "hold", "project_out", "scale"]
 
 
 def add(
@@ -51,15 +50,15 @@ def add(
         >>> edit.site.label, edit.action.name
         ('3.resid_post', 'add')
     """
-    read = _Read.of(direction)
+    vectors = LayerVectors.of(direction)
     times = float(coefficient)
     if not np.isfinite(times):
         raise ValueError(f"coefficient={times}; wanted a finite number")
     if "pos" in direction.dims:
         positions = _first(positions, direction.sizes["pos"])
     return [
-        Edit.add(Site(read.site, at), times * value, positions=positions, units=read.heads)
-        for at, value in read.at(layers)
+        Edit.add(Site(vectors.site, at), times * value, positions=positions, units=vectors.heads)
+        for at, value in vectors.at(layers)
     ]
 
 
@@ -96,18 +95,18 @@ def project_out(
         >>> len(project_out(value)), len(project_out(value, everywhere=True))
         (1, 9)
     """
-    read = _Read.of(direction)
+    vectors = LayerVectors.of(direction)
     if "pos" in direction.dims:
         raise ValueError("direction has positions; wanted one without to project out")
-    found = read.at(layers)
+    listed = vectors.at(layers)
     if everywhere:
-        return _everywhere(read, found, positions)
-    if read.heads is None:
-        return [Edit.project_out(Site(read.site, n), v, positions=positions) for n, v in found]
+        return _everywhere(vectors, listed, positions)
+    if vectors.heads is None:
+        return [Edit.project_out(Site(vectors.site, n), v, positions=positions) for n, v in listed]
     return [
-        Edit.project_out(Site(read.site, at, head=head), value, positions=positions)
-        for at, values in found
-        for head, value in zip(read.heads, values, strict=True)
+        Edit.project_out(Site(vectors.site, at, head=head), value, positions=positions)
+        for at, values in listed
+        for head, value in zip(vectors.heads, values, strict=True)
     ]
 
 
@@ -156,16 +155,21 @@ def scale(component: Site | str, factor: SupportsFloat, *, positions: Indices = 
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A direction as vectors by layer."""
+class LayerVectors:
+    """A direction as vectors by layer: one, or one for each head."""
 
     site: str
-    vectors: dict[int, Tensor]
+    by_layer: dict[int, Tensor]
     heads: tuple[int, ...] | None
     n_layers: int | None
 
     @classmethod
-    def of(cls, direction: Any) -> "_Read":
+    def of(cls, direction: Any) -> "LayerVectors":
+        """Read a direction.
+
+        Raises:
+            ValueError: It is no direction of this package.
+        """
         if not isinstance(direction, xr.DataArray):
             raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
         site = direction.attrs.get("site")
@@ -192,35 +196,37 @@ class _Read:
 
     def at(self, layers: int | Sequence[int] | None) -> list[tuple[int, Tensor]]:
         """The vectors of some of its layers, negative ones counted from the model's last."""
-        have = list(self.vectors)
+        have = list(self.by_layer)
         if layers is None:
             if len(have) > 1:
                 raise ValueError(
                     f"layers=None with a direction at layers {have}; wanted one or several of them"
                 )
-            return list(self.vectors.items())
+            return list(self.by_layer.items())
         listed = indices("layers", layers, self.n_layers or max(have) + 1)
         if not {*listed} <= {*have}:
             raise ValueError(f"layers={layers}; wanted some of {have}, where the direction is")
-        return [(n, self.vectors[n]) for n in listed]
+        return [(n, self.by_layer[n]) for n in listed]
 
 
-def _everywhere(read: _Read, found: list[tuple[int, Tensor]], positions: Indices) -> list[Edit]:
-    if read.site not in STREAM or len(found) != 1 or read.n_layers is None:
+def _everywhere(
+    vectors: LayerVectors, listed: list[tuple[int, Tensor]], positions: Indices
+) -> list[Edit]:
+    if vectors.site not in STREAM or len(listed) != 1 or vectors.n_layers is None:
         raise ValueError(
-            f"everywhere=True with {len(found)} layers of {read.site!r}; wanted one vector of the "
-            "stream"
+            f"everywhere=True with {len(listed)} layers of {vectors.site!r}; wanted one vector "
+            "of the stream"
         )
     places = [Site("resid_pre", 0)]
-    for layer in range(int(read.n_layers)):
+    for layer in range(int(vectors.n_layers)):
         places += [Site("attn_out", layer), Site("mlp_out", layer)]
-    return [Edit.project_out(place, found[0][1], positions=positions) for place in places]
+    return [Edit.project_out(place, listed[0][1], positions=positions) for place in places]
 
 
 def _first(positions: Indices, length: int) -> Indices:
     if positions is None:
         return range(length)
-    listed = list(positions) if isinstance(positions, Iterable) else [positions]
+    listed = integers("positions", positions) or ()
     if len(listed) != length:
         raise ValueError(f"positions={listed} for a direction of {length}; wanted as many")
     return listed

@@ -125,21 +125,21 @@ class Continuing:
         several times, each time has other seeds.
         """
         seen: Counter[tuple[int, ...]] = Counter()
-        found = []
+        seeds = []
         for row in texts.rows:
             keys = [(self.options.seed, seen[row], sample, row) for sample in range(self.options.n)]
-            found.append([_digest(key) for key in keys])
+            seeds.append([_digest(key) for key in keys])
             seen[row] += 1
-        return found
+        return seeds
 
     def batches(self, texts: Texts) -> list[list[tuple[int, int]]]:
         """Which prompts and samples run at once: prompts of one length."""
-        found = []
+        batches = []
         for part, _, _ in texts.batches(len(texts)):
             pairs = [(prompt, sample) for prompt in part for sample in range(self.options.n)]
             size = self.batch_size
-            found += [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        return found
+            batches += [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        return batches
 
     def run(
         self,
@@ -161,13 +161,13 @@ class Continuing:
             seed=[seeds[prompt][sample] for prompt, sample in pairs],
             eos=self.options.eos,
         ).new.cpu()
-        found = torch.full((len(pairs), self.options.max_new_tokens), -1)
-        found[:, : new.shape[1]] = new
+        tokens = torch.full((len(pairs), self.options.max_new_tokens), -1)
+        tokens[:, : new.shape[1]] = new
         end = self.options.end(runner.weights.model)
         if end is not None:
-            ended = (found == end).cumsum(1) - (found == end).long() > 0
-            found[ended] = -1
-        return found
+            ended = (tokens == end).cumsum(1) - (tokens == end).long() > 0
+            tokens[ended] = -1
+        return tokens
 
     def gathered(self, texts: Texts, pieces: Sequence[Tensor]) -> Continued:
         """The texts of all batches."""
@@ -230,10 +230,10 @@ def check_edits(edits: Any) -> tuple[Edit, ...]:
 
 def text_of(tokenizer: Any, ids: Iterable[Any], *, end: int | None = None) -> str:
     """Tokens as text, without what ended it and what comes after."""
-    kept = [int(token) for token in ids if token >= 0]
-    if end is not None and kept and kept[-1] == end:
-        kept.pop()
-    return decode(tokenizer, kept)
+    tokens = [int(token) for token in ids if token >= 0]
+    if end is not None and tokens and tokens[-1] == end:
+        tokens.pop()
+    return decode(tokenizer, tokens)
 
 
 def _digest(key: tuple[Any, ...]) -> int:

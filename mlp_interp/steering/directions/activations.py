@@ -12,6 +12,7 @@ from mlp_interp.models.indices import index
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
+from mlp_interp.results import single
 from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
 
 __all__ = [
@@ -87,7 +88,7 @@ def _at(x: Tensor, positions: Positions, first: int) -> Tensor:
     elif positions == "last":
         x = x[:, -1]
     else:
-        x = x[:, first:].to(torch.promote_types(x.dtype, torch.float32)).mean(1)
+        x = single(x[:, first:]).mean(1)
     return x.cpu().double()
 
 

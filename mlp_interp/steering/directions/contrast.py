@@ -1,7 +1,6 @@
 """Directions from what differs between two sets of prompts."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,18 +116,11 @@ def mean_difference(
         >>> refusal.sizes, float(refusal.separation.sel(layer=3))
         (Frozen({'layer': 4, 'd_model': 192}), 1.0)
     """
-    where = Sides(model, site, layers, heads, positions, batch_size, prepend_bos)
-    first, second = where.both(positive, negative)
-    direction = first.mean(0) - second.mean(0)
-    return as_direction(
-        model,
-        direction,
-        site=site,
-        layers=where.layers,
-        heads=where.heads,
-        coords={"separation": separation(first, second, direction)},
-        attrs=_attrs("mean_difference", "difference of mean activations", first, second, positions),
-    )
+    sides = Sides(model, site, layers, heads, positions, batch_size, prepend_bos)
+    ours, theirs = sides.both(positive, negative)
+    difference = ours.mean(0) - theirs.mean(0)
+    about = "mean_difference", "difference of mean activations"
+    return _direction(sides, ours, theirs, difference, about)
 
 
 def pca_direction(
@@ -179,8 +171,8 @@ def pca_direction(
         >>> bool((pca_direction(model, harmful, harmless, layers=[2, 3]).explained > 0.5).all())
         True
     """
-    where = Sides(model, site, layers, heads, positions, batch_size, prepend_bos)
-    ours, theirs = where.both(positive, negative, paired=True)
+    sides = Sides(model, site, layers, heads, positions, batch_size, prepend_bos)
+    ours, theirs = sides.both(positive, negative, paired=True)
     pairs = np.moveaxis(ours - theirs, 0, -2)  # [..., pair, d]
     _, sizes, axes = np.linalg.svd(pairs, full_matrices=False)
     total = (sizes**2).sum(-1)
@@ -189,29 +181,34 @@ def pca_direction(
     axis = axes[..., 0, :]
     sign = np.where((pairs.mean(-2) * axis).sum(-1) < 0, -1.0, 1.0)
     length = sizes[..., 0] / np.sqrt(pairs.shape[-2])
-    direction = (sign * length)[..., None] * axis
+    about = "pca", "first component of pairs' differences"
+    explained = sizes[..., 0] ** 2 / total
+    component = (sign * length)[..., None] * axis
+    return _direction(sides, ours, theirs, component, about, explained=explained)
+
+
+def _direction(
+    sides: Sides,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    values: np.ndarray,
+    about: tuple[str, str],
+    **coords: np.ndarray,
+) -> xr.DataArray:
+    method, long_name = about
     return as_direction(
-        model,
-        direction,
-        site=site,
-        layers=where.layers,
-        heads=where.heads,
-        coords={
-            "separation": separation(ours, theirs, direction),
-            "explained": sizes[..., 0] ** 2 / total,
+        sides.model,
+        values,
+        site=sides.site,
+        layers=sides.layers,
+        heads=sides.heads,
+        coords={"separation": separation(ours, theirs, values), **coords},
+        attrs={
+            "method": method,
+            "long_name": long_name,
+            "data": f"{len(ours)} positive and {len(theirs)} negative prompts",
+            "positive": len(ours),
+            "negative": len(theirs),
+            "positions": sides.positions,
         },
-        attrs=_attrs("pca", "first component of pairs' differences", ours, theirs, positions),
     )
-
-
-def _attrs(
-    method: str, long_name: str, first: np.ndarray, second: np.ndarray, positions: Positions
-) -> dict[str, Any]:
-    return {
-        "method": method,
-        "long_name": long_name,
-        "data": f"{len(first)} positive and {len(second)} negative prompts",
-        "positive": len(first),
-        "negative": len(second),
-        "positions": positions,
-    }

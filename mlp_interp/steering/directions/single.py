@@ -8,7 +8,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.indices import index
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
-from mlp_interp.results import to_numpy
+from mlp_interp.results import strings, to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.sites import STREAM, Site
 from mlp_interp.steering.directions.activations import (
@@ -75,11 +75,11 @@ def activation_addition(
         rows = [row + [space] * (length - len(row)) for row in rows]
     place = Site(site, layer)
     run = Runner.of(model).run(torch.tensor(rows), sites=[place])
-    found = to_numpy(run.at(place).double())
+    activation = to_numpy(run.at(place).double())
     words = [token_strings(tokenizer_of(model), row) for row in rows]
     direction = as_direction(
         model,
-        (found[0] - found[1])[None],
+        (activation[0] - activation[1])[None],
         site=site,
         layers=[layer],
         dims=("layer", "pos", "d_model"),
@@ -90,8 +90,7 @@ def activation_addition(
         },
     )
     return direction.assign_coords(
-        plus=("pos", np.array(words[0], dtype=object).astype(str)),
-        minus=("pos", np.array(words[1], dtype=object).astype(str)),
+        plus=("pos", strings(words[0])), minus=("pos", strings(words[1]))
     )
 
 

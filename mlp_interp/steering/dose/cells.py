@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mlp_interp.checkpoint import Checkpoint, Tensors
 from mlp_interp.edits import Edit
+from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import clean_loss, next_tokens
+from mlp_interp.models.indices import integers
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
-from mlp_interp.steering.edits import Indices, add, project_out
+from mlp_interp.steering.edits import LayerVectors, add, project_out
 from mlp_interp.steering.generation import Continuing
 
 __all__ = ["CLEAN", "Action", "DoseCell", "DoseGrid", "costs", "readings", "texts_in"]
@@ -79,10 +81,12 @@ class DoseGrid:
             )
         if not {*values} - {0.0}:
             raise ValueError(f"coefficients={values}; wanted at least one besides 0")
-        listed = _layers(direction) if layers is None else layers
-        counted = tuple(edit.site.layer or 0 for edit in add(direction, 0.0, layers=listed))
-        at = None if positions is None else tuple(int(p) for p in np.atleast_1d(list_of(positions)))
-        return cls(direction, counted, tuple(sorted({0.0, *values})), at, action)
+        vectors = LayerVectors.of(direction)
+        listed = tuple(
+            n for n, _ in vectors.at(list(vectors.by_layer) if layers is None else layers)
+        )
+        at = integers("positions", positions)
+        return cls(direction, listed, tuple(sorted({0.0, *values})), at, action)
 
     def cells(self) -> list[DoseCell]:
         """All but those of coefficient 0, layer by layer."""
@@ -117,19 +121,6 @@ class DoseGrid:
         return DoseCell(f"L{layer}-c{coefficient!r}", given, everywhere)
 
 
-def list_of(positions: Any) -> Any:
-    """Positions as something that numpy takes: ranges and other iterables become lists."""
-    return list(positions) if hasattr(positions, "__iter__") else positions
-
-
-def _layers(direction: Any) -> list[int]:
-    if not isinstance(direction, xr.DataArray):
-        raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
-    if "layer" not in direction.coords:
-        return [0]  # `add` says what is wrong with it
-    return [int(n) for n in np.atleast_1d(direction["layer"].values)]
-
-
 @torch.no_grad()
 def readings(
     runner: Runner,
@@ -137,12 +128,12 @@ def readings(
     metrics: Sequence[Metric],
     cells: Sequence[DoseCell],
     *,
-    kept: Checkpoint[Tensors],
+    checkpoint: Checkpoint[Tensors],
     batch_size: int,
 ) -> list[Tensor]:
     """Final streams ``[prompt, read, d_model]`` of each cell where the metrics read, in a row."""
     order: list[int] = []
-    found: list[list[Tensor]] = [[] for _ in cells]
+    streams: list[list[Tensor]] = [[] for _ in cells]
     for number, (part, rows, _) in enumerate(texts.batches(batch_size)):
         read = [p for metric in metrics for p in metric.read(rows.shape[1])]
 
@@ -152,15 +143,20 @@ def readings(
                 yield {"final": runner.edited(clean, cell.edits)[:, read].cpu()}
 
         names = [f"read-{number:05d}-{cell.name}" for cell in cells]
-        for streams, piece in zip(found, kept.fill(names, cells, compute), strict=True):
-            streams.append(piece["final"])
+        for parts, piece in zip(streams, checkpoint.fill(names, cells, compute), strict=True):
+            parts.append(piece["final"])
         order += part
     back = torch.tensor(order).argsort()
-    return [torch.cat(streams)[back] for streams in found]
+    return [torch.cat(parts)[back] for parts in streams]
 
 
 def texts_in(
-    runner: Runner, texts: Texts, how: Continuing, cell: DoseCell, *, kept: Checkpoint[Tensors]
+    runner: Runner,
+    texts: Texts,
+    how: Continuing,
+    cell: DoseCell,
+    *,
+    checkpoint: Checkpoint[Tensors],
 ) -> np.ndarray:
     """New tokens ``[prompt, sample, new]`` of one cell."""
     seeds, batches = how.seeds(texts), how.batches(texts)
@@ -170,7 +166,7 @@ def texts_in(
             yield {"tokens": how.run(runner, texts, pairs, seeds, cell.edits)}
 
     names = [f"text-{number:05d}-{cell.name}" for number in range(len(batches))]
-    pieces = kept.fill(names, batches, compute)
+    pieces = checkpoint.fill(names, batches, compute)
     return how.gathered(texts, [piece["tokens"] for piece in pieces]).tokens
 
 
@@ -180,7 +176,7 @@ def costs(
     tokens: Int[Tensor, "sequence pos"],
     cells: Sequence[DoseCell],
     *,
-    kept: Checkpoint[Tensors],
+    checkpoint: Checkpoint[Tensors],
     batch_size: int,
 ) -> dict[str, Tensor]:
     """What the prediction of a corpus loses in each cell.
@@ -190,17 +186,17 @@ def costs(
         over tokens, in nats.
     """
     every = (CLEAN, *cells)
-    found: list[list[Tensors]] = []
+    pieces: list[list[Tensors]] = []
     for number, rows in enumerate(tokens.split(batch_size)):
 
         def compute(missing: list[DoseCell], rows: Tensor = rows) -> Iterator[Tensors]:
             return _cost(runner, rows.to(runner.weights.device, torch.int64), missing)
 
         names = [f"cost-{number:05d}-{cell.name}" for cell in every]
-        found.append(kept.fill(names, every, compute))
-    loss = torch.cat([batch[0]["loss"] for batch in found])
+        pieces.append(checkpoint.fill(names, every, compute))
+    loss = torch.cat([batch[0]["loss"] for batch in pieces])
     return {"loss": loss} | {
-        name: torch.stack([torch.cat([b[n][name] for b in found]) for n in range(1, len(every))])
+        name: torch.stack([torch.cat([b[n][name] for b in pieces]) for n in range(1, len(every))])
         for name in ("kl", "delta_loss")
     }
 

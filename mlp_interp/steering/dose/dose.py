@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from mlp_interp.checkpoint import TENSORS, Checkpoint
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.edits.applying import Applier
+from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.models.protocol import Model
@@ -23,7 +24,6 @@ from mlp_interp.steering.dose.cells import CLEAN, Action, DoseCell, DoseGrid, co
 from mlp_interp.steering.dose.result import Limits, Measure, dose_result, named_metrics
 from mlp_interp.steering.dose.scores import TextScore
 from mlp_interp.steering.dose.values import count_pieces, read_metrics, score_texts
-from mlp_interp.steering.edits import Indices
 from mlp_interp.steering.generation import GREEDY, Continuing, GenerationOptions, text_of
 
 __all__ = ["dose_response"]
@@ -138,12 +138,16 @@ def dose_response(
         folder = None
         if sweep.checkpoint is not None:
             folder = Path(sweep.checkpoint) / f"dose-{fingerprint(model, tokens, options)}"
-        kept = Checkpoint(folder, TENSORS, done=bar.update)
-        values = read_metrics(runner, texts, read, cells, kept=kept, batch_size=how.batch_size)
-        scores, written = score_texts(runner, texts, how, score, cells, kept=kept)
+        checkpoint = Checkpoint(folder, TENSORS, done=bar.update)
+        values = read_metrics(
+            runner, texts, read, cells, checkpoint=checkpoint, batch_size=how.batch_size
+        )
+        scores, written = score_texts(runner, texts, how, score, cells, checkpoint=checkpoint)
         cost = None
         if len(tokens):
-            cost = costs(runner, tokens, cells[1:], kept=kept, batch_size=how.batch_size)
+            cost = costs(
+                runner, tokens, cells[1:], checkpoint=checkpoint, batch_size=how.batch_size
+            )
     values |= scores
     return dose_result(
         grid,

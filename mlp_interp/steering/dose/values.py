@@ -23,16 +23,16 @@ def read_metrics(
     metrics: Mapping[str, Metric],
     cells: Sequence[DoseCell],
     *,
-    kept: Checkpoint[Tensors],
+    checkpoint: Checkpoint[Tensors],
     batch_size: int,
 ) -> dict[str, list[np.ndarray]]:
     """Metrics of the prompts, of each cell ``[prompt]``."""
     if not metrics:
         return {}
     listed = list(metrics.values())
-    streams = readings(runner, texts, listed, cells, kept=kept, batch_size=batch_size)
+    streams = readings(runner, texts, listed, cells, checkpoint=checkpoint, batch_size=batch_size)
     device, model = runner.weights.device, runner.weights.model
-    found, first, each = {}, 0, torch.arange(len(texts), device=device)
+    by_metric, first, each = {}, 0, torch.arange(len(texts), device=device)
     for name, metric in metrics.items():
         own = slice(first, first + len(metric.positions))
         first = own.stop
@@ -41,8 +41,8 @@ def read_metrics(
             values = [reader(stream[:, own].to(device), each) for stream in streams]
         for cell, value in zip(cells, values, strict=True):
             finite(metric, "clean" if cell is CLEAN else "steered", value)
-        found[name] = [to_numpy(value).astype(float) for value in values]
-    return found
+        by_metric[name] = [to_numpy(value).astype(float) for value in values]
+    return by_metric
 
 
 def score_texts(
@@ -52,22 +52,22 @@ def score_texts(
     scores: Mapping[str, TextScore],
     cells: Sequence[DoseCell],
     *,
-    kept: Checkpoint[Tensors],
+    checkpoint: Checkpoint[Tensors],
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
     """Scores of each cell's texts ``[prompt]``, and the texts ``[prompt, sample]``."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in scores}
+    by_score: dict[str, list[np.ndarray]] = {name: [] for name in scores}
     written: list[np.ndarray] = []
     end, tokenizer = (
         how.options.end(runner.weights.model),
         getattr(runner.weights.model, "tokenizer", None),
     )
     for cell in cells if scores else ():
-        tokens = texts_in(runner, texts, how, cell, kept=kept)
+        tokens = texts_in(runner, texts, how, cell, checkpoint=checkpoint)
         said = [text_of(tokenizer, row, end=end) for row in tokens.reshape(-1, tokens.shape[-1])]
         for name, score in scores.items():
-            found[name].append(scored(name, score, said).reshape(len(texts), -1).mean(-1))
+            by_score[name].append(scored(name, score, said).reshape(len(texts), -1).mean(-1))
         written.append(np.array(said, dtype=object).reshape(len(texts), -1))
-    return found, written
+    return by_score, written
 
 
 def count_pieces(
