@@ -141,7 +141,7 @@ def test_thresholds_of_a_neuron_are_those_of_its_activations(kind):
 def test_the_place_among_controls():
     found = {
         name: float(values)
-        for name, (_, values, _) in against_controls(
+        for name, values in against_controls(
             np.array([2.0, 1.0, 2.0, 4.0, 0.0]), (), "", "nats"
         ).items()
     }
@@ -149,13 +149,13 @@ def test_the_place_among_controls():
     assert found["z"] == pytest.approx(0.25 / np.std([1, 2, 4, 0], ddof=1))
     assert (found["rank"], found["percentile"], found["p_value"]) == (2, 50, 3 / 5)
     alone = against_controls(np.array([2.0, 1.0]), (), "", "nats")
-    assert np.isnan(alone["z"][1])
-    assert np.isnan(alone["control_std"][1])
+    assert np.isnan(alone["z"].values)
+    assert np.isnan(alone["control_std"].values)
 
 
 def test_without_a_number_there_is_no_place_and_no_p():
     values = np.array([[np.nan, 1.0, 2.0], [1.5, np.nan, 1.0], [3.0, np.nan, np.nan]])
-    found = {n: x[1] for n, x in against_controls(values, ("where",), "", "nats").items()}
+    found = {n: x.values for n, x in against_controls(values, ("where",), "", "nats").items()}
     np.testing.assert_array_equal(found["rank"], [np.nan, 1, np.nan])
     np.testing.assert_array_equal(found["percentile"], [np.nan, 100, np.nan])
     np.testing.assert_array_equal(found["p_value"], [np.nan, 1 / 2, np.nan])

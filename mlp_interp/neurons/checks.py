@@ -21,16 +21,16 @@ def check_counts(least: int = 1, **counts: Any) -> None:
             raise ValueError(f"{name}={count!r}; wanted an integer from {least}")
 
 
-def checked_count(k: Any, size: int, of: str) -> int:
+def checked_count(k: Any, size: int, of: str, *, name: str = "k") -> int:
     """How many of `size` things to give.
 
     Raises:
         ValueError: It is no integer from 1 to `size`; `of` says what there are so many of.
     """
     if size < 1:
-        raise ValueError(f"k={k!r}, but the number of {of} is 0; wanted a larger model")
+        raise ValueError(f"{name}={k!r}, but the number of {of} is 0; wanted a larger model")
     if type(k) is not int or not 1 <= k <= size:
-        raise ValueError(f"k={k!r}; wanted an integer from 1 to {size}, the number of {of}")
+        raise ValueError(f"{name}={k!r}; wanted an integer from 1 to {size}, the number of {of}")
     return k
 
 

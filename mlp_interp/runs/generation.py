@@ -19,7 +19,7 @@ from mlp_interp.models.forward import KVCache
 from mlp_interp.models.protocol import Model
 from mlp_interp.unembed import Unembed
 
-__all__ = ["Generation", "Sampling", "generate", "generating"]
+__all__ = ["Generation", "Sampling", "check_room", "end_token", "generate", "generating"]
 
 _generating: ContextVar[bool] = ContextVar("generating", default=False)
 
@@ -125,9 +125,9 @@ def generate(
     weights = forward.weights
     check_where(where)
     batch, prompt = tokens.shape
-    _check_room(prompt, max_new_tokens, int(weights.model.cfg.n_ctx))
+    check_room(prompt, max_new_tokens, int(weights.model.cfg.n_ctx))
     tokens = weights.checked(tokens)
-    end = _end(weights.model, eos, weights.W_E.shape[0])
+    end = end_token(weights.model, eos, weights.W_E.shape[0])
     longest = prompt + max_new_tokens - 1  # the last new token is not read
     if where == "new" and longest == prompt:
         _check_new(edits)
@@ -194,7 +194,12 @@ def _check_new(edits: Sequence[Edit]) -> None:
             )
 
 
-def _check_room(prompt: int, new: int, context: int) -> None:
+def check_room(prompt: int, new: int, context: int) -> None:
+    """Refuse new tokens for which there is no room after a prompt.
+
+    Raises:
+        ValueError: There are none, no prompt, or more than the context holds.
+    """
     if new < 1:
         raise ValueError(f"max_new_tokens={new}; wanted at least 1")
     if prompt < 1:
@@ -205,7 +210,12 @@ def _check_room(prompt: int, new: int, context: int) -> None:
         )
 
 
-def _end(model: Model, eos: int | Literal["model"] | None, size: int) -> int | None:
+def end_token(model: Model, eos: int | Literal["model"] | None, size: int) -> int | None:
+    """The token that ends a text, of a vocabulary of this size.
+
+    Raises:
+        ValueError: It is no token.
+    """
     if eos == "model":
         return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
     if eos is not None and not 0 <= eos < size:

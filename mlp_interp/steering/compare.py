@@ -12,6 +12,7 @@ from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
+from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import strings, to_numpy
 from mlp_interp.runs import Runner
 from mlp_interp.steering.generation import (
@@ -123,7 +124,7 @@ class _Both:
     def token_text(self) -> np.ndarray:
         """Each new token as text; empty after the end."""
         ids = sorted({int(token) for token in self.tokens.flat if token >= 0})
-        named = {-1: "", **dict(zip(ids, tokenstrings(self.tokenizer, ids), strict=True))}
+        named = {-1: "", **dict(zip(ids, token_strings(self.tokenizer, ids), strict=True))}
         flat = [named[int(token)] for token in self.tokens.flat]
         return strings(flat).reshape(self.tokens.shape)
 

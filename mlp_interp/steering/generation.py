@@ -18,7 +18,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import decode
 from mlp_interp.runs import Runner
-from mlp_interp.runs.generation import Sampling
+from mlp_interp.runs.generation import Sampling, check_room, end_token
 
 __all__ = [
     "GREEDY",
@@ -94,9 +94,7 @@ class GenerationOptions:
 
     def end(self, model: Model) -> int | None:
         """The token that ends a text of this model."""
-        if self.eos == "model":
-            return getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
-        return self.eos
+        return end_token(model, self.eos, len(Weights.of(model).W_E))
 
 
 GREEDY = GenerationOptions()
@@ -189,21 +187,15 @@ class Continuing:
         Raises:
             ValueError: Naming what does not fit.
         """
-        context, longest = int(weights.model.cfg.n_ctx), max(map(len, texts.rows))
-        if longest + self.options.max_new_tokens > context:
-            raise ValueError(
-                f"max_new_tokens={self.options.max_new_tokens} after {longest} tokens exceeds the "
-                f"model's context of {context}"
-            )
-        end, size = self.options.end(weights.model), weights.W_E.shape[0]
-        if end is not None and not 0 <= end < size:
-            raise ValueError(f"eos={end}; wanted a token id from 0 to {size - 1}, 'model' or None")
-        if self.options.where == "new" and self.options.max_new_tokens == 1:
+        longest, new = max(map(len, texts.rows)), self.options.max_new_tokens
+        check_room(longest, new, int(weights.model.cfg.n_ctx))
+        self.options.end(weights.model)  # refuses what is no token
+        if self.options.where == "new" and new == 1:
             raise ValueError(
                 "max_new_tokens=1 with where='new', where no new token is read; wanted at least 2"
             )
         for length in sorted({len(row) for row in texts.rows}):
-            last = length + self.options.max_new_tokens - 1
+            last = length + new - 1
             placed = [confined(edit, self.options.where, length, last) for edit in edits]
             Applier(placed, weights, (1, length), longest=last)
 

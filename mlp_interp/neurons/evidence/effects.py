@@ -52,9 +52,9 @@ def losses(
         tokens: The promoted tokens.
     """
     columns: list[Losses] = []
-    for chosen in torch.arange(len(targets)).split(max(1, rows_for(unembed) // 2)):
-        clean = LogitChange.of(unembed, normalized[chosen], targets[chosen])
-        change = changes[:, chosen]
+    for rows in torch.arange(len(targets)).split(max(1, rows_for(unembed) // 2)):
+        clean = LogitChange.of(unembed, normalized[rows], targets[rows])
+        change = changes[:, rows]
         effects = clean.effects(change)
         # log q_v - log p_v = t_v - KL, where t is the centred change of the logits.
         centred = change @ unembed.weight[:, tokens].mean(1) - (change * clean.expected).sum(-1)

@@ -210,13 +210,13 @@ class _Trial:
         tokens = tokens.to(unembed.weight.device)
         for part, batch, first in self.texts.batches(self.batch_size):
             clean = self.runner.run(batch)
-            kept = clean.final[:, first:]
+            stream = clean.final[:, first:]
             targets = next_tokens(clean.tokens)[:, first:]
-            normalized = unembed.normalize(kept).flatten(0, 1)
+            normalized = unembed.normalize(stream).flatten(0, 1)
             done = 0
             for changes in held_changes(self.runner, clean, self.layer, values, first=first):
                 rows = losses(unembed, normalized, targets.flatten(), changes.flatten(1, 2), tokens)
-                result[:, done : done + len(changes), part] = _by_text(rows, kept.shape[:2])
+                result[:, done : done + len(changes), part] = _by_text(rows, stream.shape[:2])
                 done += len(changes)
         return result
 
@@ -241,12 +241,5 @@ def _check(weights: Weights, baseline: Any, controls: Any, batch_size: Any) -> N
     if baseline not in ("mean", "zero") and not number:
         raise ValueError(f"baseline={baseline!r}; wanted 'mean', 'zero' or a finite number")
     check_counts(batch_size=batch_size)
-    if weights.d_mlp == 1:
-        raise ValueError(
-            f"controls={controls!r}, but the layer has no other neuron to compare with"
-        )
-    if type(controls) is not int or not 1 <= controls < weights.d_mlp:
-        raise ValueError(
-            f"controls={controls!r}; wanted an integer from 1 to {weights.d_mlp - 1}, the number "
-            "of other neurons in the layer"
-        )
+    others = "other neurons in the layer"
+    checked_count(controls, weights.d_mlp - 1, others, name="controls")

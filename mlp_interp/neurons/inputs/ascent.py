@@ -36,7 +36,7 @@ def ascend(
         The best vectors met, cost included, and the score at every step.
     """
     vectors = space.project(vectors)
-    kept, best = vectors, torch.full((len(vectors),), -torch.inf, device=vectors.device)
+    highest, best = vectors, torch.full((len(vectors),), -torch.inf, device=vectors.device)
     trace: list[Tensor] = []
     leaf = vectors.clone().requires_grad_()
     longest = rate * space.norms[0] / vectors.shape[-1] ** 0.5
@@ -52,9 +52,9 @@ def ascend(
         worth = score - near_tokens * apart.detach()
         better = worth > best
         best = torch.where(better, worth, best)
-        kept = torch.where(better[:, None, None], leaf.detach(), kept)
+        highest = torch.where(better[:, None, None], leaf.detach(), highest)
         adam.param_groups[0]["lr"] = (1 - step / max(1, steps)) * longest
         adam.step()
         with torch.no_grad():
             leaf.copy_(space.project(leaf))
-    return kept, torch.stack(trace, 1)
+    return highest, torch.stack(trace, 1)

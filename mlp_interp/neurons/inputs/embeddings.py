@@ -18,6 +18,7 @@ from mlp_interp.neurons.inputs.vectors import (
 from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.neurons.weights.vocabulary import ids_and_texts
 from mlp_interp.results import single, to_numpy, variable
+from mlp_interp.runs.generation import check_room
 from mlp_interp.unembed import Unembed
 
 __all__ = ["expected_embedding_generate"]
@@ -77,17 +78,10 @@ def expected_embedding_generate(
     """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature}; wanted a number from 0")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}; wanted at least 1")
     tokens = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
-    length, context = tokens.shape[1], int(model.cfg.n_ctx)
-    if not length:
+    if not tokens.numel():
         raise ValueError(f"prompt={prompt!r} is empty; wanted at least one token")
-    if length + max_new_tokens > context:
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens} after {length} tokens exceeds the model's context of "
-            f"{context}"
-        )
+    check_room(tokens.shape[1], max_new_tokens, int(model.cfg.n_ctx))
     check_weights(model)
     forward = forward_of(model)
     W_E = forward.weights.W_E

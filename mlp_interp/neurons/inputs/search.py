@@ -37,7 +37,7 @@ class Search:
     seed: int
 
     def climb(
-        self, chosen: Int[Tensor, "restart pos"]
+        self, indices: Int[Tensor, "restart pos"]
     ) -> tuple[Int[Tensor, "restart pos"], Float[Tensor, "restart step"]]:
         """Climb from some texts (indices of the vocabulary), each by itself.
 
@@ -47,16 +47,16 @@ class Search:
             The best texts, and the score after every step, which never falls.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        chosen, length = chosen.clone(), chosen.shape[1]
-        score = self._score(chosen)
+        indices, length = indices.clone(), indices.shape[1]
+        score = self._score(indices)
         trace, order, idle = [score], [], 0
         for _ in range(self.steps):
             order = order or torch.randperm(length, generator=generator).tolist()
             position = order.pop()
-            tried = self._candidates(chosen, position, generator)
-            found, best = self._best(chosen, position, tried)
+            tried = self._candidates(indices, position, generator)
+            token, best = self._best(indices, position, tried)
             better = best > score
-            chosen[better, position] = found[better]
+            indices[better, position] = token[better]
             score = torch.where(better, best, score)
             trace.append(score)
             idle = 0 if better.any() else idle + 1
@@ -64,28 +64,28 @@ class Search:
             # are all of them only after two sweeps, as each has an order of its own.
             if self.candidates is None and idle >= 2 * length - 1:
                 break
-        return chosen, torch.stack(trace, 1)
+        return indices, torch.stack(trace, 1)
 
-    def _score(self, chosen: Int[Tensor, "row pos"]) -> Float[Tensor, " row"]:
-        texts = self.space.texts(chosen)
+    def _score(self, indices: Int[Tensor, "row pos"]) -> Float[Tensor, " row"]:
+        texts = self.space.texts(indices)
         return self.target.of_tokens(texts, batch_size=self.batch_size)[1].cpu()
 
     def _best(
         self,
-        chosen: Int[Tensor, "restart pos"],
+        indices: Int[Tensor, "restart pos"],
         position: int,
         tried: Int[Tensor, "restart candidate"],
     ) -> tuple[Int[Tensor, " restart"], Float[Tensor, " restart"]]:
-        texts = chosen[:, None].repeat(1, tried.shape[1], 1)
+        texts = indices[:, None].repeat(1, tried.shape[1], 1)
         texts[:, :, position] = tried
         scores = self._score(texts.flatten(0, 1)).view(tried.shape)
         best, at = scores.max(-1)
         return tried.gather(1, at[:, None])[:, 0], best
 
     def _candidates(
-        self, chosen: Int[Tensor, "restart pos"], position: int, generator: torch.Generator
+        self, indices: Int[Tensor, "restart pos"], position: int, generator: torch.Generator
     ) -> Int[Tensor, "restart candidate"]:
-        size, rows = len(self.space.vocabulary), len(chosen)
+        size, rows = len(self.space.vocabulary), len(indices)
         if self.candidates is None or self.candidates >= size:
             return torch.arange(size).expand(rows, -1)
         guided = 0
@@ -94,15 +94,15 @@ class Search:
         drawn = torch.randint(size, (rows, self.candidates - guided), generator=generator)
         if not guided:
             return drawn
-        return torch.cat((self._gains(chosen, position).topk(guided).indices, drawn), 1)
+        return torch.cat((self._gains(indices, position).topk(guided).indices, drawn), 1)
 
     def _gains(
-        self, chosen: Int[Tensor, "restart pos"], position: int
+        self, indices: Int[Tensor, "restart pos"], position: int
     ) -> Float[Tensor, "restart token"]:
         """First-order guess of the score with each token of the vocabulary at one position."""
         forward = self.target.forward
         with torch.enable_grad():
-            stream = forward.embed(self.space.texts(chosen)).requires_grad_()
+            stream = forward.embed(self.space.texts(indices)).requires_grad_()
             (gradient,) = torch.autograd.grad(self.target(stream)[1].sum(), stream)
         at = self.space.prompt.shape[1] + position
         return (gradient[:, at].to(self.space.rows.dtype) @ self.space.rows.T).cpu()

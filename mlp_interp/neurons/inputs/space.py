@@ -64,9 +64,9 @@ class Space:
         mixed = mixture @ (self.rows - self.rows.mean(0))
         return mixed * (self.norms[0] / mixed.norm(dim=-1, keepdim=True))
 
-    def texts(self, chosen: Int[Tensor, "row pos"]) -> Int[Tensor, "row all_pos"]:
+    def texts(self, indices: Int[Tensor, "row pos"]) -> Int[Tensor, "row all_pos"]:
         """Whole texts, of indices of the vocabulary at the free positions."""
-        tokens = self.vocabulary[chosen.cpu()].to(self.prompt.device)
+        tokens = self.vocabulary[indices.cpu()].to(self.prompt.device)
         return torch.cat((self.prompt.expand(len(tokens), -1), tokens), 1)
 
     def stream(

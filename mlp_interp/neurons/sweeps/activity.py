@@ -182,9 +182,9 @@ def outliers(
     names = [name for name, x in activity.data_vars.items() if {*x.dims} == {"layer", "neuron"}]
     at = {"layer": xr.DataArray(rows, dims="component")}
     at["neuron"] = xr.DataArray(columns, dims="component")
-    chosen = activity[names].isel(at).drop_vars(("layer", "neuron"))
-    chosen = chosen.assign_coords(component_coords(sites))
-    return chosen.assign_attrs(long_name="neurons that fire unlike their layer's", side=side)
+    extreme = activity[names].isel(at).drop_vars(("layer", "neuron"))
+    extreme = extreme.assign_coords(component_coords(sites))
+    return extreme.assign_attrs(long_name="neurons that fire unlike their layer's", side=side)
 
 
 def _gathered(found: Mapping[str, xr.Dataset], histogram: bool) -> xr.Dataset:

@@ -40,15 +40,15 @@ class SubUpdates:
         self.length = self.total.norm(dim=-1)
         self.real: Bool[Tensor, " token"] = self.length > 0
         self.direction = unit(self.total)
-        self._chosen = torch.empty_like(post)  # fresh memory costs more than what is done in it
+        self._largest = torch.empty_like(post)  # fresh memory costs more than what is done in it
 
     def cosine(self, k: int | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
         """Cosine of the update to the sum of its k largest sub-updates; 0 where one is zero."""
         # One product for each k asked for; the sub-updates themselves would be as large as
         # [token, neuron, d_model].
         most = k[:, None].to(self.rank.dtype) if isinstance(k, Tensor) else k
-        chosen = torch.lt(self.rank, most, out=self._chosen).mul_(self.post)
-        return (unit(chosen @ self.W_out) * self.direction).sum(-1)
+        largest = torch.lt(self.rank, most, out=self._largest).mul_(self.post)
+        return (unit(largest @ self.W_out) * self.direction).sum(-1)
 
 
 def _rank(size: Float[Tensor, "token neuron"]) -> Int[Tensor, "token neuron"]:
