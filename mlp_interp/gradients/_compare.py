@@ -1,10 +1,7 @@
 """How wrong the estimates are: exact patching beside them."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from scipy.stats import rankdata
 
 from mlp_interp.gradients.nodes import as_grid
@@ -64,24 +61,10 @@ def compare(
     for name, cells in (("exact", true), ("estimate", guess)):
         if not np.isfinite(cells.values).all():
             raise ValueError(f"{name} holds NaN or infinite effects; wanted finite ones")
-    # Only the site decides what is negligible: a layer without effects has no signs to agree.
-    others = [dim for dim in true.dims if dim not in ("site", "layer")]
-    floor = negligible * abs(true).max([d for d in true.dims if d != "site"])
-    found: dict[str, Any] = {}
-    for name, function in (
-        ("pearson", _pearson),
-        ("spearman", _spearman),
-        ("sign_agreement", _signs),
-        ("error", _error),
-        ("slope", _slope),
-    ):
-        flat = [x.stack(cell=others) for x in (true, guess)]
-        values = xr.apply_ufunc(
-            function, *flat, floor, input_core_dims=[["cell"], ["cell"], []], vectorize=True
-        )
-        found[name] = values.transpose("site", "layer").assign_attrs(
-            unit="", long_name=_NOTES[name]
-        )
+    found = {
+        name: values.transpose("site", "layer").assign_attrs(unit="", long_name=_NOTES[name])
+        for name, values in _agreement(true, guess, negligible).items()
+    }
     unit = estimate.attrs["unit"]
     cells = {"exact": true, "estimate": guess}
     return xr.Dataset(
@@ -173,33 +156,26 @@ def _worst(
     }
 
 
-Cells = Float[np.ndarray, " cell"]
-
-
-def _pearson(true: Cells, guess: Cells, _floor: Any = None) -> float:
-    a, b = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (true, guess))
-    size = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / size) if size > 0 else np.nan
-
-
-def _spearman(true: Cells, guess: Cells, _floor: Any = None) -> float:
-    return _pearson(rankdata(true), rankdata(guess))
-
-
-def _signs(true: Cells, guess: Cells, floor: Any) -> float:
-    counts = (np.abs(true) > floor) | ((floor == 0) & (true != 0))
-    return float((np.sign(true) == np.sign(guess))[counts].mean()) if counts.any() else np.nan
-
-
-def _error(true: Cells, guess: Cells, _floor: Any = None) -> float:
-    size = np.sqrt(np.mean(np.square(true, dtype=np.float64)))
-    return (
-        float(np.sqrt(np.mean(np.square(guess - true, dtype=np.float64))) / size)
-        if size
-        else np.nan
+def _agreement(
+    true: xr.DataArray, guess: xr.DataArray, negligible: float
+) -> dict[str, xr.DataArray]:
+    """What `_NOTES` lists, over all cells of a site and layer."""
+    true, guess = (
+        x.astype(float).stack(cell=[d for d in x.dims if d not in ("site", "layer")])
+        for x in (true, guess)
     )
+    # Only the site decides what is negligible: a layer without effects has no signs to agree.
+    largest = abs(true).max(["layer", "cell"])
+    counts = abs(true) > negligible * largest
+    square = (true**2).mean("cell")
+    return {
+        "pearson": xr.corr(true, guess, "cell"),
+        "spearman": xr.corr(_ranks(true), _ranks(guess), "cell"),
+        "sign_agreement": (np.sign(true) == np.sign(guess)).where(counts).mean("cell"),
+        "error": (((guess - true) ** 2).mean("cell") / square.where(square > 0)) ** 0.5,
+        "slope": (true * guess).mean("cell") / square,
+    }
 
 
-def _slope(true: Cells, guess: Cells, _floor: Any = None) -> float:
-    size = float(true @ true)
-    return float(true @ guess) / size if size else np.nan
+def _ranks(values: xr.DataArray) -> xr.DataArray:
+    return values.copy(data=rankdata(values, axis=values.get_axis_num("cell")))

@@ -8,6 +8,7 @@ import xarray as xr
 
 from mlp_interp.plots import _style as style
 from mlp_interp.plots._tokens import visible
+from mlp_interp.results import mean_and_error_over
 
 MAKER = "attribution.attribute_logits"
 
@@ -164,13 +165,9 @@ def _mean_and_error(result: xr.DataArray) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean over prompts (positions first), its standard error, and how many prompts there are."""
     others = [dim for dim in result.dims if dim not in ("prompt", "component")]
     values = result.mean(others) if others else result
-    if "prompt" not in values.dims:
-        return values.values.astype(float), np.full(values.shape, np.nan), 1
-    values = values.transpose("prompt", "component").values.astype(float)
-    count = values.shape[0]
-    if count == 1:
-        return values[0], np.full_like(values[0], np.nan), 1
-    return values.mean(0), values.std(0, ddof=1) / np.sqrt(count), count
+    values = values if "prompt" in values.dims else values.expand_dims("prompt")
+    mean, error = mean_and_error_over(values.astype(float), "prompt")
+    return mean.values, error.values, values.sizes["prompt"]
 
 
 def _bars(result: xr.DataArray, title: str, top: int) -> go.Figure:
