@@ -226,7 +226,7 @@ def _everywhere(
 def _first(positions: Indices, length: int) -> Indices:
     if positions is None:
         return range(length)
-    listed = integers("positions", positions) or ()
+    listed = list(integers("positions", positions) or ())
     if len(listed) != length:
         raise ValueError(f"positions={listed} for a direction of {length}; wanted as many")
     return listed
