@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -321,15 +322,14 @@ class Forward:
 
     def _projections(self, layer: int) -> Projections:
         b = self.weights.block(layer)
-        # [head d_model d_head] of q, k, v -> [d_model, 3 * head * d_head]
-        qkv = torch.stack([b.W_Q, b.W_K, b.W_V]).permute(2, 0, 1, 3).flatten(1)
+        qkv = rearrange([b.W_Q, b.W_K, b.W_V], "qkv head d d_head -> d (qkv head d_head)")
         qkv_bias = torch.stack([b.b_Q, b.b_K, b.b_V]).flatten()
         qkv, qkv_bias = _fold(b.ln1, qkv, qkv_bias)
         mlp_in, mlp_in_bias = _fold(b.ln2, b.W_in, b.b_in)
         return Projections(
             qkv=qkv,
             qkv_bias=qkv_bias,
-            out=b.W_O.flatten(0, 1).T.contiguous(),
+            out=rearrange(b.W_O, "head d_head d_model -> d_model (head d_head)").contiguous(),
             out_bias=b.b_O,
             mlp_in=mlp_in,
             mlp_in_bias=mlp_in_bias,
