@@ -26,6 +26,7 @@ from .corpus import open_corpus as open_corpus
 from .corpus import sweep as sweep
 from .edits import Edit as Edit
 from .gradients import attribution_patch as attribution_patch
+from .models import Unembed as Unembed
 from .models import check_model as check_model
 from .models import load_model as load_model
 from .patching import causal_trace as causal_trace
@@ -42,4 +43,3 @@ from .runs import Runner as Runner
 from .runs import run as run
 from .sites import Site as Site
 from .steering import steer as steer
-from .unembed import Unembed as Unembed

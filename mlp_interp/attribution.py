@@ -15,12 +15,12 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, cached_tokens, check_cached
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.unembed import directions, mean_direction
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site, component_coords, site_of
-from mlp_interp.unembed import directions, mean_direction
 
 __all__ = ["attribute_logits", "attribute_sources", "top"]
 

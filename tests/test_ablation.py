@@ -12,10 +12,10 @@ from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.second_order import SecondOrder
 from mlp_interp.metrics import LogitChange
 from mlp_interp.models import HookForward, Weights
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import LEVELS, cache_for
 from mlp_interp.residual import decompose as residual_decompose
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 GROUPS = {
     "1.attn": ["1.attn"],

@@ -12,9 +12,9 @@ from random_models import random_neox, tiny_tokenizer, unchecked
 
 from mlp_interp import attribute_logits, attribute_sources, load_model, prompts, top
 from mlp_interp.models import Weights
+from mlp_interp.models.unembed import Unembed, mean_direction
 from mlp_interp.residual import LEVELS, Layout, cache_for, decompose
 from mlp_interp.sites import Site, component_coords
-from mlp_interp.unembed import Unembed, mean_direction
 
 ANSWERS, FOILS = [5, 6, 7, 299], [9, 8, 5, 0]
 ROWS = torch.arange(4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlp_interp.metrics import LogitChange, excess, kl_from_change, rows_for
-from mlp_interp.unembed import Unembed
+from mlp_interp.models.unembed import Unembed
 
 
 def a_readout(d_model=16, d_vocab=200, spread=1.0, dtype=torch.float32):

@@ -21,8 +21,8 @@ from mlp_interp.models import engine as engine_module
 from mlp_interp.models import forward as forward_module
 from mlp_interp.models.forward import KVCache
 from mlp_interp.models.rotary import Rotary
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
 ENGINES = {"lean": Forward.of, "hooks": lambda model: HookForward(Weights.of(model))}

@@ -3,8 +3,13 @@
 import pytest
 import reference
 import torch
+from random_models import HAS_HOOKED, build
 
-from mlp_interp.unembed import Unembed
+from mlp_interp import ablate_total, attribute_logits
+from mlp_interp.metrics import logit_difference
+from mlp_interp.models import Weights, check_model
+from mlp_interp.models import unembed as unembed_module
+from mlp_interp.models.unembed import Unembed, directions
 
 
 def test_logits_are_the_models(model, tokens):
@@ -78,3 +83,72 @@ def test_nothing_given_can_reach_the_parameters(kind):
     unembed = Unembed.of(kind())
     assert not unembed.weight.requires_grad
     assert not unembed.bias.requires_grad
+
+
+def _capped(cap, seed=0):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(
+        n_layers=2,
+        d_model=16,
+        d_head=8,
+        n_heads=2,
+        n_ctx=32,
+        d_vocab=50,
+        act_fn="gelu",
+        normalization_type="LN",
+        output_logits_soft_cap=cap,
+        init_weights=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HookedTransformer(cfg)
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.5)
+    return model
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="the installed library has no HookedTransformer")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cap", [1.0, 1e4])
+def test_a_model_that_caps_its_logits_is_refused(cap):
+    """By its name even where no logit is near the cap; and check_model says how far off it is."""
+    model = _capped(cap)
+    tokens = torch.arange(8)[None]
+    _, cache = model.run_with_cache(tokens)
+    final = cache["blocks.1.hook_resid_post"]
+    refused = r"has other logits than .* \(its configuration has output_logits_soft_cap\)"
+    for call in (
+        lambda: Unembed.of(model),
+        lambda: attribute_logits(model, cache, 5, 6),
+        lambda: ablate_total(model, tokens, ["1.mlp"]),
+        lambda: logit_difference(torch.tensor([5]), torch.tensor([6])).reader(model, final[:, -1:]),
+    ):
+        with pytest.raises(ValueError, match=refused):
+            call()
+    found = check_model(model)
+    assert bool(found.ok) == (cap > 1)
+    assert (float(found.readout_error) > 0.1) == (cap == 1)
+
+
+@pytest.mark.parametrize("name", ["ln_final", "unembed"])
+def test_a_readout_that_somebody_changed_is_refused(name, backend):
+    model = build("parallel", backend, "raw")
+    Unembed.of(model)
+    handle = getattr(model, name).register_forward_hook(lambda _m, _x, out: 1.5 * out)
+    with pytest.raises(ValueError, match="has other logits than"):
+        Unembed.of(model)
+    handle.remove()
+    Unembed.of(model)
+
+
+def test_the_readout_is_compared_once(backend, monkeypatch):
+    model, asked = build("gpt2", backend, "folded"), []
+    compare = unembed_module.readout_error
+    monkeypatch.setattr(
+        unembed_module, "readout_error", lambda weights: asked.append(1) or compare(weights)
+    )
+    for _ in range(3):
+        Unembed.of(model)
+        directions(Weights.of(model), torch.tensor([3]))
+    assert len(asked) == 1

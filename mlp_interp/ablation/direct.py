@@ -18,9 +18,9 @@ from mlp_interp.metrics.stream import stream_change, stream_scale
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["ablate_direct", "direct_effects"]
 

@@ -14,9 +14,9 @@ from mlp_interp.ablation.second_order import SecondOrder
 from mlp_interp.metrics import Effects, LogitChange, Tally, blocks, rows_for
 from mlp_interp.metrics.rows import joined
 from mlp_interp.metrics.stream import stream_scale
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Residual
 from mlp_interp.residual.parts import Scaled
-from mlp_interp.unembed import Unembed
 
 __all__ = ["neuron_effects"]
 

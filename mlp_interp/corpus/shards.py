@@ -21,8 +21,8 @@ from torch import Tensor
 from mlp_interp.checkpoint import Format
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.models import Forward, HookForward
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["STATES", "Merged", "Plan", "States", "merge", "reduce_shard"]
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.unembed import Unembed
+from mlp_interp.models.unembed import Unembed
 
 __all__ = ["Effects", "LogitChange", "Tally", "blocks", "excess", "kl_from_change", "rows_for"]
 

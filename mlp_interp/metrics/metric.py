@@ -16,7 +16,7 @@ from torch import Tensor
 from mlp_interp.metrics.change import kl_from_change, rows_for
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.unembed import Unembed, directions
+from mlp_interp.models.unembed import Unembed, directions
 
 __all__ = ["KL", "Custom", "Linear", "Metric", "Reader"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics.change import Effects, LogitChange, rows_for
-from mlp_interp.unembed import Unembed
+from mlp_interp.models.unembed import Unembed
 
 __all__ = ["chunks", "clean_loss", "joined", "next_tokens", "read_changes"]
 

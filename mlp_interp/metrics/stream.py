@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.unembed import Unembed
+from mlp_interp.models.unembed import Unembed
 
 __all__ = ["stream_change", "stream_scale"]
 

@@ -10,4 +10,5 @@ from mlp_interp.models.forward import UnsupportedModel as UnsupportedModel
 from mlp_interp.models.loading import PYTHIA as PYTHIA
 from mlp_interp.models.loading import describe as describe
 from mlp_interp.models.loading import load_model as load_model
+from mlp_interp.models.unembed import Unembed as Unembed
 from mlp_interp.models.weights import Weights as Weights

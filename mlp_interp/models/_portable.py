@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.models.forward import Forward, Projections
+from mlp_interp.models.unembed import check_readout
 
 __all__ = ["portable"]
 
@@ -61,8 +62,12 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
     Args:
         forward: A lean forward pass.
         device: Where to put it; None leaves it where it is. Elsewhere it is a copy.
+
+    Raises:
+        ValueError: The model's logits are not those of its folded readout.
     """
     weights = forward.weights
+    check_readout(weights)  # the copy, which has no forward pass of its own, is taken at its word
     target = weights.device if device is None else torch.device(device)
     numbers: dict[str, Any] = {
         "W_E": weights.W_E.to(target),

@@ -25,12 +25,12 @@ from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["causal_trace"]
 

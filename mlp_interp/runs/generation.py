@@ -17,7 +17,7 @@ from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import KVCache
 from mlp_interp.models.protocol import Model
-from mlp_interp.unembed import Unembed
+from mlp_interp.models.unembed import Unembed
 
 __all__ = ["Generation", "Sampling", "check_room", "end_token", "generate", "generating"]
 

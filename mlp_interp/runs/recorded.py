@@ -15,11 +15,11 @@ from mlp_interp.edits.applying import Applier
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.attention import Attention
 from mlp_interp.runs.of_cache import cached_sites, cached_streams
 from mlp_interp.runs.recording import Recorder, comes_after
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["Run"]
 

@@ -12,10 +12,10 @@ from mlp_interp.edits.applying import Where
 from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["Runner", "kept_sites", "run"]
 

@@ -17,7 +17,6 @@ from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.results import single, to_numpy
 from mlp_interp.sites import ACTIVATIONS, Site
-from mlp_interp.unembed import Unembed
 
 __all__ = [
     "Batch",

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.metrics import LogitChange, rows_for
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import stream_changes
 from mlp_interp.sites import Site
-from mlp_interp.unembed import Unembed
 
 __all__ = ["ABOUT", "Losses", "held_changes", "losses"]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mlp_interp.models import describe, forward_of
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.inputs.vectors import (
     decoded,
@@ -19,7 +20,6 @@ from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.neurons.weights.vocabulary import ids_and_texts
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.runs.generation import check_room
-from mlp_interp.unembed import Unembed
 
 __all__ = ["expected_embedding_generate"]
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.forward import KVCache
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.weights.vectors import centred, unit
 from mlp_interp.neurons.weights.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import decode, tokenizer_of
 from mlp_interp.results import single
-from mlp_interp.unembed import Unembed
 
 __all__ = [
     "decoded",

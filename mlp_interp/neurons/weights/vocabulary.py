@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.checks import check_finite
 from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import single, strings, variable
-from mlp_interp.unembed import Unembed
 
 __all__ = [
     "Best",

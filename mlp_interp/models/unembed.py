@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,13 +11,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.weights import Weights
+from mlp_interp.sites import Site
 
-__all__ = ["Unembed", "directions", "mean_direction"]
+__all__ = ["Unembed", "check_readout", "directions", "mean_direction", "readout_error"]
 
-# Mean column of W_U and what tells that the weights are still the same. Weak, so that it never
-# keeps a model in memory.
+# What of a configuration changes logits after the unembedding, or the norm before it.
+_CAPS = ("output_logits_soft_cap", "final_logit_softcapping")
+_OTHERS = {"logit_scale": 1, "logits_scaling": 1, "final_rms": False}
+
+# Whether the readout is the model's, and the mean column of W_U, each with what tells that they
+# still hold. Weak, so that they never keep a model in memory.
+_compared: "weakref.WeakKeyDictionary[Any, tuple[tuple, str | None]]" = weakref.WeakKeyDictionary()
 _means: "weakref.WeakKeyDictionary[Any, tuple[tuple, Tensor]]" = weakref.WeakKeyDictionary()
 
 
@@ -61,9 +69,17 @@ class Unembed:
         Where the model's own weights are folded and centred already, they are shared, not copied.
 
         Raises:
-            ValueError: The model's stream does not end in a LayerNorm.
+            ValueError: The model's stream does not end in a LayerNorm, or its logits are not those
+                of this readout.
         """
         weights = Weights.of(model)
+        check_readout(weights)
+        return cls.unchecked(weights)
+
+    @classmethod
+    @torch.no_grad()
+    def unchecked(cls, weights: Weights) -> "Unembed":
+        """The same without comparing it with the model's own logits."""
         norm = weights.ln_final
         folded = weights.W_U if norm.folded else norm.w[:, None] * weights.W_U
         mean = folded.mean(0)
@@ -118,8 +134,10 @@ def directions(
     """Some columns of ``W'`` and entries of ``b'``, without folding the rest of the matrix.
 
     Raises:
-        ValueError: A token id is outside the vocabulary.
+        ValueError: A token id is outside the vocabulary, or the model's logits are not those of
+            this readout.
     """
+    check_readout(weights)
     W_U, norm = weights.W_U, weights.ln_final
     _check_ids(tokens, W_U.shape[-1])
     tokens = tokens.to(W_U.device)
@@ -146,6 +164,78 @@ def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[T
     column = known[1]
     folded = column * norm.w
     return folded - folded.mean(), column @ norm.b + weights.b_U.mean()
+
+
+@torch.no_grad()
+def readout_error(weights: Weights) -> tuple[float, float]:
+    """How far the folded readout is from the model's own logits, on `probe_tokens`.
+
+    Returns:
+        The largest difference of log-probabilities, in nats; and the largest difference of logits
+        at any position, less their mean over the vocabulary, as a share of the largest such logit
+        of that position.
+    """
+    name = Site("resid_post", weights.n_layers - 1).hook_name
+    logits, cache = weights.model.run_with_cache(probe_tokens(weights), names_filter=[name])
+    found = Unembed.unchecked(weights).logits(cache[name]).double()
+    logits = logits.double()
+    nats = float((found.log_softmax(-1) - logits.log_softmax(-1)).abs().max())
+    logits = logits - logits.mean(-1, keepdim=True)
+    apart = (found - found.mean(-1, keepdim=True) - logits).abs().amax(-1)
+    return nats, float((apart / logits.abs().amax(-1).clamp_min(1e-12)).nan_to_num().max())
+
+
+def check_readout(weights: Weights) -> None:
+    """Refuse a model whose logits are not ``x W' / sigma(x) + b'`` of its final stream ``x``.
+
+    Compared once, and again when the configuration, the modules after the last block or the hooks
+    on them change.
+
+    Raises:
+        ValueError: They are others; the text says by how much, and why where the configuration
+            tells.
+    """
+    model = weights.model
+    if isinstance(model, SimpleNamespace):
+        return  # a portable copy of a model that was compared
+    state = _readout_state(weights)
+    known = _compared.get(model)
+    if known is None or known[0] != state:
+        known = _compared[model] = (state, _mismatch(weights))
+    if known[1] is not None:
+        raise ValueError(f"model={model.cfg.model_name!r} {known[1]}")
+
+
+def _mismatch(weights: Weights) -> str | None:
+    """What is wrong with the readout, or None."""
+    cfg = weights.model.cfg
+    caps = [name for name in _CAPS if (getattr(cfg, name, None) or 0) > 0]
+    names = caps + [n for n, usual in _OTHERS.items() if getattr(cfg, n, None) not in (None, usual)]
+    _, share = readout_error(weights)
+    tolerance = 1e-4 if weights.dtype in (torch.float32, torch.float64) else 5e-2
+    # A cap hides where logits are small, and bites where they are not.
+    if share <= tolerance and not caps:
+        return None
+    why = f" (its configuration has {', '.join(names)})" if names else ""
+    return (
+        f"has other logits than its final LayerNorm and unembedding give{why}: they differ by "
+        f"{share:.1e} of the largest logit; wanted a model whose logits are the unembedding of its "
+        "normalised final stream"
+    )
+
+
+def _readout_state(weights: Weights) -> tuple[Any, ...]:
+    """What the formula of the readout depends on; the weights themselves may change."""
+    model = weights.model
+    modules = [getattr(model, name, None) for name in ("ln_final", "unembed")]
+    hooks = [
+        tuple(map(id, getattr(part, name, {}) or ()))
+        for module in modules
+        if isinstance(module, torch.nn.Module)
+        for part in module.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "fwd_hooks")
+    ]
+    return repr(vars(model.cfg)), tuple(map(id, modules)), tuple(hooks)
 
 
 def _check_ids(tokens: Int[Tensor, "*rest"], size: int) -> None:
