@@ -8,7 +8,7 @@ __all__ = ["auroc", "threshold_table"]
 
 
 def auroc(
-    positive: Float[np.ndarray, "positive *rest"], negative: Float[np.ndarray, "negative *rest"]
+    positive: Float[np.ndarray, "positive ..."], negative: Float[np.ndarray, "negative ..."]
 ) -> np.ndarray | np.floating:
     """Area under the ROC curve: the chance that a positive is larger than a negative.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.indices import indices
+from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import single, to_numpy
 from mlp_interp.sites import ACTIVATIONS, Site
 
@@ -256,7 +257,7 @@ class SiteReducer(Reducer):
         return shape.length - self.first
 
 
-def pieces(x: Float[Tensor, "batch *rest"]) -> Iterator[Tensor]:
+def pieces(x: Float[Tensor, "batch ..."]) -> Iterator[Tensor]:
     """Parts of an activation along its first axis that fit into a processor's cache.
 
     They are in single precision at least: sums over half precisions would overflow or lose digits.
