@@ -25,8 +25,9 @@ from mlp_interp.sites import Site
 
 __all__ = ["ablate_total", "edits_for", "read_sites", "total_effects"]
 
-_EDITED = ("attn_out", "mlp_out", "z", "post")
-_SUMS = {"embed": "resid_pre", "pos_embed": "resid_pre", "b_O": "attn_out", "b_out": "mlp_out"}
+_WHOLE = ("embed", "attn_out", "mlp_out")
+_EDITED = (*_WHOLE, "z", "post")
+_SUMS = {"pos_embed": "resid_pre", "b_O": "attn_out", "b_out": "mlp_out"}
 
 
 @torch.no_grad()
@@ -118,11 +119,11 @@ def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand)
 def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand) -> Edit:
     if whole.name in _EDITED:
         replacement = stand(whole, clean.at(whole))
-        if whole.name in ("attn_out", "mlp_out"):
+        if whole.name in _WHOLE:
             return Edit.set(whole, replacement)
         units = tuple(site.unit for site in sites)
         return Edit.set(whole, replacement[:, :, list(units)], units=units)
-    # Embeddings and biases are no activations of a block: take them out of the sum they are in.
+    # Positions and biases are no activations of their own: take them out of the sum they are in.
     value = _constant(weights, clean, whole)
     place = Site(_SUMS[whole.name], whole.layer or 0)
     return Edit.add(place, stand(whole, value) - value)
@@ -130,8 +131,6 @@ def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], st
 
 def _constant(weights: Weights, clean: Run, site: Site) -> Float[Tensor, "batch pos d_model"]:
     shape = clean.final.shape
-    if site.name == "embed":
-        return weights.W_E[clean.tokens]
     if site.name == "pos_embed":
         return weights.W_pos[: shape[1]].expand(shape)
-    return getattr(weights.block(site.layer or 0), site.name).expand(shape)
+    return weights.parameter(site.layer or 0, site.name).expand(shape)

@@ -150,7 +150,7 @@ class _Senders:
                 here = early[:, graph.writing(layer)]
             else:
                 here = final = z.new_empty(prompts, graph.n_heads + 1, z.shape[1], width)
-            here[:, :-1] = z.transpose(1, 2) @ weights.block(layer).W_O
+            here[:, :-1] = z.transpose(1, 2) @ weights.parameter(layer, "W_O")
             here[:, -1] = mlp
         return cls(early, final, runs.positions("resid_pre", 0)[0], rows)
 

@@ -180,7 +180,7 @@ class _Circuit:
                 ],
             )
             z = z - self.corrupted["z", layer].transpose(1, 2)
-            written = z @ lean.weights.block(layer).W_O
+            written = z @ lean.weights.parameter(layer, "W_O")
             changes[:, writing][:, :-1] = written.transpose(1, 2)
             if not parallel:
                 stream = stream + self.corrupted["attn_out", layer]

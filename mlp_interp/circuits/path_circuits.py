@@ -143,14 +143,16 @@ class Tree:
             return Write(writes_at(site), layer, new[targets[0]] - base["mlp_out"])
         if site.name == "post":
             change = new[targets[0]] - exchange.base.at(Site("post", layer))[..., [site.unit]]
-            return Write(writes_at(site), layer, change * weights.block(layer).W_out[site.unit])
+            return Write(
+                writes_at(site), layer, change * weights.parameter(layer, "W_out")[site.unit]
+            )
         z = _mixed(exchange, new)
         if site.name == "attn_out":
             own = exchange.base.at(Site("z", layer))
-            out = weights.block(layer).W_O
+            out = weights.parameter(layer, "W_O")
             return Write(writes_at(site), layer, torch.einsum("pqhd,hdm->pqm", z - own, out))
         change = (z - exchange.base.at(Site("z", layer)))[:, :, site.unit]
-        return Write(writes_at(site), layer, change @ weights.block(layer).W_O[site.unit])
+        return Write(writes_at(site), layer, change @ weights.parameter(layer, "W_O")[site.unit])
 
     def _computes(self, exchange: Exchange, target: Target, size: int) -> Iterator[Tensor]:
         """What the component computes from one input ``[prompt, pos, ...]``, if paths reach it."""

@@ -150,7 +150,7 @@ class Exchange:
         return Write(writes_at(site), site.layer, taken - own)
 
     def _heads(self, layer: int, heads: dict[int, set[str]]) -> Write:
-        W_O = self.forward.weights.block(layer).W_O
+        W_O = self.forward.weights.parameter(layer, "W_O")
         own = self.base.at(Site("z", layer))
         delta = torch.zeros_like(self.base.streams[layer])
         for head, names in heads.items():
@@ -159,5 +159,5 @@ class Exchange:
 
     def _neurons(self, layer: int, neurons: tuple[int, ...]) -> Write:
         taken, own = (post[..., list(neurons)] for post in self.pair("post", layer))
-        delta = (taken - own) @ self.forward.weights.block(layer).W_out[list(neurons)]
+        delta = (taken - own) @ self.forward.weights.parameter(layer, "W_out")[list(neurons)]
         return Write(writes_at(Site("mlp_out", layer)), layer, delta, neurons)

@@ -132,9 +132,15 @@ def grid_of(
             f"window={window} for sites={list(chosen)}; wanted at least 1, and 1 unless the sites "
             f"are {' or '.join(_WINDOWED)}"
         )
+    counts = {weights.heads_at(name) for name in chosen}
+    if family == "head" and len(counts) > 1:
+        raise ValueError(
+            f"sites={list(chosen)}: keys and values have {min(counts)} heads and the others "
+            f"{max(counts)}, which share them; wanted sites of one of these kinds a call"
+        )
     units = {
         "stream": None,
-        "head": indices("heads", heads, weights.n_heads),
+        "head": indices("heads", heads, max(counts)),
         "neuron": indices("neurons", neurons, weights.d_mlp),
     }
     for name, given, belongs in (("heads", heads, "head"), ("neurons", neurons, "neuron")):

@@ -39,6 +39,7 @@ class _MLP:
     """The same of its neurons."""
 
     block: Projections
+    W_in = property(lambda self: self.block.mlp_in.T)
     W_out = property(lambda self: self.block.mlp_out.T.contiguous())
     b_out = property(lambda self: self.block.mlp_out_bias)
 

@@ -13,6 +13,11 @@ from mlp_interp.sites import Kind, Site, site_of
 
 __all__ = ["Affine", "Block", "Weights"]
 
+_PARAMETERS = (
+    *("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
+    *("W_in", "b_in", "W_out", "b_out"),
+)
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -68,20 +73,10 @@ class Weights:
         """Wrap a model.
 
         Raises:
-            ValueError: It is not a decoder whose residual stream ends in a LayerNorm.
+            ValueError: It is not a decoder of attention and MLPs whose residual stream ends in a
+                LayerNorm.
         """
-        missing = [n for n in ("cfg", "blocks", "ln_final", "W_U") if not hasattr(model, n)]
-        if missing:
-            raise ValueError(
-                f"model={type(model).__name__} has no {', '.join(missing)}; wanted a "
-                "TransformerLens HookedTransformer or TransformerBridge"
-            )
-        normalization = str(model.cfg.normalization_type)
-        if normalization not in ("LN", "LNPre") or getattr(model.cfg, "uses_rms_norm", False):
-            raise ValueError(
-                f"model={model.cfg.model_name!r} normalises with {normalization}; wanted a model "
-                "with LayerNorm (GPT-NeoX, Pythia, GPT-2 and their kin)"
-            )
+        _check_kind(model)
         return cls(model)
 
     @property
@@ -99,6 +94,10 @@ class Weights:
         """Heads of keys and values; fewer than `n_heads` where queries share them."""
         return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_heads)
 
+    def heads_at(self, name: str) -> int:
+        """How many heads the activation of this name has: keys and values may be shared."""
+        return self.n_kv_heads if name in ("k", "v") else self.n_heads
+
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
@@ -112,7 +111,8 @@ class Weights:
     @property
     def d_mlp(self) -> int:
         """Neurons per block."""
-        return int(self.model.cfg.d_mlp)
+        # Not as the configuration says: for some models the library guesses it there.
+        return int(self.model.blocks[0].mlp.W_in.shape[-1])
 
     @property
     def d_vocab(self) -> int:
@@ -161,8 +161,9 @@ class Weights:
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
-        """Unembedding bias."""
-        return self.model.b_U.detach()
+        """Unembedding bias; zeros where the model has none."""
+        bias = self.model.b_U
+        return self.W_U.new_zeros(self.d_vocab) if bias is None else bias.detach()
 
     @property
     def ln_final(self) -> Affine:
@@ -197,7 +198,7 @@ class Weights:
                 neuron.
         """
         site = site_of(given, kind=kind, argument=argument)
-        heads = self.n_kv_heads if site.name in ("k", "v") else self.n_heads
+        heads = self.heads_at(site.name)
         sizes = {"layer": self.n_layers, "head": heads, "neuron": self.d_mlp}
         for what, size in sizes.items():
             if (getattr(site, what) or 0) >= size:
@@ -217,7 +218,7 @@ class Weights:
             "batch": batch,
             "pos": pos,
             "source": pos,
-            "head": self.n_kv_heads if site.name in ("k", "v") else self.n_heads,
+            "head": self.heads_at(site.name),
             "d_head": self.d_head,
             "neuron": self.d_mlp,
             "d_model": self.d_model,
@@ -225,24 +226,36 @@ class Weights:
         return tuple(sizes[axis] for axis in site.axes)
 
     def parameter(self, layer: int, name: str) -> Tensor:
-        """One of the weights of a `Block`, by its name, without reading the rest of the block."""
+        """One of the weights of a `Block`, by its name, without reading the rest of the block.
+
+        A bias that the model lacks is zero.
+        """
         block = self.model.blocks[layer]
-        return getattr(block.mlp if name.endswith(("_in", "_out")) else block.attn, name).detach()
+        of_mlp = name.endswith(("_in", "_out"))
+        value = getattr(block.mlp if of_mlp else block.attn, name, None)
+        if value is None and name.startswith("b_"):
+            return self.W_U.new_zeros(self._bias_shape(name))
+        if name[2:] in ("K", "V"):
+            # HookedTransformer gives shared ones once for each head that reads them.
+            value = value[:: max(1, len(value) // self.n_kv_heads)]
+        return value.detach()
+
+    def _bias_shape(self, name: str) -> tuple[int, ...]:
+        if name in ("b_O", "b_out"):
+            return (self.d_model,)
+        if name == "b_in":
+            return (self.d_mlp,)
+        return self.heads_at(name[2:].lower()), self.d_head
 
     def block(self, layer: int) -> Block:
         """The weights of one block."""
         block = self.model.blocks[layer]
-        attn, mlp = block.attn, block.mlp
         ln1 = self._affine(block.ln1)
         return Block(
             ln1=ln1,
             # Where attention and MLP share one LayerNorm (GPT-J), there is no second module.
             ln2=self._affine(block.ln2) if hasattr(block, "ln2") else ln1,
-            **{
-                name: getattr(attn, name).detach()
-                for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-            },
-            **{name: getattr(mlp, name).detach() for name in ("W_in", "b_in", "W_out", "b_out")},
+            **{name: self.parameter(layer, name) for name in _PARAMETERS},
         )
 
     def _affine(self, norm: Any) -> Affine:
@@ -253,3 +266,27 @@ class Weights:
             w = W_U.new_ones(self.d_model) if w is None else w
             b = W_U.new_zeros(self.d_model) if b is None else b
         return Affine(w=w.detach(), b=b.detach())
+
+
+def _check_kind(model: Any) -> None:
+    """Refuse what is no model, or one that the package cannot read, by what it has.
+
+    Raises:
+        ValueError: It is one of these.
+    """
+    missing = [n for n in ("cfg", "blocks", "W_U") if not hasattr(model, n)]
+    if missing:
+        raise ValueError(
+            f"model={type(model).__name__} has no {', '.join(missing)}; wanted a "
+            "TransformerLens HookedTransformer or TransformerBridge"
+        )
+    cfg = model.cfg
+    kind = str(cfg.normalization_type)
+    if kind not in ("LN", "LNPre") or getattr(cfg, "uses_rms_norm", False):
+        kind = "nothing" if cfg.normalization_type is None else kind
+        raise ValueError(
+            f"model={cfg.model_name!r} normalises with {kind}; wanted a model with LayerNorm "
+            "(GPT-NeoX, Pythia, GPT-2 and their kin)"
+        )
+    if getattr(cfg, "attn_only", False):
+        raise ValueError(f"model={cfg.model_name!r} is attention-only; wanted a model with MLPs")

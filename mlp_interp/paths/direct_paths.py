@@ -216,7 +216,9 @@ class DirectPaths:
                 neurons = list(write.neurons)
                 new = source.at(Site("post", layer))[item.prompt, item.at][:, neurons]
                 change = new - now[item.at][:, neurons]
-                row[item.at] += change @ self.exchange.forward.weights.block(layer).W_out[neurons]
+                row[item.at] += (
+                    change @ self.exchange.forward.weights.parameter(layer, "W_out")[neurons]
+                )
         return x
 
     def _answer(

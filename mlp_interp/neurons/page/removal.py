@@ -48,7 +48,7 @@ def removal(
     """
     runner, layer, neuron = Runner.of(model), site.layer or 0, site.unit
     unembed, weights = runner.unembed, runner.weights
-    value = weights.block(layer).W_out[neuron]
+    value = weights.parameter(layer, "W_out")[neuron]
     centred = value - value.mean()
     words = torch.from_numpy(promoted).to(unembed.weight.device)
     effects, coefficients = [], []

@@ -44,8 +44,14 @@ class Vectors:
         """Read one layer, half precisions as float32.
 
         Raises:
-            ValueError: The weights are not finite.
+            ValueError: The weights are not finite, or the MLPs are gated: a gated neuron has two
+                receptors, and neither alone is what drives it.
         """
+        if getattr(weights.model.cfg, "gated_mlp", False):
+            raise ValueError(
+                f"model={weights.model.cfg.model_name!r} has gated MLPs, whose neurons have two "
+                "receptors; wanted MLPs without gates"
+            )
         block = weights.block(layer)
         receptor, value = single(block.W_in.T), single(block.W_out)
         bias, scale, shift = (single(x) for x in (block.b_in, block.ln2.w, block.ln2.b))

@@ -47,9 +47,8 @@ class Sides:
         self.positions: Positions = positions
         self.batch_size, self.prepend_bos = batch_size, prepend_bos
         self.layers = indices("layers", layers, weights.n_layers)
-        grouped = weights.n_kv_heads
-        size = grouped if site in ("k", "v") else weights.n_heads
-        self.heads = indices("heads", heads, size) if site in HEADS else None
+        of_heads = site in HEADS
+        self.heads = indices("heads", heads, weights.heads_at(site)) if of_heads else None
 
     def both(
         self, positive: Prompts | Cache, negative: Prompts | Cache, *, paired: bool = False

@@ -1,0 +1,212 @@
+"""Models that are not Pythias: right in all that they are let into, or refused by name."""
+
+import contextlib
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from contrasts import contrast_of
+from random_models import HAS_HOOKED, VOCABULARY, tiny_tokenizer
+
+import mlp_interp as mi
+from mlp_interp.edits import Edit
+from mlp_interp.models import Weights, check_model
+from mlp_interp.neurons import neuron_weights, promoted_tokens
+from mlp_interp.residual import decompose
+from mlp_interp.sites import Site
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = {
+    "d_model": 32,
+    "d_head": 8,
+    "n_heads": 4,
+    "n_layers": 2,
+    "n_ctx": 64,
+    "d_vocab": VOCABULARY,
+    "act_fn": "gelu",
+    "normalization_type": "LN",
+    "init_weights": False,
+}
+
+
+def hooked(seed=0, **options):
+    """A random `HookedTransformer` of any configuration."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    with quiet(seed):
+        model = HookedTransformer(HookedTransformerConfig(**{**SIZES, **options}))
+        randomise(model)
+    model.tokenizer = tiny_tokenizer()
+    return model.eval()
+
+
+def bridge(family, seed=0, **options):
+    """A random Hugging Face model of a family in a `TransformerBridge`, weights as they are."""
+    import transformers
+    from transformer_lens.model_bridge import TransformerBridge
+
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    }
+    config, model = (getattr(transformers, f"{family}{kind}") for kind in ("Config", "ForCausalLM"))
+    with quiet(seed):
+        untouched = model(config(**{**sizes, **options})).eval()
+        randomise(untouched)
+        untouched.config.architectures = [model.__name__]
+        source = copy.deepcopy(
+            untouched
+        )  # the bridge puts modules of its own into what it is given
+        source.set_attn_implementation("eager")
+        tokenizer = tiny_tokenizer()
+        tokenizer.bos_token = None
+        name = source.config.model_type
+        made = TransformerBridge.boot_transformers(name, hf_model=source, tokenizer=tokenizer)
+    return made.eval(), untouched
+
+
+@contextlib.contextmanager
+def quiet(seed):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(None),
+        torch.random.fork_rng(devices=[]),
+    ):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        yield
+
+
+def randomise(model):
+    for name, parameter in model.named_parameters():
+        scale = parameter.ndim == 1 and name.endswith(("weight", ".w"))
+        parameter.data.normal_(1.0 if scale else 0.0, 0.2)
+
+
+needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="the library has no HookedTransformer")
+
+
+@needs_hooked
+@pytest.mark.parametrize("site", ["k", "v"])
+def test_shared_keys_and_values_are_patched_once(site):
+    model, contrast = hooked(n_key_value_heads=2), contrast_of()
+    found = mi.patch(model, contrast, sites=[site])
+    assert found.attrs["engine"] == "hooks"
+    assert found.sizes["head"] == 2
+    assert bool(found.changed.all())
+    _, cache = model.run_with_cache(contrast.clean_tokens)
+    for layer in range(2):
+        for head in range(2):
+            name = Site(site, layer).hook_name
+
+            def restore(x, hook=None, head=head):
+                x = x.clone()
+                x[:, :, head] = cache[hook.name][:, :, head]
+                return x
+
+            logits = model.run_with_hooks(contrast.corrupted_tokens, fwd_hooks=[(name, restore)])
+            rows = torch.arange(len(contrast))
+            last = logits[:, -1].detach()
+            expected = last[rows, contrast.answers] - last[rows, contrast.foils]
+            got = found.raw.isel(site=0).sel(layer=layer, head=head)
+            np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@needs_hooked
+def test_keys_and_queries_of_other_numbers_are_not_one_grid():
+    model = hooked(n_key_value_heads=2)
+    with pytest.raises(ValueError, match="keys and values have 2 heads and the others 4"):
+        mi.patch(model, contrast_of(), sites=["z", "v"])
+    block = Weights.of(model).block(1)
+    assert block.W_K.shape == (2, 32, 8)
+    assert block.b_V.shape == (2, 8)
+    assert torch.equal(block.W_V, model.blocks[1].attn.W_V[::2].detach())
+
+
+@needs_hooked
+def test_heads_need_not_fill_the_stream():
+    """4 heads of 12 in a stream of 32: both engines, by position and head."""
+    model, contrast = hooked(d_head=12), contrast_of()
+    for sites in (["z"], ["resid_pre", "mlp_out"]):
+        fast, slow = (
+            mi.patch(model, contrast, sites=sites, engine=engine) for engine in ("auto", "hooks")
+        )
+        assert (fast.engine, slow.engine) == ("lean", "hooks")
+        np.testing.assert_allclose(fast.raw, slow.raw, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("GPTJ", {"rotary_dim": 4}), ("Olmo", {"intermediate_size": 48})],
+    ids=["GPTJ", "Olmo"],
+)
+def test_biases_that_are_not_there_are_zeros(family, options):
+    model, source = bridge(family, **options)
+    tokens = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = source(tokens).logits.log_softmax(-1)
+        _, cache = model.run_with_cache(tokens)
+    residual = decompose(model, cache, level="head")
+    assert residual.error() < 1e-4
+    logits = mi.Unembed.of(model).logits(residual.total).log_softmax(-1)
+    torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=0)
+    found = check_model(model)
+    assert float(found.readout_error) < 1e-4
+    assert float(found.residual_error) < 1e-5
+    shares = mi.attribute_logits(model, cache, 5, 6, level="head")
+    gap = theirs[:, -1, 5] - theirs[:, -1, 6]
+    np.testing.assert_allclose(shares.sum("component").isel(pos=-1), gap, atol=1e-4)
+
+
+def test_gated_neurons_have_no_single_receptor():
+    model, _ = bridge("Olmo", intermediate_size=48)
+    for call in (lambda: neuron_weights(model), lambda: promoted_tokens(model, "L0N3")):
+        with pytest.raises(ValueError, match="has gated MLPs, whose neurons have two receptors"):
+            call()
+
+
+def test_the_embedding_is_what_the_model_writes_and_not_its_table():
+    """BLOOM normalises what the table gives before it writes it."""
+    model, source = bridge("Bloom", n_layer=2, n_head=4)
+    tokens = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    found = mi.ablate_total(model, tokens, ["embed"])
+    with torch.no_grad():
+        clean = source(tokens).logits.log_softmax(-1)
+        norm = source.transformer.word_embeddings_layernorm
+        handle = norm.register_forward_hook(lambda _m, _x, out: 0 * out)
+        changed = source(tokens).logits.log_softmax(-1)
+        handle.remove()
+    kl = (clean.exp() * (clean - changed)).sum(-1)
+    np.testing.assert_allclose(found.kl.squeeze("component"), kl, atol=1e-4)
+    _, cache = model.run_with_cache(tokens)
+    assert decompose(model, cache).error() < 1e-5
+
+
+@needs_hooked
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalization_type": None}, "normalises with nothing; wanted a model with LayerNorm"),
+        ({"normalization_type": "RMS"}, "normalises with RMS"),
+        ({"attn_only": True}, "is attention-only; wanted a model with MLPs"),
+        ({"final_rms": True}, "has other logits than"),
+        ({"output_logits_soft_cap": 30.0}, "output_logits_soft_cap"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_refused_by_name(options, message):
+    model = hooked(**options)
+    tokens, contrast = torch.arange(8)[None], contrast_of()
+    for call in (
+        lambda: mi.ablate_total(model, tokens, "component"),
+        lambda: mi.patch(model, contrast, sites=["mlp_out"]),
+        lambda: mi.run(model, tokens, edits=[Edit.set("1.attn", 0.0)]).logits(-1),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
