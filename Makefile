@@ -10,8 +10,9 @@ VENV := .venv
 VENV4 := .venv-tl4
 RUN := $(VENV)/bin/python -m
 
-# One thread per worker: WORKERS of them share the cores already.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One thread per process: WORKERS of them and the demos share the cores, and threads that wait for
+# each other keep others from working.
+ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Each worker has neighbouring tests, which share models and results; who is done takes from others.
 FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
@@ -46,13 +47,13 @@ wait $$tests; status=$$?; sleep 1; kill $$shown; \
 endef
 
 pytest: $(VENV)/.installed-dev ## Only the tests and the doctests
-	$(PYTEST) $(RUN) pytest $(FAST)
+	$(ALONE) $(RUN) pytest $(FAST)
 
 pytest-all: $(VENV)/.installed-dev ## The tests with the slow ones
-	$(PYTEST) $(RUN) pytest $(ALL)
+	$(ALONE) $(RUN) pytest $(ALL)
 
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
-	$(PYTEST) $(VENV4)/bin/python -m pytest $(FAST)
+	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST)
 
 lint: $(VENV)/.installed-dev ## Style, types and the layers of imports
 	$(RUN) ruff check .
@@ -65,7 +66,7 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	$(RUN) ruff format .
 
 docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/html/index.html
-	$(RUN) sphinx -W --keep-going -q docs docs/_build/html
+	$(ALONE) $(RUN) sphinx -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
 
 bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
