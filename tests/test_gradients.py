@@ -208,7 +208,7 @@ def test_prompts_by_themselves_give_the_same(kind, engine):
 
 def test_layout_and_attributes(kind):
     model, contrast = kind(), contrast_of(1, 9)
-    found = attribution_patch(model, contrast, sites=["z", "mlp_out", "z"])
+    found = attribution_patch(model, contrast, sites=["z", "mlp_out"])
     assert list(found.data_vars) == ["z", "mlp_out", "clean", "corrupted"]
     assert found.z.dims == ("layer", "head", "pos", "prompt")
     assert found.mlp_out.attrs["unit"] == "logits"
