@@ -232,7 +232,7 @@ class Weights:
         """
         block = self.model.blocks[layer]
         of_mlp = name.endswith(("_in", "_out"))
-        value = getattr(block.mlp if of_mlp else block.attn, name, None)
+        value: Any = getattr(block.mlp if of_mlp else block.attn, name, None)
         if value is None and name.startswith("b_"):
             return self.W_U.new_zeros(self._bias_shape(name))
         if name[2:] in ("K", "V"):
