@@ -232,12 +232,13 @@ class Weights:
         """
         block = self.model.blocks[layer]
         of_mlp = name.endswith(("_in", "_out"))
-        value: Any = getattr(block.mlp if of_mlp else block.attn, name, None)
+        owner = block.mlp if of_mlp else block.attn
+        value: Any = getattr(owner, name, None)
         if value is None and name.startswith("b_"):
             return self.W_U.new_zeros(self._bias_shape(name))
         if name[2:] in ("K", "V"):
             # HookedTransformer gives shared ones once for each head that reads them.
-            value = value[:: max(1, len(value) // self.n_kv_heads)]
+            value = value[:: max(1, value.shape[0] // self.n_kv_heads)]
         return value.detach()
 
     def _bias_shape(self, name: str) -> tuple[int, ...]:
