@@ -147,8 +147,14 @@ def test_runs_that_do_not_fit_are_refused(nano):
     clean = run(nano, tokens)
     edited = clean.edited([Edit.set("1.mlp", 0.0)])
     lean = run(nano, tokens, sites=[])
+    with torch.no_grad():
+        _, italy = nano.run_with_cache(nano.to_tokens("The capital of Italy is"))
+        with nano.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook=None: 0 * x)]):
+            _, hooked = nano.run_with_cache(tokens)
     for runs, message in (
         ((run(nano, tokens[:, :-1]), clean), "wanted the"),
+        ((italy, clean), "is of other tokens"),
+        ((clean, hooked), "ends elsewhere than the model"),
         ((clean, edited), "edits in force"),
         ((clean, lean), "the corrupted run lacks"),
     ):
@@ -167,7 +173,7 @@ def test_subject_by_position_and_answer_by_word(nano):
     ("options", "message"),
     [
         ({"subject": "Italy"}, "subject='Italy' is not in the prompt"),
-        ({"subject": [17]}, r"subject=\[17\]; wanted positions from 0"),
+        ({"subject": [17]}, r"subject=\[17\]; wanted integers from -6 to 5, each once"),
         ({"samples": 0}, "samples=0"),
         ({"noise": 0.0}, r"noise=0\.0"),
         ({"sites": []}, r"sites=\[\]"),

@@ -1,7 +1,9 @@
 """Runs: mappings that every function over caches takes; made by running, editing, of caches."""
 
+import numpy as np
 import pytest
 import torch
+from random_models import unchecked
 
 from mlp_interp import Edit, Site, decompose
 from mlp_interp.models import forward_of
@@ -155,3 +157,24 @@ def test_rows_and_beginnings_of_a_run_are_runs(kind, tokens):
     assert (part.batch, part.length) == (2, 5)
     for name in alone:
         close(part[name], alone[name], 1e-5)
+
+
+def test_a_run_is_itself_and_knows_what_it_holds(kind, tokens, monkeypatch):
+    one, other = run(kind(), tokens), run(kind(), tokens)
+    assert one == one != other
+    assert len({one, other, one}) == 2
+    monkeypatch.setattr(Run, "scores", None)  # nothing is computed to say what is there
+    assert "blocks.1.attn.hook_pattern" in one
+    assert ("pattern", 2) in one
+    assert ("pattern", 3) not in one
+    assert "blocks.7.hook_mlp_out" not in one
+
+
+def test_logits_at_positions_that_are_not_there(kind, tokens):
+    made = run(kind(), tokens)
+    np.testing.assert_array_equal(made.logits(np.int64(-1)), made.logits([8]))
+    for positions in (9, [0, 0], "last"):
+        with pytest.raises(ValueError, match=r"positions=.*; wanted"):
+            unchecked(Run.logits)(made, positions)
+    with pytest.raises(ValueError, match="beside a run of others"):
+        Run.of_cache(kind(), made, tokens=tokens + 1)

@@ -5,7 +5,8 @@ import reference
 import torch
 from random_models import HAS_HOOKED, build
 
-from mlp_interp import ablate_total, attribute_logits
+from mlp_interp import ablate_total, attribute_logits, steer
+from mlp_interp.edits import Edit
 from mlp_interp.metrics import logit_difference
 from mlp_interp.models import Weights, check_model
 from mlp_interp.models import unembed as unembed_module
@@ -75,7 +76,7 @@ def test_ids_outside_the_vocabulary_are_refused(kind, ids):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(ValueError, match="Linear has no cfg, blocks, ln_final, W_U"):
+    with pytest.raises(ValueError, match="Linear has no cfg, blocks, W_U"):
         Unembed.of(torch.nn.Linear(2, 2, device="meta"))
 
 
@@ -152,3 +153,14 @@ def test_the_readout_is_compared_once(backend, monkeypatch):
         Unembed.of(model)
         directions(Weights.of(model), torch.tensor([3]))
     assert len(asked) == 1
+
+
+def test_the_readout_is_compared_without_the_edits_that_are_held(backend):
+    """They are of other tokens, and count what they did to those alone."""
+    model = build("parallel", backend, "folded")
+    edits = [Edit.set("2.mlp", 0.0, positions=40), Edit.add("1.mlp", torch.ones(4, 41, 32))]
+    with steer(model, edits) as steering:
+        Unembed.of(model)
+        assert [fired.times for fired in steering.fired] == [0, 0]
+        model(torch.zeros(4, 41, dtype=torch.long))
+        assert [fired.times for fired in steering.fired] == [1, 1]

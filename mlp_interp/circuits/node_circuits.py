@@ -44,12 +44,21 @@ def node_of(weights: Weights, label: str) -> Site | None:
 
 
 def random_nodes(weights: Weights, nodes: Sequence[Site], rng: np.random.Generator) -> list[Site]:
-    """As many other nodes of the same kinds, drawn without putting back."""
+    """As many nodes of the same kinds, drawn from all of the model without putting back.
+
+    Raises:
+        ValueError: The model has not so many.
+    """
     nodes_drawn: list[Site] = []
     for kind in ("head", "neuron", "attn_out", "mlp_out"):
         chosen = [node for node in nodes if _kind(node) == kind]
         size = {"head": weights.n_heads, "neuron": weights.d_mlp}.get(kind, 1)
-        drawn = rng.choice(weights.n_layers * size, len(chosen), replace=False).tolist()
+        there = weights.n_layers * size
+        if len(chosen) > there:
+            raise ValueError(
+                f"nodes={len(chosen)} of kind {kind}; wanted at most {there}, each once"
+            )
+        drawn = rng.choice(there, len(chosen), replace=False).tolist()
         for node, place in zip(chosen, drawn, strict=True):
             layer, unit = divmod(place, size)
             units = {kind: unit} if kind in ("head", "neuron") else {}

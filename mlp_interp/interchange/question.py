@@ -239,16 +239,17 @@ def given_runs(
         raise ValueError(f"runs={type(runs).__name__}; wanted the pair (clean, corrupted)")
     model, taken = forward.weights.model, []
     for number, tokens in enumerate((clean, corrupted)):
-        own = Run.of_cache(model, runs[number], tokens=tokens if embedded else None)
+        noisy = embedded and number == 1
+        own = Run.of_cache(model, runs[number], tokens=tokens if noisy else None)
         run = replace(own, forward=forward)
-        tokens = tokens.expand(run.batch, -1) if embedded and number else tokens
+        tokens = tokens.expand(run.batch, -1) if noisy else tokens
         if run.tokens.shape != tokens.shape or bool((run.tokens != tokens).any()):
             name = ("clean", "corrupted")[number]
             raise ValueError(
                 f"runs[{number}] is of other tokens {tuple(run.tokens.shape)} than the prompts' "
                 f"{name} ones {tuple(tokens.shape)}; wanted the run of those"
             )
-        later = [edit for edit in run.edits if not embedded or edit.site.name != "embed"]
+        later = [edit for edit in run.edits if not noisy or edit.site.name != "embed"]
         if later:
             raise ValueError(
                 f"runs[{number}] has {len(later)} edits in force, which later passes would not "
@@ -261,14 +262,14 @@ def given_runs(
 
 @torch.no_grad()
 def _check_own(number: int, run: Run) -> None:
-    """Refuse a run that the model does not repeat: its first prompt is run again to see.
+    """Refuse a run that the model does not repeat: it is run again to see.
 
     Raises:
         ValueError: The model, from the run's own embeddings, ends elsewhere.
     """
-    anew, kept = run.forward.run(run.streams[0][:1]), run.final[:1]
+    anew, kept = run.forward.run(run.streams[0]), run.final
     error = (anew - kept).norm(dim=-1) / kept.norm(dim=-1)
-    if error.max() > 1e-2:
+    if error.max() > (1e-3 if kept.dtype in (torch.float32, torch.float64) else 5e-2):
         raise ValueError(
             f"runs[{number}] ends elsewhere than the model does from the same embeddings, by "
             f"{float(error.max()):.1e} of the stream; wanted a run of this model without hooks "

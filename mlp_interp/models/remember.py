@@ -4,7 +4,8 @@ Folding a model's matrices and checking the result against its own forward pass 
 many an analysis. It is done once: until a weight, the configuration or a hook of the model changes.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mlp_interp.models.protocol import Model
 
-__all__ = ["has_hooks", "remembered"]
+__all__ = ["has_hooks", "remembered", "without_hooks"]
 
 T = TypeVar("T")
 
@@ -38,6 +39,22 @@ def remembered(model: Model, work_out: Callable[[], T]) -> T:
 def has_hooks(model: Model) -> bool:
     """Whether somebody has left hooks on the model's hook points."""
     return any(getattr(module, "fwd_hooks", None) for module in model.modules())
+
+
+@contextlib.contextmanager
+def without_hooks(model: Model) -> Iterator[None]:
+    """Without what somebody has put on the model's hook points, which comes back in its order."""
+    points = [module for module in model.modules() if getattr(module, "fwd_hooks", None)]
+    before = [(point._forward_hooks, point._forward_hooks.copy()) for point in points]
+    try:
+        for point in points:
+            for handle in point.fwd_hooks:
+                point._forward_hooks.pop(handle.hook.id, None)
+        yield
+    finally:
+        for hooks, kept in before:
+            hooks.clear()
+            hooks.update(kept)
 
 
 @torch.no_grad()

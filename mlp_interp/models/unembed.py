@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.remember import without_hooks
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
 
@@ -175,7 +176,8 @@ def readout_error(weights: Weights) -> tuple[float, float]:
         of that position.
     """
     name = Site("resid_post", weights.n_layers - 1).hook_name
-    logits, cache = weights.model.run_with_cache(probe_tokens(weights), names_filter=[name])
+    with without_hooks(weights.model):  # what edits do to other tokens is not asked
+        logits, cache = weights.model.run_with_cache(probe_tokens(weights), names_filter=[name])
     found = Unembed.unchecked(weights).logits(cache[name]).double()
     logits = logits.double()
     nats = float((found.log_softmax(-1) - logits.log_softmax(-1)).abs().max())

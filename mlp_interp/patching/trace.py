@@ -24,6 +24,7 @@ from mlp_interp.interchange import (
 from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
+from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
@@ -191,10 +192,7 @@ def _subject(
 ) -> list[int]:
     if isinstance(subject, str):
         return phrase_positions(model, prompt, subject, prepend_bos=prepend_bos)
-    positions = [int(p) for p in subject]
-    if not positions or any(not 0 <= p < length for p in positions):
-        raise ValueError(f"subject={positions}; wanted positions from 0 to {length - 1}")
-    return positions
+    return sorted(indices("subject", subject, length))
 
 
 def _noise(

@@ -218,9 +218,9 @@ def _measured(
     exchange, own = Exchange(pair.base, pair.source), pair.base_value
     sets = (len(grid.receivers),)
     outcome, whole = Outcome.of(pair, grid.shape, sets), own.new_zeros(*sets, len(own))
-    every = [((p,), p) for p in range(len(own))]
+    every, all_writes = [((p,), p) for p in range(len(own))], exchange.everything()
     checks = (
-        (outcome.everything, [Item(*place, exchange.everything()) for place in every]),
+        (outcome.everything, [Item(*place, all_writes) for place in every]),
         (outcome.nothing, [Item(*place, []) for place in every]),
     )
     with tqdm(total=outcome.values.numel(), desc="path patching", disable=not progress) as bar:

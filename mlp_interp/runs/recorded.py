@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from mlp_interp.edits import Edit, Fired
 from mlp_interp.edits.applying import Applier
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
+from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
@@ -88,6 +89,8 @@ class Run(Mapping[str, Tensor]):
         if isinstance(cache, Run):
             if cache.weights.model is not model:
                 raise ValueError(f"cache={cache!r} is a run of another model; wanted one of this")
+            if tokens is not None and not bool((cache.tokens == tokens).all()):
+                raise ValueError(f"tokens={tokens!r} beside a run of others; wanted None, or those")
             return cache
         streams = cached_streams(forward.weights, cache)
         given = tokens_in(forward.weights, cache) if tokens is None else tokens
@@ -229,11 +232,15 @@ class Run(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def logits(
-        self, positions: int | Sequence[int] | slice = slice(None)
+        self, positions: SupportsIndex | Sequence[SupportsIndex] | slice = slice(None)
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits at some positions, up to a constant per position on raw weights."""
-        at = [positions] if isinstance(positions, int) else positions
-        rows = at if isinstance(at, slice) else list(at)
+        """Logits at some positions, up to a constant per position on raw weights.
+
+        Raises:
+            ValueError: A position that the run has not, or one named twice.
+        """
+        at = positions
+        rows = at if isinstance(at, slice) else list(indices("positions", at, self.length))
         return Unembed.of(self.weights.model).logits(self.final[:, rows])
 
     def at(self, site: Site) -> Tensor:
@@ -260,7 +267,17 @@ class Run(Mapping[str, Tensor]):
         return value[:, site.unit] if site.name == "pattern" else value[:, :, site.unit]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries or super().__contains__(key)
+        if key in self._entries:
+            return True
+        try:
+            site = self._site(key)  # pyright: ignore[reportArgumentType]
+        except KeyError:
+            return False
+        whole = Site(site.name, site.layer)
+        return whole.hook_name in self._entries or self._derives(whole)
+
+    # Two runs are one only if they are the same object: a mapping would compare their tensors.
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -345,11 +362,13 @@ class Run(Mapping[str, Tensor]):
 
     def _derived(self, name: str, site: Site | None) -> Tensor:
         """An attention pattern, which is computed where it is asked for."""
-        if site is not None and site.name == "pattern" and isinstance(self.forward, Forward):
-            layer = site.layer or 0
-            if layer < self.n_layers:
-                return self.scores(layer).softmax(-1)
+        if site is not None and self._derives(site):
+            return self.scores(site.layer or 0).softmax(-1)
         raise KeyError(name)
+
+    def _derives(self, site: Site) -> bool:
+        lean = isinstance(self.forward, Forward)
+        return site.name == "pattern" and lean and (site.layer or 0) < self.n_layers
 
     def _site(self, key: Key) -> Site:
         try:

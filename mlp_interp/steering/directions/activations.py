@@ -21,6 +21,7 @@ __all__ = [
     "Texts",
     "activations",
     "activations_in",
+    "check_positions",
     "check_reading",
     "check_site",
     "texts_of",
@@ -103,6 +104,16 @@ def check_site(site: str) -> None:
         raise ValueError(f"site={site!r}{near}; wanted one of {', '.join(known)}")
 
 
+def check_positions(positions: Any) -> None:
+    """Refuse what does not say where an activation is read.
+
+    Raises:
+        ValueError: It is another word, or no integer.
+    """
+    if type(positions) is not int and positions not in ("last", "mean"):
+        raise ValueError(f"positions={positions!r}; wanted 'last', 'mean' or an integer")
+
+
 def check_reading(texts: Texts, positions: Any, batch_size: int, what: str) -> None:
     """Refuse what cannot be read of these prompts.
 
@@ -111,10 +122,7 @@ def check_reading(texts: Texts, positions: Any, batch_size: int, what: str) -> N
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; wanted at least 1")
-    if isinstance(positions, int):
-        if not -texts.shortest <= positions < texts.shortest:
-            raise ValueError(
-                f"positions={positions}, but a prompt of {what} has {texts.shortest} tokens"
-            )
-    elif positions not in ("last", "mean"):
-        raise ValueError(f"positions={positions!r}; wanted 'last', 'mean' or an integer")
+    if isinstance(positions, int) and not -texts.shortest <= positions < texts.shortest:
+        raise ValueError(
+            f"positions={positions}, but a prompt of {what} has {texts.shortest} tokens"
+        )

@@ -17,6 +17,7 @@ from mlp_interp.steering.directions.activations import (
     Texts,
     activations,
     activations_in,
+    check_positions,
     check_reading,
     check_site,
     texts_of,
@@ -41,6 +42,7 @@ class Sides:
         """Check site, layers and heads."""
         weights = Weights.of(model)
         check_site(site)
+        check_positions(positions)
         if heads is not None and site not in HEADS:
             raise ValueError(f"heads={heads}: site {site!r} has no heads; wanted None")
         self.model, self.site = model, site
