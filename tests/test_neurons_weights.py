@@ -499,5 +499,5 @@ def test_weights_that_are_not_finite_are_refused(backend, wrong):
 
 def test_what_is_no_model_is_refused():
     for function in (neuron_weights, antipodal_pairs):
-        with pytest.raises(ValueError, match="Linear has no cfg, blocks, ln_final, W_U"):
+        with pytest.raises(ValueError, match="Linear has no cfg, blocks, W_U"):
             function(torch.nn.Linear(2, 2, device="meta"))

@@ -98,6 +98,7 @@ class Ablated(Reducer):
             size = _not_alone(len(tokens), options.batch_size)
             options = replace(options, batch_size=size, shard=size)
         found = sweep(model, corpus, whole, options=options)[self.name]
+        found.attrs.pop("reducer", None)  # what was asked stands in attributes of its own
         loss, error = mean_and_error_over(found["loss"], "sequence")
         return found.assign_attrs(
             baseline=self.baseline,

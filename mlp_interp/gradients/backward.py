@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.gradients.span import Norm, Saved, Span, Tape
@@ -45,10 +45,6 @@ class Lean:
         self.forward = forward
         self.weights = forward.weights
         self._places: dict[Span, tuple[Rotary, Tensor]] = {}
-
-    def embed(self, tokens: Int[Tensor, "item pos"]) -> Float[Tensor, "item pos d_model"]:
-        """The stream before the first block."""
-        return self.forward.embed(tokens)
 
     def past(self, resid: Float[Tensor, "item pos d_model"]) -> Past:
         """Keys and values of all layers at the positions of `resid`, which begin a text."""

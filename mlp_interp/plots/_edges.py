@@ -9,7 +9,7 @@ import xarray as xr
 from mlp_interp.plots import _style as style
 from mlp_interp.sites import Site
 
-MAKER = "gradients.edge_attribution"
+MAKER = "circuits.edge_attribution"
 INPUTS = {"q": -9, "k": 0, "v": 9}  # pixels beside a head's middle where its inputs are entered
 RADIUS = 13  # of a node, in pixels, with some overlap
 WIDTH = 1100  # of a figure, in pixels, as far as this module can know
@@ -26,7 +26,7 @@ def edges(scores: xr.DataArray | xr.Dataset, *, top: int = 30) -> go.Figure:
 
     Args:
         scores: Scores by ``sender`` and ``receiver``, averaged over prompts if they have them; or
-            what `gradients.edge_attribution` returns. Labels are those of components (``embed``,
+            what `circuits.edge_attribution` returns. Labels are those of components (``embed``,
             ``L0H3``, ``2.mlp``), and of inputs (``L3H1.q``, ``3.mlp``, ``logits``). NaN marks pairs
             without an edge.
         top: How many edges to draw.

@@ -20,7 +20,7 @@ class Store:
 
     Args:
         folder: Where the files go; made when the first part is kept.
-        fingerprint: What the parts depend on; see `mlp_interp.models._fingerprint`.
+        fingerprint: What the parts depend on; see `mlp_interp.models.fingerprint`.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:

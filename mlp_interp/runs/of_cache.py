@@ -28,7 +28,7 @@ def cached_streams(weights: Weights, cache: Cache) -> tuple[Tensor, ...]:
                 f"cache holds {sites[0].hook_name} of shape {tuple(stream.shape)}; wanted [batch, "
                 f"pos, {weights.d_model}]: is it a cache of this model?"
             )
-        streams.append(stream)
+        streams.append(stream.to(weights.device))
     return tuple(streams)
 
 
@@ -54,4 +54,5 @@ def cached_sites(weights: Weights, cache: Cache) -> dict[Site, Tensor]:
     """Everything else that a run can hold."""
     names = [name for name in EDITABLE if name not in ("resid_pre", "resid_post", "embed")]
     sites = [Site(name, layer) for name in names for layer in range(weights.n_layers)]
-    return {s: cached(cache, s) for s in [Site("embed"), *sites] if s.hook_name in cache}
+    there = [site for site in [Site("embed"), *sites] if site.hook_name in cache]
+    return {site: cached(cache, site).to(weights.device) for site in there}

@@ -39,7 +39,7 @@ class Neurons:
     """What a report says of neurons.
 
     Attributes:
-        activity: How often each fires, and why; see `mlp_interp.neurons.sweeps.activity`.
+        activity: How often each fires, and why; see `mlp_interp.neurons.activity`.
         weights: Which tokens its value vector speaks to; see `mlp_interp.neurons.neuron_weights`.
         outliers: Those that fire most unlike the others of their layer, along ``component``.
         updates: How many are behind an update; see `mlp_interp.neurons.update_shares`.
