@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
+from mlp_interp.models._checksum import checksum
 from mlp_interp.models.protocol import Model
 
 __all__ = ["has_hooks", "remembered", "without_hooks"]
@@ -62,7 +62,7 @@ def _state(model: Model) -> tuple[Any, ...]:
     """Equal for a model that computes the same; a changed weight changes it even through .data."""
     unread = {matrix.data_ptr() for matrix in (model.W_E, model.W_U)}
     weights = tuple(
-        (name, p.data_ptr(), tuple(p.shape), p.dtype, _checksum(p))
+        (name, p.data_ptr(), tuple(p.shape), p.dtype, checksum(p))
         for name, p in model.named_parameters()
         if p.data_ptr() not in unread
     )
@@ -76,13 +76,3 @@ def _state(model: Model) -> tuple[Any, ...]:
         if module._forward_hooks or module._forward_pre_hooks
     )
     return weights, hooks, repr(vars(model.cfg))
-
-
-def _checksum(x: Tensor) -> tuple[int | float, ...]:
-    """A sum over the bits, which no single change leaves as it was, and one that knows places."""
-    if not x.is_contiguous() or x.numel() * x.element_size() % 8:
-        x = x.detach().double().contiguous()
-    bits = x.detach().reshape(-1).view(torch.int64)
-    some = bits[:: max(1, len(bits) // 4096)]
-    places = torch.arange(1, 2 * len(some), 2, device=some.device)
-    return int(bits.sum()), int((some * places).sum())
