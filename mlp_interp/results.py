@@ -1,8 +1,9 @@
 """Results: labelled arrays that carry their units, and the few things done to all of them."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -143,11 +144,12 @@ def is_store(path: Path) -> bool:
 
 def save_groups(results: Mapping[str, xr.DataArray | xr.Dataset], path: Path) -> Path:
     """Write several results to one netCDF file, each to the group of its name; all or nothing."""
+    tree = {
+        name: result.to_dataset(name="value") if isinstance(result, xr.DataArray) else result
+        for name, result in results.items()
+    }
     with whole_file(path) as part:
-        for name, result in results.items():
-            data = result.to_dataset(name="value") if isinstance(result, xr.DataArray) else result
-            mode = "a" if part.exists() else "w"
-            data.to_netcdf(part, mode=mode, group=name, engine="h5netcdf")
+        part.write_bytes(_netcdf(xr.DataTree.from_dict(tree)))
     return path
 
 
@@ -159,7 +161,15 @@ def _write(result: xr.DataArray | xr.Dataset, path: Path) -> None:
         # Format 2: format 3 has no settled way to store strings yet.
         result.to_zarr(path, mode="w", zarr_format=2)
     else:
-        result.to_netcdf(path, engine="h5netcdf")
+        path.write_bytes(_netcdf(result))
+
+
+def _netcdf(result: xr.Dataset | xr.DataTree) -> memoryview:
+    """What goes to a file.
+
+    In memory first: HDF5 that finds a disk full may end the process when it closes the file.
+    """
+    return cast("memoryview", result.to_netcdf(engine="h5netcdf"))
 
 
 def load(path: str | Path) -> xr.DataArray | xr.Dataset:
@@ -171,8 +181,14 @@ def load(path: str | Path) -> xr.DataArray | xr.Dataset:
     path = _checked(path)
     if not path.exists():
         raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
-    engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
-    with xr.open_dataset(path, engine=engine) as opened:
+    return _read(path, "zarr" if path.suffix == ".zarr" else "h5netcdf")
+
+
+def _read(file: Any, engine: str = "h5netcdf") -> xr.DataArray | xr.Dataset:
+    """What was saved to a path, or to the file of which these are the bytes."""
+    with xr.open_dataset(
+        io.BytesIO(file) if isinstance(file, bytes) else file, engine=engine
+    ) as opened:
         dataset = opened.load()
     name = dataset.attrs.get(_DATAARRAY)
     if name is None:
@@ -187,5 +203,5 @@ def _checked(path: str | Path) -> Path:
     return path
 
 
-DATASETS: Format[xr.DataArray | xr.Dataset] = Format(".nc", _write, load)
+DATASETS: Format[xr.DataArray | xr.Dataset] = Format(".nc", _write, _read)
 """How a `Checkpoint` keeps results."""

@@ -1,15 +1,20 @@
 """Files that are whole or not there, and pieces that are computed once."""
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
+from safetensors import SafetensorError
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint, whole_file
 from mlp_interp.results import DATASETS, load, save, save_groups
@@ -125,6 +130,68 @@ def test_groups_of_one_file(tmp_path):
     assert float(read["b/c"]["y"]) == 2
 
 
+LARGE = torch.zeros(1 << 16)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits files by setrlimit")
+@pytest.mark.parametrize("suffix", [".txt", ".safetensors", ".nc", ".zarr"])
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, suffix):
+    import resource
+
+    path, result = tmp_path / f"a{suffix}", xr.DataArray(LARGE.numpy(), dims="x")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        if suffix == ".txt":
+            with whole_file(path) as part:
+                part.write_text("all" * (1 << 16))
+        elif suffix == ".safetensors":
+            Checkpoint(tmp_path, TENSORS).keep("a", {"x": LARGE})
+        else:
+            # Random numbers: zarr would press zeros together.
+            save(result.copy(data=np.random.default_rng(0).random(result.shape)), path)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"make room, or write elsewhere: '.*a{suffix}'") as full:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.errno == errno.EFBIG
+    assert names(tmp_path) == []
+    write()
+    assert names(tmp_path) == [path.name]
+
+
+def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path):
+    for error in (
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Can't write data (file write failed: errno = 28, error message = 'No s')"),
+        SafetensorError("IoError: No space left on device (os error 28)"),
+    ):
+        with pytest.raises(OSError, match=r"make room.*a\.txt"), whole_file(tmp_path / "a.txt"):
+            raise error
+    with pytest.raises(RuntimeError, match="another"), whole_file(tmp_path / "a.txt"):
+        raise RuntimeError("another")
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path, put = tmp_path / "a.zarr", Path.replace
+    save(xr.DataArray([1.0], dims="x"), path)
+
+    def fails(self, target):
+        if Path(target) == path and not self.name.endswith("-old"):
+            raise PermissionError("not now")
+        return put(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fails)
+        with pytest.raises(PermissionError, match="not now"):
+            save(xr.DataArray([2.0], dims="x"), path)
+    assert names(tmp_path) == [path.name]
+    assert load(path).values.tolist() == [1.0]
+
+
 def ones(missing):
     for item in missing:
         yield {"x": torch.full((2,), float(item))}
@@ -181,13 +248,43 @@ class TestCheckpoint:
         store.forget("a")
         assert store.read("a") is None
 
-    @pytest.mark.parametrize(
-        ("form", "name"), [(TENSORS, "a.safetensors"), (DATASETS, "a.nc")], ids=["tensors", "nc"]
-    )
-    def test_a_damaged_file_is_named(self, tmp_path, form, name):
-        (tmp_path / name).write_bytes(b"half")
-        with pytest.raises(ValueError, match=rf"{name}' cannot be read .*; delete it to begin"):
-            Checkpoint(tmp_path, form).read("a")
+    @pytest.mark.parametrize("damage", ["a bit", "the end", "half of it", "all of it"])
+    @pytest.mark.parametrize("form", [TENSORS, DATASETS], ids=["tensors", "nc"])
+    def test_a_damaged_piece_is_named_and_done_again(self, tmp_path, form, damage):
+        good, piece = (
+            ({"x": torch.full((1,), n)} if form is TENSORS else xr.DataArray([n], dims="x"))
+            for n in (1.0, 2.0)
+        )
+        store = Checkpoint(tmp_path, form)
+        store.keep("a", good)
+        (path,) = tmp_path.iterdir()
+        content = bytearray(path.read_bytes())
+        if damage == "a bit":  # of the number itself: it would be read without an error
+            content[content.index(b"\0\0\x80\x3f" if form is TENSORS else b"\xf0\x3f")] ^= 1
+        elif damage == "the end":
+            del content[-1:]
+        else:
+            del content[len(content) // 2 if damage == "half of it" else 0 :]
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match=rf"{path.name}' is damaged: .* is computed again"):
+            (again,) = store.fill(["a"], [1], lambda items: iter([piece]))
+        assert again is piece
+        kept = store.read("a")
+        assert kept is not None
+        assert float(kept["x"][0] if form is TENSORS else kept[0]) == 2
+
+    def test_a_folder_that_another_process_deletes_is_made_again(self, tmp_path):
+        times = []
+
+        def write(piece, path):
+            times.append(path)
+            if len(times) == 1:
+                shutil.rmtree(path.parent)  # the other one has finished
+            TENSORS.write(piece, path)
+
+        store = Checkpoint(tmp_path / "kept", replace(TENSORS, write=write))
+        store.keep("a", {"x": torch.ones(1)})
+        assert store.names() == {"a"}
 
     def test_a_folder_that_is_a_file_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -1,6 +1,9 @@
 """Sweeps: every reducer equals the same numbers computed with everything in memory."""
 
+import multiprocessing
 import os
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +11,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import xarray as xr
 from random_models import BACKENDS, VOCABULARY, unchecked
 from reference import full_cache
 
+import mlp_interp as mi
+from mlp_interp.checkpoint import Checkpoint
 from mlp_interp.corpus import Corpus, SweepOptions, open_corpus, sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
@@ -353,12 +359,56 @@ def test_a_checkpoint_serves_only_the_same_sweep(kind, many, tmp_path):
     assert fewer.attrs["sequences"] == 3
 
 
-def test_a_damaged_checkpoint_is_refused(kind, many, tmp_path):
-    sweep(kind(), many, Fraction(), options=SweepOptions(checkpoint=tmp_path))
+def test_a_damaged_checkpoint_is_named_and_done_again(kind, many, tmp_path):
+    options = SweepOptions(checkpoint=tmp_path)
+    wanted = sweep(kind(), many, Fraction(), options=options)["fraction.pre"]
     (file,) = tmp_path.rglob("merged.safetensors")
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"cannot be read .* delete it to begin again"):
-        sweep(kind(), many, Fraction(), options=SweepOptions(checkpoint=tmp_path))
+    with pytest.warns(UserWarning, match=r"merged.safetensors' is damaged: .* computed again"):
+        again = sweep(kind(), many, Fraction(), options=options)["fraction.pre"]
+    xr.testing.assert_identical(again, wanted)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "damaged"])
+def test_a_shard_that_was_kept_and_is_not_any_more_is_done_again(
+    kind, many, tmp_path, monkeypatch, gone
+):
+    """Another process of the same sweep may merge and delete it meanwhile."""
+    options = SweepOptions(checkpoint=tmp_path, shard=4, batch_size=4)
+    plain = SweepOptions(shard=4, batch_size=4)
+    wanted = sweep(kind(), many, Fraction(), options=plain)["fraction.pre"]
+    sweep(kind(), many, Fraction(), options=options)
+    (file,) = tmp_path.rglob("merged.safetensors")
+    early = file.with_name("shard-1.safetensors")
+    file.rename(early)
+    early.write_bytes(b"half")
+    if gone:
+        real = Checkpoint.names
+        monkeypatch.setattr(Checkpoint, "names", lambda self: (real(self), early.unlink())[0])
+        found = sweep(kind(), many, Fraction(), options=options)["fraction.pre"]
+    else:
+        with pytest.warns(UserWarning, match="shard-1.safetensors' is damaged"):
+            found = sweep(kind(), many, Fraction(), options=options)["fraction.pre"]
+    xr.testing.assert_identical(found, wanted)
+
+
+def _importance(model, tokens, folder):
+    mi.subupdate_importance(model, tokens, sweep=SweepOptions(checkpoint=folder, shard=1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_processes_may_share_a_checkpoint(kind, many, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    both = [fork.Process(target=_importance, args=(kind(), many, tmp_path)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _importance(kind(), many, tmp_path)
 
 
 def test_shards_and_batches_do_not_change_what_is_counted(kind, many):

@@ -17,8 +17,10 @@ import xarray as xr
 from random_models import BACKENDS, VOCABULARY
 
 import mlp_interp as mi
+from mlp_interp.checkpoint import Checkpoint
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Loss, Moments, TopExamples
+from mlp_interp.corpus.shards import STATES
 
 REDUCERS = [Fraction(), Moments(order=4), Histogram(), TopExamples(k=3), Loss()]
 
@@ -65,13 +67,9 @@ def test_ten_kills_lose_nothing(kind, many, tmp_path):
 
 
 def _shards_done(folder: Path) -> int:
-    from safetensors import safe_open
-
     files = list(folder.rglob("merged.safetensors"))
-    if not files:
-        return 0
-    with safe_open(files[0], framework="pt") as file:
-        return int(file.metadata()["shards"])
+    merged = Checkpoint(files[0].parent, STATES).read("merged") if files else None
+    return merged.shards if merged else 0
 
 
 @dataclass(frozen=True, kw_only=True)

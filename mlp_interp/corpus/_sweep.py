@@ -1,7 +1,8 @@
 """`sweep`: one pass of a model over any number of tokens, into any number of reducers."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ from mlp_interp.corpus.options import SweepOptions
 from mlp_interp.corpus.ray_backend import reduce_on_ray
 from mlp_interp.corpus.reducers import Reducer, Shape
 from mlp_interp.corpus.shards import STATES, Merged, Plan, States, merge, reduce_shard
-from mlp_interp.models import Weights, describe, fingerprint, forward_of
+from mlp_interp.models import (
+    Forward,
+    HookForward,
+    Weights,
+    describe,
+    fingerprint,
+    forward_of,
+)
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 
 __all__ = ["sweep"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Of what is kept: to be raised when states or the way to them change."""
 
 
@@ -51,8 +59,8 @@ def sweep(
 
     Raises:
         ValueError: No reducers or two of one name, what a reducer wants and the model has not,
-            tokens that are not the model's, a damaged checkpoint, one for a model on which hooks
-            are held, or resources that the cluster has not.
+            tokens that are not the model's, a checkpoint for a model on which hooks are held, or
+            resources that the cluster has not.
         ImportError: ``backend="ray"`` without Ray.
 
     Example:
@@ -91,14 +99,9 @@ def sweep(
         disable=not options.progress,
     )
     with bar:
-        found: Generator[tuple[int, States]]
-        if options.backend == "ray":
-            found = reduce_on_ray(forward, plan, tokens, todo, options)
-        else:
-            found = ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in todo)
-        with closing(found):  # a cluster that was started for it must not outlive an error here
-            for index in _in_order(plan, found, kept, merged):
-                bar.update(tokens[plan.rows(index)].numel())
+        reduced = partial(_reduced, forward, plan, tokens, options)
+        for index in _in_order(plan, reduced, todo, kept, merged):
+            bar.update(tokens[plan.rows(index)].numel())
     attrs = {**data, **describe(model), "analysis": "sweep", "engine": forward.engine}
     attrs |= {"sweep_backend": options.backend, "batch_size": plan.batch_size, "shard": plan.shard}
     if options.gpus:
@@ -125,9 +128,24 @@ def _todo(plan: Plan, merged: Merged, kept: Checkpoint[Merged]) -> list[int]:
     return [n for n in range(merged.shards, plan.shards) if _single(n) not in names]
 
 
+def _reduced(
+    forward: Forward | HookForward,
+    plan: Plan,
+    tokens: Tensor,
+    options: SweepOptions,
+    numbers: Sequence[int],
+) -> Generator[tuple[int, States]]:
+    """The states of some shards, each as it is done."""
+    if options.backend == "ray":
+        yield from reduce_on_ray(forward, plan, tokens, [*numbers], options)
+    else:
+        yield from ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in numbers)
+
+
 def _in_order(
     plan: Plan,
-    found: Iterator[tuple[int, States]],
+    reduced: Callable[[Sequence[int]], Generator[tuple[int, States]]],
+    todo: Sequence[int],
     kept: Checkpoint[Merged],
     merged: Merged,
 ) -> Iterator[int]:
@@ -136,19 +154,23 @@ def _in_order(
     A shard that comes out of turn waits, here and on disk.
     """
     waiting: dict[int, States] = {}
-    for index in range(merged.shards, plan.shards):
-        while index not in waiting:
-            if early := kept.read(_single(index)):
-                waiting[index] = early.states
-                break
-            number, states = next(found)
-            if number != index:
-                kept.keep(_single(number), Merged(1, states))
-            waiting[number] = states
-        merge(plan, merged.states, waiting.pop(index))
-        kept.keep("merged", Merged(index + 1, merged.states))
-        kept.forget(_single(index))
-        yield index
+    expected = {*todo}
+    with closing(reduced(todo)) as found:  # a cluster started for it must not outlive an error
+        for index in range(merged.shards, plan.shards):
+            while index not in waiting:
+                if early := kept.read(_single(index)):
+                    waiting[index] = early.states
+                elif index not in expected:  # it was there before: damaged, or merged by another
+                    waiting |= dict(reduced([index]))
+                else:
+                    number, states = next(found)
+                    if number != index:
+                        kept.keep(_single(number), Merged(1, states))
+                    waiting[number] = states
+            merge(plan, merged.states, waiting.pop(index))
+            kept.keep("merged", Merged(index + 1, merged.states))
+            kept.forget(_single(index))
+            yield index
 
 
 def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dict[str, Reducer]:

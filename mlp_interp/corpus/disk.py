@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.checkpoint import whole_file
+from mlp_interp.checkpoint import names_full_disk, whole_file
 
 __all__ = ["TokenWriter", "is_finished", "map_tokens", "read_facts"]
 
@@ -54,7 +54,8 @@ class TokenWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk has said so before, in `append` or `finish`
+            self._file.close()
         if not self._finished:
             self._part.unlink(missing_ok=True)
         _unlock(self._lock)
@@ -76,12 +77,16 @@ class TokenWriter:
         Args:
             attrs: The corpus's attributes.
             facts: Whatever else shall be found beside the tokens; anything that JSON can hold.
+
+        Raises:
+            OSError: The disk is full; the error names the file.
         """
         self._flush()
-        self._file.seek(0)
-        self._file.write(_header(self._rows, self.length))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with names_full_disk(self.path):
+            self._file.seek(0)
+            self._file.write(_header(self._rows, self.length))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         known = {
             "format": _FORMAT,
             "shape": [self._rows, self.length],
@@ -100,7 +105,8 @@ class TokenWriter:
         if len(block):
             self.highest = max(self.highest, int(block.max()))
             self._digest.update(block.astype("<i8").tobytes())
-            self._file.write(block.data)
+            with names_full_disk(self.path):
+                self._file.write(block.data)
         self._held = 0
 
 

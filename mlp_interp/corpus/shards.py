@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from mlp_interp.checkpoint import Format
@@ -160,6 +159,9 @@ def merge(plan: Plan, states: States, later: States) -> None:
         reducer.merge(states[name], later[name])
 
 
+_SHARDS = "shards"  # where their number stands in a file, among names that are JSON lists
+
+
 @dataclass(frozen=True)
 class Merged:
     """The merged states of the first so many shards; or of one shard."""
@@ -171,16 +173,17 @@ class Merged:
 def _write(merged: Merged, path: Path) -> None:
     names = [[reducer, name] for reducer, state in merged.states.items() for name in state]
     tensors = {json.dumps(n): merged.states[n[0]][n[1]].contiguous() for n in names}
-    save_file(tensors, path, metadata={"shards": str(merged.shards), "format": "sweep"})
+    save_file({**tensors, _SHARDS: torch.tensor(merged.shards)}, path)
 
 
-def _read(path: Path) -> Merged:
+def _read(content: bytes) -> Merged:
     states: States = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-            reducer, name = json.loads(key)
-            states.setdefault(reducer, {})[name] = file.get_tensor(key).clone()
-        return Merged(int(file.metadata()["shards"]), states)
+    tensors = load(content)
+    shards = int(tensors.pop(_SHARDS))
+    for key, value in tensors.items():
+        reducer, name = json.loads(key)
+        states.setdefault(reducer, {})[name] = value
+    return Merged(shards, states)
 
 
 STATES = Format(".safetensors", _write, _read)

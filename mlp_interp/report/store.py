@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import xarray as xr
@@ -37,14 +38,17 @@ class Store:
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
         """The part from an earlier run if there is one, else computed now and kept."""
         file = f"{name.replace('/', '-')}-{self.fingerprint}"
-        if file in self._kept.names():
+        if (part := self._kept.read(file)) is None:
+            part = compute()
+            self._kept.keep(file, part)
+        else:
             self.reused.append(name)
-        return self._kept.once(file, compute)
+        return part
 
     def remove(self) -> None:
         """Delete the parts of this run, and the folder if nothing else is in it."""
         for path in self.folder.glob(f"*-{self.fingerprint}.nc"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.batches, ignore_errors=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with suppress(OSError):  # something else is in it, or another process has deleted it
             self.folder.rmdir()

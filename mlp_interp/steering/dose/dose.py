@@ -95,8 +95,8 @@ def dose_response(
 
     Raises:
         ValueError: Something is empty, out of range or does not fit the model; a metric gives other
-            than one finite number for each prompt or text; a file of the checkpoint is damaged, or
-            hooks are on the model with one.
+            than one finite number for each prompt or text; or hooks are on the model with a
+            checkpoint.
 
     Example:
         >>> from mlp_interp import load_model, prompts
