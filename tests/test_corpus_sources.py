@@ -1,12 +1,17 @@
 """`load_corpus`: every kind of source, its provenance, and one error for each mistake."""
 
+import gzip
 import hashlib
 import json
 import socket
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import jaxtyping
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from corpora import TEXTS, hub, write_jsonl, write_parquet, write_zst
@@ -54,6 +59,154 @@ def test_every_way_to_hold_documents_gives_the_same(tmp_path, seed):
         assert torch.equal(corpus.tokens, expected.tokens)
         assert corpus.attrs["sha256"] == expected.attrs["sha256"]
         assert corpus.attrs["documents_used"] == expected.attrs["documents_used"]
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """The documents in four files of as many kinds, and things beside them that are none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    write_jsonl(tmp_path / "data" / "part-0.jsonl", TEXTS[:10])
+    write_zst(tmp_path / "data" / "part-1.jsonl.zst", TEXTS[10:20])
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[20:30])
+    (tmp_path / "data" / "part-2.json.gz").write_bytes(gzip.compress(lines.encode()))
+    write_parquet(tmp_path / "data" / "deep" / "part-3.parquet", TEXTS[30:])
+    (tmp_path / "data" / "README.md").write_text("no document")
+    (tmp_path / "data" / ".part.jsonl").write_text("hidden")
+    return ["data/part-0.jsonl", "data/part-1.jsonl.zst", "data/part-2.json.gz"], (
+        "data/deep/part-3.parquet"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda names, last: [*names, last],
+        lambda names, last: tuple(map(Path, (*names, last))),
+        lambda names, last: map(Path, [*names, last]),
+        lambda names, last: iter([*names, last]),
+        lambda names, last: np.array([*names, last]),
+        lambda names, last: pd.Series([*names, last]),
+        lambda names, last: ["data/part-*", "data/deep/"],
+        lambda names, last: ["data/part-?.json*", Path("data/deep")],
+        lambda names, last: [str(Path(name).resolve()) for name in (*names, last)],
+    ],
+)
+def test_several_files_are_one_corpus(parts, source):
+    corpus = load(source(*parts), seed=None)
+    assert torch.equal(corpus.tokens, load(TEXTS, seed=None).tokens)
+    assert corpus.attrs["source"] == "part-0.jsonl … part-3.parquet (4 files)"
+    assert corpus.attrs["files"] == 4
+    names = [*parts[0], parts[1]]
+    assert corpus.attrs["file_bytes"] == sum(Path(name).stat().st_size for name in names)
+    each = " ".join(hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names)
+    assert corpus.attrs["file_sha256"] == hashlib.sha256(each.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("source", ["data", Path("data"), "./data", "data/", "data/**/*part-*"])
+def test_a_folder_or_a_glob_is_all_files_in_it(parts, source):
+    expected = load(sorted([*parts[0], parts[1]]), seed=None)
+    assert torch.equal(load(source, seed=None).tokens, expected.tokens)
+    assert load(source).attrs["documents_read"] == len(TEXTS)
+
+
+def test_a_glob_of_one_file_is_that_file(parts):
+    assert load("data/*-0.jsonl").attrs == load("data/part-0.jsonl").attrs
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["data/part-0.jsonl", "data/part-9.jsonl"], "'data/part-9.jsonl' does not exist; wanted"),
+        (["part-0.jsonl", "part-1.jsonl"], "'part-0.jsonl' does not exist"),
+        (["data/README.md"], "has .md; wanted a file that ends in"),
+        ("data/*", "has .md; wanted a file that ends in"),
+        ("data/*.txt", r"source='data/\*.txt' matches no file"),
+        (["data/none-*.jsonl"], "matches no file"),
+        (["data/part-0.jsonl"] * 2, "names 'data/part-0.jsonl' more than once"),
+        (["data", "the cat"], "found some text"),
+        (
+            ["the cat", "data/part-0.jsonl"],
+            r"source\[1\]='data/part-0.jsonl' is a file among texts",
+        ),
+        (["the cat", Path("x.jsonl")], r"source\[1\]='x.jsonl' is a file among texts"),
+    ],
+)
+def test_names_that_are_no_files(source, message):
+    if message == "found some text":
+        assert load(source, length=4).attrs["source"] == "strings"
+    else:
+        with pytest.raises(ValueError, match=message):
+            load(source)
+
+
+def test_what_is_wrong_in_one_of_several_files_says_which(parts):
+    Path("data/part-1.jsonl").write_text('{"text": "a"}\n{"body": "a"}\n')
+    with pytest.raises(ValueError, match=r"\(2 files\), part-1.jsonl, line 2: no field 'text'"):
+        load(["data/part-0.jsonl", "data/part-1.jsonl"], seed=None)
+
+
+def test_several_files_kept_on_disk_are_found_again_unless_one_changed(parts):
+    names, _ = parts
+    first = load(names, file="kept.npy")
+    assert torch.equal(load(names, file="kept.npy").tokens, first.tokens)
+    write_jsonl(Path(names[0]), ["other", *TEXTS[1:10]])
+    with pytest.raises(ValueError, match=r"was made with file_bytes=.*wanted file_bytes="):
+        load(names, file="kept.npy")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda texts: np.array(texts),
+        lambda texts: np.array(texts, dtype=object),
+        lambda texts: pd.Series(texts, index=range(5, 5 + len(texts))),
+        lambda texts: pd.Series(texts, dtype="string"),
+        lambda texts: pd.DataFrame({"id": 1, "text": texts}),
+        lambda texts: [{"id": 1, "text": text} for text in texts],
+        lambda texts: ({"text": text} for text in texts),
+        lambda texts: datasets.Dataset.from_dict({"text": texts}),
+        tuple,
+    ],
+)
+def test_arrays_series_frames_and_rows_are_corpora(source):
+    corpus = load(source(TEXTS))
+    assert torch.equal(corpus.tokens, load(TEXTS).tokens)
+    assert corpus.attrs["documents_used"] == load(TEXTS).attrs["documents_used"]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_missing_entries_of_a_series_are_empty(missing):
+    assert load(pd.Series([*TEXTS, missing], dtype=object)).attrs["documents_empty"] == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            pd.DataFrame({"body": TEXTS}),
+            "no column 'text' among 'body'; name the column that holds",
+        ),
+        (np.array([TEXTS]), r"source=\(1, 40\) of ndarray; wanted \[document\]"),
+        (np.arange(3), r"source\[0\]: found int; wanted text"),
+        (torch.arange(3), r"source=Tensor; wanted .* by Corpus\(tokens\)"),
+        ([{"body": "a"}], r"source\[0\]: no field 'text' among 'body'"),
+    ],
+)
+def test_tables_without_text(source, message):
+    with pytest.raises(ValueError, match=message):
+        load(source)
+
+
+@pytest.mark.parametrize("log", [27, 28, 31])
+def test_zst_with_a_long_window(tmp_path, log):
+    """As ``zstd --long=31`` writes it: a frame that asks for a window of ``2**log`` bytes."""
+    data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+    head = b"\x28\xb5\x2f\xfd\0" + bytes([(log - 10) << 3])
+    block = ((len(data) << 3) | 1).to_bytes(3, "little")  # the last one, not compressed
+    (tmp_path / "a.jsonl.zst").write_bytes(head + block + data)
+    assert torch.equal(load(tmp_path / "a.jsonl.zst").tokens, load(TEXTS).tokens)
 
 
 def test_seed_orders_documents_and_nothing_else_does():
@@ -275,8 +428,9 @@ def test_bad_parquet_column_and_folder(tmp_path):
         ValueError, match=r"a.parquet: no column 'text' among 'id', 'body'; name the"
     ):
         load(path)
-    with pytest.raises(ValueError, match="is a folder; wanted one file"):
-        load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"is a folder without any file that ends in .txt, .jsonl"):
+        load(tmp_path / "empty")
 
 
 def test_truncated_zst_is_not_taken_for_the_end(tmp_path):

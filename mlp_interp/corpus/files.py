@@ -19,28 +19,35 @@ import zstandard
 
 from mlp_interp.corpus.tally import DocumentTally
 
-__all__ = ["READERS", "Document", "document_of", "documents_of_rows", "reader_of"]
+__all__ = [
+    "KINDS",
+    "SUFFIXES",
+    "Document",
+    "Reader",
+    "document_of",
+    "documents_of_rows",
+    "reader_of",
+]
 
 Document = Iterable[str]
+Reader = Callable[[Path, str, DocumentTally], Iterator[Document]]
 
 _PIECE = 1 << 20  # bytes of a .txt, or characters of a longer text, that are tokenised at once
 
 
-def reader_of(path: Path) -> Callable[[Path, str, DocumentTally], Iterator[Document]]:
+def reader_of(path: Path) -> Reader:
     """The reader for a file's suffix.
 
     Raises:
-        ValueError: There is none, or `path` is a folder or not there.
+        ValueError: There is none, or `path` is not there.
     """
-    if path.is_dir():
-        raise ValueError(f"source={str(path)!r} is a folder; wanted one file ({_KINDS})")
     if not path.exists():
-        raise ValueError(f"source={str(path)!r} does not exist; wanted a file ({_KINDS})")
-    for suffix, reader in READERS.items():
+        raise ValueError(f"source={str(path)!r} does not exist; wanted a file ({KINDS})")
+    for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
     found = "".join(path.suffixes) or "no suffix"
-    raise ValueError(f"source={str(path)!r} has {found}; wanted a file that ends in {_KINDS}")
+    raise ValueError(f"source={str(path)!r} has {found}; wanted a file that ends in {KINDS}")
 
 
 def documents_of_rows(
@@ -167,12 +174,17 @@ def _decompressed(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file, _damage(path, "zstd"):
         while data := file.read(1 << 17):
             while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame = frame or _zstd().decompressobj()
                 yield frame.decompress(data)
                 data = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     if frame is not None:
         raise _cut_short(path)
+
+
+def _zstd() -> zstandard.ZstdDecompressor:
+    # Large corpora are packed with long windows; the library's own limit is 128 MiB.
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -253,11 +265,14 @@ def _cut_short(path: Path) -> ValueError:
     )
 
 
-READERS: dict[str, Callable[[Path, str, DocumentTally], Iterator[Document]]] = {
+_READERS: dict[str, Reader] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl_gz,
     ".jsonl.zst": _read_jsonl_zst,
+    ".json.gz": _read_jsonl_gz,
+    ".json.zst": _read_jsonl_zst,
     ".parquet": _read_parquet,
 }
-_KINDS = ", ".join(READERS)
+SUFFIXES = tuple(_READERS)
+KINDS = ", ".join(SUFFIXES)

@@ -13,7 +13,7 @@ from mlp_interp.corpus.disk import TokenWriter, is_finished, read_facts
 from mlp_interp.corpus.job import Job
 from mlp_interp.corpus.options import ReadingOptions
 from mlp_interp.corpus.packing import Bos
-from mlp_interp.corpus.sources import file_digest, open_source
+from mlp_interp.corpus.sources import Source, open_source
 from mlp_interp.corpus.tally import Errors
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import tokenizer_of
@@ -22,7 +22,7 @@ __all__ = ["load_corpus"]
 
 
 def load_corpus(
-    source: str | Path | Iterable[str],
+    source: str | Path | Iterable[Any],
     model: Model,
     *,
     sequences: int | None = None,
@@ -54,10 +54,14 @@ def load_corpus(
 
     Args:
         source: ``"nano"``, text from nano's generator that it was not trained on; a file: ``.txt``
-            (one document, blank lines and all), ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` (one
-            document a line), ``.parquet`` (one a row); strings, each a document; or a dataset on
-            the Hugging Face hub, which is streamed, e.g. ``"NeelNanda/pile-10k"`` (``"pile-10k"``
-            for short) or ``"monology/pile-uncopyrighted"`` (``"pile"``).
+            (one document, blank lines and all), ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``,
+            ``.json.gz``, ``.json.zst`` (one document a line), ``.parquet`` (one a row); a folder,
+            all such files in and below it; a glob (``"part-*.jsonl"``, ``"data/**/*.parquet"``);
+            a list of these, names or paths; strings, each a document, in a list, an array or a
+            Series, or rows or a frame with a column of them; or a dataset on the Hugging Face hub,
+            which is streamed, e.g. ``"NeelNanda/pile-10k"`` (``"pile-10k"`` for short) or
+            ``"monology/pile-uncopyrighted"`` (``"pile"``). A list of strings that all end as files
+            do, without a space, names files.
         model: A model with a tokenizer, or a tokenizer.
         sequences: How many; None takes 64 of nano, else all that there are, up to 10,000 if they
             are held in memory.
@@ -67,7 +71,7 @@ def load_corpus(
         bos: ``"each"``: every sequence begins with BOS, which counts as one of its tokens, and BOS
             stands between documents; ``"documents"``: BOS stands before every document, wherever
             in a sequence that falls; ``"none"``: no BOS anywhere.
-        field: Which field or column of a file or dataset holds the text.
+        field: Which field or column of a file, frame or dataset holds the text.
         split: Of a dataset (None is "train") or of nano (None is "heldout").
         subset: Configuration of a dataset that has several.
         errors: What becomes of documents that are not JSON, have no such field, or hold something
@@ -119,7 +123,7 @@ def _on_disk(path: Path, job: Job) -> Corpus:
     """The corpus in a token file, which is written first unless it is there."""
     request = job.request()
     if is_finished(path):
-        _check_same(path, request, job.opened.file)
+        _check_same(path, request, job.opened)
     else:
         with TokenWriter(path, job.length) as rows:
             attrs = job.run(rows)
@@ -127,7 +131,7 @@ def _on_disk(path: Path, job: Job) -> Corpus:
     return open_corpus(path, job.model)
 
 
-def _check_same(path: Path, request: dict[str, Any], source: Path | None) -> None:
+def _check_same(path: Path, request: dict[str, Any], source: Source) -> None:
     """Refuse a finished file that was made of something else.
 
     Raises:
@@ -142,7 +146,7 @@ def _check_same(path: Path, request: dict[str, Any], source: Path | None) -> Non
         )
     names = [name for name in {**made, **request} if made.get(name) != request.get(name)]
     digest = facts["attrs"].get("file_sha256")
-    if names == ["file_mtime_ns"] and source and digest and digest == file_digest(source):
+    if names == ["file_mtime_ns"] and digest and digest == source.digest():
         names = []  # touched, or copied, and still the same
     if names:
         found = ", ".join(f"{name}={made.get(name)!r}" for name in names)

@@ -37,6 +37,8 @@ class DocumentTally:
     errors: Errors = "raise"
     read: int = 0
     of_one_token: int = 0
+    file: str = ""
+    """The one of several files that is being read, for messages."""
     _left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     _first: dict[str, str] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class DocumentTally:
         Raises:
             ValueError: Such documents are errors here.
         """
+        place = f"{self.file}, {place}" if self.file else place
         if self.errors == "raise" and kind not in _NEVER_RAISED:
             raise ValueError(
                 f"{self.name}, {place}: {why}; errors='skip' leaves such documents out"
