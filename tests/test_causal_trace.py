@@ -170,8 +170,51 @@ def test_subject_by_position_and_answer_by_word(nano):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "subject", "words", "said"),
+    [
+        ("Johnson met John at the", "John", [(12, 16)], "'John'"),
+        ("John and Johnson met John", "John", [(0, 4), (21, 25)], "'John', all 2 times that it"),
+        ("The art of Paris is art", "art", [(4, 7), (20, 23)], "'art', all 2 times"),
+        ("a Paris-based man's hat", "man", [(14, 17)], "'man'"),
+        ("in 2013 and 13 of", "13", [(12, 14)], "'13'"),
+        ("im Büro, Bürotür, the Büro", "Büro", [(3, 7), (22, 26)], "'Büro', all 2 times"),
+        ("in 東京都 now", "東京", [(3, 5)], "'東京'"),
+    ],
+)
+def test_the_subject_is_a_word_of_its_own_wherever_it_stands(nano, prompt, subject, words, said):
+    assert all(prompt[a:b] == subject for a, b in words)
+    trace = causal_trace(nano, prompt, subject, samples=1, sites=["resid_post"])
+    ids, end, expected = nano.tokenizer.encode(prompt), 0, [False]
+    for n in range(len(ids)):  # where tokens end in bytes, by decoding all up to each
+        start, end = end, len(nano.tokenizer.backend_tokenizer.decode(ids[: n + 1]).encode())
+        places = [(len(prompt[:a].encode()), len(prompt[:b].encode())) for a, b in words]
+        expected.append(any(start < b and end > a for a, b in places))
+    assert trace.subject.values.tolist() == expected
+    assert trace.attrs["subject"].startswith(said)
+
+
+@pytest.mark.parametrize("subject", ["John", "son", "ohn"])
+def test_a_subject_inside_of_another_word_is_none(nano, subject):
+    with pytest.raises(ValueError, match=f"subject='{subject}' stands only inside of other words"):
+        causal_trace(nano, "Johnson met Mary at the", subject)
+
+
+def test_the_noise_of_a_seed_is_the_same_whatever_the_default_type(nano):
+    first = causal_trace(nano, PROMPT, SUBJECT, samples=2, sites=["resid_post"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = causal_trace(nano, PROMPT, SUBJECT, samples=2, sites=["resid_post"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(first.corrupted, again.corrupted)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"noise": np.inf}, r"noise=inf; wanted at least 1, and above 0 and finite"),
+        ({"noise": np.nan}, r"noise=nan; wanted"),
+        ({"subject": [3, 3]}, r"subject=\[3, 3\]; wanted integers from -6 to 5, each once"),
         ({"subject": "Italy"}, "subject='Italy' is not in the prompt"),
         ({"subject": [17]}, r"subject=\[17\]; wanted integers from -6 to 5, each once"),
         ({"samples": 0}, "samples=0"),

@@ -100,6 +100,10 @@ def test_subject_of_several_tokens_and_of_a_word_that_stands_twice(tokenizer):
     phrase = Contrast.of(tokenizer, CAT, HELLO, " on", " sat", subjects=["cat sat"])
     shown = [t for t, s in zip(phrase.token_text()[0], phrase.subject[0], strict=True) if s]
     assert "".join(shown) == " cat sat"
+    with pytest.raises(
+        ValueError, match=r"subjects\[0\]='at' stands only inside of other words in"
+    ):
+        Contrast.of(tokenizer, CAT, HELLO, " on", " sat", subjects=["at"])
     unmarked = Contrast.of(tokenizer, CAT, HELLO, " on", " sat", subjects=[None])
     assert not unmarked.subject.any()
 

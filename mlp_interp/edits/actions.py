@@ -240,7 +240,7 @@ class Noise(Action):
         for position in selection.positions:
             words = np.random.SeedSequence([self.seed, position]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-            rows.append(torch.randn(shape, generator=generator))
+            rows.append(torch.randn(shape, generator=generator, dtype=torch.float32))
         return old + selection.cut(self.std, old) * torch.stack(rows, dim=1).to(old)
 
     def __str__(self) -> str:

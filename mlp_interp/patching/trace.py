@@ -1,6 +1,8 @@
 """Causal tracing: corrupt a phrase with noise, restore one state, see how much comes back."""
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -66,7 +68,8 @@ def causal_trace(
     Args:
         model: The model.
         prompt: The prompt.
-        subject: The phrase whose tokens are corrupted, or their positions (BOS has position 0).
+        subject: The phrase whose tokens are corrupted, wherever it stands as whole words ("John" is
+            not in "Johnson"), or their positions (BOS has position 0).
         answer: The token whose probability is read; None for the clean run's likeliest.
         noise: Standard deviation of the noise, in standard deviations of the token embedding's
             entries. ROME uses 3.
@@ -89,7 +92,8 @@ def causal_trace(
         the corrupted run's; ``average_indirect`` and ``average_indirect_se``, its mean over the
         noise with standard error; ``restored``, the restored run's probability averaged; ``clean``;
         ``corrupted`` (sample) and ``total`` (sample), the clean run's less the corrupted run's,
-        with ``total_mean`` and ``total_se``. A coordinate marks the subject's positions.
+        with ``total_mean`` and ``total_se``. A coordinate marks the subject's positions, the
+        attribute ``subject`` says what they are.
         ``check_everything`` and ``check_nothing`` are the largest errors of two self-checks:
         restoring everything gives the clean run, restoring nothing the corrupted ones.
 
@@ -109,12 +113,14 @@ def causal_trace(
         (' Paris', ('site', 'layer', 'pos'))
     """
     weights = Weights.of(model)
-    if samples < 1 or not noise > 0:
-        raise ValueError(f"samples={samples}, noise={noise}; wanted at least 1, and above 0")
+    if samples < 1 or not 0 < noise < math.inf:
+        raise ValueError(
+            f"samples={samples}, noise={noise}; wanted at least 1, and above 0 and finite"
+        )
     tokenizer = tokenizer_of(model)
     ids = encode_prompt(tokenizer, prompt, prepend_bos=prepend_bos)
     tokens = weights.checked(torch.tensor([ids]))
-    positions = _subject(model, prompt, subject, len(ids), prepend_bos)
+    positions, said = _subject(model, prompt, subject, len(ids), prepend_bos)
     if window is None:
         window = max(1, round(weights.n_layers * 10 / 48))
     grids = [
@@ -156,6 +162,7 @@ def causal_trace(
             **describe(model),
             "analysis": "causal tracing",
             "data": f"one prompt of {len(ids)} tokens: {prompt}",
+            "subject": said,
             "answer": token_strings(tokenizer, [token])[0],
             "metric": "probability",
             "unit": "probability",
@@ -189,10 +196,14 @@ def _pair(clean: Run, corrupted: Run, token: int) -> Pair:
 
 def _subject(
     model: Model, prompt: str, subject: str | Sequence[int], length: int, prepend_bos: bool
-) -> list[int]:
+) -> tuple[list[int], str]:
+    """The subject's positions, and what they are."""
     if isinstance(subject, str):
-        return phrase_positions(model, prompt, subject, prepend_bos=prepend_bos)
-    return sorted(indices("subject", subject, length))
+        found = phrase_positions(model, prompt, subject, prepend_bos=prepend_bos)
+        times = "" if len(found) == 1 else f", all {len(found)} times that it stands in the prompt"
+        return sorted({*chain.from_iterable(found)}), f"{subject!r}{times}"
+    positions = sorted(indices("subject", subject, length))
+    return positions, f"positions {', '.join(map(str, positions))}"
 
 
 def _noise(
@@ -200,9 +211,10 @@ def _noise(
 ) -> Float[Tensor, "sample pos d_model"]:
     """Noise at the subject's positions, zero elsewhere."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn((samples, len(positions), weights.d_model), generator=generator)
+    shape = samples, len(positions), weights.d_model
+    draws = torch.randn(shape, generator=generator, dtype=torch.float32)
     spread = noise * float(weights.W_E.float().std())
-    found = torch.zeros(samples, length, weights.d_model)
+    found = torch.zeros(samples, length, weights.d_model, dtype=torch.float32)
     found[:, positions] = spread * draws
     return found.to(weights.W_E)
 

@@ -1,5 +1,6 @@
 """From pairs of texts to the tensors of a `Contrast`."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from mlp_interp.prompts.tokenizing import (
 )
 
 __all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
+
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 def tokenize_pairs(
@@ -109,11 +112,14 @@ def _with_bos(
     return ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def phrase_positions(model: Model, text: str, phrase: str, *, prepend_bos: bool) -> list[int]:
-    """Positions of the tokens of a phrase where it first stands in a prompt.
+def phrase_positions(model: Model, text: str, phrase: str, *, prepend_bos: bool) -> list[list[int]]:
+    """Positions of a phrase's tokens in a prompt: a list for each time that it stands there.
+
+    As a phrase of whole words: ``"John"`` is not in ``"Johnson"``.
 
     Raises:
-        ValueError: The phrase is not in the text, or the tokenizer cannot say where tokens begin.
+        ValueError: The phrase is not in the text, or only inside of other words, or the tokenizer
+            cannot say where tokens begin.
     """
     tokenizer = tokenizer_of(model)
     if not tokenizer.is_fast:
@@ -124,8 +130,8 @@ def phrase_positions(model: Model, text: str, phrase: str, *, prepend_bos: bool)
     length = len(encode_prompt(tokenizer, text, prepend_bos=prepend_bos))
     found = _occurrences(_spans(tokenizer, [text])[0], text, phrase, length)
     if not found:
-        raise ValueError(f"subject={phrase!r} is not in the prompt {text!r}")
-    return sorted(found[0])
+        raise ValueError(f"subject={phrase!r} {_absence(text, phrase)} the prompt {text!r}")
+    return [sorted(positions) for positions in found]
 
 
 def _listed(given: str | int | Sequence | Tensor) -> list:
@@ -204,7 +210,8 @@ def _subject_mask(
         found = _occurrences(spans[prompt], texts[prompt], subject, len(clean[prompt]))
         if not found:
             raise ValueError(
-                f"subjects[{prompt}]={subject!r} is not in clean prompt {texts[prompt]!r}"
+                f"subjects[{prompt}]={subject!r} {_absence(texts[prompt], subject)} clean prompt "
+                f"{texts[prompt]!r}"
             )
         # A name may stand twice of which one was exchanged: that one is the subject.
         changed = {
@@ -232,6 +239,27 @@ def _occurrences(
     found, start = [], text.find(phrase) if phrase else -1
     while start >= 0:
         end = start + len(phrase)
-        found.append({i + shift for i, (a, b) in enumerate(spans) if a < end and b > start})
+        if not (_goes_on(text, start) or _goes_on(text, end)):
+            found.append({i + shift for i, (a, b) in enumerate(spans) if a < end and b > start})
         start = text.find(phrase, start + 1)
     return found
+
+
+def _absence(text: str, phrase: str) -> str:
+    """Why a phrase was not found."""
+    return "stands only inside of other words in" if phrase and phrase in text else "is not in"
+
+
+def _goes_on(text: str, place: int) -> bool:
+    """Whether a word goes on across a place of a text."""
+    return 0 < place < len(text) and _in_word(text[place - 1]) and _in_word(text[place])
+
+
+def _in_word(char: str) -> bool:
+    """Whether it is of a word that ends where others do not: not in scripts without spaces.
+
+    Korean has spaces, but particles follow its nouns without.
+    """
+    if unicodedata.category(char)[0] not in "LMN":
+        return char == "_"
+    return not unicodedata.name(char, "").startswith(_UNSPACED)

@@ -60,7 +60,7 @@ class Space:
         """
         generator = torch.Generator().manual_seed(seed)
         shape = (restarts, self.length, len(self.rows))
-        mixture = torch.randn(shape, generator=generator).to(self.rows)
+        mixture = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.rows)
         mixed = mixture @ (self.rows - self.rows.mean(0))
         return mixed * (self.norms[0] / mixed.norm(dim=-1, keepdim=True))
 
