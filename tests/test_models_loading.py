@@ -19,6 +19,7 @@ from random_models import (
     unchecked,
 )
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig
 
 from mlp_interp.models import PYTHIA, describe, load_model, loading
 
@@ -319,6 +320,49 @@ def test_a_class_that_ignores_the_rotary_rule_is_refused(rope):
     text = rf"rope_type='{rope['rope_type']}' in its config.*wanted backend='bridge' or 'auto'"
     with pytest.raises(ValueError, match=text):
         load_model(with_rope(rope), tokenizer=tiny_tokenizer(), backend="hooked")
+
+
+def with_config(d_head=8, **options):
+    """A random model with another config, two heads of this size."""
+    config = random_neox(layers=2, d_model=2 * d_head, heads=2).config.to_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = loading.GPTNeoXForCausalLM(GPTNeoXConfig(**{**plain(config), **options}))
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.5)
+    return model.eval()
+
+
+def plain(config):
+    """Without what of rotary positions is in the config twice."""
+    return {name: value for name, value in config.items() if "rope" not in name}
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize(
+    ("d_head", "share"), [(24, 0.33), (24, 0.3), (10, 0.5), (20, 0.33), (12, 0.4), (8, 1.0)]
+)
+def test_as_many_dimensions_are_rotated_as_in_transformers(backend, d_head, share, tokens):
+    source = with_config(d_head, rotary_pct=share)
+    if backend == "hooked" and int(d_head * share) % 2:
+        with pytest.raises(ValueError, match=rf"has {int(d_head * share)} rotary dimensions, an"):
+            load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+        return
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+    theirs = log_probs(source(tokens).logits)
+    torch.testing.assert_close(log_probs(model(tokens)), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "tanh", "mish", "silu", "leaky_relu"])
+def test_every_activation_is_that_of_transformers(activation, tokens):
+    source = with_config(hidden_act=activation)
+    theirs = log_probs(source(tokens).logits)
+    model = load_model(source, tokenizer=tiny_tokenizer())
+    torch.testing.assert_close(log_probs(model(tokens)), theirs, atol=1e-4, rtol=0)
+    if HAS_HOOKED and activation != "silu":
+        text = rf"hidden_act='{activation}' in its config, which HookedTransformer lacks; wanted ba"
+        with pytest.raises(ValueError, match=text):
+            load_model(source, tokenizer=tiny_tokenizer(), backend="hooked")
 
 
 def test_attention_without_biases_is_refused(backend):

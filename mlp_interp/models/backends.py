@@ -12,7 +12,7 @@ from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
 from mlp_interp.models.protocol import Model
 
-__all__ = ["boot_bridge", "boot_hooked"]
+__all__ = ["beyond_hooked", "boot_bridge", "boot_hooked"]
 
 
 @contextlib.contextmanager
@@ -29,6 +29,36 @@ def _quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def beyond_hooked(config: Any) -> str | None:
+    """What a config asks for and `HookedTransformer` does not compute; None if there is nothing."""
+    from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
+
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        return f"rope_type={kind!r} in its config, which HookedTransformer ignores"
+    if config.hidden_act not in SUPPORTED_ACTIVATIONS:
+        return f"hidden_act={config.hidden_act!r} in its config, which HookedTransformer lacks"
+    if (rotated := _rotary_dimensions(config)) % 2:
+        return f"{rotated} rotary dimensions, an odd number, which HookedTransformer cannot rotate"
+    return None
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """How positions are rotated."""
+    # transformers 5 moved both from attributes of their own into one mapping.
+    return getattr(config, "rope_parameters", None) or {
+        "partial_rotary_factor": getattr(config, "rotary_pct", 0.25),
+        "rope_theta": getattr(config, "rotary_emb_base", 10_000),
+    }
+
+
+def _rotary_dimensions(config: Any) -> int:
+    """Cut off, as transformers does it."""
+    d_head = config.hidden_size // config.num_attention_heads
+    return int(_rope(config)["partial_rotary_factor"] * d_head)
 
 
 def boot_hooked(
@@ -48,18 +78,12 @@ def boot_hooked(
     from transformer_lens.pretrained.weight_conversions.neox import convert_neox_weights
 
     hf = hf_model.config
-    d_head = hf.hidden_size // hf.num_attention_heads
-    # transformers 5 moved both from attributes of their own into one mapping.
-    rope = getattr(hf, "rope_parameters", None) or {
-        "partial_rotary_factor": getattr(hf, "rotary_pct", 0.25),
-        "rope_theta": getattr(hf, "rotary_emb_base", 10_000),
-    }
     with _quiet():
         cfg = HookedTransformerConfig(
             model_name="gpt_neox",
             original_architecture="GPTNeoXForCausalLM",
             d_model=hf.hidden_size,
-            d_head=d_head,
+            d_head=hf.hidden_size // hf.num_attention_heads,
             n_heads=hf.num_attention_heads,
             d_mlp=hf.intermediate_size,
             n_layers=hf.num_hidden_layers,
@@ -69,8 +93,8 @@ def boot_hooked(
             act_fn=hf.hidden_act,
             parallel_attn_mlp=hf.use_parallel_residual,
             positional_embedding_type="rotary",
-            rotary_dim=round(rope["partial_rotary_factor"] * d_head),
-            rotary_base=rope["rope_theta"],
+            rotary_dim=_rotary_dimensions(hf),
+            rotary_base=_rope(hf)["rope_theta"],
             rotary_adjacent_pairs=False,
             normalization_type="LNPre" if folded else "LN",
             default_prepend_bos=True,

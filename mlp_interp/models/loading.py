@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from mlp_interp.models.backends import boot_bridge, boot_hooked
+from mlp_interp.models.backends import beyond_hooked, boot_bridge, boot_hooked
 from mlp_interp.nano import weights_path
 
 __all__ = ["PYTHIA", "describe", "load_model", "reload_source"]
@@ -152,7 +152,7 @@ def _device(device: Any) -> torch.device:
 def _able(backend: Backend, config: Any, label: str) -> str:
     """The class that computes what the config asks for.
 
-    `HookedTransformer` rotates by the default rule alone, and neither class takes attention without
+    `HookedTransformer` lacks some of what there is, and neither class takes attention without
     biases: the one would be silently wrong and the others fail somewhere inside.
     """
     if not getattr(config, "attention_bias", True):
@@ -160,15 +160,11 @@ def _able(backend: Backend, config: Any, label: str) -> str:
             f"name={label!r} has attention_bias=False in its config; wanted attention with biases, "
             "as TransformerLens expects it of GPT-NeoX"
         )
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return _first() if backend == "auto" else backend
+    chosen = _first() if backend == "auto" else backend
+    if chosen != "hooked" or (beyond := beyond_hooked(config)) is None:
+        return chosen
     if backend == "hooked":
-        raise ValueError(
-            f"name={label!r} has rope_type={kind!r} in its config, which HookedTransformer "
-            "ignores; wanted backend='bridge' or 'auto'"
-        )
+        raise ValueError(f"name={label!r} has {beyond}; wanted backend='bridge' or 'auto'")
     return "bridge"
 
 
