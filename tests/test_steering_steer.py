@@ -52,6 +52,27 @@ def generated(model: Any, prompt: torch.Tensor, *, cache: bool, new: int = 5) ->
         model.tokenizer.pad_token = padding
 
 
+def without_hooks(model, edits, tokens, way):
+    with steer(model, edits):
+        model.run_with_cache(tokens)
+        if way == "reset_hooks":
+            model.reset_hooks()
+        else:
+            model.hook_dict[Site("mlp_out", 1).hook_name].remove_hooks("fwd")
+        return model(tokens)
+
+
+@pytest.mark.parametrize("way", ["reset_hooks", "remove_hooks"])
+def test_edits_taken_off_inside_of_the_block_are_named(kind, backend, tokens, way):
+    model, edits = kind("parallel", backend), Edit.set("1.mlp", 0.0)
+    before = model(tokens)
+    with pytest.warns(UserWarning, match=r"^hooks of the edits at 1.mlp were taken off") as caught:
+        after = without_hooks(model, edits, tokens, way)
+    assert torch.equal(after, before)
+    assert [warning.filename for warning in caught] == [__file__]
+    model.reset_hooks()
+
+
 def test_every_site_as_a_runner_edits_it(model, tokens):
     for name in EDITABLE:
         edits = [Edit.scale(site_of(name), 0.3), Edit.add(site_of(name), 0.5, positions=[-1, 2])]

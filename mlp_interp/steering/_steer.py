@@ -65,7 +65,8 @@ def steer(
             or a `where` in a generation of this package.
 
     Warns:
-        UserWarning: When the block ends well and some edit was never come to.
+        UserWarning: When the block ends well and some edit was never come to, or was taken off the
+            model inside of the block (``model.reset_hooks()`` takes off all hooks).
 
     Example:
         >>> import torch
@@ -82,18 +83,33 @@ def steer(
     check_where(where)
     steering = Steering(model, (edits,) if isinstance(edits, Edit) else tuple(edits), where)
     with ExitStack() as stack:
+        before = _hooks_on(model)
         stack.enter_context(model.hooks(fwd_hooks=steering.hooks()))
+        held = _hooks_on(model) - before
         for name in (*_FOLLOWED, *_REFUSED):
             if hasattr(model, name):
                 stack.enter_context(_replaced(model, name, steering.around(name)))
         yield steering
+        taken_off = held - _hooks_on(model)
+    # Two frames up, past contextlib, is the user's block.
+    if taken_off:
+        places = ", ".join(dict.fromkeys(edit.site.label for edit in steering.edits))
+        warnings.warn(
+            f"hooks of the edits at {places} were taken off the model inside of this block, as "
+            "reset_hooks() does: what ran after that ran without them",
+            stacklevel=3,
+        )
     if silent := [
         edit.site.label
         for edit, fired in zip(steering.edits, steering.fired, strict=True)
         if not fired.times
     ]:
-        # Two frames up, past contextlib, is the user's block.
         warnings.warn(f"edits at {', '.join(silent)} never fired in this block", stacklevel=3)
+
+
+def _hooks_on(model: Model) -> set[tuple[str, int]]:
+    """All that hooks into a pass, by its module and torch's number for it."""
+    return {(name, n) for name, module in model.named_modules() for n in module._forward_hooks}
 
 
 class Steering:
