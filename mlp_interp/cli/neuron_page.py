@@ -13,8 +13,9 @@ from mlp_interp.corpus import SweepOptions, load_corpus
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
+from mlp_interp.prompts.display import visible
 from mlp_interp.results import save
-from mlp_interp.views.numbers import number, percent, visible
+from mlp_interp.views.numbers import number, percent
 
 __all__ = ["build", "summary"]
 
@@ -78,7 +79,7 @@ def summary(page: xr.Dataset) -> list[str]:
     near = page.sel(by="value")
     cosines = zip(near["similar"].values, near["similar_value_cosine"].values, strict=True)
     named = [f"{label} {number(cosine)}" for label, cosine in list(cosines)[:4]]
-    return [*lines, f"writes like {', '.join(named)}"]
+    return [visible(line) for line in (*lines, f"writes like {', '.join(named)}")]
 
 
 def _example(page: xr.Dataset, index: int) -> str:
@@ -86,7 +87,7 @@ def _example(page: xr.Dataset, index: int) -> str:
         f"[{text}]" if offset == 0 else str(text)
         for text, offset in zip(page["top_text"][index].values, page["context"].values, strict=True)
     ]
-    return f"{float(page['top_activation'][index]):.2f}  {visible(''.join(words))}"
+    return f"{float(page['top_activation'][index]):.2f}  {''.join(words)}"
 
 
 def _lost(page: xr.Dataset, measure: str, where: str) -> str:

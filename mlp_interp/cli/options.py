@@ -49,7 +49,8 @@ CorpusOption = Annotated[
         "--corpus",
         "-c",
         help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
-        "file, or a Hugging Face data set such as 'NeelNanda/pile-10k'.",
+        "file, a folder or a quoted glob of such files, or a Hugging Face data set such as "
+        "'NeelNanda/pile-10k'.",
     ),
 ]
 SequencesOption = Annotated[
@@ -100,7 +101,9 @@ def clear_errors(debug: bool, *, interrupted: str = "interrupted") -> Iterator[N
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc(file=sys.stderr)
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        from mlp_interp.prompts.display import visible
+
+        typer.echo(f"error: {visible(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(BAD_INPUT) from None
 
 

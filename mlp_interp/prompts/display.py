@@ -6,10 +6,27 @@ Prompts are data: in HTML every piece of them is escaped.
 from html import escape
 from typing import Any
 
-__all__ = ["contrast_html", "contrast_text"]
+__all__ = ["contrast_html", "contrast_text", "visible"]
 
 _ROWS = 8
 _WIDTH = 400
+_MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+
+
+def visible(text: str) -> str:
+    r"""A text with what breaks lines drawn, and what steers a terminal or turns text as escapes.
+
+    Example:
+        >>> print(visible("two\nlines, \x1b[31mred"))
+        two↵lines, \x1b[31mred
+    """
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() else _MARKS.get(x) or _escaped(x) for x in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def contrast_text(contrast: Any) -> str:
@@ -22,7 +39,7 @@ def contrast_text(contrast: Any) -> str:
     for which in ("clean", "corrupted"):
         tokens = contrast[0].token_text(which)[0]
         shown = "".join(f"‹{t}›" if d else t for t, d in zip(tokens, differs, strict=True))
-        lines.append(f"  {which + '[0]':<12} {_shortened(_visible(shown))}")
+        lines.append(f"  {which + '[0]':<12} {_shortened(visible(shown))}")
     lines.append(f"  answer {contrast[0].answer_text[0]!r}, foil {contrast[0].foil_text[0]!r}")
     return "\n".join(lines)
 
@@ -57,14 +74,10 @@ def contrast_html(contrast: Any) -> str:
 
 def _cell(tokens: list[str], marked: list[bool]) -> str:
     pieces = [
-        f"<mark>{escape(_visible(token))}</mark>" if mark else escape(_visible(token))
+        f"<mark>{escape(visible(token))}</mark>" if mark else escape(visible(token))
         for token, mark in zip(tokens, marked, strict=True)
     ]
     return f'<td style="text-align:left; white-space:pre-wrap">{"".join(pieces)}</td>'
-
-
-def _visible(text: str) -> str:
-    return text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
 
 
 def _shortened(text: str) -> str:

@@ -16,7 +16,7 @@ from mlp_interp.report.figure import drawing
 from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.summary import Summary
 from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack
-from mlp_interp.views.document import POLICY, look, shared
+from mlp_interp.views.document import POLICY, look, shared, without_controls
 
 WHAT = {"mlp": "MLPs", "attn": "attention", "both": "both"}
 CONTENTS = [
@@ -55,7 +55,7 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
     template = environment.from_string(_text("template.html"))
     attrs = content.check.attrs
     largest = max((max(row.direct, row.total) for row in summary.rows), default=1.0)
-    return template.render(
+    page = template.render(
         title=f"What does each sub-update of {attrs['model']} do?",
         provenance=", ".join([*_named(attrs), str(content.corpus.get("data", "corpus"))]),
         policy=POLICY,
@@ -75,6 +75,7 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         circuitsvis=circuitsvis(),
         look=look(),
     )
+    return without_controls(page)
 
 
 def _figures(content: Content) -> dict[str, Any]:

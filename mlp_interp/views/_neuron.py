@@ -9,6 +9,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from mlp_interp.checkpoint import whole_file
+from mlp_interp.prompts.display import visible
 from mlp_interp.views._neuron_parts import (
     ablation,
     bands,
@@ -20,7 +21,7 @@ from mlp_interp.views._neuron_parts import (
     words,
 )
 from mlp_interp.views.document import render_document, shared
-from mlp_interp.views.numbers import number, percent, visible
+from mlp_interp.views.numbers import number, percent
 
 _NEEDED = ("fraction", "histogram", "top_text", "band_text", "promoted_direct", "effect", "similar")
 

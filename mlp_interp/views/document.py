@@ -1,5 +1,6 @@
 """Self-contained HTML pages: one head, look and way to draw figures for all of them."""
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import metadata, resources
 from typing import Any
@@ -11,13 +12,16 @@ from markupsafe import Markup
 
 from mlp_interp.views.bundle import UNPACK, pack, to_json
 
-__all__ = ["POLICY", "look", "render_document", "shared"]
+__all__ = ["POLICY", "look", "render_document", "shared", "without_controls"]
 
 # The browser itself refuses every request: whatever a corpus holds, a page stays by itself.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:"
 )
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def render_document(
@@ -48,7 +52,7 @@ def render_document(
         loader=DictLoader({"document.html": shared("document.html")}),
     )
     environment.filters |= dict(filters or {})
-    return environment.from_string(template).render(
+    page = environment.from_string(template).render(
         title=title,
         provenance=provenance,
         policy=POLICY,
@@ -59,6 +63,20 @@ def render_document(
         look=look(),
         **context,
     )
+    return without_controls(page)
+
+
+def without_controls(html: str) -> str:
+    """A page with pictures of control characters in their place, which HTML does not allow.
+
+    A corpus may hold any. Data for scripts have them as escapes.
+    """
+    return _CONTROLS.sub(lambda found: _pictured(found[0]), html)
+
+
+def _pictured(control: str) -> str:
+    code = ord(control)
+    return chr(0x2400 + code) if code < 0x20 else "\N{REPLACEMENT CHARACTER}"
 
 
 def look() -> Markup:

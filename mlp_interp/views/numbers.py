@@ -1,16 +1,9 @@
-"""Numbers with their errors, shares and tokens, as a reader wants them."""
+"""Numbers with their errors and shares, as a reader wants them."""
 
 import math
 from typing import Any
 
-__all__ = ["number", "percent", "visible"]
-
-_MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
-
-
-def visible(text: str) -> str:
-    """A token with the whitespace that breaks lines made visible."""
-    return "".join(_MARKS.get(letter, letter) for letter in text)
+__all__ = ["number", "percent"]
 
 
 def percent(value: Any, error: Any = None) -> str:
