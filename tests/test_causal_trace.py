@@ -185,9 +185,9 @@ def test_the_subject_is_a_word_of_its_own_wherever_it_stands(nano, prompt, subje
     assert all(prompt[a:b] == subject for a, b in words)
     trace = causal_trace(nano, prompt, subject, samples=1, sites=["resid_post"])
     ids, end, expected = nano.tokenizer.encode(prompt), 0, [False]
-    for n in range(len(ids)):  # where tokens end in bytes, by decoding all up to each
-        start, end = end, len(nano.tokenizer.backend_tokenizer.decode(ids[: n + 1]).encode())
-        places = [(len(prompt[:a].encode()), len(prompt[:b].encode())) for a, b in words]
+    places = [(len(prompt[:a].encode()), len(prompt[:b].encode())) for a, b in words]
+    for token in nano.tokenizer.convert_ids_to_tokens(ids):  # a letter of these stands for a byte
+        start, end = end, end + len(token)
         expected.append(any(start < b and end > a for a, b in places))
     assert trace.subject.values.tolist() == expected
     assert trace.attrs["subject"].startswith(said)
