@@ -24,7 +24,7 @@ def checksum(x: Tensor) -> str:
     """
     octets = x.detach().contiguous().reshape(-1).view(torch.uint8)
     if x.device.type == "cpu":
-        return xxhash.xxh3_128_hexdigest(octets.numpy())
+        return xxhash.xxh3_128_hexdigest(octets.numpy().data)
     return f"{_mixed_sum(octets):016x}"
 
 
