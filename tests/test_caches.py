@@ -5,6 +5,7 @@ import pytest
 import reference
 import torch
 import xarray as xr
+from random_models import unchecked
 
 from mlp_interp.ablation import ablate_direct
 from mlp_interp.attribution import attribute_logits, attribute_sources, top
@@ -176,3 +177,13 @@ def test_top_wants_a_dimension():
         top(a_grid().drop_vars("component"))
     with pytest.raises(ValueError, match="dim='pos' is not a dimension"):
         top(a_grid().isel(prompt=0).assign_coords(pos=3), dim="pos")
+
+
+def test_what_is_no_cache_is_said_to_be_none(kind, tokens):
+    model = kind()
+    with torch.no_grad():
+        pair = model.run_with_cache(tokens)
+    for given, message in ((pair, r"cache=the pair \(logits, cache\)"), (tokens, "cache=Tensor")):
+        for function in (decompose, unchecked(attribute_sources)):
+            with pytest.raises(ValueError, match=f"{message}; wanted the cache, run_with_cache"):
+                function(model, given, *([[5] * 4] if function is not decompose else []))

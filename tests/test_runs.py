@@ -178,3 +178,16 @@ def test_logits_at_positions_that_are_not_there(kind, tokens):
             unchecked(Run.logits)(made, positions)
     with pytest.raises(ValueError, match="beside a run of others"):
         Run.of_cache(kind(), made, tokens=tokens + 1)
+
+
+def test_a_cache_that_the_model_does_not_repeat_is_not_gone_on_from(kind, tokens):
+    """Whichever of its prompts differs: here the last, by a mask of padding."""
+    model, mask = kind(), torch.ones_like(tokens)
+    mask[-1, 2] = 0
+    with torch.no_grad():
+        masked = model.run_with_cache(tokens, attention_mask=mask)[1]
+    made, plain = Run.of_cache(model, masked), Run.of_cache(model, cache_of(model, tokens))
+    with pytest.raises(ValueError, match="cache ends elsewhere than the model does"):
+        made.edited([Edit.scale("1.mlp", 1.0)])
+    same = plain.edited([Edit.scale("1.mlp", 1.0)])
+    close(same.edited([Edit.scale("2.mlp", 1.0)]).final, plain.final)

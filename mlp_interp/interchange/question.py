@@ -255,23 +255,6 @@ def given_runs(
                 f"runs[{number}] has {len(later)} edits in force, which later passes would not "
                 "repeat; wanted a run without (Edit.replace takes activations of edited runs)"
             )
-        _check_own(number, run)
+        run.check_repeats(f"runs[{number}]")
         taken.append(run)
     return taken[0], taken[1]
-
-
-@torch.no_grad()
-def _check_own(number: int, run: Run) -> None:
-    """Refuse a run that the model does not repeat: it is run again to see.
-
-    Raises:
-        ValueError: The model, from the run's own embeddings, ends elsewhere.
-    """
-    anew, kept = run.forward.run(run.streams[0]), run.final
-    error = (anew - kept).norm(dim=-1) / kept.norm(dim=-1)
-    if error.max() > (1e-3 if kept.dtype in (torch.float32, torch.float64) else 5e-2):
-        raise ValueError(
-            f"runs[{number}] ends elsewhere than the model does from the same embeddings, by "
-            f"{float(error.max()):.1e} of the stream; wanted a run of this model without hooks "
-            "that change anything"
-        )

@@ -56,8 +56,14 @@ def check_cached(
         name: What lacks them, for the error.
 
     Raises:
-        ValueError: It lacks some; the text says how to keep them.
+        ValueError: It lacks some, and the text says how to keep them; or it is no cache.
     """
+    if isinstance(cache, tuple | list | Tensor):
+        pair = isinstance(cache, tuple) and len(cache) == 2
+        given = "the pair (logits, cache)" if pair else type(cache).__name__
+        raise ValueError(
+            f"{name}={given}; wanted the cache, run_with_cache(tokens)[1], or run(model, tokens)"
+        )
     names, kept = list(dict.fromkeys(site.hook_name for site in sites)), set(cache)
     # A run computes its patterns where they are asked for: they are in it, but not listed.
     missing = [name for name in names if name not in kept and name not in cache]

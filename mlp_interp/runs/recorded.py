@@ -47,6 +47,7 @@ class Run(Mapping[str, Tensor]):
         kept: Activations by site, as the model went on with them: edited, where the run was.
         edits: The edits in force, in order.
         fired: What each of them did.
+        foreign: Whether it is a cache that somebody else made.
     """
 
     forward: Forward | HookForward
@@ -55,6 +56,7 @@ class Run(Mapping[str, Tensor]):
     kept: dict[Site, Tensor]
     edits: tuple[Edit, ...] = ()
     fired: tuple[Fired, ...] = ()
+    foreign: bool = False
     _attention: dict[int, Attention] = field(default_factory=dict)
 
     @classmethod
@@ -102,7 +104,8 @@ class Run(Mapping[str, Tensor]):
                 f"tokens={tuple(tokens.shape)} beside a cache of {tuple(streams[0].shape[:2])}; "
                 "wanted the tokens that were run"
             )
-        return cls(forward, tokens, streams, cached_sites(forward.weights, cache))
+        sites = cached_sites(forward.weights, cache)
+        return cls(forward, tokens, streams, sites, foreign=True)
 
     @classmethod
     @torch.no_grad()
@@ -135,7 +138,7 @@ class Run(Mapping[str, Tensor]):
             embedded = forward.embed(tokens, observe=recorder)
         streams = recorder.run(embedded)
         fired, heads = recorder.applier.fired, recorder.attention()
-        return cls(forward, tokens, streams, recorder.kept, tuple(edits), fired, heads)
+        return cls(forward, tokens, streams, recorder.kept, tuple(edits), fired, False, heads)
 
     @torch.no_grad()
     def edited(self, edits: Sequence[Edit], *, sites: Sequence[Site] | None = None) -> "Run":
@@ -149,7 +152,8 @@ class Run(Mapping[str, Tensor]):
 
         Raises:
             ValueError: An edit does not fit the model and the tokens, or never fires; a site below
-                the first edited block that this run did not keep.
+                the first edited block that this run did not keep; a cache that the model does not
+                repeat.
 
         Example:
             >>> from mlp_interp import load_model
@@ -161,6 +165,8 @@ class Run(Mapping[str, Tensor]):
         """
         if not edits:
             return self
+        if self.foreign:
+            self.check_repeats("cache")
         forward, shape = self.forward, (self.batch, self.length)
         start = Applier(edits, self.weights, shape).first
         sites = list(self.kept) if sites is None else sites
@@ -183,8 +189,32 @@ class Run(Mapping[str, Tensor]):
             shared | recorder.kept,
             (*self.edits, *edits),
             (*fired, *recorder.applier.fired[len(again) :]),
+            False,
             {layer: a for layer, a in self._attention.items() if layer < start},
         )
+
+    @torch.no_grad()
+    def check_repeats(self, name: str) -> None:
+        """Refuse a run that the model does not repeat, from the same embeddings on.
+
+        Args:
+            name: What the caller calls it, for the error.
+
+        Raises:
+            ValueError: It ends elsewhere.
+        """
+        if self._apart > (1e-3 if self.final.dtype in (torch.float32, torch.float64) else 5e-2):
+            raise ValueError(
+                f"{name} ends elsewhere than the model does from the same embeddings, by "
+                f"{self._apart:.1e} of the stream; wanted a run of this model without hooks that "
+                "change anything and without a mask of padding"
+            )
+
+    @cached_property
+    def _apart(self) -> float:
+        """Where the model ends from the same embeddings, less where this run did: largest share."""
+        apart = (self.forward.run(self.streams[0]) - self.final).norm(dim=-1)
+        return float((apart / self.final.norm(dim=-1)).max())
 
     def _below(self, start: int, wanted: Collection[tuple[str, int]]) -> dict[Site, Tensor]:
         """What is kept below block `start`; what is wanted there must be kept already."""
@@ -344,6 +374,7 @@ class Run(Mapping[str, Tensor]):
             {site: part(site.name, x) for site, x in self.kept.items()},
             self.edits,
             self.fired,
+            self.foreign,
             {layer: a.cut(rows, length) for layer, a in self._attention.items()},
         )
 
