@@ -229,12 +229,17 @@ class Weights:
         """One of the weights of a `Block`, by its name, without reading the rest of the block.
 
         A bias that the model lacks is zero.
+
+        Raises:
+            ValueError: It lacks other weights of this name.
         """
         block = self.model.blocks[layer]
         of_mlp = name.endswith(("_in", "_out"))
         owner = block.mlp if of_mlp else block.attn
-        value: Any = getattr(owner, name, None)
-        if value is None and name.startswith("b_"):
+        value = getattr(owner, name, None)
+        if value is None:
+            if not name.startswith("b_"):
+                raise ValueError(f"name={name!r}: block {layer} has no such weights")
             return self.W_U.new_zeros(self._bias_shape(name))
         if name[2:] in ("K", "V"):
             # HookedTransformer gives shared ones once for each head that reads them.

@@ -307,7 +307,7 @@ class Run(Mapping[str, Tensor]):
         return whole.hook_name in self._entries or self._derives(whole)
 
     # Two runs are one only if they are the same object: a mapping would compare their tensors.
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__, __hash__ = object.__eq__, object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
