@@ -163,6 +163,7 @@ class TestRay:
             )
 
     # Each worker that is started anew imports everything; the usual number of trials takes long.
+    @pytest.mark.slow
     def test_a_shard_that_kills_every_worker_ends_the_sweep_but_keeps_the_rest(
         self, cluster, kind, many, tmp_path
     ):
