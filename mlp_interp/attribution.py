@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, cached_tokens, check_cached
-from mlp_interp.models.indices import indices
+from mlp_interp.models.padding import padding_in, places
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import directions, mean_direction
 from mlp_interp.prompts import Contrast
@@ -38,6 +38,7 @@ def attribute_logits(
     *,
     level: Level = "component",
     positions: int | Sequence[int] | None = -1,
+    attention_mask: Any = None,
     norm: Literal["freeze", "recompute"] = "freeze",
 ) -> xr.DataArray:
     """What each component adds directly to a logit or a difference of logits.
@@ -60,7 +61,10 @@ def attribute_logits(
             is linear in the stream (the other part, a log-sum-exp, is not); None attributes the
             plain logit, which depends on processing by a constant per position.
         level: How fine: ``"component"``, ``"head"``, or ``"neuron"`` (every neuron of every layer).
-        positions: Which positions' logits; None for all.
+        positions: Which positions' logits, negative ones from the end of each text; None for all.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`. Where texts end at different positions, ``positions=-1``
+            gives all of these, NaN where a text does not end.
         norm: ``"freeze"`` or ``"recompute"``.
 
     Returns:
@@ -92,14 +96,18 @@ def attribute_logits(
     if norm not in ("freeze", "recompute"):
         raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
     weights = Weights.of(model)
-    residual = decompose(model, cache, level=level, positions=positions)
+    residual = decompose(
+        model, cache, level=level, positions=positions, attention_mask=attention_mask
+    )
     readout = _Readout.of(weights, residual.total.shape[0], answers, foils)
     shares = _frozen(weights, residual, readout.directions)
     if norm == "recompute":
         shares = _recomputed(weights, residual, readout.directions, shares)
     bias = readout.bias[:, None, None].expand(*shares.shape[:2], 1)
     labelled = _labelled(Layout.of(weights, level), shares.shape[0], residual.positions)
-    found = labelled.copy(deep=False, data=_finite(torch.cat([shares, bias], dim=-1)))
+    found = labelled.copy(
+        deep=False, data=_finite(torch.cat([shares, bias], dim=-1), residual.real)
+    )
     attrs = {
         **readout.attrs(cache),
         **residual.attrs,
@@ -120,6 +128,7 @@ def attribute_sources(
     *,
     heads: Sequence[str | Site] | None = None,
     positions: int | Sequence[int] = -1,
+    attention_mask: Any = None,
 ) -> xr.DataArray:
     """Split each head's direct share over the tokens it read, through its attention pattern.
 
@@ -135,11 +144,15 @@ def attribute_sources(
         answers: As in `attribute_logits`.
         foils: As in `attribute_logits`.
         heads: Heads such as ``"L3H5"``; None for all.
-        positions: The position whose logit is attributed, or several.
+        positions: The position whose logit is attributed, or several; negative ones count from
+            the end of each text.
+        attention_mask: As in `attribute_logits`; without the embeddings or the tokens in the cache
+            nothing else says what is padding.
 
     Returns:
         A DataArray ``[prompt, component, source]`` in logits, or ``[prompt, pos, component,
-        source]`` for several positions.
+        source]`` for several positions. Where texts end at different positions, ``pos`` of a single
+        negative one lies along ``prompt``; sources that are padding are NaN.
 
     Raises:
         ValueError: Missing cache entries (the text says which ``names_filter`` to use); a component
@@ -160,7 +173,11 @@ def attribute_sources(
     read = [Site(name, layer) for layer in layers for name in ("pattern", "v")]
     check_cached(cache, [*read, stream])
     final = cached(cache, stream)
-    at = list(indices("positions", positions, final.shape[1]))
+    batch, length = final.shape[:2]
+    padding = padding_in(weights, cache, (batch, length), attention_mask=attention_mask)
+    real = None if padding is None else padding.real.to(final.device)
+    chosen, asked = places(positions, length, real)
+    at = list(chosen)
     readout = _Readout.of(weights, final.shape[0], answers, foils)
     directions = readout.directions[:, None] / _scale(weights, final[:, at])
     shares = []
@@ -169,8 +186,11 @@ def attribute_sources(
         value = cached(cache, Site("v", site.layer))[:, :, site.head]
         written = directions @ weights.parameter(site.layer or 0, "W_O")[site.head].T
         shares.append(pattern * torch.einsum("bsh,bph->bps", value, written))
+    told = None
+    if real is not None and asked is not None:
+        told = (asked[:, :, None] & real[:, None])[:, :, None]
     found = xr.DataArray(
-        _finite(torch.stack(shares, dim=2)),
+        _finite(torch.stack(shares, dim=2), told),
         dims=("prompt", "pos", "component", "source"),
         coords={
             **component_coords(sites),
@@ -182,6 +202,7 @@ def attribute_sources(
         name="attribution",
         attrs={
             **readout.attrs(cache),
+            **({} if padding is None else {"data": str(padding)}),
             **describe(model),
             "unit": "logits",
             "long_name": f"{readout.long_name}, by the token that the head read",
@@ -189,7 +210,12 @@ def attribute_sources(
         },
     )
     # As where a DataArray is indexed: one position leaves no axis, several do.
-    return found.isel(pos=0) if np.ndim(positions) == 0 else found
+    if np.ndim(positions):
+        return found
+    if asked is None or len(at) == 1:
+        return found.isel(pos=0)
+    own = xr.DataArray(to_numpy(asked.int().argmax(1)), dims="prompt")
+    return found.isel(pos=own, prompt=xr.DataArray(np.arange(batch), dims="prompt"))
 
 
 def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.DataArray:
@@ -353,14 +379,21 @@ def _strings(model: Model, ids: Int[Tensor, " prompt"]) -> list[str]:
     return token_strings(getattr(model, "tokenizer", None), ids.tolist())
 
 
-def _finite(shares: Tensor) -> np.ndarray:
-    values = to_numpy(shares)
-    if not np.isfinite(values).all():
+def _finite(shares: Tensor, real: Bool[Tensor, "prompt pos ..."] | None) -> np.ndarray:
+    """Shares as an array, NaN where padding is.
+
+    Raises:
+        ValueError: Others are not finite.
+    """
+    values, told = to_numpy(shares), np.array(True)
+    if real is not None:
+        told = to_numpy(real.reshape(*real.shape, *[1] * (shares.ndim - real.ndim)))
+    if not (np.isfinite(values) | ~told).all():
         raise ValueError(
             "shares hold NaN or infinity, which the cache does not; look at the weights with "
             "check_model(model)"
         )
-    return values
+    return values if real is None else np.where(told, values, np.nan)
 
 
 def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:

@@ -115,10 +115,10 @@ def test_resampling_takes_every_sequence_from_its_batch(kind, rows):
 def test_every_batch_is_resampled_in_its_own_way(kind, rows, monkeypatch):
     real, seeds = corpus.stand_in, []
 
-    def noted(baseline, batch, *, seed=None, means=None):
+    def noted(baseline, batch, *, seed=None, **options):
         if seed is not None:
             seeds.append(seed)
-        return real(baseline, batch, seed=seed or 0, means=means)
+        return real(baseline, batch, seed=seed or 0, **options)
 
     monkeypatch.setattr(corpus, "stand_in", noted)
     ablate_ranges(kind(), rows[:6], baseline="resample", sweep=batches(2), seed=5)

@@ -115,7 +115,7 @@ def test_a_source_is_pattern_times_value(kind, backend, tokens):
 def test_as_many_prompts_as_positions_with_one_token_each(kind, backend):
     """The library's own logit_attrs broadcasts wrongly here, by whole logits."""
     model = kind("parallel", backend)
-    tokens = torch.randint(300, (6, 6), generator=torch.Generator().manual_seed(5))
+    tokens = torch.randint(1, 300, (6, 6), generator=torch.Generator().manual_seed(5))
     answers = torch.tensor([1, 2, 3, 4, 5, 6])
     logits = the_logits(model, tokens)
     found = attribute_logits(model, cache_for(model, tokens), answers, positions=None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import xarray as xr
@@ -14,16 +14,18 @@ from mlp_interp.ablation.total import read_sites
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Batch, Mean, Reducer, Shape, State
 from mlp_interp.metrics.rows import clean_loss, next_tokens
+from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.residual import Stand
-from mlp_interp.results import mean_and_error_over, to_numpy, tokens_of
+from mlp_interp.results import mean_and_error_over, to_numpy
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 
 __all__ = ["Ablated"]
 
 Members = Mapping[str, tuple[Site, ...]]
-Measure = Callable[[Runner, Run, Members, Stand], dict[str, Tensor]]
+Measure = Callable[[Runner, Run, Members, Stand, Tensor | None], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class Ablated(Reducer):
     """What sequences lose when groups of components are taken away, each group alone.
 
     Args:
-        measure: From the runner, a clean run, the groups and what stands in for them to numbers
-            ``[component, batch]``; a function of a module, so that it can be sent.
+        measure: From the runner, a clean run, the groups, what stands in for them and where text is
+            to numbers ``[component, batch]``; a function of a module, so that it can be sent.
         choice: Says which groups.
         groups: The groups.
         baseline: What stands in.
@@ -46,6 +48,7 @@ class Ablated(Reducer):
     baseline: Baseline
     seed: int
     means: Mapping[Site, Tensor] | None = field(default=None, repr=False, compare=False)
+    takes_padding: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -54,8 +57,8 @@ class Ablated(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """None: it runs the model itself."""
-        if shape.length < 2:
-            raise ValueError(f"sequences of {shape.length} token have no next token")
+        if shape.shortest < 2:
+            raise ValueError(f"sequences of {shape.shortest} token have no next token")
         return ()
 
     def empty(self, shape: Shape) -> State:
@@ -68,8 +71,9 @@ class Ablated(Reducer):
         clean = runner.run(batch.tokens, sites=read_sites(self.groups))
         seed = self.seed + batch.first
         stand = stand_in(self.baseline, len(batch.tokens), seed=seed, means=self.means)
-        found = self.measure(runner, clean, self.groups, stand)
-        loss = clean_loss(runner.unembed, clean.final, next_tokens(batch.tokens)).nanmean(-1)
+        found = self.measure(runner, clean, self.groups, stand, batch.real)
+        targets = next_tokens(batch.tokens, batch.real)
+        loss = clean_loss(runner.unembed, clean.final, targets).nanmean(-1)
         self.merge(state, {name: x.cpu() for name, x in {**found, "loss": loss}.items()})
 
     def merge(self, state: State, later: State) -> None:
@@ -83,27 +87,31 @@ class Ablated(Reducer):
         found = {name: (dims[-x.ndim :], to_numpy(x)) for name, x in state.items()}
         return xr.Dataset(found, coords=group_coords(self.groups))
 
-    def over(self, model: Model, corpus: Any, options: SweepOptions) -> xr.Dataset:
+    def over(
+        self, model: Model, corpus: Any, options: SweepOptions, attention_mask: Any = None
+    ) -> xr.Dataset:
         """Its result for a corpus, with the mean clean loss among its attributes.
 
         Raises:
-            ValueError: Unknown baseline, resampling a single sequence, or as `sweep`.
+            ValueError: Unknown baseline, resampling a single sequence or texts of unequal length,
+                or as `sweep`.
         """
-        tokens, _ = tokens_of(corpus)
-        stand_in(self.baseline, len(tokens))
+        texts = padded_texts(model, corpus, attention_mask)
+        sequences = len(texts.tokens)
+        stand_in(self.baseline, sequences, real=texts.real)
         whole = self
         if self.baseline == "mean":
-            whole = replace(self, means=_means(model, corpus, read_sites(self.groups), options))
+            whole = replace(self, means=_means(model, texts, read_sites(self.groups), options))
         if self.baseline == "resample":
-            size = _not_alone(len(tokens), options.batch_size)
+            size = _not_alone(sequences, options.batch_size)
             options = replace(options, batch_size=size, shard=size)
-        found = sweep(model, corpus, whole, options=options)[self.name]
+        found = sweep(model, texts, whole, options=options)[self.name]
         found.attrs.pop("reducer", None)  # what was asked stands in attributes of its own
         loss, error = mean_and_error_over(found["loss"], "sequence")
         return found.assign_attrs(
             baseline=self.baseline,
             seed=self.seed,
-            sequences=len(tokens),
+            sequences=sequences,
             clean_loss=float(loss),
             clean_loss_se=float(error),
             errors="standard error over sequences",
@@ -111,11 +119,11 @@ class Ablated(Reducer):
 
 
 def _means(
-    model: Model, corpus: Any, sites: list[Site], options: SweepOptions
+    model: Model, texts: Padded, sites: list[Site], options: SweepOptions
 ) -> dict[Site, Tensor]:
-    """Mean of each activation over all sequences and positions of the corpus."""
+    """Mean of each activation over all tokens of the corpus."""
     reducers = {name: Mean(site=name) for name in {site.name: None for site in sites}}
-    found = sweep(model, corpus, reducers, options=options)
+    found = sweep(model, texts, reducers, options=options)
     return {s: torch.from_numpy(found[s.name]["mean"].sel(layer=s.layer).values) for s in sites}
 
 

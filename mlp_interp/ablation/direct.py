@@ -1,7 +1,7 @@
 """Direct ablation: take components out of the final stream and read the logits again."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
@@ -13,7 +13,7 @@ from mlp_interp.ablation.effects import account
 from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.ablation.neurons import neuron_effects
 from mlp_interp.metrics import Effects
-from mlp_interp.metrics.rows import chunks, joined, next_tokens, read_changes
+from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
 from mlp_interp.metrics.stream import stream_change, stream_scale
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
@@ -36,6 +36,7 @@ def ablate_direct(
     norm: Norm = "recompute",
     baseline: Baseline = "zero",
     tokens: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Any = None,
     positions: int | list[int] | None = None,
     method: Literal["exact", "second_order"] = "exact",
     tolerance: float = 0.1,
@@ -54,11 +55,13 @@ def ablate_direct(
         norm: ``"recompute"`` takes the final LayerNorm's scale of the ablated stream, as the
             network would; ``"freeze"`` keeps the clean scale. Their difference is the LayerNorm's
             share of the effect.
-        baseline: What stands in: ``"zero"``, the ``"mean"`` over batch and positions of this cache,
-            or ``"resample"``, the same position of another sequence.
+        baseline: What stands in: ``"zero"``, the ``"mean"`` over all tokens of this cache, or
+            ``"resample"``, the same position of another sequence, which wants texts of one length.
         tokens: The tokens that were run, for losses; read from the cache where `cache_for` made
             it. Without them losses are NaN.
-        positions: Where to measure; None for all.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`. Padding is NaN.
+        positions: Where to measure, negative ones from the end of each text; None for all.
         method: ``"exact"``, or, for single neurons only, ``"second_order"``: exact on the likeliest
             tokens and half the variance of the logit change on the rest, which is many times faster
             for thousands of neurons. Neurons for which the bound on its relative error exceeds
@@ -98,8 +101,8 @@ def ablate_direct(
     if method == "second_order" and not single_neurons:
         raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
     sites = list(dict.fromkeys(site for members in named.values() for site in members))
-    residual = components(model, cache, sites)
-    stand = stand_in(baseline, residual.total.shape[0], seed=seed)
+    residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
+    stand = stand_in(baseline, residual.total.shape[0], seed=seed, real=residual.real)
     # Stand-ins are taken over the whole cache, whatever positions are measured.
     removed = residual.less(stand).at(positions).centred()
     targets = _targets(cache, tokens, residual).to(residual.total.device)[:, removed.positions]
@@ -112,7 +115,7 @@ def ablate_direct(
     else:
         effects = direct_effects(unembed, removed, named, targets, norm=norm)
     return account(
-        effects,
+        of_text(effects, removed.real),
         named,
         positions=removed.positions,
         attrs={
@@ -122,7 +125,7 @@ def ablate_direct(
             "baseline": baseline,
             "method": method,
             "seed": seed,
-            "data": "{} x {} tokens".format(*removed.total.shape[:2]),
+            "data": residual.attrs.get("data", "{} x {} tokens".format(*removed.total.shape[:2])),
         },
     )
 
@@ -173,4 +176,4 @@ def _targets(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Ten
         raise ValueError(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"
         )
-    return next_tokens(tokens)
+    return next_tokens(tokens, residual.real)

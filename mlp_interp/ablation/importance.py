@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from mlp_interp.ablation.effects import MEASURES
 from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.total import total_effects
 from mlp_interp.corpus import SweepOptions
-from mlp_interp.metrics.rows import next_tokens
+from mlp_interp.metrics.rows import next_tokens, of_text
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Stand, components
@@ -38,6 +39,7 @@ def subupdate_importance(
     model: Model,
     corpus: Any,
     *,
+    attention_mask: Any = None,
     level: Literal["component", "head"] = "component",
     baseline: Baseline = "zero",
     seed: int = 0,
@@ -53,10 +55,13 @@ def subupdate_importance(
 
     Args:
         model: The model.
-        corpus: A `Corpus` or integer tensor ``[sequence, pos]``.
+        corpus: A `Corpus`; tokens ``[sequence, pos]``, padded or not; texts, or a list of token ids
+            for each. Padding counts nowhere.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`.
         level: ``"component"`` (each attention and MLP output) or ``"head"`` (each head).
         baseline: ``"zero"``; ``"mean"`` over the whole corpus; ``"resample"``: the same position of
-            another sequence of the same batch.
+            another sequence of the same batch, all of one length.
         seed: Which sequences are resampled.
         sweep: Batches, where finished shards are kept, on what machines; by default every batch is
             a shard, because it takes long. With ``"resample"`` it always is, results depend on its
@@ -87,7 +92,7 @@ def subupdate_importance(
     measured = Ablated(
         measure=_importance, choice=level, groups=groups, baseline=baseline, seed=seed
     )
-    found = measured.over(model, corpus, sweep)
+    found = measured.over(model, corpus, sweep, attention_mask)
     return _summary(found.drop_vars("loss")).assign_attrs(
         {
             **found.attrs,
@@ -103,6 +108,7 @@ def ablate_ranges(
     model: Model,
     corpus: Any,
     *,
+    attention_mask: Any = None,
     kind: Kind = "mlp",
     baseline: Baseline = "zero",
     seed: int = 0,
@@ -112,7 +118,8 @@ def ablate_ranges(
 
     Args:
         model: The model.
-        corpus: A `Corpus` or integer tensor ``[sequence, pos]``.
+        corpus: As in `subupdate_importance`.
+        attention_mask: As in `subupdate_importance`.
         kind: ``"mlp"``, ``"attn"`` or ``"both"``: which sub-updates of each layer in the range.
         baseline: As in `subupdate_importance`.
         seed: Which sequences are resampled.
@@ -144,7 +151,7 @@ def ablate_ranges(
         for end in range(start, n_layers)
     }
     measured = Ablated(measure=_ranges, choice=kind, groups=groups, baseline=baseline, seed=seed)
-    found = measured.over(model, corpus, sweep)
+    found = measured.over(model, corpus, sweep, attention_mask)
     delta, delta_error = mean_and_error_over(found["delta_loss"], "sequence")
     loss, loss_error = mean_and_error_over(found["delta_loss"] + found["loss"], "sequence")
 
@@ -174,14 +181,19 @@ def ablate_ranges(
     )
 
 
-def _importance(runner: Runner, clean: Run, groups: Members, stand: Stand) -> dict[str, Tensor]:
+def _importance(
+    runner: Runner, clean: Run, groups: Members, stand: Stand, real: Tensor | None
+) -> dict[str, Tensor]:
     members = [site for sites in groups.values() for site in sites]
-    removed = components(runner.weights.model, clean, members).less(stand).centred()
-    direct = (runner.unembed, removed, groups, next_tokens(clean.tokens))
+    # What is padding is known: nothing is to be told by the tokens.
+    mask = torch.ones_like(clean.tokens) if real is None else real
+    parts = components(runner.weights.model, clean, members, attention_mask=mask)
+    removed = parts.less(stand).centred()
+    direct = (runner.unembed, removed, groups, next_tokens(clean.tokens, real))
     ways = {
-        "direct": direct_effects(*direct, norm="recompute"),
-        "direct_frozen": direct_effects(*direct, norm="freeze"),
-        "total": total_effects(runner, clean, groups, stand),
+        "direct": of_text(direct_effects(*direct, norm="recompute"), real),
+        "direct_frozen": of_text(direct_effects(*direct, norm="freeze"), real),
+        "total": total_effects(runner, clean, groups, stand, real=real),
     }
     return {
         f"{measure}_{way}": values.nanmean(-1)
@@ -190,8 +202,11 @@ def _importance(runner: Runner, clean: Run, groups: Members, stand: Stand) -> di
     }
 
 
-def _ranges(runner: Runner, clean: Run, groups: Members, stand: Stand) -> dict[str, Tensor]:
-    return {"delta_loss": total_effects(runner, clean, groups, stand).delta_loss.nanmean(-1)}
+def _ranges(
+    runner: Runner, clean: Run, groups: Members, stand: Stand, real: Tensor | None
+) -> dict[str, Tensor]:
+    effects = total_effects(runner, clean, groups, stand, real=real)
+    return {"delta_loss": effects.delta_loss.nanmean(-1)}
 
 
 def _summary(found: xr.Dataset) -> xr.Dataset:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,8 +18,8 @@ from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import joined
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.residual import Stand
-from mlp_interp.results import tokens_of
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
@@ -33,9 +34,10 @@ _SUMS = {"pos_embed": "resid_pre", "b_O": "attn_out", "b_out": "mlp_out"}
 @torch.no_grad()
 def ablate_total(
     model: Model,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Any,
     groups: Groups = "component",
     *,
+    attention_mask: Any = None,
     baseline: Baseline = "zero",
     seed: int = 0,
     progress: bool = False,
@@ -48,16 +50,18 @@ def ablate_total(
 
     Args:
         model: The model.
-        tokens: Tokens ``[batch, pos]``.
+        tokens: Tokens ``[batch, pos]``, padded or not, texts, or a list of token ids for each.
         groups: What to take away: a level, a list of components (each alone), or named sets.
-        baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over batch and
-            positions, or ``"resample"``, the clean activation at the same position of another
-            sequence.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`. Each text's numbers are those that it has alone.
+        baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over all tokens, or
+            ``"resample"``, the clean activation at the same position of another sequence, which
+            wants texts of one length.
         seed: Which sequences are resampled.
         progress: Show a progress bar.
 
     Returns:
-        A Dataset as of `ablate_direct`.
+        A Dataset as of `ablate_direct`; texts begin at position 0, and padding is NaN.
 
     Raises:
         ValueError: Unknown components or options, overlapping groups, tokens of the wrong shape.
@@ -68,18 +72,18 @@ def ablate_total(
         >>> result.kl.dims, result.sizes["pos"]
         (('component', 'prompt', 'pos'), 10)
     """
-    tokens, data = tokens_of(tokens)
+    texts = padded_texts(model, tokens, attention_mask)
     runner = Runner.of(model)
     named = resolve(runner.weights, groups)
-    clean = runner.run(tokens, sites=read_sites(named))
-    stand = stand_in(baseline, len(tokens), seed=seed)
-    effects = total_effects(runner, clean, named, stand, progress=progress)
+    stand = stand_in(baseline, len(texts.tokens), seed=seed, real=texts.real)
+    clean = runner.run(texts.tokens, sites=read_sites(named))
+    effects = total_effects(runner, clean, named, stand, real=texts.real, progress=progress)
     return account(
         effects,
         named,
-        positions=range(tokens.shape[1]),
+        positions=range(texts.tokens.shape[1]),
         attrs={
-            **data,
+            **texts.attrs,
             **describe(model),
             "analysis": "total ablation",
             "engine": runner.forward.engine,
@@ -95,12 +99,13 @@ def total_effects(
     groups: Mapping[str, tuple[Site, ...]],
     stand: Stand,
     *,
+    real: Bool[Tensor, "batch pos"] | None = None,
     progress: bool = False,
 ) -> Effects:
     """Effects of removing each group in the forward pass, ``[component, batch, pos]``."""
     members = tqdm(groups.values(), desc="total ablation", disable=not progress, leave=False)
     edits = (edits_for(runner.weights, clean, sites, stand) for sites in members)
-    return joined(list(edit_effects(runner, clean, edits)))
+    return joined(list(edit_effects(runner, clean, edits, real=real)))
 
 
 def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:

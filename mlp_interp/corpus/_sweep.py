@@ -24,8 +24,9 @@ from mlp_interp.models import (
     fingerprint,
     forward_of,
 )
+from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
-from mlp_interp.results import tokens_of
+from mlp_interp.prompts.texts import padded_texts
 
 __all__ = ["sweep"]
 
@@ -38,6 +39,7 @@ def sweep(
     corpus: Any,
     reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer],
     *,
+    attention_mask: Any = None,
     options: SweepOptions = SweepOptions(),
 ) -> dict[str, xr.Dataset]:
     """Run a corpus through a model once and sum up what it does on the way.
@@ -50,8 +52,11 @@ def sweep(
 
     Args:
         model: The model.
-        corpus: A `Corpus`, also one that is mapped from disk, or tokens ``[sequence, pos]``.
+        corpus: A `Corpus`, also one that is mapped from disk; tokens ``[sequence, pos]``, padded or
+            not; texts, or a list of token ids for each. Padding is left out of all numbers.
         reducers: What to sum up: one reducer, several, or several by names of your own.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`.
         options: Batches and shards, where finished shards are kept, on what machines.
 
     Returns:
@@ -59,8 +64,9 @@ def sweep(
 
     Raises:
         ValueError: No reducers or two of one name, what a reducer wants and the model has not,
-            tokens that are not the model's, a checkpoint for a model on which hooks are held, or
-            resources that the cluster has not.
+            padded texts for a reducer that does not leave padding out, tokens that are not the
+            model's, a checkpoint for a model on which hooks are held, or resources that the cluster
+            has not.
         ImportError: ``backend="ray"`` without Ray.
 
     Example:
@@ -72,22 +78,25 @@ def sweep(
         >>> list(found), 0 < float(found["fraction.pre"]["fraction"].mean()) < 0.5
         (['fraction.pre', 'moments.mlp_out'], True)
     """
-    tokens, data = tokens_of(corpus)
+    texts = padded_texts(model, corpus, attention_mask)
+    tokens, data = texts.tokens, texts.attrs
     weights = Weights.of(model)
-    shape = Shape.of(weights, tokens.shape[1])
+    shape = Shape.of(weights, tokens.shape[1], texts.shortest)
     plan = Plan(
         {name: reducer.resolved(shape) for name, reducer in _named(reducers).items()},
         shape,
         batch_size=min(options.batch_size, options.shard),
         shard=options.shard,
         sequences=len(tokens),
+        lengths=texts.lengths,
     )
+    _check_padding(plan)
     plan.empty()
     _ = plan.watchers  # asks every reducer whether the model has what it wants
     weights.checked(tokens[:1].long())
     weights.checked(torch.stack(tokens.aminmax())[:, None].long())
     forward = forward_of(model)
-    kept = Checkpoint(_folder(options, model, tokens, plan), STATES)
+    kept = Checkpoint(_folder(options, model, texts, plan), STATES)
     merged = kept.read("merged") or Merged(0, plan.empty())
     todo = _todo(plan, merged, kept)
     bar = tqdm(
@@ -189,7 +198,22 @@ def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dic
     return dict(reducers)
 
 
-def _folder(options: SweepOptions, model: Model, tokens: Tensor, plan: Plan) -> Path | None:
+def _check_padding(plan: Plan) -> None:
+    """Refuse padded texts for reducers that would count the padding.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name, reducer in plan.reducers.items():
+        if plan.lengths is not None and not reducer.takes_padding:
+            raise ValueError(
+                f"reducers[{name!r}] does not leave out padding (takes_padding is False), but the "
+                f"texts have {int(plan.lengths.min())} to {int(plan.lengths.max())} tokens; wanted "
+                "texts of one length"
+            )
+
+
+def _folder(options: SweepOptions, model: Model, texts: Padded, plan: Plan) -> Path | None:
     """Where the sweep keeps what it has done: a folder for all that its numbers depend on."""
     if options.checkpoint is None:
         return None
@@ -203,4 +227,6 @@ def _folder(options: SweepOptions, model: Model, tokens: Tensor, plan: Plan) -> 
         "shard": plan.shard,
         "gpus": options.gpus,
     }
-    return Path(options.checkpoint) / f"sweep-{fingerprint(model, tokens, facts)}"
+    if plan.lengths is not None:
+        facts["lengths"] = plan.lengths.tolist()
+    return Path(options.checkpoint) / f"sweep-{fingerprint(model, texts.tokens, facts)}"

@@ -7,7 +7,7 @@ order they are finished, and however often it was interrupted.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Plan:
         batch_size: Sequences per forward pass.
         shard: Sequences per shard.
         sequences: How many there are in all.
+        lengths: Tokens of each, where some are padded.
     """
 
     reducers: Mapping[str, Reducer]
@@ -46,6 +47,7 @@ class Plan:
     batch_size: int
     shard: int
     sequences: int
+    lengths: Int[Tensor, " sequence"] | None = field(default=None, repr=False, compare=False)
 
     @property
     def shards(self) -> int:
@@ -105,7 +107,11 @@ def reduce_shard(
 
     first = plan.rows(index).start
     for rows in tokens.split(plan.batch_size):
-        batch = Batch(weights.checked(rows.long()), first, forward, unembed, buffers=buffers)
+        ids, real = weights.checked(rows.long()), None
+        if plan.lengths is not None:
+            lengths = plan.lengths[first : first + len(rows), None].to(ids.device)
+            real = torch.arange(ids.shape[1], device=ids.device) < lengths
+        batch = Batch(ids, first, forward, unembed, real, buffers=buffers)
         _run(forward, plan, states, batch)
         first += len(rows)
     return states

@@ -5,13 +5,13 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics.change import Effects, LogitChange, rows_for
 from mlp_interp.models.unembed import Unembed
 
-__all__ = ["chunks", "clean_loss", "joined", "next_tokens", "read_changes"]
+__all__ = ["chunks", "clean_loss", "joined", "next_tokens", "of_text", "read_changes"]
 
 T = TypeVar("T")
 
@@ -25,9 +25,25 @@ def chunks(groups: Iterable[T], numbers: int) -> Iterator[list[T]]:
         yield some
 
 
-def next_tokens(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """The token that follows each position; -1 after the last."""
+def next_tokens(
+    tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None = None
+) -> Int[Tensor, "batch pos"]:
+    """The token that follows each position; -1 after the last, and after the last of a text.
+
+    Args:
+        tokens: The tokens.
+        real: Where text is, not padding; None for everywhere.
+    """
+    if real is not None:
+        tokens = tokens.masked_fill(~real.to(tokens.device), -1)
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
+
+
+def of_text(effects: Effects, real: Bool[Tensor, "batch pos"] | None) -> Effects:
+    """Effects ``[..., batch, pos]``, NaN where padding is."""
+    if real is None:
+        return effects
+    return Effects(*(x.masked_fill(~real.to(x.device), torch.nan) for x in effects))
 
 
 def joined(pieces: Sequence[Effects], dim: int = 0) -> Effects:

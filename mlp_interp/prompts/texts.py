@@ -1,30 +1,39 @@
-"""Texts of any lengths as tokens, nothing padded."""
+"""Texts of any lengths as tokens: each by itself, or padded at the end to one length."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.padding import Padded, Padding, packed, right_padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import tokenizer_of
 
-__all__ = ["Prompts", "Texts", "texts_of"]
+__all__ = ["Prompts", "Texts", "padded_texts", "texts_of"]
 
 # Without names: two sets of prompts need not be as many, nor as long.
-Prompts = str | Sequence[str] | Int[Tensor, "_ _"]
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Int[Tensor, "_ _"]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts as token ids, of whatever lengths."""
+    """Prompts as token ids, of whatever lengths.
+
+    Attributes:
+        rows: The ids.
+        bos: The token that begins texts.
+        about: What results say of them.
+    """
 
     rows: tuple[tuple[int, ...], ...]
     bos: int | None
+    about: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,12 +58,46 @@ class Texts:
                 yield part, torch.tensor([self.rows[n] for n in part]), first
 
 
-def texts_of(model: Model, prompts: Prompts, *, what: str, prepend_bos: bool = True) -> Texts:
+def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded:
+    """Whatever analyses take as tokens, each text at the beginning of its row.
+
+    Args:
+        model: The model.
+        given: A `Corpus`; tokens ``[batch, pos]``, padded or not; a list of texts, which begin with
+            BOS; or of lists or tensors of token ids.
+        attention_mask: Beside tokens ``[batch, pos]``: 1 where text is, 0 where padding is; None
+            tells it by the rule of `mlp_interp.models.padding`.
+
+    Raises:
+        ValueError: As `right_padded` and `texts_of`.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> padded_texts(load_model("nano"), [[0, 5, 6], [0, 7]]).attrs["data"]
+        '2 texts of 2 to 3 tokens; padded at the end'
+    """
+    if isinstance(given, Padded):
+        return given
+    if not isinstance(given, list | tuple):  # a text alone may be meant for a corpus's name
+        return right_padded(model, given, attention_mask)
+    if attention_mask is not None:
+        raise ValueError("attention_mask beside texts, whose lengths are known; wanted None")
+    rows = texts_of(model, given, what="tokens").rows
+    longest = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    padding = Padding(torch.arange(longest) < lengths, "padded at the end")
+    return packed(tokens, padding, {"data": f"{len(rows)} texts of {longest} tokens"})
+
+
+def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True) -> Texts:
     """Token ids of prompts, checked.
 
     Args:
         model: The model.
-        prompts: Texts, or tokens ``[prompt, pos]``, which are taken as they are.
+        prompts: Texts, or token ids, which are taken as they are: a `Corpus`, lists or tensors, one
+            for each text, or a tensor ``[prompt, pos]``, of which padding is left out by the rule
+            of `mlp_interp.models.padding`.
         what: Name of the argument, for errors.
         prepend_bos: Whether texts begin with BOS.
 
@@ -63,19 +106,28 @@ def texts_of(model: Model, prompts: Prompts, *, what: str, prepend_bos: bool = T
     """
     weights, tokenizer = Weights.of(model), getattr(model, "tokenizer", None)
     bos = getattr(tokenizer, "bos_token_id", None)
-    if isinstance(prompts, Tensor):
-        rows = weights.checked(prompts).tolist()
-        return Texts(tuple(map(tuple, rows)), bos)
+    if isinstance(prompts, Tensor) or hasattr(prompts, "tokens"):
+        padded = right_padded(model, prompts)
+        weights.checked(padded.tokens)
+        about = f"{len(padded.tokens)} texts" if padded.padding is None else str(padded.padding)
+        return Texts(tuple(map(tuple, padded.rows())), bos, about)
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     if not listed:
         raise ValueError(f"{what} is empty; wanted at least one prompt")
-    for n, text in enumerate(listed):
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"{what}[{n}]={text!r}; wanted a text, or tokens [prompt, pos]")
-    encoded = [encode_prompt(tokenizer_of(model), t, prepend_bos=prepend_bos) for t in listed]
+    encoded = [_encoded(model, x, f"{what}[{n}]", prepend_bos) for n, x in enumerate(listed)]
     for n, row in enumerate(encoded):
         try:
             weights.checked(torch.tensor([row], dtype=torch.long))
         except ValueError as error:
             raise ValueError(f"{what}[{n}]={listed[n]!r}: {error}") from error
-    return Texts(tuple(map(tuple, encoded)), bos)
+    return Texts(tuple(map(tuple, encoded)), bos, f"{len(encoded)} texts")
+
+
+def _encoded(model: Model, given: Any, what: str, prepend_bos: bool) -> list[int]:
+    """Token ids of one text; ids are taken as they are."""
+    if isinstance(given, str) and given:
+        return encode_prompt(tokenizer_of(model), given, prepend_bos=prepend_bos)
+    row = given.tolist() if isinstance(given, Tensor) else given
+    if isinstance(row, list | tuple) and row and all(type(token) is int for token in row):
+        return list(row)
+    raise ValueError(f"{what}={given!r}; wanted a text, or tokens [prompt, pos]")

@@ -5,13 +5,13 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, check_cached
-from mlp_interp.models.indices import indices
+from mlp_interp.models.padding import Padding, padding_in, places
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
 from mlp_interp.residual.stream import LEVELS, Level, Residual
@@ -38,12 +38,22 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
 
 
 @torch.no_grad()
-def cache_for(model: Model, tokens: Int[Tensor, "batch pos"], *, level: Level = "component") -> Any:
+def cache_for(
+    model: Model, tokens: Any, *, attention_mask: Any = None, level: Level = "component"
+) -> Any:
     """Run the model and cache just what `decompose` needs at this level.
+
+    Args:
+        model: The model.
+        tokens: Tokens ``[batch, pos]``, padded or not, texts, or a list of token ids for each.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`.
+        level: As in `decompose`.
 
     Returns:
         The model's `ActivationCache`, with the tokens under the key ``"tokens"`` so that losses can
-        be computed from it.
+        be computed from it. Texts begin at position 0; where there is padding, ``"attention_mask"``
+        says where.
 
     Raises:
         ValueError: Unknown level, or tokens that the model cannot take.
@@ -53,9 +63,12 @@ def cache_for(model: Model, tokens: Int[Tensor, "batch pos"], *, level: Level = 
             f"tokens={type(tokens).__name__} has two sides; wanted its clean_tokens or its "
             "corrupted_tokens"
         )
-    tokens = Weights.of(model).checked(tokens)
-    _, cache = model.run_with_cache(tokens, names_filter=needed(model, level=level))
-    cache.cache_dict["tokens"] = tokens
+    weights, texts = Weights.of(model), padded_texts(model, tokens, attention_mask)
+    ran = weights.checked(texts.tokens)
+    _, cache = model.run_with_cache(ran, names_filter=needed(model, level=level))
+    cache.cache_dict["tokens"] = ran
+    if texts.real is not None:
+        cache.cache_dict["attention_mask"] = texts.real.to(ran)
     return cache
 
 
@@ -67,6 +80,7 @@ def decompose(
     level: Level = "component",
     layer: int | None = None,
     positions: int | Sequence[int] | None = None,
+    attention_mask: Any = None,
 ) -> Residual:
     """Split a residual stream into the components that wrote it.
 
@@ -82,11 +96,15 @@ def decompose(
             hook names to tensors, that holds at least `needed` names.
         level: How fine to split.
         layer: The stream at the input of this block; None or ``n_layers`` for the final stream.
-        positions: One position or several; negative counts from the end; None takes all.
+        positions: One position or several; negative counts from the end of each text; None takes
+            all.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`. Where texts end at different positions, `Residual.real`
+            says which of them each is asked about; all else is NaN.
 
     Raises:
         ValueError: Unknown level, layer or position; missing cache entries (the text says which
-            ``names_filter`` to use); NaN in the stream.
+            ``names_filter`` to use); NaN in the stream; a mask that fits no texts.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
@@ -105,7 +123,11 @@ def decompose(
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    return _collect(weights, cache, runs, layer, positions, level)
+    _check(weights, cache, runs, layer, level)
+    padding = padding_in(
+        weights, cache, _shape(weights, cache, layer), attention_mask=attention_mask
+    )
+    return _collect(weights, cache, runs, layer, positions, level, padding)
 
 
 @torch.no_grad()
@@ -115,8 +137,18 @@ def components(
     sites: Sequence[Site | str],
     *,
     positions: int | Sequence[int] | None = None,
+    attention_mask: Any = None,
+    tokens: Tensor | None = None,
 ) -> Residual:
     """Just some components of the final stream, of any kinds: ``["3.mlp", "L4H2", "L5N7"]``.
+
+    Args:
+        model: The model the cache was made with.
+        cache: As in `decompose`.
+        sites: Which components.
+        positions: As in `decompose`.
+        attention_mask: As in `decompose`.
+        tokens: What was run, where the cache does not say and padding is to be told by it.
 
     Returns:
         A `Residual` of level ``"selected"`` whose `total` is the whole final stream, so its parts
@@ -133,7 +165,30 @@ def components(
     ordered = sorted(parsed, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
     grouped = groupby(ordered, key=lambda site: site.whole)
     runs = [(whole, tuple(sites)) for whole, sites in grouped]
-    return _collect(weights, cache, runs, weights.n_layers, positions, "selected")
+    layer = weights.n_layers
+    _check(weights, cache, runs, layer, "selected")
+    shape = _shape(weights, cache, layer)
+    padding = padding_in(weights, cache, shape, attention_mask=attention_mask, tokens=tokens)
+    return _collect(weights, cache, runs, layer, positions, "selected", padding)
+
+
+def _check(
+    weights: Weights,
+    cache: Cache,
+    runs: Sequence[tuple[Site, Sequence[Site]]],
+    layer: int,
+    level: Level | Literal["selected"],
+) -> None:
+    how = (
+        f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
+        f"level={level!r})"
+    )
+    check_cached(cache, _read(runs, _stream(weights, layer)), how if level in LEVELS else None)
+
+
+def _shape(weights: Weights, cache: Cache, layer: int) -> tuple[int, int]:
+    batch, pos, *_ = cached(cache, _stream(weights, layer)).shape
+    return batch, pos
 
 
 def _collect(
@@ -143,14 +198,11 @@ def _collect(
     layer: int,
     positions: Any,
     level: Level | Literal["selected"],
+    padding: Padding | None,
 ) -> Residual:
     stream = _stream(weights, layer)
-    how = (
-        f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
-        f"level={level!r})"
-    )
-    check_cached(cache, _read(runs, stream), how if level in LEVELS else None)
-    positions = indices("positions", positions, cached(cache, stream).shape[1])
+    real = None if padding is None else padding.real.to(weights.device)
+    positions, real = places(positions, _shape(weights, cache, layer)[1], real)
     total = _at(cache, stream, positions)
     if not bool(torch.isfinite(total).all()):
         raise ValueError(
@@ -159,7 +211,8 @@ def _collect(
         )
     parts = tuple(_part(weights, cache, whole, run, positions, total) for whole, run in runs)
     where = "final" if layer == weights.n_layers else stream.label
-    return Residual(parts, total, positions, level, where, describe(weights.model))
+    attrs = describe(weights.model) | ({} if padding is None else {"data": str(padding)})
+    return Residual(parts, total, positions, level, where, attrs, real)
 
 
 def _part(

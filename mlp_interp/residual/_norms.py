@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.protocol import Model
-from mlp_interp.results import tokens_of
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["norms"]
@@ -19,7 +19,14 @@ _STATISTICS = ("q25", "median", "q75", "mean")
 
 
 @torch.no_grad()
-def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = False) -> xr.Dataset:
+def norms(
+    model: Model,
+    corpus: Any,
+    *,
+    attention_mask: Any = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> xr.Dataset:
     """L2 norm of every sub-update, and of the stream it is written to, over a corpus.
 
     Sub-updates are the embeddings and each layer's whole attention and MLP output. Beginning-of-
@@ -29,7 +36,10 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
 
     Args:
         model: The model.
-        corpus: A `Corpus` or an integer tensor ``[sequence, pos]``.
+        corpus: A `Corpus`; tokens ``[sequence, pos]``, padded or not; texts, or a list of token ids
+            for each. Padding does not count.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`.
         batch_size: Sequences a forward pass.
         progress: Show a progress bar.
 
@@ -51,9 +61,9 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; wanted at least 1")
-    tokens, attrs = tokens_of(corpus)
+    texts = padded_texts(model, corpus, attention_mask)
     weights, forward = Weights.of(model), forward_of(model)
-    tokens = weights.checked(tokens)
+    tokens = weights.checked(texts.tokens)
     embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
     sites = [*embeddings]
     for layer in range(weights.n_layers):
@@ -65,18 +75,20 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
     def observe(name: str, layer: int, x: Tensor) -> Tensor:
         site = Site(name, layer)
         if site in collected:
-            collected[site].append(x.norm(dim=-1).flatten().float().cpu())
+            collected[site].append(x.norm(dim=-1).float().cpu())
         return x
 
     for batch in tqdm(tokens.split(batch_size), desc="norms", disable=not progress):
-        collected[Site("embed")].append(weights.W_E[batch].norm(dim=-1).flatten().float().cpu())
+        collected[Site("embed")].append(weights.W_E[batch].norm(dim=-1).float().cpu())
         if weights.has_pos_embed:
             positions = weights.W_pos[: batch.shape[1]].norm(dim=-1).float().cpu()
-            collected[Site("pos_embed")].append(positions.repeat(batch.shape[0]))
+            collected[Site("pos_embed")].append(positions.expand(batch.shape))
         forward.run(forward.embed(batch), observe=observe)
 
-    for site, pieces in collected.items():
-        if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
+    real = slice(None) if texts.real is None else texts.real.cpu()
+    found = {site: torch.cat(pieces)[real].flatten() for site, pieces in collected.items()}
+    for site, values in found.items():
+        if not bool(torch.isfinite(values).all()):
             raise ValueError(
                 f"{site.label} holds NaN or infinity; wanted finite values: look at the weights "
                 "with check_model(model)"
@@ -84,12 +96,8 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
     unit = {"unit": "L2 norm"}
     return xr.Dataset(
         {
-            "norm": (("component", "stat"), _statistics([collected[s] for s in sites]), unit),
-            "resid_norm": (
-                ("resid_layer", "stat"),
-                _statistics([collected[s] for s in stream]),
-                unit,
-            ),
+            "norm": (("component", "stat"), _statistics([found[s] for s in sites]), unit),
+            "resid_norm": (("resid_layer", "stat"), _statistics([found[s] for s in stream]), unit),
         },
         coords={
             **component_coords(sites),
@@ -97,7 +105,7 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
             "resid_layer": np.arange(weights.n_layers + 1),
         },
         attrs={
-            **attrs,
+            **texts.attrs,
             **describe(model),
             "unit": "L2 norm",
             "long_name": "size of what each sub-update writes to the residual stream",
@@ -105,9 +113,9 @@ def norms(model: Model, corpus: Any, *, batch_size: int = 16, progress: bool = F
     )
 
 
-def _statistics(collected: list[list[Tensor]]) -> np.ndarray:
+def _statistics(found: list[Tensor]) -> np.ndarray:
     rows = []
-    for pieces in collected:
-        values = torch.cat(pieces).numpy()
+    for each in found:
+        values = each.numpy()
         rows.append([*np.quantile(values, (0.25, 0.5, 0.75)), values.mean()])
     return np.array(rows)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlp_interp.models.indices import indices
+from mlp_interp.models.padding import places
 from mlp_interp.residual.parts import Part, Stand
 from mlp_interp.sites import Site, site_of
 
@@ -34,7 +34,9 @@ class Residual:
         positions: Token positions that the ``pos`` axis holds.
         level: ``"component"``, ``"head"`` or ``"neuron"``.
         where: Which stream: ``"final"`` or ``"3.resid_pre"``.
-        attrs: What results made from this say of the model.
+        attrs: What results made from this say of the model, and of padding.
+        real: Where text is that was asked about; None for everywhere. Elsewhere all that is
+            computed of the components is NaN.
     """
 
     parts: tuple[Part, ...]
@@ -43,6 +45,7 @@ class Residual:
     level: Level | Literal["selected"]
     where: str
     attrs: dict[str, Any]
+    real: Bool[Tensor, "batch pos"] | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -71,7 +74,7 @@ class Residual:
                 f"hold {size:.1e} numbers; wanted at most {_MAX_DENSE:.1e}: use project() or "
                 "select()"
             )
-        return torch.cat([part.vectors() for part in self.parts], dim=-2)
+        return self._of_text(torch.cat([part.vectors() for part in self.parts], dim=-2))
 
     def project(
         self, directions: Float[Tensor, "#batch #pos d_model"]
@@ -82,15 +85,15 @@ class Residual:
         ``neurons * d_model`` per position is made.
         """
         shares = [part.project(directions) for part in self.parts]
-        return torch.cat(shares, dim=-1)
+        return self._of_text(torch.cat(shares, dim=-1))
 
     def square_norms(self) -> Float[Tensor, "batch pos component"]:
         """Squared L2 norm of every component."""
-        return torch.cat([part.square_norm() for part in self.parts], dim=-1)
+        return self._of_text(torch.cat([part.square_norm() for part in self.parts], dim=-1))
 
     def sum(self) -> Float[Tensor, "batch pos d_model"]:
         """Sum of all components; equals `total` up to rounding."""
-        return torch.stack([part.sum() for part in self.parts]).sum(0)
+        return self._of_text(torch.stack([part.sum() for part in self.parts]).sum(0))
 
     def centred(self) -> "Residual":
         """The same with the mean over ``d_model`` taken out of everything, as LayerNorm does."""
@@ -124,19 +127,28 @@ class Residual:
     def at(self, positions: int | Sequence[int] | None) -> "Residual":
         """The same at some of the positions that this holds; None keeps all.
 
+        Negative ones count from the end of each text.
+
         Raises:
             ValueError: A position is outside or named twice.
         """
         if positions is None:
             return self
-        chosen = indices("positions", positions, len(self.positions))
+        chosen, real = places(positions, len(self.positions), self.real)
         parts = tuple(part.at(chosen) for part in self.parts)
-        kept = tuple(self.positions[i] for i in chosen)
-        return replace(self, parts=parts, total=self.total[:, list(chosen)], positions=kept)
+        kept, total = tuple(self.positions[i] for i in chosen), self.total[:, list(chosen)]
+        return replace(self, parts=parts, total=total, positions=kept, real=real)
 
     def error(self) -> float:
         """Largest entry of total minus sum: how exactly the components add up."""
-        return float((self.total - self.sum()).abs().max())
+        error = (self.total - self.sum()).abs()
+        return float((error if self.real is None else error[self.real]).max())
+
+    def _of_text(self, x: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch pos *rest"]:
+        """The same, NaN at what is no text, or was not asked about."""
+        if self.real is None:
+            return x
+        return x.masked_fill(~self.real.view(*self.real.shape, *[1] * (x.ndim - 2)), torch.nan)
 
     def _with(self, parts: tuple[Part, ...], total: Tensor) -> "Residual":
         return replace(self, parts=parts, total=total)

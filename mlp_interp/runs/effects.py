@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.edits.edit import Edit
 from mlp_interp.metrics import Effects
-from mlp_interp.metrics.rows import chunks, next_tokens, read_changes
+from mlp_interp.metrics.rows import chunks, next_tokens, of_text, read_changes
 from mlp_interp.runs.recorded import Run
 from mlp_interp.runs.runner import Runner
 
@@ -37,8 +37,14 @@ def stream_changes(
     yield from map(torch.stack, chunks(changes, normalized.numel()))
 
 
-def edit_effects(runner: Runner, clean: Run, edits: Iterable[Sequence[Edit]]) -> Iterator[Effects]:
-    """Effects ``[some, batch, pos]`` of edits, as of `stream_changes`."""
-    normalized, targets = runner.unembed.normalize(clean.final), next_tokens(clean.tokens)
+def edit_effects(
+    runner: Runner,
+    clean: Run,
+    edits: Iterable[Sequence[Edit]],
+    *,
+    real: Bool[Tensor, "batch pos"] | None = None,
+) -> Iterator[Effects]:
+    """Effects ``[some, batch, pos]`` of edits, as of `stream_changes`; NaN where text is not."""
+    normalized, targets = runner.unembed.normalize(clean.final), next_tokens(clean.tokens, real)
     for changes in stream_changes(runner, clean, edits):
-        yield read_changes(runner.unembed, normalized, targets, changes)
+        yield of_text(read_changes(runner.unembed, normalized, targets, changes), real)

@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
@@ -41,7 +41,12 @@ _PIECE = 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model and of the sequences that are run through it."""
+    """The sizes of a model and of the sequences that are run through it.
+
+    Attributes:
+        length: Positions of every sequence.
+        shortest: Tokens of the shortest; fewer where it is padded.
+    """
 
     n_layers: int
     n_heads: int
@@ -51,10 +56,15 @@ class Shape:
     d_mlp: int
     d_vocab: int
     length: int
+    shortest: int = -1
+
+    def __post_init__(self) -> None:
+        if self.shortest < 0:
+            object.__setattr__(self, "shortest", self.length)
 
     @classmethod
-    def of(cls, weights: Weights, length: int) -> "Shape":
-        """The sizes of a model, for sequences of this length."""
+    def of(cls, weights: Weights, length: int, shortest: int = -1) -> "Shape":
+        """The sizes of a model, for sequences of this length; by default, none is shorter."""
         return cls(
             n_layers=weights.n_layers,
             n_heads=weights.n_heads,
@@ -64,6 +74,7 @@ class Shape:
             d_mlp=weights.d_mlp,
             d_vocab=weights.d_vocab,
             length=length,
+            shortest=shortest,
         )
 
     def units(self, site: str) -> dict[str, int]:
@@ -86,6 +97,7 @@ class Batch:
         first: Number in the corpus of the first of the sequences.
         forward: The model's forward pass.
         readout: Gives the model's readout; asked only by who wants logits.
+        real: Where text is, at the beginning of each row, and not padding; None for everywhere.
         final: The stream that leaves the last block that is run; there when `Reducer.finish` is
             called. It is the final stream if a reducer `wants_final`.
         notes: For a reducer to keep what it needs of one site until it sees another.
@@ -96,6 +108,7 @@ class Batch:
     first: int
     forward: Forward | HookForward
     readout: Any
+    real: Bool[Tensor, "batch pos"] | None = None
     final: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
     buffers: dict[Any, Tensor] = field(default_factory=dict)
@@ -112,6 +125,44 @@ class Batch:
             held = self.buffers[key] = like.new_empty(like.numel(), dtype=dtype)
         return held[: like.numel()].view(like.shape)
 
+    def rows(self, x: Float[Tensor, "batch pos *units"], first: int = 0) -> Iterator[Tensor]:
+        """Activations ``[token, *units]`` at texts' tokens from `first` on, in `pieces`."""
+        x, done = x[:, first:], 0
+        for part in pieces(x):
+            if self.real is None:
+                yield part.flatten(0, 1)
+            else:
+                yield part[self.real[done : done + len(part), first:]]
+            done += len(part)
+
+    def filled(
+        self, x: Shaped[Tensor, "batch pos *units"], value: float | int
+    ) -> Shaped[Tensor, "batch pos *units"]:
+        """The same activations with a value where padding is."""
+        if self.real is None:
+            return x
+        return x.masked_fill(~self.real.view(*self.real.shape, *[1] * (x.ndim - 2)), value)
+
+    def reached(self, first: int = 0) -> Int[Tensor, " pos"]:
+        """How many texts reach each position from `first` on."""
+        positions = self.tokens.shape[1] - first
+        if self.real is None:
+            return torch.full((positions,), len(self.tokens), dtype=torch.int64)
+        return self.real[:, first:].sum(0).cpu()
+
+    def counted(self, first: int = 0) -> Int[Tensor, " batch"]:
+        """How many tokens each text has from position `first` on."""
+        positions = self.tokens.shape[1] - first
+        if self.real is None:
+            return torch.full((len(self.tokens),), positions, dtype=torch.int64)
+        return self.real[:, first:].sum(1).cpu()
+
+    @property
+    def text(self) -> Int[Tensor, "batch pos"]:
+        """The tokens on the CPU, -1 where padding is."""
+        tokens = self.tokens.cpu()
+        return tokens if self.real is None else tokens.masked_fill(~self.real.cpu(), -1)
+
     @property
     def weights(self) -> Weights:
         """The model's weights."""
@@ -120,6 +171,8 @@ class Batch:
     @cached_property
     def loss(self) -> Float[Tensor, "batch next_pos"]:
         """Loss at every position but the last, nats; computed once for all that ask.
+
+        Where a padded text has no next token it is that of token 0: `real` says where.
 
         Raises:
             ValueError: The reducer did not say that it `wants_final`.
@@ -146,9 +199,12 @@ class Reducer(ABC):
 
     Attributes:
         wants_final: Whether it reads the final stream or the loss.
+        takes_padding: Whether it leaves out what `Batch.real` says is padding; if not, `sweep`
+            refuses padded texts.
     """
 
     wants_final: bool = False
+    takes_padding: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -237,9 +293,9 @@ class SiteReducer(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """One site in each of the layers."""
-        if self.first >= shape.length:
+        if self.first >= shape.shortest:
             raise ValueError(
-                f"first={self.first}: sequences of {shape.length} tokens have no such position"
+                f"first={self.first}: sequences of {shape.shortest} tokens have no such position"
             )
         return tuple(Site(self.site, layer) for layer in self.chosen(shape))
 
@@ -277,10 +333,12 @@ def add(total: Tensor, value: Tensor) -> None:
 def mean_and_error_of_sums(
     sums: Tensor, squares: Tensor, sequences: Tensor | int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over sequences and its standard error, from sums of values and of their squares."""
-    n = int(sequences)
+    """Mean over sequences and its standard error, from sums of values and of their squares.
+
+    The number of sequences may be another at each position, the last axis.
+    """
+    n = torch.as_tensor(sequences)
     spread = (n * squares.double() - sums.double().square()).clamp_min(0)
-    error = (spread / max(1, n - 1)).sqrt() / max(1, n)
-    if n < 2:
-        error = torch.full_like(error, torch.nan)
-    return to_numpy(sums.double() / max(1, n)), to_numpy(error)
+    error = (spread / (n - 1).clamp_min(1)).sqrt() / n.clamp_min(1)
+    error = torch.where(n < 2, torch.nan, error)
+    return to_numpy(sums.double() / n), to_numpy(error)

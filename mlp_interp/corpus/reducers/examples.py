@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ class TopExamples(UnitReducer):
     k: int = 10
     before: int = 10
     after: int = 5
+    takes_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +74,7 @@ class TopExamples(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Each sequence's best among those that are kept."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        x = self.picked(x)
+        x = batch.filled(self.picked(x), -torch.inf)
         best = x[:, self.first :].amax(1).cpu().to(mine["activation"].dtype)
         better = (best.amax(0) > mine["activation"][:, -1]).nonzero()[:, 0]
         for units in better.split(_UNITS):
@@ -113,7 +114,7 @@ class TopExamples(UnitReducer):
         columns = x[sequence.to(x.device), :, units[unit].to(x.device)].cpu()
         activation, pos = columns[:, self.first :].max(1)
         pos += self.first
-        found = _around(columns, batch.tokens.cpu()[sequence], pos, self.before, self.after)
+        found = _around(columns, batch.text[sequence], pos, self.before, self.after)
         found |= {"activation": activation, "sequence": batch.first + sequence, "pos": pos}
         for name, value in chosen.items():
             value[unit, place] = found[name].to(value.dtype)
@@ -158,6 +159,7 @@ class BandExamples(Reducer):
     after: int = 5
     first: int = 0
     seed: int = 0
+    takes_padding: ClassVar[bool] = True
     _site: Site = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -186,8 +188,8 @@ class BandExamples(Reducer):
                 f"neuron={self.neuron!r}; wanted layers 0 to {shape.n_layers - 1} and neurons 0 "
                 f"to {shape.d_mlp - 1}"
             )
-        if self.first >= shape.length:
-            raise ValueError(f"first={self.first}: sequences have {shape.length} tokens")
+        if self.first >= shape.shortest:
+            raise ValueError(f"first={self.first}: sequences have {shape.shortest} tokens")
         return (Site(self._site.name, layer),)
 
     def empty(self, shape: Shape) -> State:
@@ -205,14 +207,15 @@ class BandExamples(Reducer):
         sequence = batch.first + torch.arange(len(values))
         places = torch.arange(values.shape[1])
         rank = _hash(sequence[:, None] * values.shape[1] + places, self.seed)
+        text = batch.text
         bounds = zip(self.edges, self.edges[1:], strict=False)
         for band, (low, high) in enumerate(bounds):
-            inside = (values >= low) & (values < high) & (places >= self.first)
+            inside = (values >= low) & (values < high) & (places >= self.first) & (text >= 0)
             state["count"][band] += int(inside.sum())
             row, place = inside.nonzero(as_tuple=True)
             order = rank[row, place].argsort()[: self.k]
             row, place = row[order], place[order]
-            found = _around(values[row], batch.tokens.cpu()[row], place, self.before, self.after)
+            found = _around(values[row], text[row], place, self.before, self.after)
             found |= {
                 "activation": values[row, place].to(state["activation"].dtype),
                 "sequence": sequence[row],
@@ -278,13 +281,14 @@ def _around(
     before: int,
     after: int,
 ) -> State:
-    """Tokens and activations around places; tokens are ``[pos]`` or ``[some, pos]``."""
+    """Tokens and activations around places; tokens are ``[pos]`` or ``[some, pos]``, -1 is none."""
     at = place[:, None] + torch.arange(-before, after + 1)
     inside = (at >= 0) & (at < activations.shape[1])
     at = at.clamp(0, activations.shape[1] - 1)
-    rows = tokens.long().expand(len(activations), -1)
+    found = tokens.long().expand(len(activations), -1).gather(1, at)
+    inside &= found >= 0
     return {
-        "token": rows.gather(1, at).masked_fill(~inside, -1),
+        "token": found.masked_fill(~inside, -1),
         "around": activations.float().gather(1, at).masked_fill(~inside, torch.nan),
     }
 

@@ -1,14 +1,14 @@
 """How activations are distributed, in bins that are the same for every unit, shard and worker."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus.reducers.base import Batch, Shape, State, pieces
+from mlp_interp.corpus.reducers.base import Batch, Shape, State
 from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
@@ -49,6 +49,7 @@ class Histogram(UnitReducer):
 
     octaves: tuple[int, int] = (-5, 7)
     per_octave: int = 8
+    takes_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,9 +75,10 @@ class Histogram(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Sort into bins by the leading bits of the numbers themselves."""
         counts = state["count"][self.row(site)].view(-1)
-        for part in pieces(self.picked(x[:, self.first :])):
-            rows = part.flatten(0, 1).flatten(1).float()
-            counts += self._bins(rows, batch).bincount(minlength=len(counts)).cpu()
+        for rows in batch.rows(self.picked(x), self.first):
+            counts += (
+                self._bins(rows.flatten(1).float(), batch).bincount(minlength=len(counts)).cpu()
+            )
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The counts, with the edges of the bins."""

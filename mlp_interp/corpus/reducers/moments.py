@@ -1,7 +1,7 @@
 """Means, variances and higher moments, exactly mergeable."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import xarray as xr
@@ -47,6 +47,7 @@ class Moments(UnitReducer):
     """
 
     order: int = 2
+    takes_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +69,9 @@ class Moments(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Moments of the batch around its own mean, then merged."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        for part in pieces(self.picked(x[:, self.first :])):
-            rows = part.flatten(0, 1)
+        for rows in batch.rows(self.picked(x), self.first):
+            if not len(rows):
+                continue
             found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
             scratch = batch.scratch(rows, rows.dtype), batch.scratch(rows, rows.dtype, slot=1)
             distance = torch.sub(rows, found["mean"], out=scratch[0])
@@ -143,33 +145,36 @@ class Mean(SiteReducer):
     """
 
     by_position: bool = False
+    takes_padding: ClassVar[bool] = True
 
     def empty(self, shape: Shape) -> State:
         """Sums in double precision."""
         places = (self.positions(shape),) if self.by_position else ()
         size = (len(self.chosen(shape)), *places, *shape.units(self.site).values())
         return {
-            "sequences": torch.zeros((), dtype=torch.int64),
+            "entries": torch.zeros(places, dtype=torch.int64),
             "sum": torch.zeros(size, dtype=torch.float64),
         }
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Add up."""
         row = self.row(site)
-        for part in pieces(x[:, self.first :]):
+        for part in pieces(batch.filled(x, 0.0)[:, self.first :]):
             value = part.sum(0, dtype=torch.float64) if self.by_position else part.sum(1).double()
             state["sum"][row] += value.cpu() if self.by_position else value.sum(0).cpu()
 
     def finish(self, state: State, batch: Batch) -> None:
-        """Count the sequences."""
-        state["sequences"] += len(batch.tokens)
+        """Count the tokens."""
+        reached = batch.reached(self.first)
+        state["entries"] += reached if self.by_position else reached.sum()
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The mean."""
-        entries = int(state["sequences"]) * (1 if self.by_position else self.positions(shape))
+        units = shape.units(self.site)
         places = ("pos",) if self.by_position else ()
-        dims = ("layer", *places, *shape.units(self.site))
-        mean = to_numpy(state["sum"] / max(1, entries))
+        dims = ("layer", *places, *units)
+        entries = state["entries"].view(*state["entries"].shape, *[1] * len(units))
+        mean = to_numpy(state["sum"] / entries)
         coords = self.coords(shape)
         if self.by_position:
             coords["pos"] = list(range(self.first, shape.length))

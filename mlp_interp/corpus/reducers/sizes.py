@@ -1,7 +1,7 @@
 """How large activations are as vectors, and how well the model predicts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class Norms(SiteReducer):
         ('layer',)
     """
 
+    takes_padding: ClassVar[bool] = True
+
     def empty(self, shape: Shape) -> State:
         """Sums over sequences of their mean norm, and of its square."""
         size = (len(self.chosen(shape)), *self._heads(shape).values())
@@ -51,6 +53,7 @@ class Norms(SiteReducer):
         places = torch.zeros(*size, self.positions(shape), dtype=torch.float64)
         return {
             "sequences": torch.zeros((), dtype=torch.int64),
+            "reached": torch.zeros(self.positions(shape), dtype=torch.int64),
             **zeros,
             "by_position": places,
             "greatest": torch.zeros(size, dtype=torch.float64),
@@ -60,8 +63,10 @@ class Norms(SiteReducer):
         """Add up the norms."""
         row = self.row(site)
         # [batch, pos, *heads]
-        norms = torch.linalg.vector_norm(x[:, self.first :].float(), dim=-1).cpu().double()
-        each = norms.mean(1)
+        norms = torch.linalg.vector_norm(batch.filled(x, 0.0)[:, self.first :].float(), dim=-1)
+        norms = norms.cpu().double()
+        entries = batch.counted(self.first)
+        each = norms.sum(1) / entries.view(-1, *[1] * (norms.ndim - 2))
         state["sum"][row] += each.sum(0)
         state["squares"][row] += each.square().sum(0)
         state["by_position"][row] += norms.sum(0).movedim(0, -1)
@@ -70,6 +75,7 @@ class Norms(SiteReducer):
     def finish(self, state: State, batch: Batch) -> None:
         """Count the sequences."""
         state["sequences"] += len(batch.tokens)
+        state["reached"] += batch.reached(self.first)
 
     def merge(self, state: State, later: State) -> None:
         """Sums, and the greater of the two greatest."""
@@ -82,7 +88,7 @@ class Norms(SiteReducer):
         heads, unit = self._heads(shape), {"unit": "L2 norm"}
         mean, error = mean_and_error_of_sums(state["sum"], state["squares"], state["sequences"])
         dims = ("layer", *heads)
-        by_position = state["by_position"] / max(1, int(state["sequences"]))
+        by_position = state["by_position"] / state["reached"]
         variables: dict[str, Any] = {
             "norm": (dims, mean, unit),
             "norm_se": (dims, error, unit),
@@ -116,6 +122,7 @@ class Loss(Reducer):
     """
 
     wants_final = True
+    takes_padding = True
 
     @property
     def name(self) -> str:
@@ -124,8 +131,8 @@ class Loss(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """None but the final stream."""
-        if shape.length < 2:
-            raise ValueError(f"sequences of {shape.length} token have no next token")
+        if shape.shortest < 2:
+            raise ValueError(f"sequences of {shape.shortest} token have no next token")
         return ()
 
     def empty(self, shape: Shape) -> State:
@@ -134,14 +141,18 @@ class Loss(Reducer):
             "sequences": torch.zeros((), dtype=torch.int64),
             "sum": torch.zeros((), dtype=torch.float64),
             "squares": torch.zeros((), dtype=torch.float64),
+            "reached": torch.zeros(shape.length - 1, dtype=torch.int64),
             "by_position": torch.zeros(shape.length - 1, dtype=torch.float64),
         }
 
     def finish(self, state: State, batch: Batch) -> None:
         """Add the batch's loss."""
         loss = batch.loss.cpu().double()
-        each = loss.mean(1)
+        if batch.real is not None:
+            loss = loss * batch.real[:, 1:].cpu()
+        each = loss.sum(1) / batch.counted(1)
         state["sequences"] += len(loss)
+        state["reached"] += batch.reached(1)
         state["sum"] += each.sum()
         state["squares"] += each.square().sum()
         state["by_position"] += loss.sum(0)
@@ -150,7 +161,7 @@ class Loss(Reducer):
         """Mean loss with its error."""
         mean, error = mean_and_error_of_sums(state["sum"], state["squares"], state["sequences"])
         nats = {"unit": "nats per token"}
-        by_position = to_numpy(state["by_position"] / max(1, int(state["sequences"])))
+        by_position = to_numpy(state["by_position"] / state["reached"])
         variables: dict[str, Any] = {
             "loss": ((), mean, nats),
             "loss_se": ((), error, nats),

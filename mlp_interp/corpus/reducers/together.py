@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class CoActivation(Reducer):
     neurons: Sequence[SiteLike]
     above: float = 0.0
     first: int = 0
+    takes_padding: ClassVar[bool] = True
     _layers: dict[int, list[tuple[int, int]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,8 +77,8 @@ class CoActivation(Reducer):
                 f"neurons={self.neurons}; wanted layers 0 to {shape.n_layers - 1} and neurons 0 "
                 f"to {shape.d_mlp - 1}"
             )
-        if self.first >= shape.length:
-            raise ValueError(f"first={self.first}: sequences have {shape.length} tokens")
+        if self.first >= shape.shortest:
+            raise ValueError(f"first={self.first}: sequences have {shape.shortest} tokens")
         return tuple(Site("pre", layer) for layer in sorted(self._layers))
 
     def empty(self, shape: Shape) -> State:
@@ -91,7 +92,7 @@ class CoActivation(Reducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Note which are active, until all layers have been seen."""
         columns, neurons = zip(*self._layers[site.layer or 0], strict=True)
-        x = x[:, self.first :, list(neurons)].flatten(0, 1)
+        x = torch.cat([*batch.rows(x[..., list(neurons)], self.first)])
         if self not in batch.notes:
             batch.notes[self] = x.new_zeros(len(x), len(self.neurons), dtype=torch.float32)
         batch.notes[self][:, list(columns)] = (x > self.above).float()

@@ -58,8 +58,9 @@ def verify_neuron(
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
-        positive: What has the feature: texts, which begin with BOS, or a `Corpus` or tokens
-            ``[prompt, pos]``, which are taken as they are.
+        positive: What has the feature: texts, which begin with BOS, or a `Corpus`, lists of token
+            ids, or tokens ``[prompt, pos]``, of which padding is left out (by the rule of
+            `mlp_interp.models.padding`).
         negative: What has not.
         baseline: What the activation is held at: ``"mean"``, the neuron's own mean over all tokens
             of both sets, ``"zero"``, or a number, the same for controls.
@@ -120,7 +121,7 @@ def verify_neuron(
         if not hasattr(getattr(given, "tokens", given), "__iter__"):
             raise ValueError(f"{what}={given!r}; wanted texts, a Corpus or tokens [prompt, pos]")
     sides = [
-        texts_of(model, getattr(given, "tokens", given), what=what)
+        texts_of(model, given, what=what)
         for what, given in zip(SIDES, (positive, negative), strict=True)
     ]
     both = Texts(sides[0].rows + sides[1].rows, sides[0].bos)
@@ -156,7 +157,7 @@ def verify_neuron(
             "long_name": f"activation and ablation of {site.label}",
             "unit": "see each variable",
             "data": "; ".join(
-                f"{side}: {getattr(given, 'attrs', {}).get('data', f'{len(texts)} texts')}"
+                f"{side}: {getattr(given, 'attrs', {}).get('data', texts.about)}"
                 for side, given, texts in zip(SIDES, (positive, negative), sides, strict=True)
             ),
             "errors": "standard error over texts; NaN with a single one",

@@ -23,7 +23,7 @@ from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import neuron_weights, promoted_tokens
-from mlp_interp.results import tokens_of
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.sites import Site, SiteLike
 
 __all__ = ["checked_request", "neuron_page"]
@@ -43,6 +43,7 @@ def neuron_page(
     neuron: SiteLike,
     corpus: Any,
     *,
+    attention_mask: Any = None,
     k: int = 10,
     examples: int = 4,
     before: int = 12,
@@ -63,7 +64,8 @@ def neuron_page(
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         neuron: A label (``"L3N669"``), a `Site`, or the pair ``(layer, neuron)``.
-        corpus: A `Corpus`, also one on disk, or tokens ``[sequence, pos]``.
+        corpus: As in `activity`.
+        attention_mask: As in `activity`.
         k: How many tokens of each sign, neighbours, and largest activations.
         examples: How many of each band of activation.
         before: Tokens of context before each example.
@@ -122,7 +124,8 @@ def neuron_page(
     """
     site = checked_request(model, neuron, k)
     layer = site.layer or 0
-    tokens, data = tokens_of(corpus)
+    texts = padded_texts(model, corpus, attention_mask)
+    tokens = texts.tokens
     check_counts(examples=examples, ablate=ablate)
     checked_seed(seed)
     # Before the corpus is read: weights that are not finite are found here.
@@ -140,21 +143,22 @@ def neuron_page(
     }
     found = {
         name: result.isel(layer=0, neuron=0, drop=True)
-        for name, result in run_sweep(model, corpus, reducers, options=sweep).items()
+        for name, result in run_sweep(model, texts, reducers, options=sweep).items()
     }
     edges = _edges(found["bins.post"])
     bands = BandExamples(
         neuron=site.label, edges=edges, k=examples, first=first, seed=seed, **shown
     )
-    drawn = run_sweep(model, corpus, {"bands": bands}, options=sweep)["bands"]
-    ablated = _some(tokens, ablate, seed)
+    drawn = run_sweep(model, texts, {"bands": bands}, options=sweep)["bands"]
+    ablated = _some(len(tokens), ablate, seed)
     held_at = float(found["moments.post"]["mean"])
     removed = removal(
         model,
         site,
-        ablated,
+        tokens[ablated].long(),
         words["promoted"].values,
         held_at=held_at,
+        real=None if texts.real is None else texts.real[ablated],
         first=first,
         size=sweep.batch_size,
     )
@@ -173,12 +177,12 @@ def neuron_page(
         page,
         coords={"component": site.label, "layer": layer, "neuron": site.unit},
         attrs={
-            **data,
+            **texts.attrs,
             **describe(model),
             "analysis": "page of a neuron",
             "long_name": f"what {site.label} reads, when it fires, and what that does",
             "unit": "see each variable",
-            "positions": int(tokens.shape[0] * (tokens.shape[1] - first)),
+            "positions": found["fraction"].attrs["entries"],
             "first": first,
             "ablated_sequences": len(ablated),
             "held_at": held_at,
@@ -206,9 +210,9 @@ def _first(model: Model, tokens: Tensor) -> int:
     return int(begins)
 
 
-def _some(tokens: Tensor, count: int, seed: int) -> Tensor:
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    return tokens[order[:count].sort().values].long()
+def _some(size: int, count: int, seed: int) -> Tensor:
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
 
 
 def _edges(histogram: xr.Dataset) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics.rows import next_tokens
@@ -28,6 +28,7 @@ def removal(
     promoted: Int[np.ndarray, " rank"],
     *,
     held_at: float,
+    real: Bool[Tensor, "sequence pos"] | None,
     first: int,
     size: int,
 ) -> dict[str, xr.DataArray]:
@@ -39,6 +40,7 @@ def removal(
         tokens: What is run.
         promoted: The tokens whose log-probabilities are looked at.
         held_at: The value.
+        real: Where text is, not padding; None for everywhere.
         first: Position from which on it is held, and effects count.
         size: Sequences at a time.
 
@@ -52,18 +54,20 @@ def removal(
     centred = value - value.mean()
     words = torch.from_numpy(promoted).to(unembed.weight.device)
     effects, coefficients = [], []
-    for batch in tokens.split(size):
+    real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+    for batch, texts in zip(tokens.split(size), real.split(size), strict=True):
         clean = runner.run(batch, sites=[Site("pre", layer), Site("post", layer)])
         stream = clean.final[:, first:]
         post = clean["post", layer][:, first:, neuron]
-        firing = clean["pre", layer][:, first:, neuron] > 0
+        text = texts[:, first:].to(stream.device)
+        firing = (clean["pre", layer][:, first:, neuron] > 0) & text
         total = stream - stream.mean(-1, keepdim=True)
         removed = (post - held_at)[..., None] * centred
         direct = stream_change(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )
         (whole,) = held_changes(runner, clean, layer, [(neuron, held_at)], first=first)
-        targets = next_tokens(clean.tokens)[:, first:]
+        targets = next_tokens(clean.tokens, texts)[:, first:]
         found = losses(
             unembed,
             unembed.normalize(stream).flatten(0, 1),
@@ -72,7 +76,7 @@ def removal(
             words,
         )
         rows = torch.stack([x.double().unflatten(-1, firing.shape) for x in found])
-        effects.append(_by_sequence(rows, firing))
+        effects.append(_by_sequence(rows.masked_fill(~text, torch.nan), firing))
         strength = (post / unembed.scale(stream)[..., 0]).double()
         coefficients.append(torch.where(firing, strength, torch.nan).nanmean(-1))
     return {

@@ -58,6 +58,7 @@ def activity(
     model: Model,
     corpus: Any,
     *,
+    attention_mask: Any = None,
     first: int = 1,
     above: float | int = 0.0,
     histogram: bool = True,
@@ -71,7 +72,10 @@ def activity(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        corpus: A `Corpus`, also one on disk, or tokens ``[sequence, pos]``.
+        corpus: A `Corpus`, also one on disk; tokens ``[sequence, pos]``, padded or not; texts, or a
+            list of token ids for each. Padding does not count.
+        attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
+            `mlp_interp.models.padding`.
         first: Position from which on activations count. 1 leaves out what stands at position 0,
             most often the beginning-of-sequence token: there streams of many models are unlike
             all others, and it would be in every sequence. 0 counts it.
@@ -127,9 +131,9 @@ def activity(
         "post": Mean(site="post", first=first),
     }
     weights = _from_weights(model, float(above))  # before the corpus: not finite, it raises
-    found = run_sweep(model, corpus, reducers, options=sweep)
+    found = run_sweep(model, corpus, reducers, attention_mask=attention_mask, options=sweep)
     result = _gathered(found, histogram).merge(weights)
-    entries = found["fraction"].attrs["sequences"] * found["fraction"].attrs["positions"]
+    entries = found["fraction"].attrs["entries"]
     result = result.merge(_judged(found["fraction"]["count"], entries))
     attrs = {k: v for k, v in found["fraction"].attrs.items() if k != "reducer"}
     attrs |= {"analysis": "activity", "unit": "see each variable", "first": first}

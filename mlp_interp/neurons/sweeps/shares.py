@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class UpdateShares(SiteReducer):
     level: float = 0.9
     sample: int = 1
     site: str = "post"
+    takes_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +101,8 @@ class UpdateShares(SiteReducer):
         """Take the activations apart, some sequences at a time."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
         W_out = single(batch.weights.parameter(site.layer or 0, "W_out"))
-        for part in pieces(x[:, self.first :: self.sample]):
+        # Padding has no update: it is left out like tokens without one, and not counted with them.
+        for part in pieces(batch.filled(x, 0.0)[:, self.first :: self.sample]):
             rows = part.flatten(0, 1).to(W_out.dtype)
             updates = SubUpdates(rows, W_out, self.order)
             found = self._measured(updates)
@@ -107,10 +110,11 @@ class UpdateShares(SiteReducer):
             counted = updates.real.nonzero()[:, 0]
             needed = found["needed"][counted].to(torch.int64)
             add(mine["needed_by_tokens"], needed.bincount(minlength=rows.shape[1] + 1))
-            add(mine["tokens"], updates.real.new_full((), len(rows), dtype=torch.int64))
             add(mine["update"], updates.total.sum(0, dtype=torch.float64))
             add(mine["direction"], updates.direction.sum(0, dtype=torch.float64))
             add(mine["square"], updates.length.square().sum(dtype=torch.float64))
+        ones = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
+        add(mine["tokens"], batch.filled(ones, 0)[:, self.first :: self.sample].sum())
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Means with errors over sequences; what is constant in the update."""

@@ -31,6 +31,7 @@ def update_shares(
     model: Model,
     corpus: Any,
     *,
+    attention_mask: Any = None,
     layers: int | Sequence[int] | None = None,
     order: Literal["activation", "norm"] = "activation",
     points: Sequence[int] | None = None,
@@ -48,7 +49,8 @@ def update_shares(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        corpus: A `Corpus`, also one on disk, or tokens ``[sequence, pos]``.
+        corpus: As in `activity`.
+        attention_mask: As in `activity`.
         layers: Which layers; None for all.
         order: What the largest sub-updates are: those with the largest ``|activation|``, or, with
             ``"norm"``, with the largest ``|activation| * |value vector|``.
@@ -111,7 +113,9 @@ def update_shares(
         layers=listed,
         first=first,
     )
-    found = run_sweep(model, corpus, {"shares": reducer}, options=sweep)["shares"]
+    found = run_sweep(
+        model, corpus, {"shares": reducer}, attention_mask=attention_mask, options=sweep
+    )["shares"]
     return finished(weights, found)
 
 

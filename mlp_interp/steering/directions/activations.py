@@ -9,6 +9,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, forward_of
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import index
+from mlp_interp.models.padding import padding_in
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
@@ -65,22 +66,27 @@ def activations(
 def activations_in(
     model: Any, cache: Cache, site: str, layers: Sequence[int], *, positions: Positions = "last"
 ) -> Tensor:
-    """The same of prompts that have been run already: all of one length, one row each.
+    """The same of prompts that have been run already, one row each; padding is left out.
 
     Raises:
         ValueError: The cache lacks the site, or has no such position; for means also, if it does
             not say what its tokens are, of which a BOS at the beginning is left out.
     """
     values = torch.stack([cached(cache, Site(site, layer)) for layer in layers], dim=2)
+    weights, (batch, length) = Weights.of(model), values.shape[:2]
+    padding = padding_in(weights, cache, (batch, length))
+    real = torch.ones(batch, length, dtype=torch.bool) if padding is None else padding.real
+    rows = [x[text] for x, text in zip(values, real.to(values.device), strict=True)]
     if isinstance(positions, int):
-        index("positions", positions, values.shape[1])
-    if positions != "mean":
-        return _at(values, positions, 0)
-    tokens = tokens_in(Weights.of(model), cache)
-    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-    first = (tokens[:, 0] == bos).tolist() if tokens.shape[1] > 1 else [False] * len(tokens)
-    rows = [_at(x[None], positions, int(begun)) for x, begun in zip(values, first, strict=True)]
-    return torch.cat(rows)
+        for row in rows:
+            index("positions", positions, len(row))
+    first = [0] * batch
+    if positions == "mean":
+        bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+        texts = zip(tokens_in(weights, cache), real.to(weights.device), strict=True)
+        first = [int(int(text.sum()) > 1 and ids[text][0] == bos) for ids, text in texts]
+    each = zip(rows, first, strict=True)
+    return torch.cat([_at(row[None], positions, begun) for row, begun in each])
 
 
 def _at(x: Tensor, positions: Positions, first: int) -> Tensor:

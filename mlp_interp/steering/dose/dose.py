@@ -17,8 +17,7 @@ from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.prompts.texts import Prompts, Texts, texts_of
-from mlp_interp.results import tokens_of
+from mlp_interp.prompts.texts import Prompts, Texts, padded_texts, texts_of
 from mlp_interp.runs import Runner
 from mlp_interp.steering.dose.cells import CLEAN, Action, DoseCell, DoseGrid, costs
 from mlp_interp.steering.dose.result import Limits, Measure, dose_result, named_metrics
@@ -201,7 +200,10 @@ def _corpus(
     """Tokens of the corpus, none if there is none, and what is said of them."""
     if corpus is None:
         return torch.zeros(0, 2, dtype=torch.long), {"data": "no corpus"}
-    tokens, data = tokens_of(corpus)
+    texts = padded_texts(weights.model, corpus)
+    if texts.padding is not None:
+        raise ValueError(f"corpus={texts.padding}; wanted texts of one length")
+    tokens, data = texts.tokens, texts.attrs
     if tokens.shape[1] < 2:
         raise ValueError(f"corpus has sequences of {tokens.shape[1]} token; wanted at least 2")
     weights.checked(tokens)

@@ -1,0 +1,338 @@
+"""Which tokens of a batch are text and which are padding: one rule for all that takes tokens.
+
+A batch is padded if an ``attention_mask`` says so (1 where text is, 0 where padding is; ones
+everywhere: nothing is padding). Without one, runs of the tokenizer's padding token at the ends of
+rows of a plain tensor, or of a cache's tokens, are padding, on one side:
+
+- Where that token means nothing else, all of every such run.
+- Where it also begins texts (Pythia's does all three), one at the beginning of a row is BOS and
+  text. More than one in any row is padding at the left; then the last of each run is BOS, unless
+  some row begins without.
+- Where it also ends texts, and every row ends with it, at least one of them with just one, that one
+  is the text's own end. A row that alone ends with it is padded by one: it looks the same.
+
+What was told apart is in a result's ``data``. A `Corpus` is packed and has no padding. In a causal
+model nothing after a token matters to it: texts are shifted to the beginning of their rows before
+they run, and each gives the numbers that it gives alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mlp_interp.models.caches import cached, cached_tokens
+from mlp_interp.models.indices import indices, integers
+from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.weights import Weights
+from mlp_interp.results import tokens_of
+from mlp_interp.sites import Site
+
+__all__ = ["Padded", "Padding", "packed", "padding_in", "places", "right_padded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """Where the text of each row is: one run of positions.
+
+    Attributes:
+        real: True where text is.
+        why: How that was told, in words.
+    """
+
+    real: Bool[Tensor, "batch pos"]
+    why: str
+
+    @property
+    def starts(self) -> Int[Tensor, " batch"]:
+        """First position of each text."""
+        return self.real.int().argmax(1)
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each text."""
+        return self.real.sum(1)
+
+    def __str__(self) -> str:
+        lengths = self.lengths
+        return (
+            f"{len(lengths)} texts of {int(lengths.min())} to {int(lengths.max())} tokens; "
+            f"{self.why}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """Tokens of texts that begin at position 0, with padding after the shorter ones.
+
+    Attributes:
+        tokens: Token ids; 0 where padding is.
+        padding: Where that is; None if nowhere.
+        attrs: What results say of the data.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    padding: Padding | None
+    attrs: dict[str, Any]
+
+    @property
+    def real(self) -> Bool[Tensor, "batch pos"] | None:
+        """True where text is; None if everywhere."""
+        return None if self.padding is None else self.padding.real
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"] | None:
+        """Tokens of each text; None if all positions are text."""
+        return None if self.padding is None else self.padding.lengths
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest text."""
+        return self.tokens.shape[1] if self.padding is None else int(self.padding.lengths.min())
+
+    def rows(self) -> list[list[int]]:
+        """Each text's own tokens."""
+        if self.padding is None:
+            return self.tokens.tolist()
+        pairs = zip(self.tokens.tolist(), self.padding.lengths.tolist(), strict=True)
+        return [row[:length] for row, length in pairs]
+
+
+def right_padded(model: Model, given: Any, attention_mask: Any = None) -> Padded:
+    """Tokens with each text at the beginning of its row, and which of them are text.
+
+    Args:
+        model: The model, whose tokenizer has the padding token.
+        given: A corpus, which is packed, or tokens ``[batch, pos]``, padded at either side.
+        attention_mask: 1 where text is, 0 where padding is, ``[batch, pos]``; None tells it by the
+            rule of this module.
+
+    Raises:
+        ValueError: No tokens, a mask of another shape or with holes, a row without text, or padding
+            that cannot be told.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> padded = right_padded(load_model("nano"), torch.tensor([[0, 5, 6], [0, 0, 7]]))
+        >>> padded.tokens.tolist(), padded.shortest
+        ([[0, 5, 6], [0, 7, 0]], 2)
+    """
+    tokens, attrs = tokens_of(given)
+    if tokens is not given:
+        if attention_mask is not None:
+            raise ValueError(
+                "attention_mask beside a corpus, which is packed; wanted None, or tokens"
+            )
+        return Padded(tokens, None, attrs)
+    if attention_mask is None:
+        padding = _recognised(getattr(model, "tokenizer", None), tokens)
+    else:
+        padding = _masked(attention_mask, tokens.shape)
+    return packed(tokens, padding, attrs)
+
+
+def packed(tokens: Tensor, padding: Padding | None, attrs: dict[str, Any]) -> Padded:
+    """Texts at the beginning of their rows, wherever they were."""
+    if padding is None or bool(padding.real.all()):
+        return Padded(tokens, None, attrs)
+    length = tokens.shape[1]
+    places = torch.arange(length, device=tokens.device)
+    starts, lengths = (x.to(tokens.device)[:, None] for x in (padding.starts, padding.lengths))
+    real = places < lengths
+    # What stands there matters to nothing; an id that the model lacks would be refused.
+    shifted = tokens.gather(1, (places + starts) % length).masked_fill(~real, 0)
+    return Padded(shifted, Padding(real, padding.why), {**attrs, "data": str(padding)})
+
+
+def padding_in(
+    weights: Weights,
+    cache: Cache,
+    shape: tuple[int, int],
+    *,
+    attention_mask: Any = None,
+    tokens: Tensor | None = None,
+) -> Padding | None:
+    """Where the texts of a cache are; None if nothing in it is known to be padding.
+
+    Args:
+        weights: The model's.
+        cache: What was kept. Its mask (``"attention_mask"``), its tokens or its embeddings tell.
+        shape: Texts and positions in the cache.
+        attention_mask: As in `right_padded`.
+        tokens: What was run, if somebody said so.
+
+    Raises:
+        ValueError: As `right_padded`; also a run of texts padded at the left, which attend to their
+            padding.
+    """
+    names = {*cache}
+    if attention_mask is None and "attention_mask" in names:
+        attention_mask = cache["attention_mask"]
+    tokenizer = getattr(weights.model, "tokenizer", None)
+    tokens = cached_tokens(cache) if tokens is None else tokens
+    embed, pad = Site("embed"), getattr(tokenizer, "pad_token_id", None)
+    padding = None
+    if attention_mask is not None:
+        padding = _masked(attention_mask, shape)
+    elif tokens is not None and tokens.shape in (shape, (1, shape[1])):
+        padding = _recognised(tokenizer, tokens.expand(shape))
+    elif embed.hook_name in names and pad is not None and pad < len(weights.W_E):
+        is_pad = (cached(cache, embed) == weights.W_E[pad]).all(-1)
+        padding = _recognised(tokenizer, torch.where(is_pad, pad, pad + 1))
+    if padding is None or bool(padding.real.all()):
+        return None
+    if hasattr(cache, "tokens") and bool(padding.starts.any()):
+        raise ValueError(
+            "cache is a run of texts padded at the left, which attend to their padding; wanted "
+            "them padded at the right"
+        )
+    return padding
+
+
+def places(
+    positions: Any, length: int, real: Bool[Tensor, "batch pos"] | None
+) -> tuple[tuple[int, ...], Bool[Tensor, "batch chosen"] | None]:
+    """Positions that are asked for, and at which of them each text is meant.
+
+    Negative ones count from the end of each text, so they may be others in each row; positions from
+    0 are the same in all.
+
+    Args:
+        positions: One or several; None for all.
+        length: Positions there are.
+        real: Where text is; None if everywhere.
+
+    Returns:
+        The positions, and, where there is padding, which of them each text is asked about.
+
+    Raises:
+        ValueError: A position is named twice, or outside a text (from 0: outside all of them).
+
+    Example:
+        >>> real = torch.tensor([[True, True, True], [True, True, False]])
+        >>> places(-1, 3, real)[0], places(-1, 3, None)[0]
+        ((1, 2), (2,))
+    """
+    if real is None:
+        return indices("positions", positions, length), None
+    if positions is None:
+        return tuple(range(length)), real
+    starts, lengths = real.int().argmax(1), real.sum(1)
+    wanted = torch.zeros_like(real)
+    for place in _distinct(positions):
+        columns = (starts + lengths + place) if place < 0 else torch.full_like(starts, place)
+        short = -place > lengths if place < 0 else columns >= length
+        if bool(short.any()) or (place >= 0 and not bool(real[:, place].any())):
+            row = int(short.int().argmax())
+            raise ValueError(
+                f"positions={place}; text {row} has {int(lengths[row])} tokens, of {length} "
+                "positions: wanted one that it has"
+            )
+        wanted.scatter_(1, columns[:, None], True)
+    wanted &= real
+    chosen = wanted.any(0).nonzero()[:, 0]
+    return tuple(chosen.tolist()), wanted[:, chosen]
+
+
+def _distinct(positions: Any) -> tuple[int, ...]:
+    """Positions as given, negative ones too, each once."""
+    given = integers("positions", positions) or ()
+    if not given or len({*given}) < len(given):
+        raise ValueError(f"positions={list(given)}; wanted at least one integer, each once")
+    return given
+
+
+def _masked(given: Any, shape: Any) -> Padding:
+    """What a mask says.
+
+    Raises:
+        ValueError: It is none of this shape, or a row has no text or several.
+    """
+    mask = torch.as_tensor(given)
+    if mask.shape != torch.Size(shape) or bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(
+            f"attention_mask={tuple(mask.shape)} of {mask.dtype}; wanted zeros and ones "
+            f"{tuple(shape)}"
+        )
+    real = mask.bool()
+    begins = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
+    if bool((begins != 1).any()):
+        row = int((begins != 1).int().argmax())
+        raise ValueError(
+            f"attention_mask has {int(begins[row])} runs of ones in row {row}; wanted one"
+        )
+    return Padding(real, "padding by attention_mask")
+
+
+def _recognised(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Padding | None:
+    """What the padding token says; None where it says nothing.
+
+    Raises:
+        ValueError: It begins and ends rows, or is all of one.
+    """
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
+        return None
+    eos = getattr(tokenizer, "eos_token_id", None)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    begins, ends = pad == (eos if bos is None else bos), pad == eos
+    is_pad, length = tokens == pad, tokens.shape[1]
+    some = ~is_pad.all(1)
+    if not bool(some.any()) and (begins or ends):
+        return None
+    left, right = _run(is_pad), _run(is_pad.flip(1))
+    if bool(some.any()):
+        left[some], right[some] = _one_side(left[some], right[some], begins, ends, pad)
+        # Of a row of nothing else, one is BOS.
+        filled = length - int(begins)
+        left[~some], right[~some] = (filled, 0) if bool(left[some].any()) else (0, filled)
+    if bool((left + right >= length).any()):
+        row = int((left + right >= length).int().argmax())
+        raise ValueError(f"tokens of row {row} are nothing but padding; wanted at least one token")
+    if not bool((left + right).any()):
+        return None
+    at = torch.arange(length, device=tokens.device)
+    real = (at >= left[:, None]) & (at < length - right[:, None])
+    where = "beginning" if bool(left.any()) else "end"
+    own = " but a BOS" if begins and bool(left.any()) else ""
+    return Padding(real, f"runs of token {pad} at the {where} of rows taken for padding{own}")
+
+
+def _one_side(
+    left: Int[Tensor, " row"], right: Int[Tensor, " row"], begins: bool, ends: bool, pad: int
+) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """How many of those that rows begin and end with are padding.
+
+    Raises:
+        ValueError: Some at either side are.
+    """
+    left, right = _before(left, begins), _after(right, ends)
+    if not bool(left.any()) or not bool(right.any()):
+        return left, right
+    if ends and int(right.max()) == 1:  # ends of texts that are padded at the left
+        return left, torch.zeros_like(right)
+    raise ValueError(
+        f"tokens begin and end with runs of the padding token {pad}; wanted padding at one side, "
+        "or attention_mask"
+    )
+
+
+def _run(is_pad: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """How many stand at the beginning of each row."""
+    return is_pad.int().cumprod(1).sum(1)
+
+
+def _before(run: Int[Tensor, " row"], begins: bool) -> Int[Tensor, " row"]:
+    """How many of those that rows begin with are padding."""
+    if not begins:
+        return run
+    if int(run.max()) <= 1:
+        return torch.zeros_like(run)
+    return run - 1 if int(run.min()) >= 1 else run
+
+
+def _after(run: Int[Tensor, " row"], ends: bool) -> Int[Tensor, " row"]:
+    """How many of those that rows end with are padding."""
+    return run - 1 if ends and int(run.min()) == 1 else run
