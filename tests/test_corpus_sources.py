@@ -518,6 +518,25 @@ def test_corpus_of_own_tokens():
     assert corpus.token_text(1) == ["#3", "#4", "#5"]
 
 
+def test_sequences_are_chosen_by_indices_of_any_kind():
+    tokens = torch.arange(12).reshape(4, 3)
+    corpus = Corpus(tokens)
+    for index in (np.int64(2), torch.tensor(2), -2):
+        assert corpus[index].tolist() == [6, 7, 8]
+    mask = [True, False, False, True]
+    several = [[0, 3], (0, 3), np.array([0, -1]), torch.tensor([0, 3]), mask, np.array(mask)]
+    for index in [*several, torch.tensor(mask), slice(None, None, 3)]:
+        part = corpus[index]
+        assert torch.equal(part.tokens, tokens[[0, 3]])
+        assert part.attrs["sha256"] == Corpus(tokens[[0, 3]]).attrs["sha256"]
+    assert torch.equal(corpus[::-1].tokens, tokens.flip(0))
+    for wrong, message in ((4, "index=4; wanted integers from -4 to 3"), (mask[:2], "2 bools")):
+        with pytest.raises(IndexError, match=message):
+            corpus[wrong]
+    with pytest.raises(ValueError, match="is empty"):
+        corpus[[]]
+
+
 def test_repr_and_text():
     corpus = load(TEXTS, seed=None)
     first, second = repr(corpus).splitlines()

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -122,10 +123,53 @@ def test_slicing_length_and_iteration(contrast):
     assert [one.answer_text for one in contrast] == [[" cat"], [" world"]]
     assert contrast[1].attrs["data"].startswith("sitting: 1 pairs")
     assert torch.equal(contrast[1].subject, contrast.subject[1:])
-    with pytest.raises(IndexError, match="index=2: there are 2 prompts"):
+    with pytest.raises(IndexError, match="index=2; wanted integers from -2 to 1"):
         contrast[2]
     with pytest.raises(ValueError, match="empty"):
         contrast[2:]
+
+
+@pytest.mark.parametrize(
+    ("index", "chosen"),
+    [
+        (np.int64(1), [1]),
+        (torch.tensor(-1), [1]),
+        ([1, 0], [1, 0]),
+        ((1, 1), [1, 1]),
+        (np.array([1, -2]), [1, 0]),
+        (torch.tensor([1]), [1]),
+        ([False, True], [1]),
+        (np.array([True, False]), [0]),
+        (torch.tensor([True, True]), [0, 1]),
+        (slice(None, None, -1), [1, 0]),
+        (range(2), [0, 1]),
+    ],
+)
+def test_indices_of_any_kind(contrast, index, chosen):
+    some = contrast[index]
+    assert some.clean_text == [contrast.clean_text[prompt] for prompt in chosen]
+    assert some.answer_text == [contrast.answer_text[prompt] for prompt in chosen]
+    assert some.all_foils == tuple(contrast.all_foils[prompt] for prompt in chosen)
+    assert torch.equal(some.subject, contrast.subject[chosen])
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([0, 2], "index=2; wanted integers from -2 to 1"),
+        (1.0, "index=1.0; wanted integers"),
+        ("clean", "index='clean'; wanted integers"),
+        (True, "index=True; wanted integers"),
+        ([True], "index of 1 bools; wanted one for each of 2"),
+        (np.array([[0, 1]]), r"index=\[0, 1\]; wanted integers"),
+        (None, "index=None; wanted integers"),
+    ],
+)
+def test_indices_of_no_prompts(contrast, index, message):
+    with pytest.raises(IndexError, match=message):
+        contrast[index]
+    with pytest.raises(ValueError, match=r"index=\[\] is empty; wanted some of 2 prompts"):
+        contrast[[]]
 
 
 def test_swap_exchanges_everything_and_twice_is_nothing(contrast):
@@ -240,12 +284,6 @@ def of(tokenizer, clean=CAT, corrupted=HELLO, answers=" cat", foils=" world", **
 def test_bad_texts(tokenizer, changes, message):
     with pytest.raises(ValueError, match=message):
         of(tokenizer, **changes)
-
-
-def test_prompts_of_two_lengths(tokenizer):
-    longer = [text + " on the mat" for text in (CAT, HELLO)]
-    with pytest.raises(ValueError, match="prompt 1 has 10 tokens and prompt 0 has 7; wanted one"):
-        of(tokenizer, [CAT, longer[0]], [HELLO, longer[1]], [" cat"] * 2, [" on"] * 2)
 
 
 def test_tokenizer_that_is_none_or_has_no_bos():

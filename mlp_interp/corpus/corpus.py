@@ -1,11 +1,12 @@
 """`Corpus`: sequences of tokens with their provenance."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
 from mlp_interp.models._fingerprint import id_blocks
+from mlp_interp.models.indices import is_single, places
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_of
 
@@ -102,19 +104,26 @@ class Corpus:
         return iter(self.tokens)
 
     @overload
-    def __getitem__(self, index: int) -> Tensor: ...
+    def __getitem__(self, index: SupportsIndex) -> Tensor: ...
     @overload
-    def __getitem__(self, index: slice) -> "Corpus": ...
-    def __getitem__(self, index: int | slice) -> "Tensor | Corpus":
-        """One sequence, or for a slice a corpus of some of them.
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> "Corpus": ...
+    def __getitem__(self, index: Any) -> "Tensor | Corpus":
+        """One sequence, or a corpus of some of them.
+
+        Args:
+            index: An integer; or for a corpus a slice, several integers, or one bool for each
+                sequence, as lists, arrays or tensors. A slice of a corpus on disk stays there.
 
         Raises:
             IndexError: There is no such sequence.
-            ValueError: The slice is empty.
+            ValueError: None is chosen.
         """
-        if isinstance(index, int):
-            return self.tokens[index]
-        return replace(self, tokens=self.tokens[index], path=None)
+        if isinstance(index, slice) and (index.step is None or index.step > 0):
+            return replace(self, tokens=self.tokens[index], path=None)
+        chosen = places(index, len(self))
+        if is_single(index):
+            return self.tokens[chosen[0]]
+        return replace(self, tokens=self.tokens[chosen], path=None)
 
     def batches(
         self, size: int, *, device: str | torch.device | None = None

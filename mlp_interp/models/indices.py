@@ -7,7 +7,7 @@ float) are refused: a user who gives them means something else than what would b
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["distinct", "index", "indices", "integers"]
+__all__ = ["distinct", "index", "indices", "integers", "is_single", "places"]
 
 
 def index(name: str, given: Any, size: int) -> int:
@@ -59,6 +59,40 @@ def indices(name: str, given: Any, size: int) -> tuple[int, ...]:
     if len(set(found)) < len(listed):
         raise ValueError(f"{name}={listed}; wanted integers from {-size} to {size - 1}, each once")
     return found
+
+
+def is_single(given: Any) -> bool:
+    """Whether what stands in brackets is one integer, of Python, numpy or torch."""
+    return type(_plain(given)) is int
+
+
+def places(given: Any, size: int) -> list[int]:
+    """What brackets choose among `size` things: as of a list or an array, in the order asked for.
+
+    Args:
+        given: An integer, a slice, several integers (one may come twice), or one bool for each
+            thing; of Python, numpy or torch.
+        size: How many things there are.
+
+    Raises:
+        IndexError: There is no such thing, there are not as many bools, or it is no index.
+
+    Example:
+        >>> places([2, 0, -1], 3), places([True, False, True], 3), places(slice(1, None), 3)
+        ([2, 0, 2], [0, 2], [1, 2])
+    """
+    if isinstance(given, slice):
+        return list(range(size)[given])
+    plain = _plain(given)
+    listed = [_plain(i) for i in plain] if _several(plain) else [plain]
+    if listed and _several(plain) and all(type(i) is bool for i in listed):
+        if len(listed) != size:
+            raise IndexError(f"index of {len(listed)} bools; wanted one for each of {size}")
+        return [i for i, wanted in enumerate(listed) if wanted]
+    wrong = [i for i in listed if not _within(i, size)]
+    if wrong:
+        raise IndexError(f"index={wrong[0]!r}; wanted integers from {-size} to {size - 1}")
+    return [i % size for i in listed]
 
 
 def integers(name: str, given: Any) -> tuple[int, ...] | None:

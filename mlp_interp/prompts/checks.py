@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_pairs", "check_sets", "check_tensors"]
+__all__ = ["check_lengths", "check_pairs", "check_sets", "check_tensors"]
 
 
 def check_tensors(contrast: Any) -> None:
@@ -43,6 +43,36 @@ def check_tensors(contrast: Any) -> None:
         raise ValueError(
             f"subject={_shape(subject)} of {subject.dtype}; wanted booleans {tuple(clean.shape)}"
         )
+
+
+def check_lengths(contrast: Any) -> None:
+    """Refuse lengths that are none of these prompts.
+
+    Raises:
+        ValueError: Not one integer for each prompt, below 1, or the longest is not as long as the
+            tokens are.
+    """
+    lengths, clean = contrast.lengths, contrast.clean_tokens
+    if lengths is None or not isinstance(clean, Tensor) or clean.ndim != 2:
+        return
+    whole = isinstance(lengths, Tensor) and not (
+        lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+    )
+    if not whole or lengths.shape != clean.shape[:1]:
+        raise ValueError(
+            f"lengths={_shape(lengths)}; wanted one integer for each of {len(clean)} prompts"
+        )
+    if int(lengths.min()) < 1 or int(lengths.max()) != clean.shape[1]:
+        raise ValueError(
+            f"lengths={lengths.tolist()}; wanted integers from 1, the largest of them "
+            f"{clean.shape[1]} as clean_tokens is {tuple(clean.shape)}"
+        )
+    for name in ("corrupted_tokens", "subject"):
+        tensor = getattr(contrast, name)
+        if isinstance(tensor, Tensor) and tensor.shape != clean.shape:
+            raise ValueError(
+                f"{name}={_shape(tensor)}; wanted shape {tuple(clean.shape)}, as clean_tokens is"
+            )
 
 
 def check_pairs(contrast: Any) -> None:

@@ -1,4 +1,4 @@
-"""`Contrast`: clean and corrupted prompts of equal length, with what should follow each."""
+"""`Contrast`: pairs of clean and corrupted prompts, with what should follow each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.indices import places
 from mlp_interp.models.protocol import Cache, Model
-from mlp_interp.prompts.checks import check_pairs, check_sets, check_tensors
+from mlp_interp.prompts.checks import check_lengths, check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import tokenize_pairs
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_name, tokenizer_of
@@ -20,13 +21,14 @@ __all__ = ["Contrast"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Contrast:
-    """Clean and corrupted prompts of equal length, with answer and foil of each pair.
+    """Pairs of clean and corrupted prompts, of equal length, with answer and foil of each pair.
 
     After the clean prompt `answers` is right; after the corrupted one, which differs in a few
     tokens, `foils` is. A score such as ``logit(answer) - logit(foil)`` therefore points toward
     clean when positive. *Denoising* puts activations of the clean run into the corrupted one,
-    *noising* the reverse; both need the tokens to line up, so every prompt has the same length and
-    nothing is padded.
+    *noising* the reverse; both need the tokens to line up, so the two prompts of a pair have the
+    same length. Pairs may differ in length: shorter ones are padded on the right, `lengths` says
+    where they end, and every analysis gives each pair the numbers that it has by itself.
 
     Made by `Contrast.of` from texts, or by the tasks of `mlp_interp.prompts`.
 
@@ -43,6 +45,8 @@ class Contrast:
         attrs: Where the prompts come from (``task``, ``data``, ``seed``, ``tokenizer``), as a
             result carries it.
         tokenizer: Turns the ids back into text; None prints the ids.
+        lengths: Tokens of each pair, ``[prompt]``, of which the longest fills `clean_tokens`; what
+            stands after them is set to 0 and never looked at. None where all are equally long.
 
     Raises:
         ValueError: No prompts, unequal shapes, ids that are no token ids, an answer that is its
@@ -69,18 +73,37 @@ class Contrast:
     all_foils: tuple[tuple[int, ...], ...] = ()
     attrs: dict[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
+    lengths: Int[Tensor, " prompt"] | None = None
 
     def __post_init__(self) -> None:
+        check_lengths(self)
+        self._clear_padding()
         check_tensors(self)
         check_pairs(self)
         for name, ids in (("all_answers", self.answers), ("all_foils", self.foils)):
             if not getattr(self, name):
                 object.__setattr__(self, name, tuple((token,) for token in ids.tolist()))
         check_sets(self)
-        prompts, length = self.clean_tokens.shape
         task = self.attrs.get("task", "prompts")
-        described = {"task": task, "data": f"{task}: {prompts} pairs of {length} tokens"}
+        described = {
+            "task": task,
+            "data": f"{task}: {len(self)} pairs of {self.length_text} tokens",
+        }
         object.__setattr__(self, "attrs", {**self.attrs, **described})
+
+    def _clear_padding(self) -> None:
+        """What is padded with must not matter: it is 0, no subject, and not there if it can be."""
+        if self.lengths is None:
+            return
+        lengths = self.lengths.to(self.clean_tokens.device, torch.int64)
+        object.__setattr__(self, "lengths", lengths)
+        for name in ("clean_tokens", "corrupted_tokens", "subject"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                padding = ~self.real.to(tensor.device)
+                object.__setattr__(self, name, tensor.masked_fill(padding, 0))
+        if bool((lengths == self.length).all()):
+            object.__setattr__(self, "lengths", None)
 
     @classmethod
     def of(
@@ -101,7 +124,8 @@ class Contrast:
             model: A model with a tokenizer, or a Hugging Face tokenizer.
             clean: Prompts after which the answer is right: one text or several; token ids ``[pos]``
                 or ``[prompt, pos]``, taken as they are; or a run or cache of them.
-            corrupted: As many prompts that differ from them, of equal length in tokens.
+            corrupted: As many prompts that differ from them, each as long in tokens as its clean
+                one.
             answers: What follows each clean prompt, with its leading space (``" Mary"``), as one
                 token; or token ids.
             foils: What follows each corrupted prompt.
@@ -115,8 +139,8 @@ class Contrast:
 
         Raises:
             ValueError: Nothing given; unequal numbers of prompts, answers or foils; clean and
-                corrupted, or two prompts, of unequal length; an answer that is not one token of the
-                model; or what `Contrast` itself refuses. The text shows prompt and tokens.
+                corrupted of unequal length; an answer that is not one token of the model; or what
+                `Contrast` itself refuses. The text shows prompt and tokens.
 
         Example:
             >>> from mlp_interp import load_model
@@ -151,8 +175,23 @@ class Contrast:
 
     @property
     def length(self) -> int:
-        """Tokens per prompt, BOS included."""
+        """Tokens of the longest prompt, BOS included."""
         return int(self.clean_tokens.shape[1])
+
+    @property
+    def length_text(self) -> str:
+        """How long the prompts are, in words: ``"10"``, or ``"7 to 10"``."""
+        if self.lengths is None:
+            return str(self.length)
+        return f"{int(self.lengths.min())} to {int(self.lengths.max())}"
+
+    @property
+    def real(self) -> Bool[Tensor, "prompt pos"]:
+        """True at the prompts' own tokens, False at padding."""
+        if self.lengths is None:
+            return torch.ones_like(self.clean_tokens, dtype=torch.bool)
+        positions = torch.arange(self.length, device=self.lengths.device)
+        return positions < self.lengths[:, None]
 
     @property
     def differs(self) -> Bool[Tensor, "prompt pos"]:
@@ -162,12 +201,12 @@ class Contrast:
     @property
     def clean_text(self) -> list[str]:
         """The clean prompts as text, BOS included."""
-        return [decode(self.tokenizer, row) for row in self.clean_tokens.tolist()]
+        return [decode(self.tokenizer, row) for row in self.rows("clean")]
 
     @property
     def corrupted_text(self) -> list[str]:
         """The corrupted prompts as text, BOS included."""
-        return [decode(self.tokenizer, row) for row in self.corrupted_tokens.tolist()]
+        return [decode(self.tokenizer, row) for row in self.rows("corrupted")]
 
     @property
     def answer_text(self) -> list[str]:
@@ -179,8 +218,8 @@ class Contrast:
         """The foils as text."""
         return token_strings(self.tokenizer, self.foils.tolist())
 
-    def token_text(self, which: Literal["clean", "corrupted"] = "clean") -> list[list[str]]:
-        """Each token by itself as text, ``[prompt][pos]``: the labels of a figure's axis.
+    def rows(self, which: Literal["clean", "corrupted"] = "clean") -> list[list[int]]:
+        """Token ids ``[prompt][pos]`` without padding, so that prompts may differ in length.
 
         Raises:
             ValueError: `which` is neither "clean" nor "corrupted".
@@ -188,7 +227,16 @@ class Contrast:
         if which not in ("clean", "corrupted"):
             raise ValueError(f"which={which!r}; wanted 'clean' or 'corrupted'")
         tokens = self.clean_tokens if which == "clean" else self.corrupted_tokens
-        return [token_strings(self.tokenizer, row) for row in tokens.tolist()]
+        lengths = self.real.sum(-1).tolist()
+        return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+
+    def token_text(self, which: Literal["clean", "corrupted"] = "clean") -> list[list[str]]:
+        """Each token by itself as text, ``[prompt][pos]``: the labels of a figure's axis.
+
+        Raises:
+            ValueError: `which` is neither "clean" nor "corrupted".
+        """
+        return [token_strings(self.tokenizer, row) for row in self.rows(which)]
 
     def swap(self) -> "Contrast":
         """The same pairs with clean and corrupted, answer and foil exchanged."""
@@ -211,32 +259,48 @@ class Contrast:
             answers=self.answers.to(device),
             foils=self.foils.to(device),
             subject=None if self.subject is None else self.subject.to(device),
+            lengths=None if self.lengths is None else self.lengths.to(device),
         )
 
     def __len__(self) -> int:
         return int(self.clean_tokens.shape[0])
 
-    def __getitem__(self, index: int | slice) -> "Contrast":
-        """Some of the prompts; an integer gives a `Contrast` of one.
+    def __getitem__(self, index: Any) -> "Contrast":
+        """Some of the prompts, cut to the longest of them; an integer gives a `Contrast` of one.
+
+        Args:
+            index: An integer, a slice, several integers, or one bool for each prompt; lists, or
+                arrays and tensors.
 
         Raises:
             IndexError: There is no such prompt.
-            ValueError: The slice is empty.
+            ValueError: None is chosen.
         """
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index={index}: there are {len(self)} prompts")
-            index = slice(index, index + 1 or None)
+        chosen = places(index, len(self))
+        if not chosen:
+            raise ValueError(f"index={index!r} is empty; wanted some of {len(self)} prompts")
+        lengths = None if self.lengths is None else self.lengths[chosen]
+        length = self.length if lengths is None else int(lengths.max())
         return replace(
             self,
-            clean_tokens=self.clean_tokens[index],
-            corrupted_tokens=self.corrupted_tokens[index],
-            answers=self.answers[index],
-            foils=self.foils[index],
-            subject=None if self.subject is None else self.subject[index],
-            all_answers=self.all_answers[index],
-            all_foils=self.all_foils[index],
+            clean_tokens=self.clean_tokens[chosen, :length],
+            corrupted_tokens=self.corrupted_tokens[chosen, :length],
+            answers=self.answers[chosen],
+            foils=self.foils[chosen],
+            subject=None if self.subject is None else self.subject[chosen, :length],
+            all_answers=tuple(self.all_answers[prompt] for prompt in chosen),
+            all_foils=tuple(self.all_foils[prompt] for prompt in chosen),
+            lengths=lengths,
         )
+
+    def by_length(self) -> "list[tuple[list[int], Contrast]]":
+        """The prompts of each length by themselves, shortest first, and which prompts they are."""
+        if self.lengths is None:
+            return [(list(range(len(self))), self)]
+        groups: dict[int, list[int]] = {}
+        for prompt, length in enumerate(self.lengths.tolist()):
+            groups.setdefault(length, []).append(prompt)
+        return [(groups[length], self[groups[length]]) for length in sorted(groups)]
 
     def __repr__(self) -> str:
         return contrast_text(self)

@@ -34,7 +34,7 @@ def contrast_text(contrast: Any) -> str:
     differs = contrast[0].differs[0].tolist()
     lines = [
         f"Contrast(task={contrast.attrs['task']!r}, prompts={len(contrast)}, "
-        f"length={contrast.length})"
+        f"length={contrast.length_text})"
     ]
     for which in ("clean", "corrupted"):
         tokens = contrast[0].token_text(which)[0]
@@ -51,7 +51,7 @@ def contrast_html(contrast: Any) -> str:
     columns = zip(
         first.token_text("clean"),
         first.token_text("corrupted"),
-        first.differs.tolist(),
+        [row[mask].tolist() for row, mask in zip(first.differs, first.real, strict=True)],
         first.answer_text,
         first.foil_text,
         strict=True,
@@ -64,7 +64,7 @@ def contrast_html(contrast: Any) -> str:
     left = len(contrast) - len(rows)
     more = f"; {left} more not shown" if left else ""
     caption = escape(
-        f"{contrast.attrs['task']}: {len(contrast)} pairs of {contrast.length} tokens{more}"
+        f"{contrast.attrs['task']}: {len(contrast)} pairs of {contrast.length_text} tokens{more}"
     )
     return (
         f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"

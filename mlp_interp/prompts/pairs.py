@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -68,8 +68,9 @@ def tokenize_pairs(
         for prompt, row in enumerate(rows):
             _check_vocabulary(model, max(row), what=f"{name}[{prompt}]")
     return {
-        "clean_tokens": torch.tensor(clean),
-        "corrupted_tokens": torch.tensor(corrupted),
+        "clean_tokens": _padded(clean),
+        "corrupted_tokens": _padded(corrupted),
+        "lengths": torch.tensor([len(row) for row in clean]),
         **{name: torch.tensor(tokens) for name, tokens in ids.items()},
         "subject": None
         if subjects is None
@@ -157,13 +158,11 @@ def _check_lengths(
                 f"  clean     {_tokens_shown(tokenizer, one)}\n"
                 f"  corrupted {_tokens_shown(tokenizer, other)}"
             )
-        if len(one) != len(clean[0]):
-            raise ValueError(
-                f"prompt {prompt} has {len(one)} tokens and prompt 0 has {len(clean[0])}; wanted "
-                "one length for all prompts of a Contrast: make one Contrast for each length\n"
-                f"  prompt 0  {_tokens_shown(tokenizer, clean[0])}\n"
-                f"  prompt {prompt}  {_tokens_shown(tokenizer, one)}"
-            )
+
+
+def _padded(rows: list[list[int]]) -> Int[Tensor, "prompt pos"]:
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
 
 
 def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -202,7 +201,7 @@ def _subject_mask(
     """True at the tokens of each prompt's subject; None if the tokenizer cannot say where it is."""
     if not tokenizer.is_fast:
         return None
-    mask = torch.zeros(len(clean), len(clean[0]), dtype=torch.bool)
+    mask = torch.zeros(len(clean), max(map(len, clean)), dtype=torch.bool)
     spans = _spans(tokenizer, texts)
     for prompt, subject in enumerate(subjects):
         if subject is None:
