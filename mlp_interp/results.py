@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "mean_and_error",
     "mean_and_error_over",
+    "ratio_of_means",
     "save",
     "save_groups",
     "single",
@@ -97,6 +98,28 @@ def mean_and_error_over(values: xr.DataArray, dim: str) -> tuple[xr.DataArray, x
     mean = values.mean(dim)
     squares = ((values - mean) ** 2).sum(dim)
     return mean, (squares / (count - 1) / count) ** 0.5
+
+
+def ratio_of_means(
+    top: xr.DataArray, bottom: xr.DataArray, dim: str
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean of one quantity over mean of another along a dimension, and its standard error.
+
+    A mean of ratios follows whichever bottom is nearest to zero; this does not. Where `top` is NaN,
+    `bottom` does not count. The error is to first order, NaN with a single draw.
+
+    Example:
+        >>> top = xr.DataArray([1.0, 2.0, 0.3], dims="prompt")
+        >>> bottom = xr.DataArray([2.0, 4.0, 0.001], dims="prompt")
+        >>> round(float(ratio_of_means(top, bottom, "prompt")[0]), 2)
+        0.55
+    """
+    counted = bottom.where(top.notnull())
+    scale = counted.mean(dim)
+    scale = scale.where(scale != 0)
+    ratio = top.mean(dim) / scale
+    _, error = mean_and_error_over((top - ratio * counted) / scale, dim)
+    return ratio, error
 
 
 def variable(

@@ -55,7 +55,8 @@ def test_the_table_has_the_strongest_cells_of_each_site(written, nano):
     blocks = [block.splitlines() for block in printed.split("\n\n")]
     assert [block[0] for block in blocks[1:4]] == ["attn_out", "z", "post"]
     assert all(len(block) == 4 for block in blocks[1:4])
-    mean = patch(nano, prompts.ioi(nano, n=3, seed=0), sites="z").normalized[0].mean("prompt")
+    found = patch(nano, prompts.ioi(nano, n=3, seed=0), sites="z").isel(site=0)
+    mean = (found.raw - found.corrupted).mean("prompt") / (found.clean - found.corrupted).mean()
     layer, head = np.unravel_index(np.abs(mean.values).argmax(), mean.shape)
     first = blocks[2][1].split()
     assert first[0] == f"L{layer}H{head}"

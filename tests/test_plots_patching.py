@@ -43,6 +43,12 @@ def result(direction="denoising", **sizes):
     )
 
 
+def share(data, where, value):
+    """Let a cell of every prompt be this far from corrupted to clean."""
+    data["normalized"][where] = value
+    data["raw"][where] = data.corrupted + value * (data.clean - data.corrupted)
+
+
 def streams(direction="denoising"):
     return result(direction, pos=range(4))
 
@@ -117,7 +123,7 @@ def test_heads_are_a_grid_by_site():
 
 def test_heads_by_position_are_the_strongest_in_the_models_order():
     data = result(site=["z"], head=range(4), pos=range(4))
-    data["normalized"][0, 2, 1, 3] = -0.5
+    share(data, (0, 2, 1, 3), -0.5)
     figure = plots.patching(data, top=2)
     assert list(figure.data[0].y) == ["L1H2", "L2H1"]
     np.testing.assert_array_equal(figure.data[0].z, [[0, 0, 1, 0], [0, 0, 0, -0.5]])
@@ -133,7 +139,7 @@ def test_all_positions_at_once_is_one_panel_of_sites():
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_neurons_are_bars_from_the_unpatched_run(direction):
     data = result(direction, site=["post"], neuron=range(5))
-    data["normalized"][0, 2, 4] = 1.25 if direction == "noising" else 0.25
+    share(data, (0, 2, 4), 1.25 if direction == "noising" else 0.25)
     bars = plots.patching(data, top=2).data[0]
     assert list(bars.y) == ["L1N2", "L2N4"]
     centre = 1.0 if direction == "noising" else 0.0
@@ -142,20 +148,46 @@ def test_neurons_are_bars_from_the_unpatched_run(direction):
     assert list(bars.x) == [1 - 2 * centre, 0.25]
 
 
-def test_prompts_without_a_gap_are_left_out_and_counted():
-    data = streams()
+def test_prompts_without_a_gap_are_left_out_of_means_of_ratios_and_counted():
+    data = streams().drop_vars("raw")
     data["normalized"][..., 1] = np.nan
     figure = plots.patching(data)
     assert figure.data[0].z[1][2] == 1.0
     assert "1 of 2 prompts left out" in figure.layout.title.text
+    assert "mean of 2 prompts" in figure.layout.title.text
     with pytest.raises(ValueError, match="variable='raw'"):
         plots.patching(data, prompt=1)
+
+
+def test_a_prompt_with_hardly_any_gap_does_not_carry_the_figure():
+    data = streams()
+    data["corrupted"][1] = data["clean"][1] - 0.006
+    data["raw"][..., 1] = data["corrupted"][1] + 0.3
+    gaps = (data.clean - data.corrupted).values
+    data["normalized"][..., 1] = 0.3 / gaps[1]
+    figure = plots.patching(data)
+    changes = np.array([8.0, 0.3])
+    assert figure.data[0].z[1][2] == pytest.approx(changes.sum() / gaps.sum())
+    assert figure.data[0].z[0][0] == pytest.approx(0.3 / gaps.sum())
+    assert "mean change over mean gap of 2 prompts" in figure.layout.title.text
+    error = figure.data[0].customdata[0][0][1]
+    off = np.array([0.0, 0.3]) - 0.3 / gaps.sum() * gaps
+    assert error == pytest.approx(off.std(ddof=1) / 2**0.5 / gaps.mean())
+    alone = plots.patching(data, prompt=1)
+    assert alone.data[0].z[0][0] == pytest.approx(50.0)
+
+
+def test_no_gap_on_average_is_refused_and_raw_is_drawn():
+    data = streams()
+    data["clean"][:] = data["corrupted"]
+    with pytest.raises(ValueError, match="variable='raw'"):
+        plots.patching(data)
     assert plots.patching(data, prompt=1, variable="raw").data
 
 
 def test_a_cell_that_was_not_measured_stays_empty():
     data = streams()
-    data["normalized"][0, 0, 0] = np.nan
+    data["raw"][0, 0, 0] = np.nan
     heat = plots.patching(data).data[0]
     assert np.isnan(heat.z[0][0])
     assert heat.hoverongaps is False

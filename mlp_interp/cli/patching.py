@@ -13,6 +13,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.patching import patch
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import is_single_token, tokenizer_of
+from mlp_interp.results import ratio_of_means
 from mlp_interp.sites import Site
 
 TASKS = tuple(name for name in prompts.__all__ if name != "Contrast")
@@ -106,7 +107,8 @@ def table(results: dict[str, xr.Dataset], top: int) -> list[str]:
             f"{metric} is {clean:.4g} {unit} on clean and corrupted prompts alike; wanted prompts "
             "between which it differs"
         )
-    mean = f", mean of {gaps} prompts" if gaps > 1 else ""
+    many = first.sizes["prompt"]
+    mean = f", mean change over mean gap of {many} prompts" if many > 1 else ""
     lines = [
         f"{first.attrs['data']}",
         f"{metric}: clean {clean:.3f}, corrupted {corrupted:.3f} {unit}",
@@ -128,18 +130,16 @@ def _rows(result: xr.Dataset, top: int) -> list[tuple[str, str, str]]:
     unpatched = 1.0 if result.attrs["direction"] == "noising" else 0.0
     rows = []
     for site in result["site"].values:
-        cells = result["normalized"].sel(site=site)
-        dims = [str(dim) for dim in cells.dims if dim != "prompt"]
-        cells = cells.transpose(*dims, "prompt")
-        mean = cells.mean("prompt").values
-        count = cells.notnull().sum("prompt").values
+        change = result["raw"].sel(site=site) - result["corrupted"]
+        dims = [str(dim) for dim in change.dims if dim != "prompt"]
+        gap = result["clean"] - result["corrupted"]
+        mean, error = (x.transpose(*dims).values for x in ratio_of_means(change, gap, "prompt"))
         order = np.argsort(-np.abs(mean - unpatched), axis=None, kind="stable")[:top]
         for index in zip(*np.unravel_index(order, mean.shape), strict=True):
-            at = {dim: int(cells[dim].values[i]) for dim, i in zip(dims, index, strict=True)}
+            at = {dim: int(change[dim].values[i]) for dim, i in zip(dims, index, strict=True)}
             value = f"{mean[index]:+.3f}"
-            if count[index] > 1:
-                error = float(cells.values[index][~np.isnan(cells.values[index])].std(ddof=1))
-                value += f" ± {error / count[index] ** 0.5:.3f}"
+            if np.isfinite(error[index]):
+                value += f" ± {error[index]:.3f}"
             rows.append((_name(result, str(site), at), value, str(site)))
     return rows
 

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
 from mlp_interp.plots import _tokens as tokens
-from mlp_interp.results import mean_and_error_over
+from mlp_interp.results import mean_and_error_over, ratio_of_means
 from mlp_interp.sites import Site
 
 MAKER = "patching.patch"
@@ -25,7 +25,7 @@ def patching(
     top: int = 30,
     limit: float | None = None,
 ) -> go.Figure:
-    """What each patch does to the metric, averaged over prompts.
+    """What each patch does to the metric, over all prompts.
 
     Chooses the figure by what was patched: layer x position or layer x head, one panel a site; the
     strongest heads or neurons x position; bars of the strongest neurons. All panels share one
@@ -33,13 +33,14 @@ def patching(
     run) for noising and ``"normalized"``, and at the unpatched run's metric for ``"raw"``. Blue is
     toward clean, or above; red is away from it.
 
-    The mean of ``"normalized"`` gives prompts with a small gap between clean and corrupted as much
-    weight as others, so that a single one can dominate it; ``"raw"`` does not.
+    Over several prompts ``"normalized"`` is the mean change over the mean gap between clean and
+    corrupted, so that a prompt with hardly any gap does not carry the figure, as it could carry a
+    mean of ratios; the title says so. Other variables are means over prompts.
 
     Args:
         result: What `patching.patch` returns, or `gradients.as_grid`.
         variable: "normalized", "raw", or another variable with the same dimensions (centred at 0).
-        prompt: Draw this prompt alone; None averages over all, with the standard error in the hover
+        prompt: Draw this prompt alone; None draws all, with the standard error in the hover
             text. Positions at which prompts have different tokens then show the first prompt's,
             with "…".
         top: How many neurons to draw, or heads where each has its positions.
@@ -71,13 +72,14 @@ def patching(
 
 @dataclass(frozen=True)
 class _Cells:
-    """Averages over prompts: dimensions site, layer, then head or neuron and pos where they are."""
+    """Values over prompts: dimensions site, layer, then head or neuron and pos where they are."""
 
     result: xr.Dataset
     variable: str
     mean: xr.DataArray
     error: xr.DataArray
     prompts: int
+    average: str
     left_out: str
     changed: xr.DataArray | None
     tokens: tokens.Axis | None
@@ -93,7 +95,7 @@ class _Cells:
             result = result.isel(prompt=[prompt])
         if "site" not in result.dims:
             site = str(result["site"].item()) if "site" in result.coords else ""
-            arrays = [n for n in (variable, "changed") if n in result]
+            arrays = [n for n in dict.fromkeys((variable, "raw", "changed")) if n in result]
             result = result.drop_vars("site", errors="ignore").assign(
                 {name: result[name].expand_dims(site=[site]) for name in arrays}
             )
@@ -113,7 +115,14 @@ class _Cells:
                     else ""
                 )
             )
-        mean, error = mean_and_error_over(values, "prompt")
+        parts = {"raw", "clean", "corrupted"} <= {*result.variables}
+        if variable == "normalized" and values.sizes["prompt"] > 1 and parts:
+            mean, error = _of_gaps(result)
+            mean, error = mean.transpose(*dims), error.transpose(*dims)
+            average, lost = "mean change over mean gap", 0
+        else:
+            mean, error = mean_and_error_over(values, "prompt")
+            average = "mean"
         changed = result["changed"].any("prompt") if "changed" in result else None
         left = f"{lost} of {count} prompts left out: clean and corrupted metrics are equal"
         return cls(
@@ -122,6 +131,7 @@ class _Cells:
             mean,
             error,
             values.sizes["prompt"],
+            average,
             left if lost else "",
             None if changed is None else changed.transpose(*dims),
             tokens.axis(result) if "pos" in dims else None,
@@ -183,12 +193,23 @@ class _Cells:
             "Denoising": "clean activations in the corrupted run",
             "Noising": "corrupted activations in the clean run",
         }.get(direction, "activation patching")
-        mean = f", mean of {self.prompts} prompts" if self.prompts > 1 else ""
+        mean = f", {self.average} of {self.prompts} prompts" if self.prompts > 1 else ""
         return f"{direction}{': ' if direction else ''}{what}, {where}{mean}"
 
     def error_text(self) -> str:
         """Hover text of the standard error, which stands in customdata[1]."""
         return " ± %{customdata[1]:.2g} (standard error)" if self.prompts > 1 else ""
+
+
+def _of_gaps(result: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean change from the corrupted run over the mean gap between the runs, and its error."""
+    gap = result["clean"] - result["corrupted"]
+    if not float(gap.mean()):
+        raise ValueError(
+            "'normalized' holds no finite value over all prompts: clean and corrupted metrics are "
+            "equal on average; draw variable='raw', or one prompt"
+        )
+    return ratio_of_means(result["raw"] - result["corrupted"], gap, "prompt")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,13 @@ def axis(result: xr.Dataset) -> Axis:
             for name in ("clean", "corrupted")
         )
         pairs = [
-            list(dict.fromkeys(_pair(str(a), str(b)) for a, b in zip(*columns, strict=True)))
+            list(
+                dict.fromkeys(
+                    _pair(str(a), str(b))
+                    for a, b in zip(*columns, strict=True)
+                    if str(a) or str(b)  # of a prompt that ends before
+                )
+            )
             for columns in zip(clean.T, corrupted.T, strict=True)
         ]
     elif "token" in result.coords:
