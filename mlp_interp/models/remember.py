@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mlp_interp.models._checksum import checksum
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 
 __all__ = ["has_hooks", "remembered", "without_hooks"]
@@ -32,7 +33,8 @@ def remembered(model: Model, work_out: Callable[[], T]) -> T:
     state = _state(model)
     known = _known.get(model)
     if known is None or known[0] != state:
-        known = _known[model] = (state, work_out())
+        with own_mode():  # what is kept must serve whoever comes later
+            known = _known[model] = (state, work_out())
     return known[1]
 
 

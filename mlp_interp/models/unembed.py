@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import without_hooks
@@ -160,7 +161,8 @@ def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[T
     state = (W_U.data_ptr(), W_U._version, tuple(W_U.shape), float(some.sum()), float(some.norm()))
     known = _means.get(weights.model)
     if known is None or known[0] != state:
-        known = _means[weights.model] = (state, W_U.mean(-1))
+        with own_mode():
+            known = _means[weights.model] = (state, W_U.mean(-1))
     column = known[1]
     folded = column * norm.w
     return folded - folded.mean(), column @ norm.b + weights.b_U.mean()
@@ -202,7 +204,8 @@ def check_readout(weights: Weights) -> None:
     state = _readout_state(weights)
     known = _compared.get(model)
     if known is None or known[0] != state:
-        known = _compared[model] = (state, _mismatch(weights))
+        with own_mode():
+            known = _compared[model] = (state, _mismatch(weights))
     if known[1] is not None:
         raise ValueError(f"model={model.cfg.model_name!r} {known[1]}")
 

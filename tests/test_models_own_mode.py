@@ -1,0 +1,98 @@
+"""Analyses that take gradients give the same in inference mode and under autocast."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from contrasts import contrast_of
+from random_models import BACKENDS, build
+
+import mlp_interp as mi
+from mlp_interp.models.own_mode import own_mode
+from mlp_interp.neurons import AscentOptions
+from mlp_interp.runs import run
+
+MODES = {
+    "inference": lambda: torch.inference_mode(),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+ANALYSES = {
+    "attribution_patch": mi.attribution_patch,
+    "edge_attribution": mi.edge_attribution,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ANALYSES)
+def test_gradients_are_the_same_in_every_mode(kind, backend, engine, mode, name):
+    model = kind("parallel", backend, "raw")
+    options = {"engine": engine, "steps": 2}
+    expected = ANALYSES[name](model, contrast_of(), "probability", **options)
+    with MODES[mode]():
+        contrast = contrast_of()
+        runs = [run(model, tokens) for tokens in (contrast.clean_tokens, contrast.corrupted_tokens)]
+        found = ANALYSES[name](model, contrast, "probability", **options)
+        if mode == "inference":
+            same = ANALYSES[name](model, contrast, "probability", runs=runs, **options)
+            xr.testing.assert_allclose(same, expected, atol=1e-6)
+        assert torch.is_inference_mode_enabled() == (mode == "inference")
+        assert torch.is_autocast_enabled("cpu") == (mode == "autocast")
+    xr.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_exchanges_are_the_same_in_every_mode(kind, mode):
+    model, contrast = kind("sequential", BACKENDS[0], "raw"), contrast_of()
+    edges = mi.edge_attribution(model, contrast)
+
+    def all_of_them():
+        return [
+            mi.patch(model, contrast, "kl", sites="z", layers=[1]),
+            mi.path_patch(model, contrast, "kl", receivers="2.mlp"),
+            mi.faithfulness(model, contrast, edges=edges, fractions=[0.2]),
+            mi.evaluate_hypothesis(model, contrast, nodes="2.mlp", draws=1),
+            mi.causal_trace(model, "the cat sat", "cat", samples=2),
+        ]
+
+    expected = all_of_them()
+    with MODES[mode]():
+        found = all_of_them()
+    for one, same in zip(found, expected, strict=True):
+        xr.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_remembered_in_a_mode_serves_outside_it(mode):
+    contrast = contrast_of()
+    first, second = (build("sequential", BACKENDS[0], "raw") for _ in range(2))
+    expected = mi.attribution_patch(first, contrast, "kl")
+    with MODES[mode](), torch.no_grad():
+        mi.patch(second, contrast, "kl", layers=[0])
+    found = mi.attribution_patch(second, contrast, "kl")
+    for name, values in expected.data_vars.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_a_model_made_in_inference_mode_is_refused_by_name():
+    with torch.inference_mode():
+        model = build("parallel", BACKENDS[0], "folded")
+    for analysis in ANALYSES.values():
+        with pytest.raises(ValueError, match=r"was made inside torch.inference_mode\(\)"):
+            analysis(model, contrast_of())
+
+
+def test_neurons_are_driven_in_inference_mode(kind):
+    options = {"length": 3, "ascent": AscentOptions(steps=2, restarts=2)}
+    expected = mi.neurons.maximize(kind(), "L1N3", **options)
+    with torch.inference_mode():
+        found = mi.neurons.maximize(kind(), "L1N3", **options)
+    np.testing.assert_allclose(found.activation, expected.activation)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_gradient_mode_stays(gradients):
+    with torch.set_grad_enabled(gradients), own_mode():
+        assert torch.is_grad_enabled() == gradients
+    with torch.inference_mode(), own_mode():
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
