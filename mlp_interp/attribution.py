@@ -1,8 +1,8 @@
 """Direct logit attribution: what does each component add to a logit?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,10 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.interchange import merged
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.caches import cached, cached_tokens, check_cached
+from mlp_interp.models.caches import CutCache, cached, cached_tokens, check_cached
+from mlp_interp.models.indices import indices
 from mlp_interp.models.padding import padding_in, places
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import directions, mean_direction
@@ -20,6 +22,7 @@ from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
+from mlp_interp.runs import Run
 from mlp_interp.sites import Site, component_coords, site_of
 
 __all__ = ["attribute_logits", "attribute_sources", "top"]
@@ -69,7 +72,8 @@ def attribute_logits(
 
     Returns:
         A DataArray ``[prompt, pos, component]`` in logits, components as in `decompose` plus
-        ``bias``; answer and foil strings lie along ``prompt``.
+        ``bias``; answer and foil strings lie along ``prompt``. NaN at positions that a prompt of a
+        `Contrast` does not have.
 
     Raises:
         ValueError: Missing cache entries, tokens that are not one each, wrong lengths or options,
@@ -96,6 +100,9 @@ def attribute_logits(
     if norm not in ("freeze", "recompute"):
         raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
     weights = Weights.of(model)
+    if isinstance(answers, Contrast) and answers.lengths is not None:
+        analysis = partial(attribute_logits, level=level, norm=norm)
+        return _by_length(analysis, weights, cache, answers, foils, positions, attention_mask)
     residual = decompose(
         model, cache, level=level, positions=positions, attention_mask=attention_mask
     )
@@ -167,6 +174,9 @@ def attribute_sources(
         ('prompt', 'component', 'source')
     """
     weights = Weights.of(model)
+    if isinstance(answers, Contrast) and answers.lengths is not None:
+        analysis = partial(attribute_sources, heads=heads)
+        return _by_length(analysis, weights, cache, answers, foils, positions, attention_mask)
     sites = _heads(weights, heads)
     stream = Site("resid_post", weights.n_layers - 1)
     layers = sorted({site.layer or 0 for site in sites})
@@ -216,6 +226,45 @@ def attribute_sources(
         return found.isel(pos=0)
     own = xr.DataArray(to_numpy(asked.int().argmax(1)), dims="prompt")
     return found.isel(pos=own, prompt=xr.DataArray(np.arange(batch), dims="prompt"))
+
+
+def _by_length(
+    analysis: Callable[..., xr.DataArray],
+    weights: Weights,
+    cache: Cache,
+    contrast: Contrast,
+    foils: Any,
+    positions: Any,
+    attention_mask: Any,
+) -> xr.DataArray:
+    """An attribution of prompts of several lengths, those of each length by themselves."""
+    if attention_mask is not None:
+        raise ValueError("attention_mask beside a Contrast, whose lengths are known; wanted None")
+    groups = contrast.by_length()
+    for _, part in groups:
+        indices("positions", positions, part.length)
+    ran = tuple(cached(cache, Site("resid_post", weights.n_layers - 1)).shape[:2])
+    if ran != tuple(contrast.clean_tokens.shape):
+        raise ValueError(
+            f"cache is of {ran} tokens; wanted those of the contrast's prompts, "
+            f"{tuple(contrast.clean_tokens.shape)}"
+        )
+    listed: Any = foils.tolist() if isinstance(foils, Tensor | np.ndarray) else foils
+    many = isinstance(listed, Sequence) and not isinstance(listed, str)
+    if many and len(listed) != len(contrast):
+        raise ValueError(
+            f"foils has {len(listed)} tokens for {len(contrast)} prompts; wanted one each, or one"
+        )
+    results = []
+    for rows, part in groups:
+        own: Any = CutCache(cache, rows, part.length)
+        if isinstance(cache, Run):
+            own = cache.cut(rows=rows, length=part.length)
+        wrong = [listed[row] for row in rows] if many else foils
+        mask = torch.ones_like(part.clean_tokens)  # whatever token a prompt may end in
+        found = analysis(weights.model, own, part, wrong, positions=positions, attention_mask=mask)
+        results.append(found.assign_coords(prompt=rows).to_dataset(name="attribution"))
+    return merged(results, {})["attribution"].assign_attrs(contrast.attrs)
 
 
 def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.DataArray:

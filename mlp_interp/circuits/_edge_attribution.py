@@ -18,9 +18,11 @@ from mlp_interp.interchange import (
     Question,
     Reading,
     both_runs,
+    in_order,
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -30,6 +32,7 @@ __all__ = ["edge_attribution"]
 _GRADIENTS = ("q_in", "k_in", "v_in", "mlp_in", "mlp_out")
 
 
+@in_own_mode
 @torch.no_grad()
 def edge_attribution(
     model: Model,
@@ -54,7 +57,7 @@ def edge_attribution(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        contrast: Pairs of clean and corrupted prompts.
+        contrast: Pairs of clean and corrupted prompts, which may differ in length.
         metric: Name of a metric or a `Metric`.
         direction: ``"denoising"`` takes gradients at the corrupted run, as EAP does; ``"noising"``
             at the clean run.
@@ -75,7 +78,9 @@ def edge_attribution(
 
     Raises:
         ValueError: An unknown metric or option; steps below 1; a metric made for another number of
-            prompts or that is NaN; a model whose heads share keys and values.
+            prompts or that is NaN; a model whose heads share keys and values, or that was made
+            inside `torch.inference_mode`. (Called there, or under autocast, it computes as it does
+            outside.)
 
     References:
         Syed et al., "Attribution patching outperforms automated circuit discovery", 2023 (EAP);
@@ -101,12 +106,13 @@ def edge_attribution(
     readings: list[Reading] = []
     for part in parts(question, plan):
         scores = _scores(graph, part)
-        estimates.append(to_numpy(scores if per_prompt else scores.sum(0, keepdim=True)))
+        estimates.append(to_numpy(scores.movedim(0, -1) if per_prompt else scores.sum(0)))
         readings.append(part.reading)
-    estimate = np.concatenate(estimates).transpose(1, 2, 0)
+    if per_prompt:
+        estimate = in_order([reading.numbers for reading in readings], estimates)
+    else:
+        estimate = np.sum(estimates, axis=0) / len(contrast)
     estimate[~graph.edges] = np.nan
-    if not per_prompt:
-        estimate = estimate.sum(-1) / len(contrast)
     long_name = "estimated effect of the edge, positive toward clean"
     dims = ("sender", "receiver", "prompt") if per_prompt else ("sender", "receiver")
     return xr.Dataset(

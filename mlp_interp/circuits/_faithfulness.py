@@ -19,9 +19,11 @@ from mlp_interp.interchange import (
     Question,
     Reading,
     both_runs,
+    in_order,
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Forward
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -32,6 +34,7 @@ FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The fractions of the Mechanistic Interpretability Benchmark."""
 
 
+@own_mode()
 @torch.no_grad()
 def faithfulness(
     model: Model,
@@ -55,7 +58,8 @@ def faithfulness(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        contrast: Pairs of clean and corrupted prompts; best not those that scored the edges.
+        contrast: Pairs of clean and corrupted prompts, which may differ in length; best not those
+            that scored the edges.
         metric: Name of a metric or a `Metric`.
         edges: Scores ``[sender, receiver(, prompt)]`` as from `edge_attribution`; prompts are
             averaged.
@@ -113,7 +117,8 @@ def faithfulness(
         circuit = _Circuit.of(lean, graph, part)
         readings.append(circuit.reading)
         metrics.append(_metrics(circuit, masks, together))
-    return _curve(question, fractions, kept, np.concatenate(metrics, axis=-1), readings, rank)
+    metric_of = in_order([reading.numbers for reading in readings], metrics)
+    return _curve(question, fractions, kept, metric_of, readings, rank)
 
 
 def _bytes(question: Question) -> float:

@@ -20,10 +20,11 @@ from mlp_interp.circuits.path_circuits import (
     random_paths,
     sites_of,
 )
-from mlp_interp.interchange import Engine, GivenRuns, Question, Reading
+from mlp_interp.interchange import Engine, GivenRuns, Question, Reading, order_of
 from mlp_interp.interchange.graph import LOGITS, writers
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import items_in
 from mlp_interp.prompts import Contrast
@@ -33,6 +34,7 @@ from mlp_interp.sites import Site
 __all__ = ["evaluate_hypothesis"]
 
 
+@own_mode()
 @torch.no_grad()
 def evaluate_hypothesis(
     model: Model,
@@ -62,8 +64,8 @@ def evaluate_hypothesis(
 
     Args:
         model: The model.
-        contrasts: Pairs of prompts, or several contrasts, which may differ in length. To have
-            each pair both ways round, give ``[contrast, contrast.swap()]``.
+        contrasts: Pairs of prompts, which may differ in length, or several contrasts. To have each
+            pair both ways round, give ``[contrast, contrast.swap()]``.
         metric: One of `mlp_interp.metrics.METRICS`, or, for a single contrast, a `Metric`.
         nodes: The circuit: ``L3H5`` (a head), ``L3H5.q`` (or ``.k``, ``.v``: the head, but only
             its queries hear the circuit; keys and values are the corrupted run's), ``3.attn``,
@@ -124,12 +126,14 @@ def evaluate_hypothesis(
         Question.of(model, contrast, one, engine=engine, memory=memory, runs=runs)
         for contrast, one in zip(several, metrics, strict=True)
     ]
+    asked = [question.by_length() for question in questions]
     size = items_in(weights, max(question.length for question in questions), memory)
     measurer = claim.measurer(weights, draws, np.random.default_rng(seed))
     parts: list[_Values] = []
-    for question in tqdm(questions, desc="circuits", disable=not progress):
-        pair = question.pair(measurer.sites)
-        parts.append(_Values.of(pair.reading, measurer.measure(pair, size)))
+    for groups in tqdm(asked, desc="circuits", disable=not progress):
+        found = [measurer.values(group, size) for group in groups]
+        order = order_of([group.numbers for group in groups])
+        parts.append(_Values.joined(found).of_prompts(order))
     attrs = {
         **questions[0].attrs(),
         "data": "; ".join(dict.fromkeys(contrast.attrs["data"] for contrast in several)),
@@ -200,6 +204,11 @@ class _Measurer:
     sites: list[Site]
     measure: Callable[..., Tensor]
 
+    def values(self, question: Question, size: int) -> "_Values":
+        """Of prompts of one length."""
+        pair = question.pair(self.sites)
+        return _Values.of(pair.reading, self.measure(pair, size))
+
 
 def _hashable(label: str | Sequence[str]) -> str | tuple[str, ...]:
     return label if isinstance(label, str) else tuple(label)
@@ -227,6 +236,10 @@ class _Values:
         """Those of several contrasts, one after the other."""
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return cls(*(torch.cat(column, dim=-1) for column in columns))
+
+    def of_prompts(self, order: list[int]) -> "_Values":
+        """Those of some prompts, in this order."""
+        return _Values(*(values[..., order] for values in vars(self).values()))
 
 
 def _dataset(values: _Values, questions: Sequence[Question], attrs: dict[str, Any]) -> xr.Dataset:

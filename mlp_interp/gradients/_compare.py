@@ -58,8 +58,9 @@ def compare(
     """
     _check_options(exact, estimate, worst, negligible)
     true, guess = _aligned(exact, estimate)
+    there = _there(exact, true).values
     for name, cells in (("exact", true), ("estimate", guess)):
-        if not np.isfinite(cells.values).all():
+        if not np.isfinite(cells.values[there]).all():
             raise ValueError(f"{name} holds NaN or infinite effects; wanted finite ones")
     found = {
         name: values.transpose("site", "layer").assign_attrs(unit="", long_name=_NOTES[name])
@@ -135,6 +136,15 @@ def _aligned(exact: xr.Dataset, estimate: xr.Dataset) -> tuple[xr.DataArray, xr.
     return true.transpose(*order), guess.transpose(*order)
 
 
+def _there(exact: xr.Dataset, cells: xr.DataArray) -> xr.DataArray:
+    """Which cells are at positions that their prompts have."""
+    there = xr.ones_like(cells, dtype=bool)
+    if "pos" not in cells.dims or "clean_token" not in exact.coords:
+        return there
+    empty = (exact.clean_token == "").drop_vars(exact.clean_token.coords)
+    return ~(cells.isnull() & empty).transpose(*cells.dims)
+
+
 def _worst(
     true: xr.DataArray, guess: xr.DataArray, worst: int, unit: str
 ) -> dict[str, xr.DataArray]:
@@ -178,4 +188,4 @@ def _agreement(
 
 
 def _ranks(values: xr.DataArray) -> xr.DataArray:
-    return values.copy(data=rankdata(values, axis=values.get_axis_num("cell")))
+    return values.copy(data=rankdata(values, axis=values.get_axis_num("cell"), nan_policy="omit"))

@@ -18,9 +18,11 @@ from mlp_interp.interchange import (
     Reading,
     both_runs,
     components,
+    in_order,
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models.indices import distinct
+from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -35,6 +37,7 @@ SITES = (*STREAMS, *HEADS, *NEURONS)
 _COUNTED = ("layer", "head", "neuron")
 
 
+@in_own_mode
 @torch.no_grad()
 def attribution_patch(
     model: Model,
@@ -62,7 +65,7 @@ def attribution_patch(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        contrast: Pairs of clean and corrupted prompts.
+        contrast: Pairs of clean and corrupted prompts, which may differ in length.
         metric: Name of a metric or a `Metric`.
         sites: Any of ``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``, ``k``, ``v``,
             ``pattern``, ``pre``, ``post``. Only these are kept in memory. Queries and keys are
@@ -87,12 +90,13 @@ def attribution_patch(
     Returns:
         A Dataset with one variable per site, in the metric's unit: ``[layer, pos, prompt]``,
         ``[layer, head, pos, prompt]`` or ``[layer, neuron, (pos,) prompt]``; and the metric of both
-        runs, ``clean`` and ``corrupted`` ``[prompt]``. `as_grid` brings some sites into the layout
-        of exact patching.
+        runs, ``clean`` and ``corrupted`` ``[prompt]``; NaN at positions that a prompt does not
+        have. `as_grid` brings some sites into the layout of exact patching.
 
     Raises:
         ValueError: An unknown site, metric or option; steps below 1; a metric made for another
-            number of prompts or that is NaN.
+            number of prompts or that is NaN; a model made inside `torch.inference_mode`. (Called
+            there, or under autocast, it computes as outside.)
 
     References:
         Nanda, "Attribution patching", 2023; Syed et al., "Attribution patching outperforms
@@ -119,14 +123,15 @@ def attribution_patch(
     readings: list[Reading] = []
     for part in parts(question, plan):
         readings.append(part.reading)
-        for name, values in _estimates(part, contrast.length, neuron_positions).items():
-            estimates[name].append(values)
+        for name, values in _estimates(part, neuron_positions).items():
+            missing = contrast.length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
+            estimates[name].append(_extended(values, missing))
     unit = question.metric.unit
     result = xr.Dataset(
         {
             name: (
                 _dims(name, neuron_positions),
-                np.concatenate(values, axis=-1),
+                in_order([reading.numbers for reading in readings], values),
                 {"unit": unit, "long_name": f"estimated effect of {name}, positive toward clean"},
             )
             for name, values in estimates.items()
@@ -195,9 +200,18 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     )
 
 
-def _estimates(part: GradientPart, length: int, neuron_positions: bool) -> dict[str, np.ndarray]:
+def _extended(values: np.ndarray, missing: int) -> np.ndarray:
+    """NaN at so many more positions, ``[..., pos, prompt]``: those of longer prompts."""
+    if not missing:
+        return values
+    empty = np.full_like(values, np.nan, shape=(*values.shape[:-2], missing, values.shape[-1]))
+    return np.concatenate([values, empty], axis=-2)
+
+
+def _estimates(part: GradientPart, neuron_positions: bool) -> dict[str, np.ndarray]:
     """Of some prompts, with the prompts last."""
-    weights, prompts = part.question.weights, len(part.question.contrast)
+    weights, contrast = part.question.weights, part.question.contrast
+    prompts, length = len(contrast), contrast.length
     differences = part.runs.differences
     sums: dict[str, Tensor] = {}
     for layer, grads in part.gradients():

@@ -3,8 +3,9 @@
 A `Question` is a contrast with a metric, checked. It gives a `Pair` of runs, the base that is
 changed and the source that activations come from, with the metric read on both. An `Exchange` says
 what the stream gets where activations of the source take the place of the base's. `measure` runs a
-`Grid` of such exchanges, and `outcome_dataset` is what all of them are reported in. `Graph` says
-who writes to the stream before whom reads.
+`Grid` of such exchanges, and `outcome_dataset` is what all of them are reported in. `merged` puts
+together what prompts of several lengths gave, each length by itself. `Graph` says who writes to the
+stream before whom reads.
 
 ("Interchange intervention": Geiger et al., "Causal Abstractions of Neural Networks", 2021.)
 """
@@ -15,6 +16,9 @@ from mlp_interp.interchange.graph import Graph as Graph
 from mlp_interp.interchange.grid import Grid as Grid
 from mlp_interp.interchange.grid import grid_of as grid_of
 from mlp_interp.interchange.labels import components as components
+from mlp_interp.interchange.lengths import in_order as in_order
+from mlp_interp.interchange.lengths import merged as merged
+from mlp_interp.interchange.lengths import order_of as order_of
 from mlp_interp.interchange.measuring import Outcome as Outcome
 from mlp_interp.interchange.measuring import kept_for as kept_for
 from mlp_interp.interchange.measuring import measure as measure

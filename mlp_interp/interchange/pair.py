@@ -1,6 +1,6 @@
 """Two runs of the same prompts, one to be changed toward the other, and the metric on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -29,6 +29,7 @@ class Reading:
         order: Which of `read` those are.
         clean: The metric after the clean prompts.
         corrupted: The metric after the corrupted ones.
+        numbers: The number that each prompt has in the whole contrast.
     """
 
     metric: Metric
@@ -37,6 +38,7 @@ class Reading:
     order: list[int]
     clean: Float[Tensor, " clean_prompt"]
     corrupted: Float[Tensor, " prompt"]
+    numbers: tuple[int, ...]
 
     @classmethod
     @torch.no_grad()
@@ -48,7 +50,7 @@ class Reading:
         clean: Float[Tensor, "clean_prompt read d_model"],
         corrupted: Float[Tensor, "prompt read d_model"],
         *,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> "Reading":
         """Prepare a metric and read it from both runs.
 
@@ -58,7 +60,7 @@ class Reading:
             length: Positions in a prompt.
             clean: Final streams of the clean run at the metric's positions, in ascending order.
             corrupted: The same of the corrupted run.
-            first: The number of the first prompt, for error messages.
+            numbers: The number that each prompt has in the whole contrast; None counts from 0.
 
         Raises:
             ValueError: The metric is NaN or infinite on one of them.
@@ -70,8 +72,10 @@ class Reading:
         values = {}
         for name, streams in (("clean", clean), ("corrupted", corrupted)):
             prompts = torch.arange(len(streams), device=streams.device)
-            values[name] = finite(metric, name, reader(streams[:, order], prompts), first=first)
-        return cls(metric, read, reader, order, values["clean"], values["corrupted"])
+            found = reader(streams[:, order], prompts)
+            values[name] = finite(metric, name, found, numbers=numbers)
+        numbered = tuple(range(len(corrupted)) if numbers is None else numbers)
+        return cls(metric, read, reader, order, values["clean"], values["corrupted"], numbered)
 
     def __call__(
         self, streams: Float[Tensor, "item read d_model"], prompts: Int[Tensor, " item"]

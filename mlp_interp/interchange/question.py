@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.interchange.pair import Direction, Pair, Reading
@@ -59,7 +59,7 @@ class Question:
         direction: Which run is changed.
         memory: MiB that may be used on top of the two runs themselves.
         given: Clean and corrupted run, where they were made before.
-        first: The number of the first prompt in the whole contrast.
+        numbers: The number that each prompt has in the whole contrast.
     """
 
     forward: Forward | HookForward
@@ -68,7 +68,11 @@ class Question:
     direction: Direction
     memory: float
     given: tuple[Run, Run] | None = None
-    first: int = 0
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(len(self.contrast))))
 
     @classmethod
     def of(
@@ -98,10 +102,12 @@ class Question:
             corrupted_tokens=weights.checked(contrast.corrupted_tokens),
         )
         chosen = metric_for(metric, contrast)
-        chosen.read(contrast.length)  # refuses positions that the prompts lack
+        for _, part in contrast.by_length():
+            chosen.read(part.length)  # refuses positions that the prompts lack
         given = None
         if runs is not None:
-            given = given_runs(forward, runs, contrast.clean_tokens, contrast.corrupted_tokens)
+            sides = contrast.clean_tokens, contrast.corrupted_tokens
+            given = given_runs(forward, runs, *sides, real=contrast.real)
         return cls(forward, contrast, chosen, direction, float(memory), given)
 
     @property
@@ -111,7 +117,7 @@ class Question:
 
     @property
     def read(self) -> list[int]:
-        """The positions that the metric reads, in ascending order."""
+        """The positions that the metric reads, in ascending order; of the longest prompts."""
         return sorted(self.metric.read(self.contrast.length))
 
     @property
@@ -120,12 +126,22 @@ class Question:
         return self.read[-1] + 1
 
     def tokens(self) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
-        """Clean and corrupted tokens up to the last position that is read."""
+        """Clean and corrupted tokens up to the last position that is read.
+
+        Raises:
+            ValueError: The prompts are not of one length.
+        """
+        self._check_one_length()
         contrast, length = self.contrast, self.length
         return contrast.clean_tokens[:, :length], contrast.corrupted_tokens[:, :length]
 
     def embedded(self) -> tuple[Float[Tensor, "prompt pos d"], Float[Tensor, "prompt pos d"]]:
-        """The streams before the first block of both runs, up to the last position read."""
+        """The streams before the first block of both runs, up to the last position read.
+
+        Raises:
+            ValueError: The prompts are not of one length.
+        """
+        self._check_one_length()
         if self.given is not None:
             clean, corrupted = (run.streams[0][:, : self.length] for run in self.given)
             return clean, corrupted
@@ -137,8 +153,10 @@ class Question:
         """Run both sides and keep what is at `sites`; or take the runs that were given.
 
         Raises:
-            ValueError: A metric that is not finite; a given run that lacks one of the sites.
+            ValueError: A metric that is not finite; a given run that lacks one of the sites;
+                prompts that are not of one length.
         """
+        self._check_one_length()
         if self.given is None:
             clean, corrupted = (
                 Run.record(self.forward, tokens, sites=sites, attention=True)
@@ -169,26 +187,51 @@ class Question:
     ) -> Reading:
         """The same from the streams at the positions read alone."""
         model, length = self.weights.model, self.contrast.length
-        return Reading.of(model, self.metric, length, clean, corrupted, first=self.first)
+        return Reading.of(model, self.metric, length, clean, corrupted, numbers=self.numbers)
 
     def parts(self, size: int) -> Iterator["Question"]:
-        """The same of some prompts at a time."""
-        for start in range(0, len(self.contrast), size):
-            rows = slice(start, start + size)
-            given = self.given and tuple(run.cut(rows=rows) for run in self.given)
-            yield replace(
-                self,
-                contrast=self.contrast[rows],
-                metric=self.metric.of_prompts(rows),
-                given=given,
-                first=start,
+        """The same of some prompts at a time, all of one length.
+
+        Shorter prompts come first; `lengths.in_order` puts what is found back into their order.
+        """
+        for rows, _ in self.contrast.by_length():
+            for start in range(0, len(rows), size):
+                yield self._of_prompts(rows[start : start + size])
+
+    def by_length(self) -> list["Question"]:
+        """The same of the prompts of each length by themselves: all of them where there is one."""
+        if self.contrast.lengths is None:
+            return [self]
+        return list(self.parts(len(self.contrast)))
+
+    def _of_prompts(self, rows: list[int]) -> "Question":
+        contrast = self.contrast[rows]
+        first, stop = rows[0], rows[-1] + 1
+        # A slice where it can be one: a list would copy what was given.
+        some = slice(first, stop) if rows == list(range(first, stop)) else rows
+        given = self.given and tuple(
+            run.cut(rows=some, length=contrast.length) for run in self.given
+        )
+        return replace(
+            self,
+            contrast=contrast,
+            metric=self.metric.of_prompts(rows),
+            given=given,
+            numbers=tuple(self.numbers[row] for row in rows),
+        )
+
+    def _check_one_length(self) -> None:
+        if self.contrast.lengths is not None:
+            raise ValueError(
+                f"contrast has prompts of {self.contrast.length_text} tokens; wanted one length: "
+                "ask each of question.by_length(), and put what they give together with merged"
             )
 
     def coords(self, positions: Sequence[int] | None = None) -> dict[str, Any]:
         """Coordinates of prompts, and of positions where there are some."""
         contrast = self.contrast
         coords: dict[str, Any] = {
-            "prompt": np.arange(len(contrast)),
+            "prompt": np.array(self.numbers),
             "answer": ("prompt", contrast.answer_text),
             "foil": ("prompt", contrast.foil_text),
         }
@@ -197,8 +240,10 @@ class Question:
         where = list(positions)
         coords["pos"] = np.array(where)
         for name in ("clean", "corrupted"):
-            rows = strings(contrast.token_text(name))[:, where]
-            coords[f"{name}_token"] = (("prompt", "pos"), rows)
+            texts = [
+                [*row, *[""] * (contrast.length - len(row))] for row in contrast.token_text(name)
+            ]
+            coords[f"{name}_token"] = (("prompt", "pos"), strings(texts)[:, where])
         if len(contrast) == 1:
             coords["token"] = ("pos", coords["clean_token"][1][0])
         return coords
@@ -222,6 +267,7 @@ def given_runs(
     corrupted: Int[Tensor, "row pos"],
     *,
     embedded: bool = False,
+    real: Bool[Tensor, "prompt pos"] | None = None,
 ) -> tuple[Run, Run]:
     """Clean and corrupted run as the user gave them, checked against what should have been run.
 
@@ -231,6 +277,7 @@ def given_runs(
         clean: Its tokens.
         corrupted: Those of the other.
         embedded: The embeddings of the other may differ from its tokens' own, in every row anew.
+        real: Where the tokens are no padding, of which nothing is asked; None for everywhere.
 
     Raises:
         ValueError: They are not two, are of other tokens, or were edited.
@@ -243,7 +290,8 @@ def given_runs(
         own = Run.of_cache(model, runs[number], tokens=tokens if noisy else None)
         run = replace(own, forward=forward)
         tokens = tokens.expand(run.batch, -1) if noisy else tokens
-        if run.tokens.shape != tokens.shape or bool((run.tokens != tokens).any()):
+        there = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+        if run.tokens.shape != tokens.shape or bool((run.tokens != tokens)[there].any()):
             name = ("clean", "corrupted")[number]
             raise ValueError(
                 f"runs[{number}] is of other tokens {tuple(run.tokens.shape)} than the prompts' "

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import xarray as xr
 from torch import Tensor
 
+from mlp_interp.interchange.lengths import in_order
 from mlp_interp.interchange.measuring import Outcome
 from mlp_interp.interchange.pair import Pair, Reading
 from mlp_interp.interchange.question import Question
@@ -18,19 +18,20 @@ Variable = tuple[Any, ...]
 
 
 def both_runs(readings: Sequence[Reading]) -> dict[str, Variable]:
-    """The metric of the clean and of the corrupted run, by prompt, from readings of some each."""
+    """The metric of both runs, by prompt in their order, from readings of some prompts each."""
     unit = readings[0].metric.unit
+    numbers = [reading.numbers for reading in readings]
     values = {
-        "clean": torch.cat([reading.clean for reading in readings]),
-        "corrupted": torch.cat([reading.corrupted for reading in readings]),
+        "clean": [to_numpy(reading.clean) for reading in readings],
+        "corrupted": [to_numpy(reading.corrupted) for reading in readings],
     }
     return {
         name: (
             "prompt",
-            to_numpy(both),
+            in_order(numbers, pieces),
             {"unit": unit, "long_name": f"metric of the {name} run"},
         )
-        for name, both in values.items()
+        for name, pieces in values.items()
     }
 
 

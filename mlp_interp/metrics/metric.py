@@ -5,7 +5,7 @@ last position needs one stream and two columns of the unembedding, not fifty tho
 every position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,8 +67,8 @@ class Metric:
             )
         return found
 
-    def of_prompts(self, rows: slice) -> "Metric":
-        """The metric of some of the prompts, counted anew from 0."""
+    def of_prompts(self, rows: Sequence[int]) -> "Metric":
+        """The metric of some of the prompts, in any order, counted anew from 0."""
         return self
 
     def check_prompts(self, prompts: int) -> None:
@@ -105,9 +105,9 @@ class Linear(Metric):
 
         return read
 
-    def of_prompts(self, rows: slice) -> "Linear":
+    def of_prompts(self, rows: Sequence[int]) -> "Linear":
         """As `Metric.of_prompts`."""
-        return replace(self, tokens=self.tokens[rows])
+        return replace(self, tokens=self.tokens[list(rows)])
 
     def check_prompts(self, prompts: int) -> None:
         """As `Metric.check_prompts`."""
@@ -145,19 +145,29 @@ class Custom(Metric):
             )
         return values
 
-    def of_prompts(self, rows: slice) -> "Custom":
+    def of_prompts(self, rows: Sequence[int]) -> "Custom":
         """As `Metric.of_prompts`; the function goes on to see the prompts' own numbers."""
-        first, function = rows.start or 0, self.function
         return replace(
             self,
-            function=lambda logits, prompts: function(logits, prompts + first),
-            tokens=None if self.tokens is None else self.tokens[rows],
+            function=_OfPrompts(self.function, torch.tensor(list(rows))),
+            tokens=None if self.tokens is None else self.tokens[list(rows)],
         )
 
     def check_prompts(self, prompts: int) -> None:
         """As `Metric.check_prompts`."""
         if self.tokens is not None:
             _check_rows(self.name, self.tokens, prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfPrompts:
+    """A custom metric's function, called with the numbers that its prompts have in the whole."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    numbers: Int[Tensor, " row"]
+
+    def __call__(self, logits: Tensor, prompts: Tensor) -> Tensor:
+        return self.function(logits, self.numbers.to(prompts.device)[prompts])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What is done to every metric's values: refusing NaN, and putting them between two runs."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,11 @@ __all__ = ["finite", "normalized"]
 
 
 def finite(
-    metric: Metric, which: str, values: Float[Tensor, " prompt"], *, first: int = 0
+    metric: Metric,
+    which: str,
+    values: Float[Tensor, " prompt"],
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Float[Tensor, " prompt"]:
     """The values themselves, if none is NaN or infinite.
 
@@ -20,12 +25,12 @@ def finite(
         metric: Whose values they are.
         which: On which prompts: ``"clean"`` or ``"corrupted"``.
         values: The metric.
-        first: The number of the first prompt.
+        numbers: The number of each prompt; None counts from 0.
 
     Raises:
         ValueError: One is not a finite number.
     """
-    for prompt, value in enumerate(values.tolist(), start=first):
+    for prompt, value in zip(numbers or range(len(values)), values.tolist(), strict=True):
         if not math.isfinite(value):
             raise ValueError(
                 f"metric={metric.name!r} is {value} after the {which} prompt {prompt}; wanted a "

@@ -1,6 +1,7 @@
 """Reading activations that somebody kept: in one way, whatever holds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Int
@@ -9,8 +10,9 @@ from torch import Tensor
 from mlp_interp.models.protocol import Cache
 from mlp_interp.sites import Site
 
-__all__ = ["cached", "cached_tokens", "check_cached", "is_cache"]
+__all__ = ["CutCache", "cached", "cached_tokens", "check_cached", "is_cache"]
 
+_PATTERN = Site("pattern", 0).hook_name.rsplit(".", 1)[1]
 _NAMED = 12  # hook names that an error lists in full
 
 
@@ -77,6 +79,38 @@ def check_cached(
         f"{name} lacks {shown} ({len(missing)} of the {len(names)} entries needed); run the model "
         f"with {how}"
     )
+
+
+@dataclass(frozen=True, eq=False)
+class CutCache(Mapping[str, Tensor]):
+    """Some sequences of a cache, up to a position: each activation is cut where it is looked up.
+
+    Attributes:
+        cache: The whole.
+        rows: Which sequences.
+        length: How many positions of them.
+    """
+
+    cache: Cache
+    rows: list[int]
+    length: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        whole = self.cache[name]
+        # The bridge embeds positions once for all prompts.
+        x = whole if len(whole) == 1 else whole[self.rows]
+        if name.endswith(_PATTERN):
+            return x[:, :, : self.length, : self.length]
+        return x[:, : self.length]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache)
+
+    def __len__(self) -> int:
+        return len([*self.cache])
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.cache
 
 
 def is_cache(given: Any) -> bool:

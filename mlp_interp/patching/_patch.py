@@ -9,21 +9,25 @@ from mlp_interp.interchange import (
     Direction,
     Engine,
     GivenRuns,
+    Grid,
     Question,
     grid_of,
     kept_for,
     measure,
+    merged,
     outcome_dataset,
 )
 from mlp_interp.interchange.grid import Positions
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Forward
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 
 __all__ = ["patch"]
 
 
+@own_mode()
 @torch.no_grad()
 def patch(
     model: Model,
@@ -51,7 +55,7 @@ def patch(
 
     Args:
         model: The model.
-        contrast: Clean and corrupted prompts.
+        contrast: Clean and corrupted prompts, whose pairs may differ in length.
         metric: One of `mlp_interp.metrics.METRICS`, or a `Metric`.
         sites: Where: some of ``resid_pre resid_post attn_out mlp_out`` (by layer and position), of
             ``z q k v pattern`` (by layer and head), or of ``pre post`` (by layer and neuron). The
@@ -60,7 +64,7 @@ def patch(
             ``"noising"`` the clean run with corrupted ones.
         positions: ``"each"`` patches every position by itself, a list only these, ``"all"`` all
             together. None means each for streams and all for heads and neurons. Of a pattern, the
-            positions are those that attend.
+            positions are those that attend. Negative ones count from each prompt's own end.
         layers: Which layers; None for all.
         heads: Which heads; None for all.
         neurons: Which neurons; None for all.
@@ -82,7 +86,8 @@ def patch(
         ``changed``, whether the patch put in anything that was not there before. ``clean`` and
         ``corrupted`` are the metric of the two runs. ``check_everything`` and ``check_nothing`` are
         the largest errors of two self-checks, in the metric's unit: patching everything gives the
-        other run, patching nothing changes nothing. A coordinate ``component`` names heads.
+        other run, patching nothing changes nothing. A coordinate ``component`` names heads. At
+        positions that a prompt does not have, numbers are NaN.
 
     Raises:
         ValueError: Arguments that name what is not there; a metric for other prompts; a metric
@@ -105,19 +110,29 @@ def patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
-    grid = grid_of(
-        question.weights,
-        sites,
-        length=contrast.length,
-        positions=positions,
-        layers=layers,
-        heads=heads,
-        neurons=neurons,
-        window=window,
-    )
+    asked = question.by_length()
+    grids = [
+        grid_of(
+            question.weights,
+            sites,
+            length=part.contrast.length,
+            positions=positions,
+            layers=layers,
+            heads=heads,
+            neurons=neurons,
+            window=window,
+        )
+        for part in asked
+    ]
+    results = [_patched(*pair, progress=progress) for pair in zip(asked, grids, strict=True)]
+    return merged(results, question.attrs())
+
+
+def _patched(question: Question, grid: Grid, *, progress: bool) -> xr.Dataset:
+    """A grid of patches of prompts of one length."""
     lean = isinstance(question.forward, Forward)
     pair = question.pair(kept_for(grid, lean=lean))
-    outcome = measure(pair, grid, memory=memory, progress=progress)
+    outcome = measure(pair, grid, memory=question.memory, progress=progress)
     return outcome_dataset(
         question,
         pair,
@@ -128,6 +143,6 @@ def patch(
             "analysis": "activation patching",
             "positions": "all" if grid.positions is None else "one at a time",
             "window": grid.window,
-            "long_name": f"{question.metric.name} after {direction} one place",
+            "long_name": f"{question.metric.name} after {question.direction} one place",
         },
     )

@@ -27,6 +27,7 @@ from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
@@ -40,6 +41,7 @@ __all__ = ["causal_trace"]
 _SITES = ("resid_post", "mlp_out", "attn_out")
 
 
+@own_mode()
 @torch.no_grad()
 def causal_trace(
     model: Model,

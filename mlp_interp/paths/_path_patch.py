@@ -20,10 +20,12 @@ from mlp_interp.interchange import (
     Pair,
     Question,
     check_choice,
+    merged,
     outcome_dataset,
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, batches, items_in
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
@@ -35,6 +37,7 @@ from mlp_interp.sites import Site
 __all__ = ["path_patch"]
 
 
+@own_mode()
 @torch.no_grad()
 def path_patch(
     model: Model,
@@ -68,7 +71,7 @@ def path_patch(
 
     Args:
         model: The model.
-        contrast: Clean and corrupted prompts.
+        contrast: Clean and corrupted prompts, whose pairs may differ in length.
         metric: One of `mlp_interp.metrics.METRICS`, or a `Metric`.
         senders: Whose outputs are exchanged, one after the other. ``"head"`` is the embedding, all
             heads and MLPs, ``"component"`` the embedding, all attention and MLP outputs, as far as
@@ -83,7 +86,8 @@ def path_patch(
         direction: ``"denoising"`` puts clean outputs into the corrupted run, ``"noising"``
             corrupted ones into the clean run.
         positions: At which positions senders are exchanged: ``"all"`` together, ``"each"`` by
-            itself, or only the listed ones, each by itself.
+            itself, or only the listed ones, each by itself; negative ones count from each
+            prompt's own end.
         receiver_positions: At which positions receivers hear: ``"all"``, or only the listed ones.
             The logits hear where the metric reads, in any case.
         freeze: ``"all"`` holds every component between sender and receivers (Goldowsky-Dill et
@@ -106,7 +110,7 @@ def path_patch(
         activation patching of them, by receivers and prompt. ``clean`` and ``corrupted`` are the
         metric of the two runs. ``check_everything`` and ``check_nothing`` are the largest errors of
         two self-checks, in the metric's unit: all senders exchanged together give `whole`, none
-        give the base run.
+        give the base run. At positions that a prompt does not have, numbers are NaN.
 
     Raises:
         ValueError: Labels that are unknown, or that the model lacks; senders that write only after
@@ -131,17 +135,28 @@ def path_patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
+    sets = receivers_of(question.weights, receivers)
+    groups = senders_of(question.weights, senders, sets)
+    asked = question.by_length()
+    grids = [
+        _Grid(
+            receivers=sets,
+            senders=groups,
+            positions=_positions("positions", positions, length),
+            receiver_positions=_positions("receiver_positions", receiver_positions, length),
+            freeze=freeze,
+        )
+        for length in (part.contrast.length for part in asked)
+    ]
+    results = [_patched(*pair, progress=progress) for pair in zip(asked, grids, strict=True)]
+    return merged(results, question.attrs())
+
+
+def _patched(question: Question, grid: "_Grid", *, progress: bool) -> xr.Dataset:
+    """All exchanges of prompts of one length."""
     weights = question.weights
-    sets = receivers_of(weights, receivers)
-    grid = _Grid(
-        receivers=sets,
-        senders=senders_of(weights, senders, sets),
-        positions=_positions("positions", positions, contrast.length),
-        receiver_positions=_positions("receiver_positions", receiver_positions, contrast.length),
-        freeze=freeze,
-    )
-    pair = question.pair(_kept(weights.n_layers, grid.senders, sets))
-    size = items_in(weights, question.length, memory)
+    pair = question.pair(_kept(weights.n_layers, grid.senders, grid.receivers))
+    size = items_in(weights, question.length, question.memory)
     outcome, whole = _measured(pair, grid, size, progress=progress)
     layers, heads = zip(*(group.place for group in grid.senders), strict=True)
     result = outcome_dataset(
@@ -159,7 +174,7 @@ def path_patch(
         },
         attrs={
             "analysis": "path patching",
-            "freeze": freeze,
+            "freeze": grid.freeze,
             "positions": "all" if grid.positions is None else "one at a time",
             "long_name": f"{question.metric.name} with one sender exchanged",
         },

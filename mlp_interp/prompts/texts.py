@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -12,10 +12,11 @@ from torch import Tensor
 from mlp_interp.models import Weights
 from mlp_interp.models.padding import Padded, Padding, packed, right_padded
 from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import tokenizer_of
 
-__all__ = ["Prompts", "Texts", "padded_texts", "texts_of"]
+__all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side"]
 
 # Without names: two sets of prompts need not be as many, nor as long.
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Int[Tensor, "_ _"]
@@ -56,6 +57,21 @@ class Texts:
             for start in range(0, len(group), size):
                 part = group[start : start + size]
                 yield part, torch.tensor([self.rows[n] for n in part]), first
+
+
+def texts_of_side(
+    model: Model, contrast: Contrast, which: Literal["clean", "corrupted"] = "clean"
+) -> Texts:
+    """One side of a contrast, each prompt without padding.
+
+    Raises:
+        ValueError: They are tokens that the model does not have, or too many.
+    """
+    Weights.of(model).checked(
+        contrast.clean_tokens if which == "clean" else contrast.corrupted_tokens
+    )
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    return Texts(tuple(map(tuple, contrast.rows(which))), bos)
 
 
 def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded:

@@ -34,7 +34,7 @@ class Attention:
         q, k, v = rotary(q), rotary(k), v.contiguous()
         return cls(q, k, v, forward.mix(q, k, v) if z is None else z.contiguous())
 
-    def cut(self, rows: slice, length: int) -> "Attention":
+    def cut(self, rows: slice | list[int], length: int) -> "Attention":
         """The same of some of the batch, up to a position."""
         return Attention(*(x[rows, :length] for x in (self.q, self.k, self.v, self.z)))
 

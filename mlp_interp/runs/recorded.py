@@ -360,9 +360,10 @@ class Run(Mapping[str, Tensor]):
         middle = self.streams[layer][at] + F.linear(z, p.out, p.out_bias)
         return end + change + self.lean.mlp(layer, middle + change) - self.lean.mlp(layer, middle)
 
-    def cut(self, *, rows: slice = slice(None), length: int | None = None) -> "Run":
+    def cut(self, *, rows: slice | Sequence[int] = slice(None), length: int | None = None) -> "Run":
         """The same of some sequences, up to a position: what comes after it cannot matter to it."""
         length = self.length if length is None else length
+        rows = rows if isinstance(rows, slice) else list(rows)
 
         def part(name: str, x: Tensor) -> Tensor:
             return x[rows, :, :length, :length] if name == "pattern" else x[rows, :length]

@@ -35,7 +35,8 @@ def by_answer(
         Tokens of both sides, in the order of the pairs.
 
     Raises:
-        ValueError: Not exactly one prompt of each pair has such an answer.
+        ValueError: Not exactly one prompt of each pair has such an answer; the pairs differ in
+            length, so that one tensor would hold padding.
 
     Example:
         >>> from mlp_interp import load_model, prompts
@@ -45,6 +46,11 @@ def by_answer(
         True
     """
     listed = [answers] if isinstance(answers, str) else list(answers)
+    if contrast.lengths is not None:
+        raise ValueError(
+            f"contrast has prompts of {contrast.length_text} tokens; wanted one length, as of "
+            "contrast[contrast.lengths == n], or both sides as texts"
+        )
     if contrast.tokenizer is None:
         raise ValueError("contrast has no tokenizer to read answers with; wanted one with")
     tokenizer = tokenizer_of(contrast.tokenizer)

@@ -14,6 +14,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
+from mlp_interp.prompts.texts import texts_of_side
 from mlp_interp.prompts.tokenizing import encode, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Runner
@@ -165,8 +166,9 @@ class _Task:
 
     def __init__(self, model: Model, task: Any, prepend_bos: bool, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
+        given: tuple[Any, Any]
         if isinstance(task, Contrast):
-            given = task.clean_tokens, task.corrupted_tokens
+            given = texts_of_side(model, task), texts_of_side(model, task, "corrupted")
             self.answers = task.answers.cpu()
         elif isinstance(task, FewShot):
             given = list(task.prompts), task.uninformative and list(task.uninformative)
@@ -175,7 +177,11 @@ class _Task:
             raise ValueError(f"task={type(task).__name__}; wanted a FewShot or a Contrast")
 
         def read(prompts: Any, what: str) -> Texts:
-            texts = texts_of(model, prompts, what=what, prepend_bos=prepend_bos)
+            texts = (
+                prompts
+                if isinstance(prompts, Texts)
+                else texts_of(model, prompts, what=what, prepend_bos=prepend_bos)
+            )
             check_reading(texts, "last", batch_size, what)
             return texts
 

@@ -17,7 +17,7 @@ from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.prompts.texts import Prompts, Texts, padded_texts, texts_of
+from mlp_interp.prompts.texts import Prompts, Texts, padded_texts, texts_of, texts_of_side
 from mlp_interp.runs import Runner
 from mlp_interp.steering.dose.cells import CLEAN, Action, DoseCell, DoseGrid, costs
 from mlp_interp.steering.dose.result import Limits, Measure, dose_result, named_metrics
@@ -115,8 +115,10 @@ def dose_response(
         raise ValueError(f"sweep has backend={sweep.backend!r}; wanted 'local'")
     metrics = named_metrics(metric, prompts)
     grid = DoseGrid.of(direction, layers, coefficients, positions, action)
-    tokens_or_texts = prompts.clean_tokens if isinstance(prompts, Contrast) else prompts
-    texts = texts_of(model, tokens_or_texts, what="prompts", prepend_bos=prepend_bos)
+    if isinstance(prompts, Contrast):
+        texts = texts_of_side(model, prompts)
+    else:
+        texts = texts_of(model, prompts, what="prompts", prepend_bos=prepend_bos)
     read = {name: m for name, m in metrics.items() if isinstance(m, Metric)}
     score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
     how, where = Continuing(generation, sweep.batch_size), generation.where
