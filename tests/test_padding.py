@@ -593,6 +593,19 @@ def test_directions_leave_padding_out(kind, backend, texts, positions):
     np.testing.assert_allclose(cached, expected, **CLOSE)
 
 
+def test_the_cost_of_steering_wants_texts_of_one_length(kind, texts):
+    model = kind()
+    with pytest.raises(ValueError, match="corpus=3 texts of 4 to 9 tokens"):
+        mi.steering.dose_response(
+            model,
+            torch.tensor(texts[:1]),
+            mi.metrics.kl(),
+            direction=mi.steering.output_direction(model, "L1N3"),
+            coefficients=[1.0],
+            corpus=padded(texts),
+        )
+
+
 def test_no_option_is_needed_for_unpadded_tokens(kind, tokens):
     """The same bits with a mask of ones, and without."""
     model = kind()
