@@ -35,8 +35,11 @@ def open_page(html: str, folder: Path) -> tuple[str, list[str]]:
     except subprocess.TimeoutExpired:  # on a busy machine a headless browser may hang at its start
         done = _run(page, folder / "second-profile")
     lines = done.stderr.splitlines()
-    # A machine without a graphics card says so; that is no fault of the page.
-    return done.stdout, [line for line in lines if "CONSOLE" in line and "WebGL" not in line]
+    # A machine without a graphics card says so, and the browser's own pages without a network;
+    # that is no fault of the page.
+    others = ("WebGL", "source: chrome://")
+    said = [line for line in lines if "CONSOLE" in line]
+    return done.stdout, [line for line in said if not any(other in line for other in others)]
 
 
 def _run(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:

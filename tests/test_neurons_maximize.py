@@ -427,7 +427,7 @@ def test_a_model_without_a_tokenizer(backend):
         ({"sign": 0}, "sign=0; wanted"),
         ({"length": 0}, "length=0; wanted an integer from 1"),
         ({"restarts": 0}, "restarts=0"),
-        ({"steps": -1}, "steps=-1; wanted an integer from 0"),
+        ({"steps": 0}, "steps=0; wanted an integer from 1"),
         ({"candidates": 0}, "candidates=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),

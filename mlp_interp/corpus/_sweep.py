@@ -182,9 +182,13 @@ def _in_order(
             yield index
 
 
-def _named(reducers: Reducer | Sequence[Reducer] | Mapping[str, Reducer]) -> dict[str, Reducer]:
-    if isinstance(reducers, Reducer):
+def _named(reducers: Any) -> dict[str, Reducer]:
+    if isinstance(reducers, Reducer | type | str):
         reducers = [reducers]
+    listed = reducers.items() if isinstance(reducers, Mapping) else enumerate(reducers)
+    for place, reducer in listed:
+        if not isinstance(reducer, Reducer):
+            raise ValueError(f"reducers[{place!r}]={reducer!r}; wanted a reducer, as Fraction()")
     if not isinstance(reducers, Mapping):
         names = [reducer.name for reducer in reducers]
         if twice := {name for name in names if names.count(name) > 1}:

@@ -155,7 +155,8 @@ def _check_finite(x: Tensor, first: int) -> None:
         wrong = first + int((~finite).nonzero()[0])
         raise ValueError(
             f"activations of sequence {wrong} are not finite; wanted a model whose numbers stay "
-            "within its data type (float16 overflows: load it as float32 or bfloat16)"
+            "within its data type (float16 overflows: load it as float32 or bfloat16) and whose "
+            "weights are finite: check_model says"
         )
 
 

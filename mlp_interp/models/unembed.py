@@ -70,17 +70,28 @@ class Unembed:
         Where the model's own weights are folded and centred already, they are shared, not copied.
 
         Raises:
-            ValueError: The model's stream does not end in a LayerNorm, or its logits are not those
-                of this readout.
+            ValueError: The model's stream does not end in a LayerNorm, its logits are not those of
+                this readout, or it is not finite.
         """
         weights = Weights.of(model)
         check_readout(weights)
-        return cls.unchecked(weights)
+        found, mean = cls._folded(weights)
+        if not bool((mean.isfinite() & found.bias.isfinite()).all()):
+            raise ValueError(
+                f"model={model.cfg.model_name!r} has an unembedding with NaN or infinity; wanted "
+                "finite weights: look at them with check_model(model)"
+            )
+        return found
 
     @classmethod
     @torch.no_grad()
     def unchecked(cls, weights: Weights) -> "Unembed":
-        """The same without comparing it with the model's own logits."""
+        """The same without any check."""
+        return cls._folded(weights)[0]
+
+    @classmethod
+    def _folded(cls, weights: Weights) -> tuple["Unembed", Float[Tensor, " d_vocab"]]:
+        """The readout, and the mean of every column before it was centred."""
         norm = weights.ln_final
         folded = weights.W_U if norm.folded else norm.w[:, None] * weights.W_U
         mean = folded.mean(0)
@@ -88,7 +99,7 @@ class Unembed:
         # as they are then saves a copy of the largest matrix of the model.
         if float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
             folded = folded - mean
-        return cls(folded, norm.b @ weights.W_U + weights.b_U, weights.eps)
+        return cls(folded, norm.b @ weights.W_U + weights.b_U, weights.eps), mean
 
     @property
     def d_vocab(self) -> int:

@@ -15,6 +15,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.tokenizing import (
     bos_token_id,
+    check_text,
     encode,
     encode_all,
     single_token,
@@ -61,6 +62,8 @@ def tokenize_pairs(
         for prompt, text in enumerate(listed[name]):
             if not (text.strip() if isinstance(text, str) else isinstance(text, list) and text):
                 raise ValueError(f"{name}[{prompt}]={text!r}; wanted a prompt of at least one word")
+            if isinstance(text, str):
+                check_text(text, what=f"{name}[{prompt}]")
     clean, corrupted = (_ids(tokenizer, listed[name], prepend_bos) for name in prompts)
     _check_lengths(tokenizer, clean, corrupted)
     ids = {name: _tokens(model, listed[name], what=name) for name in words}
@@ -100,7 +103,12 @@ def _ids(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos: bool) -> list[int]:
-    """Token ids of a prompt, beginning with one BOS if that is asked for."""
+    """Token ids of a prompt, beginning with one BOS if that is asked for.
+
+    Raises:
+        ValueError: The text holds a NUL.
+    """
+    check_text(text, what="prompt")
     return _with_bos(tokenizer, encode(tokenizer, text), prepend_bos=prepend_bos)
 
 

@@ -14,7 +14,7 @@ from mlp_interp.models.padding import Padded, Padding, packed, right_padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.pairs import encode_prompt
-from mlp_interp.prompts.tokenizing import tokenizer_of
+from mlp_interp.prompts.tokenizing import check_text, tokenizer_of
 
 __all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side"]
 
@@ -127,6 +127,8 @@ def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True)
         weights.checked(padded.tokens)
         about = f"{len(padded.tokens)} texts" if padded.padding is None else str(padded.padding)
         return Texts(tuple(map(tuple, padded.rows())), bos, about)
+    if hasattr(prompts, "columns"):
+        raise ValueError(f"{what}={type(prompts).__name__}; wanted one column of it")
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     if not listed:
         raise ValueError(f"{what} is empty; wanted at least one prompt")
@@ -142,6 +144,7 @@ def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True)
 def _encoded(model: Model, given: Any, what: str, prepend_bos: bool) -> list[int]:
     """Token ids of one text; ids are taken as they are."""
     if isinstance(given, str) and given:
+        check_text(given, what=what)
         return encode_prompt(tokenizer_of(model), given, prepend_bos=prepend_bos)
     row = given.tolist() if isinstance(given, Tensor) else given
     if isinstance(row, list | tuple) and row and all(type(token) is int for token in row):

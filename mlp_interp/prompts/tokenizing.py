@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "bos_token_id",
+    "check_text",
     "decode",
     "encode",
     "encode_all",
@@ -75,6 +76,19 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     return tokenizer(
         list(texts), add_special_tokens=False, split_special_tokens=False, verbose=False
     )["input_ids"]
+
+
+def check_text(text: str, *, what: str) -> None:
+    """Refuse a prompt with a NUL, which no file of results can hold: before any work.
+
+    Raises:
+        ValueError: There is one; `what` names the prompt in the text.
+    """
+    if "\0" in text:
+        raise ValueError(
+            f"{what}={text!r} holds a NUL at {text.index(chr(0))}; wanted a text without, which "
+            "results can be saved with"
+        )
 
 
 def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -17,6 +17,7 @@ from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import KVCache
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.stream import check_stream
 from mlp_interp.models.unembed import Unembed
 
 __all__ = ["Generation", "Sampling", "check_room", "end_token", "generate", "generating"]
@@ -138,6 +139,7 @@ def generate(
     for _ in range(max_new_tokens):
         with _marked():
             final = step(tokens)
+        check_stream(final)
         new = sampling(unembed.logits(final))
         if end is not None:
             new = new.masked_fill(ended, end)

@@ -15,6 +15,7 @@ from mlp_interp.edits.applying import Applier
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.stream import check_stream
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.attention import Attention
@@ -130,13 +131,16 @@ class Run(Mapping[str, Tensor]):
             attention: Keep what patched runs read of every block's heads; only of lean passes.
 
         Raises:
-            ValueError: A site cannot be kept, or an edit does not fit this model and these tokens.
+            ValueError: A site cannot be kept, an edit does not fit this model and these tokens, or
+                without edits the final stream is not finite.
         """
         shape = (tokens.shape[0], tokens.shape[1])
         recorder = Recorder(forward, shape, sites, edits, attention=attention)
         if embedded is None:
             embedded = forward.embed(tokens, observe=recorder)
         streams = recorder.run(embedded)
+        if not edits:  # which may be there to break something
+            check_stream(streams[-1])
         fired, heads = recorder.applier.fired, recorder.attention()
         return cls(forward, tokens, streams, recorder.kept, tuple(edits), fired, False, heads)
 

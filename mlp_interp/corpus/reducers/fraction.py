@@ -13,6 +13,7 @@ from mlp_interp.corpus.reducers.base import (
     Shape,
     State,
     add,
+    check_threshold,
     mean_and_error_of_sums,
     pieces,
 )
@@ -49,6 +50,10 @@ class Fraction(UnitReducer):
 
     above: float = 0.0
     takes_padding: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threshold(self.above)
 
     def empty(self, shape: Shape) -> State:
         """Counts, and the sums that standard errors need."""

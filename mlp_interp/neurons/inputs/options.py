@@ -59,7 +59,7 @@ class AscentOptions:
         check_counts(restarts=self.restarts, batch_size=self.batch_size)
         if self.candidates is not None:
             check_counts(candidates=self.candidates)
-        check_counts(0, steps=self.max_steps(1))
+        check_counts(steps=self.max_steps(1))
         checked_seed(self.seed)
         if not 0 <= self.near_tokens < float("inf"):
             raise ValueError(f"near_tokens={self.near_tokens}; wanted a number from 0")
