@@ -192,7 +192,6 @@ def test_layer_norms_are_folded_in_folded_models_only(kind, backend):
 @pytest.mark.parametrize(
     ("flag", "value", "text"),
     [
-        ("attn_only", True, "has no MLPs"),
         ("gated_mlp", True, "gated MLPs"),
         ("act_fn", "silu", "activation 'silu'"),
         ("num_experts", 4, "mixture-of-experts"),

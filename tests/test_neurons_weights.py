@@ -487,7 +487,7 @@ def test_weights_that_are_not_finite_are_refused(backend, wrong):
         ("W_out", "the MLP of layer 1 holds"),
         ("b_in", "the MLP of layer 1 holds"),
         ("W_E", "W_E holds NaN or infinity"),
-        ("W_U", "the readout holds NaN or infinity"),
+        ("W_U", "an unembedding with NaN or infinity"),
     ):
         model = build("parallel", backend, "folded")
         holder = model if name in ("W_E", "W_U") else model.blocks[1].mlp

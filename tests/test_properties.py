@@ -42,7 +42,7 @@ def models(draw):
 
 
 prompts = st.lists(
-    st.lists(st.integers(0, 259), min_size=3, max_size=3), min_size=1, max_size=3
+    st.lists(st.integers(1, 259), min_size=3, max_size=3), min_size=1, max_size=3
 ).map(torch.tensor)
 
 

@@ -382,7 +382,6 @@ def _unsupported(weights: Weights) -> str | None:
     cfg = weights.model.cfg
     kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     reasons = {
-        "has no MLPs": cfg.attn_only,
         "has gated MLPs": cfg.gated_mlp,
         f"has activation {cfg.act_fn!r}": cfg.act_fn not in _ACTIVATIONS,
         "has mixture-of-experts MLPs": bool(cfg.num_experts),

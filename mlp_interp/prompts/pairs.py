@@ -214,18 +214,21 @@ def _subject_mask(
     for prompt, subject in enumerate(subjects):
         if subject is None:
             continue
-        found = _occurrences(spans[prompt], texts[prompt], subject, len(clean[prompt]))
+        changed = {
+            i
+            for i, pair in enumerate(zip(clean[prompt], corrupted[prompt], strict=True))
+            if pair[0] != pair[1]
+        }
+        place = spans[prompt], texts[prompt], subject, len(clean[prompt])
+        found = _occurrences(*place)
+        if not found and subject.strip().isdigit():  # digits of a number, exchanged there: of 1694
+            found = [p for p in _occurrences(*place, inside=True) if changed & p]
         if not found:
             raise ValueError(
                 f"subjects[{prompt}]={subject!r} {_absence(texts[prompt], subject)} clean prompt "
                 f"{texts[prompt]!r}"
             )
         # A name may stand twice of which one was exchanged: that one is the subject.
-        changed = {
-            i
-            for i, pair in enumerate(zip(clean[prompt], corrupted[prompt], strict=True))
-            if pair[0] != pair[1]
-        }
         for positions in [p for p in found if changed & p] or found:
             mask[prompt, sorted(positions)] = True
     return mask
@@ -239,14 +242,17 @@ def _spans(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[tu
 
 
 def _occurrences(
-    spans: list[tuple[int, int]], text: str, phrase: str, length: int
+    spans: list[tuple[int, int]], text: str, phrase: str, length: int, *, inside: bool = False
 ) -> list[set[int]]:
-    """Token positions of each occurrence of a phrase, counted so that the text ends at `length`."""
+    """Token positions of each occurrence of a phrase, counted so that the text ends at `length`.
+
+    Of whole words, or also `inside` of others.
+    """
     shift = length - len(spans)  # 1 where BOS was added
     found, start = [], text.find(phrase) if phrase else -1
     while start >= 0:
         end = start + len(phrase)
-        if not (_goes_on(text, start) or _goes_on(text, end)):
+        if inside or not (_goes_on(text, start) or _goes_on(text, end)):
             found.append({i + shift for i, (a, b) in enumerate(spans) if a < end and b > start})
         start = text.find(phrase, start + 1)
     return found

@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
-from mlp_interp.models.own_mode import in_own_mode
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import check_counts, check_weights
 from mlp_interp.neurons.inputs.ascent import ascend
@@ -23,7 +23,7 @@ from mlp_interp.sites import SiteLike
 __all__ = ["maximize"]
 
 
-@in_own_mode
+@own_mode()
 def maximize(
     model: Model,
     site: SiteLike,
