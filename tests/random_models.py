@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import combinations, product
 from typing import Any
@@ -148,12 +148,7 @@ def build(
 
 
 def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(None),
-        torch.random.fork_rng(devices=[]),
-    ):
-        warnings.simplefilter("ignore")
+    with quiet():
         if backend == "bridge":
             from transformer_lens.model_bridge import TransformerBridge
 
@@ -194,6 +189,50 @@ def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
         )
         model.tokenizer = tiny_tokenizer()
         return model.eval()
+
+
+SIZES = {
+    "d_model": 32,
+    "d_head": 8,
+    "n_heads": 4,
+    "n_layers": 2,
+    "n_ctx": 64,
+    "d_vocab": VOCABULARY,
+    "act_fn": "gelu",
+    "normalization_type": "LN",
+    "init_weights": False,
+}
+
+
+def hooked(seed: int = 0, **options: Any) -> Any:
+    """A random `HookedTransformer` of any configuration."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    with quiet(seed):
+        model = HookedTransformer(HookedTransformerConfig(**{**SIZES, **options}))
+        randomise(model)
+    model.tokenizer = tiny_tokenizer()
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet(seed: int = 0) -> Iterator[None]:
+    """Without the library's notes and prints; random numbers from a seed, and back afterwards."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(None),
+        torch.random.fork_rng(devices=[]),
+    ):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        yield
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights of every kind that are far from trivial, scales around 1."""
+    for name, parameter in model.named_parameters():
+        scale = parameter.ndim == 1 and name.endswith(("weight", ".w"))
+        parameter.data.normal_(1.0 if scale else 0.0, 0.2)
 
 
 def state_of(model: Any) -> dict[str, Any]:

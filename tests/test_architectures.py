@@ -1,14 +1,12 @@
 """Models that are not Pythias: right in all that they are let into, or refused by name."""
 
-import contextlib
 import copy
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from contrasts import contrast_of
-from random_models import HAS_HOOKED, VOCABULARY, tiny_tokenizer
+from random_models import HAS_HOOKED, VOCABULARY, hooked, quiet, randomise, tiny_tokenizer
 
 import mlp_interp as mi
 from mlp_interp.edits import Edit
@@ -18,29 +16,6 @@ from mlp_interp.residual import decompose
 from mlp_interp.sites import Site
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-SIZES = {
-    "d_model": 32,
-    "d_head": 8,
-    "n_heads": 4,
-    "n_layers": 2,
-    "n_ctx": 64,
-    "d_vocab": VOCABULARY,
-    "act_fn": "gelu",
-    "normalization_type": "LN",
-    "init_weights": False,
-}
-
-
-def hooked(seed=0, **options):
-    """A random `HookedTransformer` of any configuration."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    with quiet(seed):
-        model = HookedTransformer(HookedTransformerConfig(**{**SIZES, **options}))
-        randomise(model)
-    model.tokenizer = tiny_tokenizer()
-    return model.eval()
 
 
 def bridge(family, seed=0, **options):
@@ -60,33 +35,14 @@ def bridge(family, seed=0, **options):
         untouched = model(config(**{**sizes, **options})).eval()
         randomise(untouched)
         untouched.config.architectures = [model.__name__]
-        source = copy.deepcopy(
-            untouched
-        )  # the bridge puts modules of its own into what it is given
+        # The bridge puts modules of its own into what it is given.
+        source = copy.deepcopy(untouched)
         source.set_attn_implementation("eager")
         tokenizer = tiny_tokenizer()
         tokenizer.bos_token = None
         name = source.config.model_type
         made = TransformerBridge.boot_transformers(name, hf_model=source, tokenizer=tokenizer)
     return made.eval(), untouched
-
-
-@contextlib.contextmanager
-def quiet(seed):
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(None),
-        torch.random.fork_rng(devices=[]),
-    ):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        yield
-
-
-def randomise(model):
-    for name, parameter in model.named_parameters():
-        scale = parameter.ndim == 1 and name.endswith(("weight", ".w"))
-        parameter.data.normal_(1.0 if scale else 0.0, 0.2)
 
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="the library has no HookedTransformer")

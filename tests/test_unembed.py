@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from random_models import HAS_HOOKED, build
+from random_models import HAS_HOOKED, build, hooked
 
 from mlp_interp import ablate_total, attribute_logits, steer
 from mlp_interp.edits import Edit
@@ -86,35 +86,12 @@ def test_nothing_given_can_reach_the_parameters(kind):
     assert not unembed.bias.requires_grad
 
 
-def _capped(cap, seed=0):
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    cfg = HookedTransformerConfig(
-        n_layers=2,
-        d_model=16,
-        d_head=8,
-        n_heads=2,
-        n_ctx=32,
-        d_vocab=50,
-        act_fn="gelu",
-        normalization_type="LN",
-        output_logits_soft_cap=cap,
-        init_weights=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = HookedTransformer(cfg)
-        for parameter in model.parameters():
-            parameter.data.normal_(0, 0.5)
-    return model
-
-
 @pytest.mark.skipif(not HAS_HOOKED, reason="the installed library has no HookedTransformer")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cap", [1.0, 1e4])
 def test_a_model_that_caps_its_logits_is_refused(cap):
     """By its name even where no logit is near the cap; and check_model says how far off it is."""
-    model = _capped(cap)
+    model = hooked(output_logits_soft_cap=cap)
     tokens = torch.arange(8)[None]
     _, cache = model.run_with_cache(tokens)
     final = cache["blocks.1.hook_resid_post"]
