@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
 from mlp_interp.models._fingerprint import id_blocks
-from mlp_interp.models.indices import is_single, places
+from mlp_interp.models.indices import is_single, subscript
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_of
 
@@ -120,7 +120,7 @@ class Corpus:
         """
         if isinstance(index, slice) and (index.step is None or index.step > 0):
             return replace(self, tokens=self.tokens[index], path=None)
-        chosen = places(index, len(self))
+        chosen = subscript(index, len(self))
         if is_single(index):
             return self.tokens[chosen[0]]
         return replace(self, tokens=self.tokens[chosen], path=None)

@@ -7,7 +7,7 @@ float) are refused: a user who gives them means something else than what would b
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["distinct", "index", "indices", "integers", "is_single", "places"]
+__all__ = ["distinct", "index", "indices", "integers", "is_single", "subscript"]
 
 
 def index(name: str, given: Any, size: int) -> int:
@@ -66,7 +66,7 @@ def is_single(given: Any) -> bool:
     return type(_plain(given)) is int
 
 
-def places(given: Any, size: int) -> list[int]:
+def subscript(given: Any, size: int) -> list[int]:
     """What brackets choose among `size` things: as of a list or an array, in the order asked for.
 
     Args:
@@ -78,8 +78,8 @@ def places(given: Any, size: int) -> list[int]:
         IndexError: There is no such thing, there are not as many bools, or it is no index.
 
     Example:
-        >>> places([2, 0, -1], 3), places([True, False, True], 3), places(slice(1, None), 3)
-        ([2, 0, 2], [0, 2], [1, 2])
+        >>> subscript([2, 0, -1], 3), subscript([True, False], 2), subscript(slice(1, None), 3)
+        ([2, 0, 2], [0], [1, 2])
     """
     if isinstance(given, slice):
         return list(range(size)[given])

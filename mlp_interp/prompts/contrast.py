@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mlp_interp.models.indices import places
+from mlp_interp.models.indices import subscript
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts.checks import check_lengths, check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
@@ -276,7 +276,7 @@ class Contrast:
             IndexError: There is no such prompt.
             ValueError: None is chosen.
         """
-        chosen = places(index, len(self))
+        chosen = subscript(index, len(self))
         if not chosen:
             raise ValueError(f"index={index!r} is empty; wanted some of {len(self)} prompts")
         lengths = None if self.lengths is None else self.lengths[chosen]
