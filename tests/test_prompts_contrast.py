@@ -1,6 +1,7 @@
 """`Contrast`: tokens exactly as the tokenizer gives them, and one error for each mistake."""
 
 import dataclasses
+from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_models import tiny_tokenizer
 
@@ -236,12 +237,16 @@ def test_html_says_how_many_pairs_it_leaves_out(contrast):
 
 
 @given(st.text(min_size=1, max_size=30).filter(str.strip), st.booleans())
+@example("a\0b", True)
 @settings(max_examples=25, deadline=None)
 def test_any_text_survives(text, prepend_bos):
     tokenizer = tiny_tokenizer_once()
-    contrast = Contrast.of(
-        tokenizer, text + " cat", text + " mat", " on", " sat", prepend_bos=prepend_bos
-    )
+    pair = partial(Contrast.of, tokenizer, text + " cat", text + " mat", " on", " sat")
+    if "\0" in text:  # no file of results can hold it
+        with pytest.raises(ValueError, match="holds a NUL"):
+            pair(prepend_bos=prepend_bos)
+        return
+    contrast = pair(prepend_bos=prepend_bos)
     bos = "<|endoftext|>" if prepend_bos else ""
     assert contrast.clean_text == [f"{bos}{text} cat"]
     assert contrast.differs.sum() == 1
