@@ -61,6 +61,7 @@ def test_a_local_directory(neox_directory, backend, tokens):
     torch.testing.assert_close(log_probs(model(tokens)), theirs, atol=1e-4, rtol=0)
     assert model.tokenizer.decode(model.tokenizer.encode("the cat")) == "the cat"
     assert model.tokenizer.bos_token_id == 0
+    assert model.to_tokens("the cat")[0].tolist() == [0, *model.tokenizer.encode("the cat")]
 
 
 def test_a_module_in_memory_is_left_as_it_was(backend, tokens):

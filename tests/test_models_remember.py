@@ -65,7 +65,8 @@ def test_weights_that_change_places_are_seen(which, axis):
     before, known = final(model), fingerprint(model, TOKENS)
     part, name = which.split(".")
     weight = getattr(getattr(model.blocks[1], part), name).data
-    rows = weight.reshape(-1, weight.shape[-1]).transpose(0, axis)  # a view: it changes the model
+    matrix = weight[0] if part == "attn" else weight  # of a head; a view: it changes the model
+    rows = matrix.transpose(0, axis)
     rows[[3, 5]] = rows[[5, 3]].clone()
     wanted = model.run_with_cache(TOKENS)[1]["blocks.2.hook_resid_post"]
     assert (wanted - before).abs().max() > 1e-3

@@ -21,16 +21,16 @@ _CONFIG = (
 
 @dataclass(frozen=True)
 class _Attention:
-    """What analyses read of a block's heads, out of the matrices that the pass has already.
-
-    In the model's own layout, lest products round differently.
-    """
+    """What analyses read of a block's heads, out of the matrices that the pass has already."""
 
     block: Projections
+    by_rows: bool
     n_heads: int
     rotary_cos: Tensor | None = None
     rotary_sin: Tensor | None = None
-    W_O = property(lambda self: self.block.out.T.contiguous().unflatten(0, (self.n_heads, -1)))
+    W_O = property(
+        lambda self: _laid_out(self.block.out, self.by_rows).unflatten(0, (self.n_heads, -1))
+    )
     b_O = property(lambda self: self.block.out_bias)
 
 
@@ -39,9 +39,15 @@ class _MLP:
     """The same of its neurons."""
 
     block: Projections
+    by_rows: bool
     W_in = property(lambda self: self.block.mlp_in.T)
-    W_out = property(lambda self: self.block.mlp_out.T.contiguous())
+    W_out = property(lambda self: _laid_out(self.block.mlp_out, self.by_rows))
     b_out = property(lambda self: self.block.mlp_out_bias)
+
+
+def _laid_out(matrix: Tensor, by_rows: bool) -> Tensor:
+    """Turned around, laid out in memory as the model has it, lest products round differently."""
+    return matrix.T.contiguous() if by_rows else matrix.T
 
 
 class _Model:
@@ -87,10 +93,11 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
         for block in forward.blocks
     ]
     tables = _rotary_tables(forward, target)
-    parts = [
-        SimpleNamespace(attn=_Attention(block, weights.n_heads, **tables), mlp=_MLP(block))
-        for block in blocks
-    ]
+    parts = []
+    for layer, block in enumerate(blocks):
+        heads, mlp = (weights.parameter(layer, n).is_contiguous() for n in ("W_O", "W_out"))
+        attention = _Attention(block, heads, weights.n_heads, **tables)
+        parts.append(SimpleNamespace(attn=attention, mlp=_MLP(block, mlp)))
     model: Any = _Model(cfg=config, blocks=parts, **numbers)
     return Forward(type(weights)(model), blocks)
 

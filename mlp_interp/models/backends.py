@@ -139,6 +139,7 @@ def boot_bridge(
             model.enable_compatibility_mode()
     if tokenizer.bos_token is not None:
         model.tokenizer.bos_token = tokenizer.bos_token
+        model.cfg.default_prepend_bos = True  # as HookedTransformer has it, and all of this package
     return model
 
 
