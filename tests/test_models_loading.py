@@ -180,7 +180,13 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch, revision):
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("pythia-70", "pythia-70m"), ("pythia-140m", "pythia-14"), ("1.4", "1.4b"), ("nnano", "nano")],
+    [
+        ("pythia-70", "pythia-70m"),
+        ("pythia-140m", "pythia-14"),
+        ("1.4", "1.4b"),
+        ("nnano", "nano"),
+        ("smollm", "smollm2"),
+    ],
 )
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(ValueError, match=f"name='{name}' is neither .* nearest name is '{near}"):

@@ -30,7 +30,10 @@ class Backend(StrEnum):
 
 
 # Help texts that several commands share.
-MODEL_HELP = "'nano' (comes with the package), a Pythia name such as 'pythia-70m', or a directory."
+MODEL_HELP = (
+    "'nano' (comes with the package), 'smollm2' (comes by pip), a Pythia name such as "
+    "'pythia-70m', or a directory."
+)
 ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
 RevisionOption = Annotated[
     str | None, typer.Option(help="Training checkpoint of a Pythia model, such as 'step143000'.")

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GPTNeoXForCausalLM, PreTrain
 from transformers.utils import logging as hf_logging
 
 from mlp_interp.models.backends import beyond_hooked, boot_bridge, boot_hooked
+from mlp_interp.models.smollm2 import smollm2_path
 from mlp_interp.nano import weights_path
 
 __all__ = ["PYTHIA", "describe", "load_model", "reload_source"]
@@ -24,7 +25,9 @@ Backend = Literal["auto", "hooked", "bridge"]
 _SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 _DEDUPED = _SIZES[2:]
 PYTHIA = tuple(f"pythia-{s}" for s in _SIZES) + tuple(f"pythia-{s}-deduped" for s in _DEDUPED)
-"""Short names that `load_model` knows, besides ``nano``; ``EleutherAI/`` may stand before them."""
+"""Short names of models on the hub; ``EleutherAI/`` may stand before them."""
+
+_LOCAL = {"nano": weights_path, "smollm2": smollm2_path}
 
 # What `load_model` knows of a model and the model itself does not say. Weak, so that describing a
 # model never keeps it in memory.
@@ -44,9 +47,10 @@ def load_model(
     """Load a GPT-NeoX model as a TransformerLens model, ready for every analysis.
 
     Args:
-        name: ``"nano"``, the model shipped with the package; a Pythia name (``"pythia-70m"``,
-            ``"70m"``, ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory of a
-            GPT-NeoX model; or a `GPTNeoXForCausalLM` in memory, with `tokenizer`.
+        name: ``"nano"``, the model shipped with the package; ``"smollm2"``, which comes by pip
+            (`mlp_interp.models.smollm2`); a Pythia name (``"pythia-70m"``, ``"70m"``,
+            ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory of a GPT-NeoX
+            model; or a `GPTNeoXForCausalLM` in memory, with `tokenizer`.
         revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
         device: Where to put it, ``"cpu"`` or ``"cuda"``; None takes CUDA if there is one, else
             the CPU.
@@ -196,23 +200,23 @@ def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     """Where to read from and what to call it."""
-    if name == "nano" or Path(name).is_dir():
-        path = weights_path() if name == "nano" else Path(name)
+    if name in _LOCAL or Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r}: only models on the hub have revisions")
+        path = _LOCAL[name]() if name in _LOCAL else Path(name)
         if not (path / "config.json").exists():
             raise ValueError(f"name={name!r} has no config.json; wanted a Hugging Face directory")
-        return str(path), name if name == "nano" else path.resolve().name
+        return str(path), name if name in _LOCAL else path.resolve().name
     short = name.removeprefix("EleutherAI/")
     short = short if short.startswith("pythia-") else f"pythia-{short}"
     # The first deduped releases carry a suffix and are the reference of older notes.
     if short in PYTHIA or short.removesuffix("-v0") in PYTHIA:
         return f"EleutherAI/{short}", short
-    known = ("nano", *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
+    known = (*_LOCAL, *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"name={name!r} is neither 'nano', nor a Pythia model, nor a directory; the nearest name "
-        f"is {near!r}"
+        f"name={name!r} is neither 'nano', 'smollm2', a Pythia model, nor a directory; the nearest "
+        f"name is {near!r}"
     )
 
 
