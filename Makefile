@@ -57,7 +57,7 @@ test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environme
 	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST)
 
 real: $(VENV)/.installed-real ## The tests and a report on a trained model, SmolLM2, which comes by pip
-	$(RUN) mlp_interp.models.smollm2
+	$(VENV)/bin/mlp-interp check smollm2
 	$(RUN) pytest -m real
 	mkdir -p build
 	$(VENV)/bin/python tests/english.py build/english.txt

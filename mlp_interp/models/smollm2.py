@@ -5,8 +5,6 @@ a Hugging Face directory in the user's cache, from where `load_model("smollm2")`
 reads them. It is small, it speaks fluent English, and it is what makes tests on trained weights
 possible without a model hub. Rounded to four bits it is not the model that the hub has: compare
 numbers only with others of this file.
-
-    python -m mlp_interp.models.smollm2
 """
 
 import copy
@@ -104,7 +102,3 @@ def _write(source: Path, folder: Path) -> None:
     (folder / "README.md").write_text(_CARD.format(file=source.name))
     (licence,) = source.parent.parent.glob(f"{_PACKAGE}-*.dist-info/**/LICENSE")
     (folder / "LICENSE").write_bytes(licence.read_bytes())
-
-
-if __name__ == "__main__":
-    print(smollm2_path())  # noqa: T201
