@@ -5,6 +5,9 @@ PYTHON ?= python3
 # More arguments for pip, for example an index that has CPU builds of torch.
 PIP_ARGS ?=
 WORKERS ?= 2
+# `make pythia`: PYTHIA=all asks for 410m and 1b, too (5 GB); RECORD=--record writes what is measured.
+PYTHIA ?= require
+RECORD ?=
 
 VENV := .venv
 VENV4 := .venv-tl4
@@ -17,8 +20,8 @@ ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
 
-.PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 bench \
-	notebook clean
+.PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 \
+	pythia bench notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +69,12 @@ real: $(VENV)/.installed-real ## The tests and a report on a trained model, Smol
 
 real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
 	$(VENV4)/bin/python -m pytest -m real
+
+pythia: $(VENV)/.installed-dev ## Real Pythias from the hub, held against what is known of them
+	for name in $$($(VENV)/bin/python tests/pythia.py $(PYTHIA)); do for processing in folded raw; do \
+		$(VENV)/bin/mlp-interp check $$name --processing $$processing || exit 1; \
+	done; done
+	MLP_INTERP_PYTHIA=$(PYTHIA) $(RUN) pytest tests/test_reference_pythia.py $(RECORD)
 
 lint: $(VENV)/.installed-dev ## Style, types and the layers of imports
 	$(RUN) ruff check .

@@ -28,6 +28,12 @@ _built: dict[tuple[Any, ...], Any] = {}
 _states: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", action="store_true", help="write what real Pythia models give, not compare it"
+    )
+
+
 @pytest.fixture(params=[pytest.param(k.values, id=k.id, marks=k.marks) for k in KINDS])
 def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
     """Every kind of model in turn."""

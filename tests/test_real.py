@@ -50,7 +50,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(smollm2_place(), local_files_only=True)
 
 
-@pytest.fixture(scope="module", params=product(BACKENDS, PROCESSINGS), ids="-".join)
+@pytest.fixture(scope="module", params=[*product(BACKENDS, PROCESSINGS)], ids="-".join)
 def real(request):
     """The model in every class and processing, one in memory at a time."""
     backend, processing = request.param

@@ -89,7 +89,7 @@ def _installed() -> Path:
 
 def _write(source: Path, folder: Path) -> None:
     options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    read: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float16, **options)
+    read: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
     # What was read from GGUF counts as quantised and cannot be saved; its numbers can.
     config = copy.deepcopy(read.config)
