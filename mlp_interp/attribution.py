@@ -189,11 +189,11 @@ def attribute_sources(
     chosen, asked = places(positions, length, real)
     at = list(chosen)
     readout = _Readout.of(weights, final.shape[0], answers, foils)
-    directions = readout.directions[:, None] / _scale(weights, final[:, at])
+    directions = readout.directions[:, None] / weights.final_norm.scale(final[:, at])
     shares = []
     for site in sites:
         pattern = cached(cache, Site("pattern", site.layer))[:, site.head, at]
-        value = cached(cache, Site("v", site.layer))[:, :, site.head]
+        value = cached(cache, Site("v", site.layer))[:, :, weights.value_of(site.unit)]
         written = directions @ weights.parameter(site.layer or 0, "W_O")[site.head].T
         shares.append(pattern * torch.einsum("bsh,bph->bps", value, written))
     told = None
@@ -323,8 +323,8 @@ def _labelled(layout: Layout, prompts: int, positions: tuple[int, ...]) -> xr.Da
 def _frozen(
     weights: Weights, residual: Residual, directions: Float[Tensor, "prompt d_model"]
 ) -> Float[Tensor, "prompt pos component"]:
-    # Directions of the folded readout have mean zero over d_model, so components need no centring.
-    return residual.project(directions[:, None]) / _scale(weights, residual.total)
+    # Directions of the folded readout hold nothing that the norm takes out of a component.
+    return residual.project(directions[:, None]) / weights.final_norm.scale(residual.total)
 
 
 def _recomputed(
@@ -334,20 +334,13 @@ def _recomputed(
     frozen: Float[Tensor, "prompt pos component"],
 ) -> Float[Tensor, "prompt pos component"]:
     """Fall of the logit on removing each component, from norms and dot products alone."""
-    centred = residual.centred()
-    scale = _scale(weights, residual.total)
-    d_model = residual.total.shape[-1]
-    dots, squares = centred.project(centred.total), centred.square_norms()
-    variance = scale.square() - (2 * dots - squares) / d_model
-    removed_scale = variance.clamp_min(weights.eps).sqrt()
-    logit = (centred.total * directions[:, None]).sum(-1, keepdim=True) / scale
+    norm = weights.final_norm
+    kept, scale = residual.kept_by(norm), norm.scale(residual.total)
+    dots, squares = kept.project(kept.total), kept.square_norms()
+    removed_scale, _ = norm.after(scale, (2 * dots - squares) / residual.total.shape[-1])
+    logit = (kept.total * directions[:, None]).sum(-1, keepdim=True) / scale
     # logit(r) - logit(r - c) with the scale of r - c
     return logit - (logit - frozen) * scale / removed_scale
-
-
-def _scale(weights: Weights, stream: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
-    """What the final LayerNorm divides a stream by."""
-    return (stream.var(-1, keepdim=True, correction=0) + weights.eps).sqrt()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -25,7 +27,7 @@ HAS_HOOKED = find_spec("transformer_lens.HookedTransformer") is not None
 BACKENDS = ("hooked", "bridge") if HAS_HOOKED else ("bridge",)
 VOCABULARY = 300
 
-ARCHITECTURES, PROCESSINGS = ("parallel", "sequential", "gpt2"), ("folded", "raw")
+ARCHITECTURES, PROCESSINGS = ("parallel", "sequential", "gpt2", "llama"), ("folded", "raw")
 
 SLOW = pytest.mark.slow
 
@@ -108,6 +110,27 @@ def random_neox(
     return model.eval()
 
 
+def random_llama(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> LlamaForCausalLM:
+    """A random Llama model: RMSNorm, gated MLPs, two keys and values for four heads, no biases."""
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        _randomise(model, spread)
+    return model.eval()
+
+
 def random_gpt2(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> GPT2LMHeadModel:
     """A random GPT-2 model: sequential residual, added positions, tied embeddings."""
     config = GPT2Config(
@@ -141,7 +164,8 @@ def build(
     """A random model of one of `KINDS`."""
     if architecture == "gpt2":
         return _gpt2(backend, processing, dtype)
-    source = random_neox(parallel=architecture == "parallel")
+    llama = architecture == "llama"
+    source = random_llama() if llama else random_neox(parallel=architecture == "parallel")
     return load_model(
         source, tokenizer=tiny_tokenizer(), backend=backend, processing=processing, dtype=dtype
     )

@@ -32,15 +32,20 @@ def vectors(model: Any, cache: Any, level: str = "component", layers: int | None
             z = cache[f"{name}.attn.hook_z"]
             for head in range(n_heads):
                 found[f"L{layer}H{head}"] = z[:, :, head] @ block.attn.W_O[head]
-            found[f"{layer}.b_O"] = like * block.attn.b_O
+            found[f"{layer}.b_O"] = like * _bias(block.attn.b_O)
         if level == "neuron":
             post = cache[f"{name}.mlp.hook_post"]
             for neuron in range(d_mlp):
                 found[f"L{layer}N{neuron}"] = post[..., neuron, None] * block.mlp.W_out[neuron]
-            found[f"{layer}.b_out"] = like * block.mlp.b_out
+            found[f"{layer}.b_out"] = like * _bias(block.mlp.b_out)
         else:
             found[f"{layer}.mlp"] = cache[f"{name}.hook_mlp_out"]
     return {label: value.detach() for label, value in found.items()}
+
+
+def _bias(found: Any) -> Any:
+    """A bias that is not there is zero."""
+    return 0.0 if found is None else found
 
 
 def any_vector(model: Any, cache: Any, label: str) -> Tensor:
@@ -64,14 +69,24 @@ def logits(model: Any, stream: Tensor) -> Tensor:
 
 
 def scale(model: Any, stream: Tensor) -> Tensor:
-    """What the final LayerNorm divides by, from its definition."""
-    return (stream.var(-1, unbiased=False, keepdim=True) + model.cfg.eps).sqrt()
+    """What the final norm divides by, from its definition."""
+    return (kept(model, stream).square().mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+
+
+def kept(model: Any, stream: Tensor) -> Tensor:
+    """What a norm keeps of a vector: a LayerNorm takes the mean out, Llama's does not."""
+    return stream if is_rms(model) else stream - stream.mean(-1, keepdim=True)
+
+
+def is_rms(model: Any) -> bool:
+    """Whether the model has Llama's norms; only one of the two classes has the flag."""
+    return model.cfg.uses_rms_norm or "RMS" in str(model.cfg.normalization_type)
 
 
 def frozen_logits(model: Any, stream: Tensor, clean: Tensor) -> Tensor:
     """Logits of `stream` with the final LayerNorm's scale held at that of `clean`."""
     norm = model.ln_final
-    x = (stream - stream.mean(-1, keepdim=True)) / scale(model, clean)
+    x = kept(model, stream) / scale(model, clean)
     w, b = getattr(norm, "w", None), getattr(norm, "b", None)
     x = x if w is None else x * w
     x = x if b is None else x + b

@@ -5,6 +5,7 @@ implementations: heads by setting q, k and v, MLPs by setting their pre-activati
 """
 
 import torch
+from reference import kept
 
 NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -73,8 +74,8 @@ def attribution(model, clean, corrupted, sites, metric, places=None):
 
 
 def normalized(model, x, norm):
-    """A LayerNorm by its definition, with the model's scale and shift if it has them still."""
-    centred = x - x.mean(-1, keepdim=True)
+    """A norm by its definition, with the model's scale and shift if it has them still."""
+    centred = kept(model, x)
     y = centred / (centred.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt()
     w, b = getattr(norm, "w", None), getattr(norm, "b", None)
     y = y if w is None else y * w
@@ -103,7 +104,11 @@ def graph_run(model, tokens, inputs):  # noqa: C901 (one small hook per place)
         def hook(x, hook=None):
             attn = model.blocks[layer].attn
             weight, bias = getattr(attn, f"W_{name.upper()}"), getattr(attn, f"b_{name.upper()}")
-            stream = now["stream"].unsqueeze(2).expand(-1, -1, n_heads, -1)
+            heads = x.shape[2]  # of shared keys and values, as many as there are
+            weight, bias = (
+                0 if w is None else w[:: max(1, len(w) // heads)] for w in (weight, bias)
+            )
+            stream = now["stream"].unsqueeze(2).expand(-1, -1, heads, -1)
             read = normalized(
                 model, inputs((name, layer), stream, senders), model.blocks[layer].ln1
             )
@@ -133,10 +138,15 @@ def graph_run(model, tokens, inputs):  # noqa: C901 (one small hook per place)
             stream = now["stream"] if parallel else now["stream"] + now["attn_out"]
             seen = now["seen"] if parallel else dict(senders)
             norm = block.ln2 if hasattr(block, "ln2") else block.ln1
-            read = normalized(model, inputs(("mlp", layer), stream, seen), norm)
-            return read @ block.mlp.W_in + block.mlp.b_in
+            now["read"] = normalized(model, inputs(("mlp", layer), stream, seen), norm)
+            if model.cfg.gated_mlp:
+                return now["read"] @ block.mlp.W_gate
+            return now["read"] @ block.mlp.W_in + block.mlp.b_in
 
         return hook
+
+    def linear(layer):
+        return lambda x, hook=None: now["read"] @ model.blocks[layer].mlp.W_in
 
     def wrote(layer):
         def hook(x, hook=None):
@@ -155,6 +165,8 @@ def graph_run(model, tokens, inputs):  # noqa: C901 (one small hook per place)
         hooks.append((f"blocks.{i}.attn.hook_z", heads(i)))
         hooks.append((f"blocks.{i}.hook_attn_out", attended(i)))
         hooks.append((f"blocks.{i}.mlp.hook_pre", pre(i)))
+        if model.cfg.gated_mlp:
+            hooks.append((f"blocks.{i}.mlp.hook_pre_linear", linear(i)))
         hooks.append((f"blocks.{i}.hook_mlp_out", wrote(i)))
     hooks.append((f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", leave))
     return hooked(model, tokens, hooks), senders
@@ -184,7 +196,7 @@ def edge_scores(model, clean, corrupted, metric, where):
     scores = {}
     for receiver, grad in zip(copies, grads, strict=True):
         per_head = receiver != "logits" and receiver[0] != "mlp"
-        for head in range(model.cfg.n_heads if per_head else 1):
+        for head in range(grad.shape[2] if per_head else 1):
             g = grad[:, :, head] if per_head else grad
             for sender in heard[receiver]:
                 change = here[sender] - there[sender]
@@ -201,7 +213,7 @@ def circuit_metric(model, clean, corrupted, metric, kept):
         def cut(receiver, stream, senders):
             per_head = receiver != "logits" and receiver[0] != "mlp"
             stream = stream.clone()
-            for head in range(model.cfg.n_heads if per_head else 1):
+            for head in range(stream.shape[2] if per_head else 1):
                 part = (slice(None), slice(None), head) if per_head else slice(None)
                 for sender, wrote in senders.items():
                     if (sender, label(receiver, head)) not in kept:

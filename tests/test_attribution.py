@@ -246,7 +246,7 @@ def test_the_readout_is_where_the_scale_comes_from(kind, tokens):
     stream = cache["blocks.2.hook_resid_post"]
     expected = reference.logits(model, stream)[ROWS, -1, ANSWERS]
     np.testing.assert_allclose(found.sum("component").squeeze(), expected, atol=1e-4)
-    assert Unembed.of(model).eps == 1e-5
+    assert Unembed.of(model).norm.eps == 1e-5
 
 
 def test_neurons_are_not_named_one_by_one(kind, backend, tokens, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from contrasts import CASES, RAN, contrast_of
+from contrasts import CASES, RAN, contrast_of, exactness
 from random_models import KINDS, assert_same_state, state_of, unchecked
 from reference_gradients import circuit_metric, difference, edge_scores
 
@@ -30,8 +30,9 @@ def test_each_edge_is_change_times_gradient(
     assert found.attrs["engine"] == RAN[engine]
     edges = found.estimate.stack(edge=("sender", "receiver")).dropna("edge")
     assert {tuple(e) for e in edges.edge.values} == set(expected)
+    atol = exactness(architecture, backend)
     for edge in edges.edge.values:
-        np.testing.assert_allclose(edges.sel(edge=edge), expected[edge], atol=1e-10)
+        np.testing.assert_allclose(edges.sel(edge=edge), expected[edge], atol=atol)
 
 
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
@@ -127,7 +128,9 @@ def test_circuits_are_runs_with_their_other_edges_cut(kind, architecture, proces
             metric_of(contrast),
             set(order[:count]),
         )
-        np.testing.assert_allclose(found.metric[row], expected, atol=1e-10)
+        np.testing.assert_allclose(
+            found.metric[row], expected, atol=exactness(architecture, backend)
+        )
     gap = found.clean.mean() - found.corrupted.mean()
     share = (found.metric.mean("prompt") - found.corrupted.mean()) / gap
     np.testing.assert_allclose(found.faithfulness, share, atol=1e-10)

@@ -304,12 +304,12 @@ CASES = {
         },
     ),
     "clamp": (
-        [Edit.clamp("1.pre", low=-0.3, high=0.4), Edit.clamp("2.k", high=0.0, units=[2])],
+        [Edit.clamp("1.pre", low=-0.3, high=0.4), Edit.clamp("2.k", high=0.0, units=[1])],
         {
             "blocks.1.mlp.hook_pre": change(
                 what=lambda row: row.where(row < 0.4, 0.4).where(row > -0.3, -0.3)
             ),
-            "blocks.2.attn.hook_k": change(a2=[2], what=lambda row: row.where(row < 0, 0)),
+            "blocks.2.attn.hook_k": change(a2=[1], what=lambda row: row.where(row < 0, 0)),
         },
     ),
     "project out": (

@@ -19,7 +19,7 @@ from random_models import (
     unchecked,
 )
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from mlp_interp.models import PYTHIA, describe, load_model, loading
 
@@ -121,7 +121,7 @@ def hub(monkeypatch):
         loading.AutoConfig, "from_pretrained", answer("config", lambda: source.config)
     )
     monkeypatch.setattr(
-        loading.GPTNeoXForCausalLM,
+        loading.AutoModelForCausalLM,
         "from_pretrained",
         answer("weights", lambda: (random_neox(layers=1), {"missing_keys": set()})),
     )
@@ -206,7 +206,7 @@ def test_other_bad_arguments(neox_directory, tmp_path):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="tokenizer=None: a model in memory"):
         load_model(random_neox(layers=1))
-    with pytest.raises(ValueError, match="name=GPT2LMHeadModel; wanted a GPTNeoXForCausalLM"):
+    with pytest.raises(ValueError, match="name='GPT2LMHeadModel' is a 'gpt2' model; wanted Pyth"):
         unchecked(load_model)(random_gpt2(layers=1), tokenizer=tiny_tokenizer())
 
 
@@ -219,7 +219,7 @@ def test_hooked_where_there_is_none():
 def test_a_directory_of_another_architecture(tmp_path):
     random_gpt2(layers=1).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'gpt2' model; wanted GPT-NeoX"):
+    with pytest.raises(ValueError, match="is a 'gpt2' model; wanted Pythia's architecture"):
         load_model(tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_a_directory_with_other_settings(tmp_path, backend, tokens):
     else:
         edited |= {"rotary_emb_base": 500, "rotary_pct": 1.0}
     (tmp_path / "config.json").write_text(json.dumps(edited))
-    theirs = loading.GPTNeoXForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = GPTNeoXForCausalLM.from_pretrained(tmp_path).eval()
     model = load_model(tmp_path, backend=backend)
     found, expected = log_probs(model(tokens)), log_probs(theirs(tokens).logits)
     assert (log_probs(source(tokens).logits) - expected).abs().max() > 0.05
@@ -305,7 +305,7 @@ def with_rope(rope):
     config = source.config.to_dict()
     config["rope_parameters"] = config["rope_parameters"] | rope
     with torch.random.fork_rng():
-        other = loading.GPTNeoXForCausalLM(type(source.config).from_dict(config)).eval()
+        other = GPTNeoXForCausalLM(type(source.config).from_dict(config)).eval()
     other.load_state_dict(source.state_dict())
     return other
 
@@ -334,7 +334,7 @@ def with_config(d_head=8, **options):
     config = random_neox(layers=2, d_model=2 * d_head, heads=2).config.to_dict()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = loading.GPTNeoXForCausalLM(GPTNeoXConfig(**{**plain(config), **options}))
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**{**plain(config), **options}))
         for parameter in model.parameters():
             parameter.data.normal_(0, 0.5)
     return model.eval()
@@ -376,7 +376,7 @@ def test_attention_without_biases_is_refused(backend):
     plain = random_neox().config
     config = type(plain).from_dict(plain.to_dict() | {"attention_bias": False})
     with torch.random.fork_rng():
-        source = loading.GPTNeoXForCausalLM(config)
+        source = GPTNeoXForCausalLM(config)
     with pytest.raises(ValueError, match="has attention_bias=False in its config"):
         load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
 

@@ -28,22 +28,24 @@ def small_pieces(monkeypatch):
 
 
 def parts(model, layer):
-    """Receptors and value vectors as the LayerNorms see them, and biases; float64, by hand."""
-    block = model.blocks[layer]
-    w, v = block.mlp.W_in.detach().double(), block.mlp.W_out.detach().double()
+    """Receptors and value vectors as the norms see them, and biases; float64, by hand."""
+    block, gated = model.blocks[layer], model.cfg.gated_mlp
+    w, v = block.mlp.W_gate if gated else block.mlp.W_in, block.mlp.W_out
+    w, v = w.detach().double(), v.detach().double()
     norm = block.ln2
     scale = torch.ones(len(w)) if getattr(norm, "w", None) is None else norm.w.detach()
     shift = torch.zeros(len(w)) if getattr(norm, "b", None) is None else norm.b.detach()
-    folded = w * scale.double()[:, None]
-    folded = (folded - folded.mean(0)).T
-    bias = block.mlp.b_in.detach().double()
+    folded = reference.kept(model, (w * scale.double()[:, None]).T)
+    linear = reference.kept(model, (block.mlp.W_in.detach() * scale[:, None]).T).double()
+    bias = torch.zeros(w.shape[1]).double() if gated else block.mlp.b_in.detach().double()
     return SimpleNamespace(
         receptor=w.T,
         value=v,
         bias=bias,
         folded=folded,
         bias_folded=bias + shift.double() @ w,
-        value_folded=v - v.mean(-1, keepdim=True),
+        value_folded=reference.kept(model, v),
+        linear=linear if gated else None,
     )
 
 
@@ -77,6 +79,12 @@ def test_norms_biases_and_angles(model):
         folded = torch.cosine_similarity(x.folded, x.value_folded, dim=-1)
         np.testing.assert_allclose(row.cosine, raw, **close)
         np.testing.assert_allclose(row.cosine_folded, folded, **close)
+        assert ("linear_norm" in found) == model.cfg.gated_mlp
+        if x.linear is not None:
+            np.testing.assert_allclose(row.linear_norm_folded, x.linear.norm(dim=-1), **close)
+            for name, other in (("linear", x.folded), ("linear_value", x.value_folded)):
+                by_hand = torch.cosine_similarity(x.linear, other, dim=-1)
+                np.testing.assert_allclose(row[f"cosine_{name}"], by_hand, **close)
 
 
 def test_tokens_and_moments_are_those_of_all_logits(model):
@@ -98,13 +106,16 @@ def test_the_closest_tokens_are_those_of_all_cosines(model):
     found = neuron_weights(model).sel(layer=2)
     x = parts(model, 2)
     embed = model.W_E.detach().double()
-    embed = embed - embed.mean(-1, keepdim=True)
+    embed = reference.kept(model, embed)
     # The readout's directions: what each unit of the stream adds to the logits.
     readout = torch.tensor(logits_of(model, torch.eye(32))).T
     for name, mine, tokens in (
         ("embed", x.folded, embed),
+        ("linear_embed", x.linear, embed),
         ("unembed", x.value_folded, readout),
     ):
+        if mine is None:
+            continue
         every = cosines(mine, tokens)
         closest = np.abs(every).argmax(-1)
         np.testing.assert_array_equal(found[f"closest_{name}"], closest)

@@ -8,6 +8,7 @@ from random_models import random_neox, tiny_tokenizer, unchecked
 
 from mlp_interp import load_model
 from mlp_interp.models import Weights
+from mlp_interp.models.norm import Norm
 from mlp_interp.prompts import Contrast
 from mlp_interp.residual import LEVELS, cache_for, components, decompose, needed, norms, stream
 from mlp_interp.sites import Site
@@ -43,11 +44,12 @@ def test_components_are_what_they_are_called(model, tokens):
         close(residual.project(directions), torch.einsum("bpcd,bpd->bpc", dense, directions))
         close(residual.project(directions[:1, :1]), dense @ directions[0, 0], atol=1e-4)
         close(residual.square_norms(), dense.square().sum(-1))
-        centred = residual.centred()
+        kept = residual.kept_by(Norm("layer", 1e-5))
         plain = dense - dense.mean(-1, keepdim=True)
-        close(centred.vectors(), plain)
-        close(centred.total, residual.total - residual.total.mean(-1, keepdim=True))
-        close(centred.square_norms(), plain.square().sum(-1))
+        close(kept.vectors(), plain)
+        close(kept.total, residual.total - residual.total.mean(-1, keepdim=True))
+        close(kept.square_norms(), plain.square().sum(-1))
+        assert torch.equal(residual.kept_by(Norm("rms", 1e-5)).total, residual.total)
         assert residual.where == "final"
 
 
@@ -227,7 +229,7 @@ def test_inputs_are_not_changed(kind, backend, tokens):
     cache = reference.full_cache(model, tokens)
     before = {name: value.clone() for name, value in cache.items()}
     residual = decompose(model, cache, level="neuron")
-    residual.centred().less(lambda _s, x: 0 * x).square_norms()
+    residual.kept_by(Norm("layer", 1e-5)).less(lambda _s, x: 0 * x).square_norms()
     residual.sum()
     for name, value in cache.items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name

@@ -42,10 +42,10 @@ def test_logits_of_any_stream_large_or_tiny(model):
 def test_normalize_scale_weight_and_bias_make_up_the_logits(model):
     unembed = Unembed.of(model)
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    normalized = (x - x.mean(-1, keepdim=True)) / unembed.scale(x)
+    normalized = reference.kept(model, x) / unembed.scale(x)
     torch.testing.assert_close(unembed.normalize(x), normalized, atol=1e-5, rtol=1e-5)
-    # W' is centred, so that components need no centring of their own.
-    assert unembed.weight.mean(0).abs().max() < 1e-6
+    # W' holds nothing that the norm takes out, so that components need no centring of their own.
+    torch.testing.assert_close(unembed.norm.keep(unembed.weight.T), unembed.weight.T)
     by_hand = x @ unembed.weight / unembed.scale(x) + unembed.bias
     torch.testing.assert_close(unembed.logits(x), by_hand, atol=1e-4, rtol=1e-4)
 
@@ -122,10 +122,8 @@ def test_a_readout_that_somebody_changed_is_refused(name, backend):
 
 def test_the_readout_is_compared_once(backend, monkeypatch):
     model, asked = build("gpt2", backend, "folded"), []
-    compare = unembed_module.readout_error
-    monkeypatch.setattr(
-        unembed_module, "readout_error", lambda weights: asked.append(1) or compare(weights)
-    )
+    compare = unembed_module.sum_error
+    monkeypatch.setattr(unembed_module, "sum_error", lambda *of: asked.append(1) or compare(*of))
     for _ in range(3):
         Unembed.of(model)
         directions(Weights.of(model), torch.tensor([3]))

@@ -14,7 +14,7 @@ from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.ablation.neurons import neuron_effects
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
-from mlp_interp.metrics.stream import stream_change, stream_scale
+from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
 from mlp_interp.models.protocol import Cache, Model
@@ -104,7 +104,7 @@ def ablate_direct(
     residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
     stand = stand_in(baseline, residual.total.shape[0], seed=seed, real=residual.real)
     # Stand-ins are taken over the whole cache, whatever positions are measured.
-    removed = residual.less(stand).at(positions).centred()
+    removed = residual.less(stand).at(positions).kept_by(unembed.norm)
     targets = _targets(cache, tokens, residual).to(residual.total.device)[:, removed.positions]
     if single_neurons:
         bound = tolerance if method == "second_order" else None
@@ -142,14 +142,15 @@ def direct_effects(
 
     Args:
         unembed: The readout.
-        removed: What is taken away, centred; its `total` is the whole stream, centred.
+        removed: What is taken away, and the stream it is taken from as its `total`; both as the
+            final norm keeps them.
         groups: Which components together.
         targets: The next token of each position, -1 where unknown.
         norm: ``"recompute"`` or ``"freeze"``.
     """
     found = {site: (part, i) for part in removed.parts for i, site in enumerate(part.sites)}
     total = removed.total
-    normalized = total / stream_scale(unembed, total)
+    normalized = total / unembed.scale(total)
     pieces: list[Effects] = []
     for members in chunks(groups.values(), total.numel()):
         vectors = torch.stack([_sum(found, sites) for sites in members])

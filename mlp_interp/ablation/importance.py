@@ -188,7 +188,7 @@ def _importance(
     # What is padding is known: nothing is to be told by the tokens.
     mask = torch.ones_like(clean.tokens) if real is None else real
     parts = components(runner.weights.model, clean, members, attention_mask=mask)
-    removed = parts.less(stand).centred()
+    removed = parts.less(stand).kept_by(runner.unembed.norm)
     direct = (runner.unembed, removed, groups, next_tokens(clean.tokens, real))
     ways = {
         "direct": of_text(direct_effects(*direct, norm="recompute"), real),

@@ -13,7 +13,6 @@ from torch import Tensor
 from mlp_interp.ablation.second_order import SecondOrder
 from mlp_interp.metrics import Effects, LogitChange, Tally, blocks, rows_for
 from mlp_interp.metrics.rows import joined
-from mlp_interp.metrics.stream import stream_scale
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Residual
 from mlp_interp.residual.parts import Scaled
@@ -35,7 +34,7 @@ def neuron_effects(
 
     Args:
         unembed: The readout.
-        removed: What is taken away (only neurons), centred; `total` is the centred stream.
+        removed: What is taken away (only neurons), and `total`, as the final norm keeps them.
         targets: The next token of each position, -1 where unknown.
         norm: ``"recompute"`` or ``"freeze"``.
         tolerance: None computes everything exactly; a number allows the second-order form where
@@ -43,7 +42,7 @@ def neuron_effects(
     """
     shape = (len(removed), *targets.shape)
     total, flat_targets = removed.total.flatten(0, 1), targets.flatten()
-    scale = stream_scale(unembed, total)
+    scale = unembed.scale(total)
     columns: list[Effects] = []
     for rows in torch.arange(len(total)).split(max(1, min(len(total), rows_for(unembed) // 2))):
         clean = LogitChange.of(unembed, total[rows] / scale[rows], flat_targets[rows])
@@ -83,13 +82,12 @@ class _Neurons:
     ) -> "_Neurons":
         """`stream_change` of each neuron alone, as two numbers a row."""
         basis, coefficients = part.basis, part.coefficients.flatten(0, 1)[rows].T
-        scale = stream_scale(unembed, total)[:, 0]
+        scale = unembed.scale(total)[:, 0]
         if norm == "freeze":
             return cls(basis, total, -coefficients / scale, torch.zeros_like(coefficients))
         dots, squares = basis @ total.T, basis.square().sum(-1, keepdim=True)
         fall = coefficients * (2 * dots - coefficients * squares) / total.shape[-1]
-        new_scale = (scale.square() - fall).clamp_min(unembed.eps).sqrt()
-        back = fall / (scale * new_scale * (scale + new_scale))
+        new_scale, back = unembed.norm.after(scale, fall)
         return cls(basis, total, -coefficients / new_scale, back)
 
     def __getitem__(self, neurons: Int[Tensor, " some"]) -> "_Neurons":

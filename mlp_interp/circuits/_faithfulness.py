@@ -199,19 +199,17 @@ class _Circuit:
 
     def _attend(self, layer: int, inputs: list[Tensor]) -> Tensor:
         """Each head's `z`, ``[circuit, prompt, head, row, d_head]``, from inputs of its own."""
-        lean, p = self.lean, self.lean.forward.projections(layer)
-        shape = 3, self.graph.n_heads, 1, lean.weights.d_head
-        matrices, biases = p.qkv.view(*shape, -1).mT, p.qkv_bias.view(shape)
+        lean, forward = self.lean, self.lean.forward
         q, k, v = (
-            (lean.forward.normalize(x) @ matrix + bias[:, None]).movedim(1, 3)
-            for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
+            (forward.normalize(x) @ matrix.mT[:, None] + bias[:, None, None]).movedim(1, 3)
+            for x, (matrix, bias) in zip(inputs, forward.readers(layer), strict=True)
         )
         rotary, future = lean.places(self.span)
         q, k, v = (x.transpose(2, 3) for x in (rotary(q), rotary(k), v))
         if self.span.first:
             past = (x.expand(len(q), *x.shape) for x in self.past[layer])
             k, v = (torch.cat(pair, dim=3) for pair in zip(past, (k, v), strict=True))
-        return lean.pattern(q, k, future) @ v
+        return lean.pattern(q, k, future) @ forward.shared(v, -3)
 
 
 def _read(

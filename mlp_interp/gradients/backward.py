@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlp_interp.gradients.span import Norm, Saved, Span, Tape
+from mlp_interp.gradients.span import Normed, Saved, Span, Tape
 from mlp_interp.models import Forward
 from mlp_interp.models.forward import Projections
 from mlp_interp.models.rotary import Rotary
@@ -101,12 +101,17 @@ class Lean:
 
     def pattern(
         self,
-        q: Float[Tensor, "*any row d_head"],
-        k: Float[Tensor, "*any source d_head"],
+        q: Float[Tensor, "*any head row d_head"],
+        k: Float[Tensor, "*any kv_head source d_head"],
         future: Bool[Tensor, "row source"],
-    ) -> Float[Tensor, "*any row source"]:
-        """Attention of rotated queries to rotated keys, none of which is in the future."""
-        scores = (q @ k.transpose(-2, -1)).mul_(self.forward.attention_scale)
+    ) -> Float[Tensor, "*any head row source"]:
+        """Attention of rotated queries to rotated keys, none of which is in the future.
+
+        Heads are the third axis from the end; keys may have fewer, which several queries read.
+        """
+        scores = (q @ self.forward.shared(k, -3).transpose(-2, -1)).mul_(
+            self.forward.attention_scale
+        )
         return scores.masked_fill_(future, -torch.inf).softmax(-1)
 
     def places(self, span: Span) -> tuple[Rotary, Bool[Tensor, "row source"]]:
@@ -129,11 +134,9 @@ class Lean:
         p, part = self.forward.projections(layer), self._outputs(layer, span)
         rotary, future = self.places(span)
         show("resid_pre", layer, resid)
-        norm, standard = Norm.of(resid, self.weights.eps)
-        readers = self.weights.n_heads * self.weights.d_head
-        q = F.linear(standard[:, part], p.qkv[:readers], p.qkv_bias[:readers])
-        k, v = F.linear(standard, p.qkv[readers:], p.qkv_bias[readers:]).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.weights.n_heads, -1)) for x in (q, k, v))
+        norm, standard = Normed.of(resid, self.forward.norm)
+        q = self.forward.queries(layer, standard[:, part])
+        k, v = self.forward.keys_and_values(layer, standard)
         for name, x in (("q", q), ("k", k), ("v", v)):
             show(name, layer, x)
         q, k = _rotated(rotary, q, k, part)
@@ -141,23 +144,24 @@ class Lean:
         if past is not None:
             k, v = (_after(old, new) for old, new in zip(past, (k, v), strict=True))
         pattern = self.pattern(q, k, future[part])
-        z = (pattern @ v).transpose(1, 2)
+        z = (pattern @ self.forward.shared(v, 1)).transpose(1, 2)
         attn_out = F.linear(z.flatten(2), p.out, p.out_bias)
         for name, x in (("pattern", pattern), ("z", z), ("attn_out", attn_out)):
             show(name, layer, x)
         resid, norm2, standard = resid[:, part], norm, standard[:, part]
         if not self.weights.parallel:
             resid = resid + attn_out
-            norm2, standard = Norm.of(resid, self.weights.eps)
+            norm2, standard = Normed.of(resid, self.forward.norm)
         elif part != slice(None):
             norm2 = norm[part]
-        pre = F.linear(standard, p.mlp_in, p.mlp_in_bias)
+        pre, linear = self.forward.pre(layer, standard), self.forward.linear(layer, standard)
         post = self.forward.activate(pre)
+        post = post if linear is None else post * linear
         mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
         for name, x in (("pre", pre), ("post", post), ("mlp_out", mlp_out)):
             show(name, layer, x)
         resid = resid + attn_out + mlp_out if self.weights.parallel else resid + mlp_out
-        return resid, Saved(norm, norm2, q, k, v, pattern, pre)
+        return resid, Saved(norm, norm2, q, k, v, pattern, pre, linear)
 
     def _back(
         self, layer: int, tape: Tape, grad: Tensor, names: Collection[str], found: Grads
@@ -166,8 +170,8 @@ class Lean:
         part = self._outputs(layer, tape.span)
         found["mlp_out"] = grad
         found["post"] = grad @ p.mlp_out
-        found["pre"] = self._act_backward(saved.pre, found["post"])
-        found["mlp_in"] = saved.norm2.backward(found["pre"] @ p.mlp_in)
+        found["pre"], read = self._back_neurons(p, saved, found["post"])
+        found["mlp_in"] = saved.norm2.backward(read)
         if self.weights.parallel:
             found["attn_out"], grad = grad, grad + found["mlp_in"]
         else:
@@ -176,7 +180,9 @@ class Lean:
         if layer == 0 and "resid_pre" not in names and "q_in" not in names:
             return grad  # nobody asks what is below
         if "q_in" in names:
-            resid = self._head_inputs(p, saved, part, heads, turned, found)
+            resid = self._head_inputs(
+                self.forward.readers(layer), saved, part, heads, turned, found
+            )
         else:
             resid = self._attention_input(p, saved, part, heads)
         resid[:, part] += grad
@@ -188,15 +194,17 @@ class Lean:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients at q, k and v, ``[item, row, head, d_head]``: before rotation, and after it."""
         found["z"] = (found["attn_out"] @ p.out).unflatten(-1, (self.weights.n_heads, -1))
-        z = found["z"].transpose(1, 2)
-        found["pattern"] = z @ saved.v.transpose(2, 3)
+        z, shared = found["z"].transpose(1, 2), self.forward.shared
+        found["pattern"] = z @ shared(saved.v, 1).transpose(2, 3)
         scores = torch.ops.aten._softmax_backward_data(
             found["pattern"], saved.pattern, -1, z.dtype
         ).mul_(self.forward.attention_scale)
         # Positions before the span are the same in both runs: what they would get is not asked.
         own = slice(span.first, None)
-        q, k = scores @ saved.k, scores[..., own].transpose(2, 3) @ saved.q
+        q, k = scores @ shared(saved.k, 1), scores[..., own].transpose(2, 3) @ saved.q
         v = saved.pattern[..., own].transpose(2, 3) @ z
+        # Keys and values get the sum over the heads that read them.
+        k, v = (x.unflatten(1, (saved.k.shape[1], -1)).sum(2) for x in (k, v))
         turned = [x.transpose(1, 2) for x in (q, k, v)]
         q, k = _rotated(_inverse(self.places(span)[0]), turned[0], turned[1], part)
         heads = [q, k, turned[2]]
@@ -215,7 +223,7 @@ class Lean:
 
     def _head_inputs(
         self,
-        p: Projections,
+        readers: list[tuple[Tensor, Tensor]],
         saved: Saved,
         part: Rows,
         heads: list[Tensor],
@@ -224,14 +232,13 @@ class Lean:
     ) -> Tensor:
         """Gradient at the stream through each head's q, k and v; gives their sum."""
         total = torch.zeros_like(saved.norm.x)
-        shape = 3, self.weights.n_heads, self.weights.d_head
-        matrices, biases = p.qkv.view(*shape, -1), p.qkv_bias.view(shape)
         for i, (name, whole) in enumerate(zip("qkv", (saved.q, saved.k, saved.v), strict=True)):
             rows = part if name == "q" else slice(None)
             # Along what the head reads without its bias. Turned both or neither: it is the same.
             own = whole.transpose(1, 2)[:, -turned[i].shape[1] :]
-            along = torch.linalg.vecdot(turned[i], own) - torch.linalg.vecdot(heads[i], biases[i])
-            each = saved.norm[rows].backward_heads(heads[i], along, matrices[i])
+            matrices, biases = readers[i]
+            along = torch.linalg.vecdot(turned[i], own) - torch.linalg.vecdot(heads[i], biases)
+            each = saved.norm[rows].backward_heads(heads[i], along, matrices)
             total[:, rows] += each.sum(0)
             found[f"{name}_in"] = each.permute(1, 2, 0, 3)
         return total
@@ -240,6 +247,15 @@ class Lean:
         """Which rows a block's outputs matter at."""
         outputs = span.outputs(layer == self.weights.n_layers - 1)
         return slice(None) if outputs == span.rows else [p - span.first for p in outputs]
+
+    def _back_neurons(self, p: Projections, saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient at ``post`` to that at ``pre``, and at what the MLP reads."""
+        if saved.linear is None or p.gate is None:
+            pre = self._act_backward(saved.pre, grad)
+            return pre, pre @ p.mlp_in
+        pre = self._act_backward(saved.pre, grad * saved.linear)
+        linear = grad * self.forward.activate(saved.pre)
+        return pre, pre @ p.gate + linear @ p.mlp_in
 
     def _act_backward(self, pre: Tensor, grad: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -258,7 +274,7 @@ def _after(old: Tensor, new: Tensor) -> Tensor:
 
 def _rotated(rotary: Rotary, q: Tensor, k: Tensor, part: Rows) -> tuple[Tensor, Tensor]:
     """Queries at some rows and keys at all, ``[item, row, head, d_head]``, turned."""
-    if part == slice(None):
+    if part == slice(None) and q.shape == k.shape:
         q, k = rotary(torch.cat((q, k), dim=2)).chunk(2, dim=2)
         return q, k
     return rotary[part](q), rotary(k)

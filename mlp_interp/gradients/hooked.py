@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlp_interp.gradients.backward import Grads
 from mlp_interp.gradients.runs import GradientPlan, Seed
-from mlp_interp.gradients.span import Norm
+from mlp_interp.gradients.span import Normed
 from mlp_interp.interchange import Question
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
@@ -111,7 +111,7 @@ class HookRuns:
         others leave over of the whole.
         """
         block = self.weights.block(layer)
-        norm, standard = Norm.of(resid, self.weights.eps)
+        norm, standard = Normed.of(resid, self.weights.norm)
         for name in ("q", "k", "v"):
             matrices = (getattr(block, f"W_{name.upper()}") * block.ln1.w[:, None]).mT
             read = torch.einsum("ipd,hed->iphe", standard, matrices)

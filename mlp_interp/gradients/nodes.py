@@ -34,7 +34,7 @@ HEADS = ("z", "q", "k", "v", "pattern")
 NEURONS = ("pre", "post")
 SITES = (*STREAMS, *HEADS, *NEURONS)
 
-_COUNTED = ("layer", "head", "neuron")
+_COUNTED = ("layer", "head", "kv_head", "neuron")
 
 
 @in_own_mode
@@ -126,11 +126,12 @@ def attribution_patch(
         for name, values in _estimates(part, neuron_positions).items():
             missing = contrast.length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
             estimates[name].append(_extended(values, missing))
-    unit = question.metric.unit
+    unit, weights = question.metric.unit, question.weights
+    shared = weights.n_kv_heads < weights.n_heads
     result = xr.Dataset(
         {
             name: (
-                _dims(name, neuron_positions),
+                _dims(name, neuron_positions, shared=shared),
                 in_order([reading.numbers for reading in readings], values),
                 {"unit": unit, "long_name": f"estimated effect of {name}, positive toward clean"},
             )
@@ -182,6 +183,8 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
         raise ValueError(f"sites={names} have different dimensions; wanted sites of one shape")
     index = xr.DataArray(np.array(names, dtype=str), dims="site", name="site")
     effect = xr.concat([estimates[name] for name in names], index)
+    if "kv_head" in effect.dims:  # a grid's heads are those of its sites
+        effect = effect.rename(kv_head="head")
     clean, corrupted = estimates.clean, estimates.corrupted
     noising = estimates.attrs["direction"] == "noising"
     raw = clean - effect if noising else corrupted + effect
@@ -247,11 +250,11 @@ def _has_pos(name: str, neuron_positions: bool) -> bool:
     return name not in NEURONS or neuron_positions
 
 
-def _dims(name: str, neuron_positions: bool) -> tuple[str, ...]:
+def _dims(name: str, neuron_positions: bool, *, shared: bool) -> tuple[str, ...]:
     if name in STREAMS:
         return ("layer", "pos", "prompt")
     if name in HEADS:
-        return ("layer", "head", "pos", "prompt")
+        return ("layer", "kv_head" if shared and name in "kv" else "head", "pos", "prompt")
     return (
         ("layer", "neuron", "pos", "prompt") if neuron_positions else ("layer", "neuron", "prompt")
     )

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "Saved", "Span", "Tape"]
+from mlp_interp.models.norm import Norm
+
+__all__ = ["Normed", "Saved", "Span", "Tape"]
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,37 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A LayerNorm's input and statistics, without scale and shift."""
+class Normed:
+    """A norm's input and statistics, without scale and shift.
 
+    Attributes:
+        norm: Which norm.
+        x: What was normalised.
+        mean: What was taken out of it, ``[..., 1]``.
+        rstd: What it was then multiplied by, alike.
+    """
+
+    norm: Norm
     x: Tensor
     mean: Tensor
     rstd: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, eps: float) -> tuple["Norm", Tensor]:
+    def of(cls, x: Tensor, norm: Norm) -> tuple["Normed", Tensor]:
         """Normalise; gives the statistics and the result."""
-        y, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, eps)
-        return cls(x, mean, rstd), y
+        if norm.kind == "layer":
+            y, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, norm.eps)
+            return cls(norm, x, mean, rstd), y
+        rstd = 1 / norm.scale(x)
+        return cls(norm, x, torch.zeros_like(rstd), rstd), x * rstd
 
     def backward(self, grad: Tensor) -> Tensor:
         """From the gradient at the output to that at the input."""
+        if self.norm.kind == "none":
+            return grad
+        if self.norm.kind == "rms":
+            y = self.x * self.rstd
+            return self.rstd * (grad - y * (grad * y).mean(-1, keepdim=True))
         return torch.ops.aten.native_layer_norm_backward(
             grad, self.x, [self.x.shape[-1]], self.mean, self.rstd, None, None, [True, False, False]
         )[0]
@@ -66,44 +84,48 @@ class Norm:
             ``[head, item, row, d_model]``.
         """
         y = (self.x - self.mean) * self.rstd
+        if self.norm.kind == "none":
+            along = torch.zeros_like(along)  # nothing is divided by what grows along the stream
         along = (along * self.rstd / -y.shape[-1]).movedim(-1, 0).unsqueeze(-1)
         each = (grad * self.rstd.unsqueeze(-1)).movedim(-2, 0)
-        centred = matrices - matrices.mean(-1, keepdim=True)
         found = along * y
         # In place: no second array of the size of the result.
-        found.flatten(1, 2).baddbmm_(each.flatten(1, 2), centred)
+        found.flatten(1, 2).baddbmm_(each.flatten(1, 2), self.norm.keep(matrices))
         return found
 
-    def __getitem__(self, rows: list[int] | slice) -> "Norm":
+    def __getitem__(self, rows: list[int] | slice) -> "Normed":
         """Some of the rows."""
-        return Norm(self.x[:, rows], self.mean[:, rows], self.rstd[:, rows])
+        return Normed(self.norm, *(x[:, rows] for x in (self.x, self.mean, self.rstd)))
 
-    def items(self, some: slice) -> "Norm":
+    def items(self, some: slice) -> "Normed":
         """Some of the items."""
-        return Norm(self.x[some], self.mean[some], self.rstd[some])
+        return Normed(self.norm, *(x[some] for x in (self.x, self.mean, self.rstd)))
 
 
 @dataclass(frozen=True)
 class Saved:
     """What one block's backward needs; keys and values include the positions before the span.
 
-    Queries and keys are rotated; heads come before rows, ``[item, head, row, d_head]``.
+    Queries and keys are rotated; heads come before rows, ``[item, head, row, d_head]``. `linear` is
+    what a gated MLP multiplies its activations by.
     """
 
-    norm: Norm
-    norm2: Norm
+    norm: Normed
+    norm2: Normed
     q: Tensor
     k: Tensor
     v: Tensor
     pattern: Tensor
     pre: Tensor
+    linear: Tensor | None = None
 
     def items(self, some: slice) -> "Saved":
         """What a backward of some of the items needs."""
         norm = self.norm.items(some)
         norm2 = norm if self.norm2 is self.norm else self.norm2.items(some)
         rest = (self.q, self.k, self.v, self.pattern, self.pre)
-        return Saved(norm, norm2, *(x[some] for x in rest))
+        linear = None if self.linear is None else self.linear[some]
+        return Saved(norm, norm2, *(x[some] for x in rest), linear=linear)
 
 
 @dataclass(frozen=True)

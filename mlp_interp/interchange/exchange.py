@@ -96,6 +96,7 @@ class Exchange:
             return taken.z
         v = taken.v if "v" in names else own.v
         if "pattern" in names:
+            v = self.forward.shared(v, 2)
             return torch.einsum("phqk,pkhd->pqhd", self.source.pattern(layer), v)
         q, k = taken.q if "q" in names else own.q, taken.k if "k" in names else own.k
         return self.forward.mix(q, k, v)

@@ -64,7 +64,9 @@ class Graph:
     Senders are the embedding, every head's output and every MLP's output, layer by layer; receivers
     the inputs of every head's queries, keys and values, of every MLP, and of the logits. In a
     parallel block attention and MLP do not read each other; in a sequential one the MLP reads the
-    heads of its own block.
+    heads of its own block. Where heads share keys and values, these are receivers once
+    (`n_kv_heads`; None where every head has its own): ``L0H1.k`` is the second key, whoever reads
+    it.
 
     Example:
         >>> graph = Graph(n_layers=1, n_heads=2, parallel=True)
@@ -79,16 +81,12 @@ class Graph:
     n_layers: int
     n_heads: int
     parallel: bool
+    n_kv_heads: int | None = None
 
     @classmethod
     def of(cls, weights: Weights) -> "Graph":
-        """A model's graph.
-
-        Raises:
-            ValueError: Several heads share keys and values: their inputs cannot be told apart.
-        """
-        check_own_keys(weights, "edges")
-        return cls(weights.n_layers, weights.n_heads, weights.parallel)
+        """A model's graph."""
+        return cls(weights.n_layers, weights.n_heads, weights.parallel, weights.n_kv_heads)
 
     @cached_property
     def senders(self) -> list[str]:
@@ -100,8 +98,8 @@ class Graph:
         """Labels of the receivers, in order of reading."""
         names = []
         for layer in range(self.n_layers):
-            for name in ("q", "k", "v"):
-                names += [Site(name, layer, head=head).label for head in range(self.n_heads)]
+            for name, heads in self._reading.items():
+                names += [Site(name, layer, head=head).label for head in range(heads)]
             names.append(Site("mlp_out", layer).label)
         return [*names, LOGITS]
 
@@ -129,15 +127,28 @@ class Graph:
 
     def heads(self, layer: int, name: str = "") -> slice:
         """The receivers of a block's attention, or just its ``q``, ``k`` or ``v``."""
-        start = layer * (3 * self.n_heads + 1)
+        start = layer * self._per_layer
         if not name:
-            return slice(start, start + 3 * self.n_heads)
-        start += "qkv".index(name) * self.n_heads
-        return slice(start, start + self.n_heads)
+            return slice(start, start + self._per_layer - 1)
+        for earlier, heads in self._reading.items():
+            if earlier == name:
+                return slice(start, start + heads)
+            start += heads
+        raise ValueError(f"name={name!r}; wanted one of {', '.join(self._reading)}")
+
+    @cached_property
+    def _reading(self) -> dict[str, int]:
+        """How many queries, keys and values a block has."""
+        shared = self.n_kv_heads or self.n_heads
+        return {"q": self.n_heads, "k": shared, "v": shared}
+
+    @property
+    def _per_layer(self) -> int:
+        return sum(self._reading.values()) + 1
 
     def mlp(self, layer: int) -> int:
         """The receiver that is a block's MLP."""
-        return (layer + 1) * (3 * self.n_heads + 1) - 1
+        return (layer + 1) * self._per_layer - 1
 
     def coords(self) -> dict[str, Any]:
         """Coordinates of the two dimensions."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -78,7 +79,7 @@ class Patches:
         change = self.exchange.z(layer, [name]) - base.attention(layer).z
         differs = self.exchange.differs(name, layer)
         for place, head in enumerate(self.grid.units or ()):
-            stream = base.with_attention(layer, change[:, :, head] @ self._out(layer, head))
+            stream = base.with_attention(layer, self._written(name, layer, head, change))
             for suffix, prompt, positions in self._spans(differs[:, :, head]):
                 run = PatchedRun(prompt, layer + 1, positions.start, stream[prompt, positions])
                 yield (*where, place, *suffix, prompt), run
@@ -96,7 +97,7 @@ class Patches:
                 else self._change_by_key(scores, layer, position)
             )
             for number, head in enumerate(self.grid.units or ()):
-                written = change[:, :, head] @ self._out(layer, head)
+                written = self._written(name, layer, head, change)
                 later = (slice(None), slice(position, None))
                 stream = base.with_attention(layer, written, later)
                 for prompt in differs[:, position, head].nonzero()[:, 0].tolist():
@@ -108,7 +109,7 @@ class Patches:
     ) -> Float[Tensor, "prompt later head d_head"]:
         """Of heads' mixes from `position` on when that position's value is the source's."""
         taken, own = self.exchange.attention(layer)
-        change = (taken.v[:, position] - own.v[:, position])[:, None]
+        change = self._shared(taken.v[:, position] - own.v[:, position], 1)[:, None]
         return pattern[:, :, position:, position].transpose(1, 2)[..., None] * change
 
     def _change_by_key(
@@ -117,16 +118,21 @@ class Patches:
         """Of heads' mixes from `position` on when that position's key is the source's."""
         taken, own = self.exchange.attention(layer)
         scores = scores[:, :, position:].clone()
-        q, key = own.q[:, position:], taken.k[:, position]
+        q, key = own.q[:, position:], self._shared(taken.k[:, position], 1)
         scores[..., position] = torch.einsum("pqhd,phd->phq", q, key)
         scores[..., position] *= self.exchange.base.lean.attention_scale
-        return torch.einsum("phqk,pkhd->pqhd", scores.softmax(-1), own.v) - own.z[:, position:]
+        mixed = torch.einsum("phqk,pkhd->pqhd", scores.softmax(-1), self._shared(own.v, 2))
+        return mixed - own.z[:, position:]
 
     def _neurons(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
         base = self.exchange.base
         taken, own = self.exchange.pair(name, layer)
         if name == "pre":
             taken, own = base.lean.activate(taken), base.lean.activate(own)
+            if base.weights.gated:  # what they multiply by stays the base run's
+                read = base.lean.normalize(base.read_by_mlp(layer))
+                linear: Any = base.lean.linear(layer, read)
+                taken, own = taken * linear, own * linear
         change, vectors = taken - own, base.lean.projections(layer).mlp_out.T
         after = base.streams[layer + 1]
         for place, neuron in enumerate(self.grid.units or ()):
@@ -151,7 +157,16 @@ class Patches:
                 if position < len(row) and row[position]:
                     yield (place,), prompt, slice(position, position + 1)
 
-    def _out(self, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
-        forward = self.exchange.base.lean
-        d_head = forward.weights.d_head
-        return forward.projections(layer).out.T[head * d_head : (head + 1) * d_head]
+    def _shared(self, x: Tensor, dim: int) -> Tensor:
+        return self.exchange.base.lean.shared(x, dim)
+
+    def _written(
+        self, name: str, layer: int, head: int, change: Float[Tensor, "prompt pos head d_head"]
+    ) -> Float[Tensor, "prompt pos d_model"]:
+        """What changes of mixes write: of one head, or of all that read one of its keys, values."""
+        weights = self.exchange.base.weights
+        together = weights.n_heads // weights.heads_at(name)
+        heads = slice(head * together, (head + 1) * together)
+        rows = slice(heads.start * weights.d_head, heads.stop * weights.d_head)
+        out = self.exchange.base.lean.projections(layer).out.T[rows]
+        return change[:, :, heads].flatten(2) @ out

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -94,14 +93,14 @@ class Linear(Metric):
     def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Two dot products an item: the directions are folded into one per prompt."""
         weights = Weights.of(model)
+        norm = weights.final_norm
         columns, biases = directions(weights, self.tokens)
         coefficients = columns.new_tensor(self.coefficients)
         direction = torch.einsum("pkd,k->pd", columns, coefficients)
         bias = biases @ coefficients
 
         def read(streams: Tensor, prompts: Tensor) -> Tensor:
-            normalized = F.layer_norm(streams[:, 0], streams.shape[-1:], eps=weights.eps)
-            return (normalized * direction[prompts]).sum(-1) + bias[prompts]
+            return (norm.standardize(streams[:, 0]) * direction[prompts]).sum(-1) + bias[prompts]
 
         return read
 

@@ -5,12 +5,7 @@ from torch import Tensor
 
 from mlp_interp.models.unembed import Unembed
 
-__all__ = ["stream_change", "stream_scale"]
-
-
-def stream_scale(unembed: Unembed, total: Float[Tensor, "*rows d_model"]) -> Tensor:
-    """The final LayerNorm's scale of a centred stream."""
-    return (total.square().mean(-1, keepdim=True) + unembed.eps).sqrt()
+__all__ = ["stream_change"]
 
 
 def stream_change(
@@ -20,15 +15,14 @@ def stream_change(
     *,
     norm: str,
 ) -> Float[Tensor, "*more_rows d_model"]:
-    """Change of the normalised stream when `removed` is taken out; both centred.
+    """Change of the normalised stream when `removed` is taken out; both as the norm keeps them.
 
-    Computed from the change of the variance, so that a small removal gives a small change to full
-    relative precision instead of the difference of two nearly equal streams.
+    A small removal gives a small change to full relative precision, which the difference of two
+    nearly equal streams would not.
     """
-    scale = stream_scale(unembed, total)
+    scale = unembed.scale(total)
     if norm == "freeze":
         return -removed / scale
     fall = (removed * (2 * total - removed)).mean(-1, keepdim=True)
-    new_scale = (scale.square() - fall).clamp_min(unembed.eps).sqrt()
-    inverse_rise = fall / (scale * new_scale * (scale + new_scale))
+    new_scale, inverse_rise = unembed.norm.after(scale, fall)
     return total * inverse_rise - removed / new_scale

@@ -82,4 +82,5 @@ def _tensors(weights: Weights) -> Iterator[Tensor]:
         block = weights.block(layer)
         for field in fields(block):
             value = getattr(block, field.name)
-            yield from (value.w, value.b) if isinstance(value, Affine) else (value,)
+            if value is not None:
+                yield from (value.w, value.b) if isinstance(value, Affine) else (value,)

@@ -15,7 +15,7 @@ __all__ = ["portable"]
 _CONFIG = (
     *("model_name", "normalization_type", "n_layers", "n_heads", "d_model", "d_head", "d_mlp"),
     *("n_ctx", "eps", "act_fn", "parallel_attn_mlp", "positional_embedding_type"),
-    *("use_attn_scale", "attn_scale"),
+    *("use_attn_scale", "attn_scale", "gated_mlp"),
 )
 
 
@@ -88,10 +88,10 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
         numbers["pos_embed"] = SimpleNamespace(W_pos=weights.W_pos.to(target))
     cfg = weights.model.cfg
     config = SimpleNamespace(**{name: getattr(cfg, name) for name in _CONFIG})
-    blocks = [
-        Projections(**{name: value.to(target) for name, value in vars(block).items()})
-        for block in forward.blocks
-    ]
+    config.n_key_value_heads = weights.n_kv_heads
+    config.uses_rms_norm = weights.norm.kind == "rms"
+    config.final_rms = weights.final_norm != weights.norm
+    blocks = [block.to(target) for block in forward.blocks]
     tables = _rotary_tables(forward, target)
     parts = []
     for layer, block in enumerate(blocks):

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.families import FAMILIES, rotary_base
 from mlp_interp.models.protocol import Model
 
-__all__ = ["beyond_hooked", "boot_bridge", "boot_hooked"]
+__all__ = ["boot_bridge", "boot_hooked"]
 
 
 @contextlib.contextmanager
@@ -31,38 +32,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def beyond_hooked(config: Any) -> str | None:
-    """What a config asks for and `HookedTransformer` does not compute; None if there is nothing."""
-    from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
-
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        return f"rope_type={kind!r} in its config, which HookedTransformer ignores"
-    if config.hidden_act not in SUPPORTED_ACTIVATIONS:
-        return f"hidden_act={config.hidden_act!r} in its config, which HookedTransformer lacks"
-    if (rotated := _rotary_dimensions(config)) % 2:
-        return f"{rotated} rotary dimensions, an odd number, which HookedTransformer cannot rotate"
-    return None
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    """How positions are rotated."""
-    # transformers 5 moved both from attributes of their own into one mapping.
-    return getattr(config, "rope_parameters", None) or {
-        "partial_rotary_factor": getattr(config, "rotary_pct", 0.25),
-        "rope_theta": getattr(config, "rotary_emb_base", 10_000),
-    }
-
-
-def _rotary_dimensions(config: Any) -> int:
-    """Cut off, as transformers does it."""
-    d_head = config.hidden_size // config.num_attention_heads
-    return int(_rope(config)["partial_rotary_factor"] * d_head)
-
-
 def boot_hooked(
-    hf_model: GPTNeoXForCausalLM,
+    hf_model: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device,
@@ -75,39 +46,36 @@ def boot_hooked(
     the config is built here; the weights go through the library's own converter and processing.
     """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions.neox import convert_neox_weights
 
     hf = hf_model.config
+    family = FAMILIES[hf.model_type]
     with _quiet():
+        options = family.options(hf)
+        options["normalization_type"] += "Pre" if folded else ""
         cfg = HookedTransformerConfig(
-            model_name="gpt_neox",
-            original_architecture="GPTNeoXForCausalLM",
+            model_name=hf.model_type,
             d_model=hf.hidden_size,
-            d_head=hf.hidden_size // hf.num_attention_heads,
             n_heads=hf.num_attention_heads,
             d_mlp=hf.intermediate_size,
             n_layers=hf.num_hidden_layers,
             n_ctx=hf.max_position_embeddings,
             d_vocab=hf.vocab_size,
-            eps=hf.layer_norm_eps,
             act_fn=hf.hidden_act,
-            parallel_attn_mlp=hf.use_parallel_residual,
             positional_embedding_type="rotary",
-            rotary_dim=_rotary_dimensions(hf),
-            rotary_base=_rope(hf)["rope_theta"],
+            rotary_base=rotary_base(hf),
             rotary_adjacent_pairs=False,
-            normalization_type="LNPre" if folded else "LN",
             default_prepend_bos=True,
             dtype=dtype,
             device=str(device),
             init_weights=False,
+            **options,
         )
         model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
         _attach(model, copy.deepcopy(tokenizer))
         model.load_and_process_state_dict(
-            convert_neox_weights(hf_model, cfg),
+            family.convert(hf_model, cfg),
             fold_ln=folded,
-            center_writing_weights=folded,
+            center_writing_weights=folded and family.centred,
             center_unembed=folded,
             fold_value_biases=folded,
         )
@@ -133,7 +101,11 @@ def boot_bridge(
     without_bos.bos_token = None
     with _quiet():
         model = TransformerBridge.boot_transformers(
-            "gpt_neox", hf_model=hf_model, tokenizer=without_bos, dtype=dtype, device=device
+            hf_model.config.model_type,
+            hf_model=hf_model,
+            tokenizer=without_bos,
+            dtype=dtype,
+            device=device,
         )
         if folded:
             model.enable_compatibility_mode()

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mlp_interp.models.loading import describe, reload_source
 from mlp_interp.models.probe import probe_tokens
-from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import readout_error
 from mlp_interp.models.weights import Weights
-from mlp_interp.sites import Site
+from mlp_interp.models.writes import sum_error, summed_sites
 
 __all__ = ["check_model"]
 
@@ -49,9 +49,9 @@ def check_model(model: Model) -> xr.Dataset:
         (True, True)
     """
     weights = Weights.of(model)
-    tokens = probe_tokens(weights)
-    logits, cache = model.run_with_cache(tokens, names_filter=_needed(weights))
-    residual_error = _residual_error(weights, cache)
+    tokens, names = probe_tokens(weights), [site.hook_name for site in summed_sites(weights)]
+    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    residual_error = sum_error(weights, cache)
     log_prob_error = _log_prob_error(model, tokens, logits)
     finite = bool(torch.isfinite(logits).all())
     read_error, _ = readout_error(weights)
@@ -83,25 +83,6 @@ def check_model(model: Model) -> xr.Dataset:
             "seed": 0,
         },
     )
-
-
-def _needed(weights: Weights) -> list[str]:
-    layers = range(weights.n_layers)
-    sites = [Site(name, layer) for name in ("z", "post") for layer in layers]
-    ends = [Site("resid_pre", 0), Site("resid_post", weights.n_layers - 1)]
-    return [site.hook_name for site in [*sites, *ends]]
-
-
-def _residual_error(weights: Weights, cache: Cache) -> float:
-    total = cache[Site("resid_pre", 0).hook_name].clone()
-    for layer in range(weights.n_layers):
-        block = weights.block(layer)
-        z = cache[Site("z", layer).hook_name]
-        total += torch.einsum("bphd,hdm->bpm", z, block.W_O) + block.b_O
-        total += cache[Site("post", layer).hook_name] @ block.W_out + block.b_out
-    final = cache[Site("resid_post", weights.n_layers - 1).hook_name]
-    # Each position by its own norm: in trained models one entry may be a hundred times the others.
-    return float(((final - total).norm(dim=-1) / final.norm(dim=-1)).max())
 
 
 def _log_prob_error(model: Model, tokens: Tensor, logits: Float[Tensor, "..."]) -> float:

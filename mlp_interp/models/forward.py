@@ -10,6 +10,7 @@ used, so a model with a feature that is not implemented here is refused instead 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ Observer = Callable[[str, int, Tensor], Tensor]
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
+    "silu": F.silu,
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
@@ -44,7 +46,12 @@ class UnsupportedModel(ValueError):
 
 @dataclass(frozen=True)
 class Projections:
-    """One block's matrices in `F.linear` layout, LayerNorm scale and shift folded in."""
+    """One block's matrices in `F.linear` layout, the norms' scales and shifts folded in.
+
+    ``qkv`` has the queries' rows first, then the keys', then the values'. Of a gated MLP, what the
+    activation function is given is read with ``gate``, and ``mlp_in`` reads what it is multiplied
+    by.
+    """
 
     qkv: Tensor
     qkv_bias: Tensor
@@ -54,6 +61,13 @@ class Projections:
     mlp_in_bias: Tensor
     mlp_out: Tensor
     mlp_out_bias: Tensor
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Projections":
+        """The same on a device."""
+        moved: Any = {k: x if x is None else x.to(device) for k, x in vars(self).items()}
+        return Projections(**moved)
 
 
 def keep(_name: str, _layer: int, x: Tensor) -> Tensor:
@@ -117,8 +131,14 @@ class Forward:
             blocks: Its blocks as `Forward.blocks` gave them before, if they are known.
         """
         self.weights = weights
+        self.norm = weights.norm
         self._scale = _attention_scale(weights)
         self._act = _ACTIVATIONS[weights.model.cfg.act_fn]
+        self._groups = weights.n_heads // weights.n_kv_heads
+        self._widths = [
+            heads * weights.d_head
+            for heads in (weights.n_heads, weights.n_kv_heads, weights.n_kv_heads)
+        ]
         if blocks is None:
             blocks = [self._projections(layer) for layer in range(weights.n_layers)]
         self.blocks = tuple(blocks)
@@ -201,27 +221,49 @@ class Forward:
         return self.blocks[layer]
 
     def normalize(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """What every block's folded matrices read: the stream, centred and at unit variance."""
-        return F.layer_norm(resid, (resid.shape[-1],), eps=self.weights.eps)
+        """What every block's folded matrices read: the stream without scale and shift."""
+        return self.norm.standardize(resid)
 
     def activate(self, pre: Float[Tensor, "*rest d_mlp"]) -> Float[Tensor, "*rest d_mlp"]:
-        """The MLPs' nonlinearity."""
+        """The MLPs' nonlinearity, before any gated product."""
         return self._act(pre)
 
     def heads(
         self, layer: int, normalized: Float[Tensor, "*rest d_model"]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[*rest, head, d_head]``, before the rotary embedding."""
-        p, weights = self.blocks[layer], self.weights
-        qkv = F.linear(normalized, p.qkv, p.qkv_bias)
-        q, k, v = qkv.unflatten(-1, (3, weights.n_heads, weights.d_head)).unbind(-3)
+        """Queries, keys and values ``[*rest, head, d_head]``, before the rotary embedding.
+
+        Keys and values may have fewer heads: `shared` repeats them for the queries' heads.
+        """
+        p = self.blocks[layer]
+        parts = F.linear(normalized, p.qkv, p.qkv_bias).split(self._widths, dim=-1)
+        q, k, v = (x.unflatten(-1, (-1, self.weights.d_head)) for x in parts)
         return q, k, v
+
+    def queries(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor:
+        """The first of `heads` alone."""
+        p, width = self.blocks[layer], self._widths[0]
+        q = F.linear(normalized, p.qkv[:width], p.qkv_bias[:width])
+        return q.unflatten(-1, (-1, self.weights.d_head))
+
+    def keys_and_values(
+        self, layer: int, normalized: Float[Tensor, "*rest d_model"]
+    ) -> tuple[Tensor, Tensor]:
+        """The other two of `heads` alone."""
+        p, width = self.blocks[layer], self._widths[0]
+        both = F.linear(normalized, p.qkv[width:], p.qkv_bias[width:]).chunk(2, dim=-1)
+        k, v = (x.unflatten(-1, (-1, self.weights.d_head)) for x in both)
+        return k, v
+
+    def shared(self, x: Tensor, dim: int) -> Tensor:
+        """Keys or values once for each head that reads them."""
+        return x if self._groups == 1 else x.repeat_interleave(self._groups, dim)
 
     def mix(
         self,
         q: Float[Tensor, "batch query head d_head"],
-        k: Float[Tensor, "batch pos head d_head"],
-        v: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
         *,
         mask: Bool[Tensor, "query pos"] | None = None,
     ) -> Float[Tensor, "batch query head d_head"]:
@@ -235,8 +277,8 @@ class Forward:
         """
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
+            self.shared(k, 2).transpose(1, 2),
+            self.shared(v, 2).transpose(1, 2),
             attn_mask=mask,
             is_causal=mask is None,
             scale=self._scale,
@@ -246,15 +288,43 @@ class Forward:
     def scores(
         self,
         q: Float[Tensor, "batch query head d_head"],
-        k: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
     ) -> Float[Tensor, "batch head query pos"]:
         """Attention scores of rotated queries, which come last, and keys; -inf on later keys."""
-        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * self._scale
+        scores = q.transpose(1, 2) @ self.shared(k, 2).permute(0, 2, 3, 1) * self._scale
         return scores.masked_fill(~_causal(q, k), -torch.inf)
+
+    def linear(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor | None:
+        """What gated neurons multiply their activations by; None where MLPs have no gates."""
+        p = self.blocks[layer]
+        return None if p.gate is None else F.linear(normalized, p.mlp_in, p.mlp_in_bias)
+
+    def pre(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor:
+        """What neurons' activation functions are given."""
+        p = self.blocks[layer]
+        if p.gate is None:
+            return F.linear(normalized, p.mlp_in, p.mlp_in_bias)
+        return F.linear(normalized, p.gate, p.gate_bias)
 
     def mlp(self, layer: int, resid: Float[Tensor, "*rest d_model"]) -> Tensor:
         """What a block's MLP writes when it reads the stream `resid`."""
-        return self._mlp(layer, self.normalize(resid), keep)
+        return self.mlp_of(layer, self.normalize(resid))
+
+    def mlp_of(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor:
+        """The same when it reads what `normalize` gives."""
+        return self._mlp(layer, normalized, keep)
+
+    def readers(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """What each head reads the normalised stream with, for queries, keys and values.
+
+        Returns:
+            Matrices ``[head, d_head, d_model]`` and biases ``[head, d_head]``.
+        """
+        p = self.blocks[layer]
+        return [
+            (W.unflatten(0, (-1, self.weights.d_head)), b.unflatten(0, (-1, self.weights.d_head)))
+            for W, b in zip(p.qkv.split(self._widths), p.qkv_bias.split(self._widths), strict=True)
+        ]
 
     def rotary(self, positions: Int[Tensor, " row"], like: Tensor) -> Rotary:
         """The rotary embedding at these positions, in the data type and on the device of `like`."""
@@ -309,7 +379,7 @@ class Forward:
             k, v = kv_cache.extend(layer, k, v)
         if pattern:
             weights = observe("pattern", layer, self.scores(q, k).softmax(-1))
-            z = (weights @ v.transpose(1, 2)).transpose(1, 2)
+            z = (weights @ self.shared(v, 2).transpose(1, 2)).transpose(1, 2)
         else:
             z = self.mix(q, k, v, mask=None if q.shape[1] == k.shape[1] else _causal(q, k))
         z = observe("z", layer, z)
@@ -317,16 +387,21 @@ class Forward:
 
     def _mlp(self, layer: int, normalized: Tensor, observe: Observer) -> Tensor:
         p = self.blocks[layer]
-        pre = observe("pre", layer, F.linear(normalized, p.mlp_in, p.mlp_in_bias))
-        post = observe("post", layer, self._act(pre))
+        post = self._act(observe("pre", layer, self.pre(layer, normalized)))
+        if (linear := self.linear(layer, normalized)) is not None:
+            post = post * linear
+        post = observe("post", layer, post)
         return observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
 
     def _projections(self, layer: int) -> Projections:
         b = self.weights.block(layer)
-        qkv = rearrange([b.W_Q, b.W_K, b.W_V], "qkv head d d_head -> d (qkv head d_head)")
-        qkv_bias = torch.stack([b.b_Q, b.b_K, b.b_V]).flatten()
-        qkv, qkv_bias = _fold(b.ln1, qkv, qkv_bias)
+        each = [rearrange(W, "head d d_head -> d (head d_head)") for W in (b.W_Q, b.W_K, b.W_V)]
+        qkv_bias = torch.cat([b.b_Q.flatten(), b.b_K.flatten(), b.b_V.flatten()])
+        qkv, qkv_bias = _fold(b.ln1, torch.cat(each, dim=1), qkv_bias)
         mlp_in, mlp_in_bias = _fold(b.ln2, b.W_in, b.b_in)
+        gate = gate_bias = None
+        if b.W_gate is not None and b.b_gate is not None:
+            gate, gate_bias = _fold(b.ln2, b.W_gate, b.b_gate)
         return Projections(
             qkv=qkv,
             qkv_bias=qkv_bias,
@@ -336,6 +411,8 @@ class Forward:
             mlp_in_bias=mlp_in_bias,
             mlp_out=b.W_out.T.contiguous(),
             mlp_out_bias=b.b_out,
+            gate=gate,
+            gate_bias=gate_bias,
         )
 
     @torch.no_grad()
@@ -358,7 +435,7 @@ class Forward:
 
 
 def _fold(norm: Affine, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight in `F.linear` layout and bias that take a LayerNorm's scale and shift in."""
+    """Weight in `F.linear` layout and bias that take a norm's scale and shift in."""
     return (norm.w[:, None] * weight).T.contiguous(), norm.b @ weight + bias
 
 
@@ -380,19 +457,26 @@ def _attention_scale(weights: Weights) -> float:
 def _unsupported(weights: Weights) -> str | None:
     """Why the lean forward cannot stand in for this model, or None."""
     cfg = weights.model.cfg
-    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     reasons = {
-        "has gated MLPs": cfg.gated_mlp,
         f"has activation {cfg.act_fn!r}": cfg.act_fn not in _ACTIVATIONS,
         "has mixture-of-experts MLPs": bool(cfg.num_experts),
-        "has grouped key/value heads": kv_heads != cfg.n_heads,
-        "has local attention": cfg.use_local_attn,
+        "has local attention": cfg.use_local_attn or _window(weights) is not None,
         "scales attention by layer": cfg.scale_attn_by_inverse_layer_idx,
         f"has positions of type {cfg.positional_embedding_type!r}": (
             cfg.positional_embedding_type not in ("rotary", "standard")
         ),
-        "rotates adjacent pairs": cfg.rotary_adjacent_pairs,
+        # The bridge, which keeps Hugging Face's tables, says so of models that do not.
+        "rotates adjacent pairs": (
+            cfg.rotary_adjacent_pairs and not hasattr(weights.model, "rotary_emb")
+        ),
         "caps attention scores": cfg.attn_scores_soft_cap > 0,
         "attends in both directions": cfg.attention_dir != "causal",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _window(weights: Weights) -> int | None:
+    """How many tokens back some layer attends, where that is less than the context."""
+    source: Any = getattr(weights.model, "original_model", None)
+    window = getattr(getattr(source, "config", None), "sliding_window", None)
+    return window if window is not None and window < int(weights.model.cfg.n_ctx) else None

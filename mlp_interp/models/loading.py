@@ -1,4 +1,4 @@
-"""Load Pythia and other GPT-NeoX models into TransformerLens, from wherever they are."""
+"""Load Pythia and models of other families into TransformerLens, from wherever they are."""
 
 import contextlib
 import copy
@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
-from mlp_interp.models.backends import beyond_hooked, boot_bridge, boot_hooked
+from mlp_interp.models.backends import boot_bridge, boot_hooked
+from mlp_interp.models.families import beyond_hooked, refuse_config
 from mlp_interp.models.smollm2 import smollm2_path
 from mlp_interp.nano import weights_path
 
@@ -35,7 +42,7 @@ _loaded: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDicti
 
 
 def load_model(
-    name: str | Path | GPTNeoXForCausalLM = "nano",
+    name: str | Path | PreTrainedModel = "nano",
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
@@ -44,13 +51,14 @@ def load_model(
     backend: Backend = "auto",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Any:
-    """Load a GPT-NeoX model as a TransformerLens model, ready for every analysis.
+    """Load a model as a TransformerLens model, ready for every analysis.
 
     Args:
         name: ``"nano"``, the model shipped with the package; ``"smollm2"``, which comes by pip
             (`mlp_interp.models.smollm2`); a Pythia name (``"pythia-70m"``, ``"70m"``,
-            ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory of a GPT-NeoX
-            model; or a `GPTNeoXForCausalLM` in memory, with `tokenizer`.
+            ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory, or
+            ``"owner/name"`` on the hub, of a model of one of `FAMILIES` (GPT-NeoX, Llama, Mistral,
+            Qwen 2 and 3); or such a model in memory, with `tokenizer`.
         revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
         device: Where to put it, ``"cpu"`` or ``"cuda"``; None takes CUDA if there is one, else
             the CPU.
@@ -58,7 +66,8 @@ def load_model(
             key and value biases.
         processing: ``"folded"`` folds LayerNorm scales and value biases into the weights that
             follow and centres what writes to the stream and the unembedding, as TransformerLens
-            does by default; ``"raw"`` leaves the trained weights.
+            does by default; ``"raw"`` leaves the trained weights. (Where norms do not subtract the
+            mean, as in Llama, nothing but the unembedding is centred.)
         backend: ``"hooked"`` for `HookedTransformer` (TransformerLens 3 only), ``"bridge"`` for
             `TransformerBridge`, ``"auto"`` for the first that the installed library has and that
             computes what the model's config asks for.
@@ -68,9 +77,8 @@ def load_model(
         A `HookedTransformer` or `TransformerBridge` in evaluation mode.
 
     Raises:
-        ValueError: Unknown name, device or dtype, a directory that is not GPT-NeoX or has a config
-            that TransformerLens does not carry out, weights with NaN, options that do not go
-            together.
+        ValueError: Unknown name, device or dtype, a model of another family or with a config that
+            TransformerLens does not carry out, weights with NaN, options that do not go together.
         ConnectionError: The hub could not be reached; the text says what to do.
 
     Example:
@@ -130,7 +138,7 @@ def describe(model: Any) -> dict[str, str]:
     }
 
 
-def reload_source(model: Any) -> GPTNeoXForCausalLM | None:
+def reload_source(model: Any) -> PreTrainedModel | None:
     """The Hugging Face model that `load_model` read this one from, for comparison; else None."""
     source = _loaded.get(model, {}).get("source")
     if isinstance(source, weakref.ref):
@@ -154,16 +162,8 @@ def _device(device: Any) -> torch.device:
 
 
 def _able(backend: Backend, config: Any, label: str) -> str:
-    """The class that computes what the config asks for.
-
-    `HookedTransformer` lacks some of what there is, and neither class takes attention without
-    biases: the one would be silently wrong and the others fail somewhere inside.
-    """
-    if not getattr(config, "attention_bias", True):
-        raise ValueError(
-            f"name={label!r} has attention_bias=False in its config; wanted attention with biases, "
-            "as TransformerLens expects it of GPT-NeoX"
-        )
+    """The class that computes what the config asks for: `HookedTransformer` lacks some of it."""
+    refuse_config(config, label)
     chosen = _first() if backend == "auto" else backend
     if chosen != "hooked" or (beyond := beyond_hooked(config)) is None:
         return chosen
@@ -187,13 +187,19 @@ def _backend(backend: Any) -> Backend:
     return backend
 
 
-def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> GPTNeoXForCausalLM:
-    if not isinstance(model, GPTNeoXForCausalLM):
-        raise ValueError(f"name={type(model).__name__}; wanted a GPTNeoXForCausalLM")
+def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> PreTrainedModel:
+    kind: Any = type(model)
+    if not (isinstance(model, PreTrainedModel) and model.can_generate()):
+        raise ValueError(
+            f"name={kind.__name__}; wanted a causal language model of transformers, such as a "
+            "GPTNeoXForCausalLM"
+        )
+    refuse_config(model.config, kind.__name__)
     # Both backends may keep or change the module they are given, and its config; the user's stay as
     # they were, and so does the random state, which initialising a module draws from.
     with torch.random.fork_rng(devices=[]):
-        copied: Any = GPTNeoXForCausalLM(copy.deepcopy(model.config))
+        copied: Any = kind(copy.deepcopy(model.config))
+    copied.config.architectures = [kind.__name__]
     copied.load_state_dict(model.state_dict())
     return copied.to(dtype)
 
@@ -212,6 +218,8 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     # The first deduped releases carry a suffix and are the reference of older notes.
     if short in PYTHIA or short.removesuffix("-v0") in PYTHIA:
         return f"EleutherAI/{short}", short
+    if "/" in name.strip("/") and not name.startswith((".", "/", "~")):
+        return name, name.split("/")[-1]
     known = (*_LOCAL, *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
@@ -220,18 +228,14 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     )
 
 
-def _read(source: str, revision: str | None, dtype: torch.dtype) -> GPTNeoXForCausalLM:
+def _read(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     options = _options(revision)
     with _explained(source, revision):
         config = AutoConfig.from_pretrained(source, **options)
-        if config.model_type != "gpt_neox":
-            raise ValueError(
-                f"name={source!r} is a {config.model_type!r} model; wanted GPT-NeoX ('gpt_neox'), "
-                "Pythia's architecture"
-            )
+        refuse_config(config, source)
         # Weights that are missing are drawn at random first.
         with _no_progress_bar(), torch.random.fork_rng(devices=[]):
-            loaded: Any = GPTNeoXForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **options
             )
         model, found = loaded

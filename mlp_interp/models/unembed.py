@@ -1,4 +1,4 @@
-"""The readout: from a residual stream to logits, with the final LayerNorm folded in."""
+"""The readout: from a residual stream to logits, with the final norm folded in."""
 
 import weakref
 from dataclasses import dataclass
@@ -6,22 +6,23 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import without_hooks
 from mlp_interp.models.weights import Weights
+from mlp_interp.models.writes import sum_error, summed_sites
 from mlp_interp.sites import Site
 
 __all__ = ["Unembed", "check_readout", "directions", "mean_direction", "readout_error"]
 
 # What of a configuration changes logits after the unembedding, or the norm before it.
 _CAPS = ("output_logits_soft_cap", "final_logit_softcapping")
-_OTHERS = {"logit_scale": 1, "logits_scaling": 1, "final_rms": False}
+_OTHERS = {"logit_scale": 1, "logits_scaling": 1}
 
 # Whether the readout is the model's, and the mean column of W_U, each with what tells that they
 # still hold. Weak, so that they never keep a model in memory.
@@ -33,16 +34,17 @@ _means: "weakref.WeakKeyDictionary[Any, tuple[tuple, Tensor]]" = weakref.WeakKey
 class Unembed:
     """``logits(x) = x W' / sigma(x) + b'``, whatever processing the model has had.
 
-    With final LayerNorm scale ``gamma``, shift ``beta`` and unembedding ``W_U, b_U``, let ``D``
-    subtract the mean over ``d_model``. Then ``W' = D diag(gamma) W_U``, ``b' = beta W_U + b_U`` and
-    ``sigma(x) = sqrt(|D x|^2 / d_model + eps)``. Folded, centred and raw weights give the same
-    log-probabilities through it; logits themselves differ between processings by a constant per
-    position, because centring the unembedding removes one.
+    With the final norm's scale ``gamma``, shift ``beta`` and unembedding ``W_U, b_U``, let ``D`` be
+    what the norm keeps of a vector (a LayerNorm's subtracts the mean over ``d_model``). Then
+    ``W' = D diag(gamma) W_U``, ``b' = beta W_U + b_U`` and ``sigma(x) = sqrt(|D x|^2 / d_model +
+    eps)``, see `Norm`. Folded, centred and raw weights give the same log-probabilities through it;
+    logits themselves differ between processings by a constant per position, because centring the
+    unembedding removes one.
 
     Attributes:
         weight: ``W'``, ``[d_model, d_vocab]``.
         bias: ``b'``, ``[d_vocab]``.
-        eps: The LayerNorm's epsilon.
+        norm: How the stream is normalised.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, on folding.
@@ -60,18 +62,17 @@ class Unembed:
 
     weight: Float[Tensor, "d_model d_vocab"]
     bias: Float[Tensor, " d_vocab"]
-    eps: float
+    norm: Norm
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: Model) -> "Unembed":
-        """Fold a model's final LayerNorm and unembedding; the model is not changed.
+        """Fold a model's final norm and unembedding; the model is not changed.
 
         Where the model's own weights are folded and centred already, they are shared, not copied.
 
         Raises:
-            ValueError: The model's stream does not end in a LayerNorm, its logits are not those of
-                this readout, or it is not finite.
+            ValueError: The model's logits are not those of this readout, or it is not finite.
         """
         weights = Weights.of(model)
         check_readout(weights)
@@ -92,14 +93,14 @@ class Unembed:
     @classmethod
     def _folded(cls, weights: Weights) -> tuple["Unembed", Float[Tensor, " d_vocab"]]:
         """The readout, and the mean of every column before it was centred."""
-        norm = weights.ln_final
-        folded = weights.W_U if norm.folded else norm.w[:, None] * weights.W_U
+        affine, norm = weights.ln_final, weights.final_norm
+        folded = weights.W_U if affine.folded else affine.w[:, None] * weights.W_U
         mean = folded.mean(0)
         # Processing that folds the LayerNorm centres the columns too, up to rounding; leaving them
         # as they are then saves a copy of the largest matrix of the model.
-        if float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
+        if norm.kind == "layer" and float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
             folded = folded - mean
-        return cls(folded, norm.b @ weights.W_U + weights.b_U, weights.eps), mean
+        return cls(folded, affine.b @ weights.W_U + weights.b_U, norm), mean
 
     @property
     def d_vocab(self) -> int:
@@ -118,13 +119,12 @@ class Unembed:
         return torch.cat([part.square().sum(0) for part in self.weight.split(1024, dim=1)])
 
     def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:
-        """``sigma(x)``: what the final LayerNorm divides by."""
-        centred = x - x.mean(-1, keepdim=True)
-        return (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        """``sigma(x)``: what the final norm divides by."""
+        return self.norm.scale(x)
 
     def normalize(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """``D x / sigma(x)``: the stream as the unembedding reads it, without scale and shift."""
-        return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
+        return self.norm.standardize(x)
 
     def logits(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """Logits of a residual stream."""
@@ -150,12 +150,12 @@ def directions(
             this readout.
     """
     check_readout(weights)
-    W_U, norm = weights.W_U, weights.ln_final
+    W_U, affine = weights.W_U, weights.ln_final
     _check_ids(tokens, W_U.shape[-1])
     tokens = tokens.to(W_U.device)
     columns = W_U.T[tokens]
-    folded = columns * norm.w
-    return folded - folded.mean(-1, keepdim=True), columns @ norm.b + weights.b_U[tokens]
+    folded = weights.final_norm.keep(columns * affine.w)
+    return folded, columns @ affine.b + weights.b_U[tokens]
 
 
 def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""]]:
@@ -164,7 +164,7 @@ def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[T
     The mean of ``W_U``, for which the whole matrix is read, is kept for as long as the model lives
     and its ``W_U`` stays as it is.
     """
-    W_U, norm = weights.W_U, weights.ln_final
+    W_U, affine = weights.W_U, weights.ln_final
     # In-place changes raise the version, but not those through `.data`: so some entries are looked
     # at. What stays unseen is a change of single columns, of which the mean hardly takes notice.
     flat = W_U.reshape(-1) if W_U.is_contiguous() else W_U.T.reshape(-1)
@@ -175,8 +175,8 @@ def mean_direction(weights: Weights) -> tuple[Float[Tensor, " d_model"], Float[T
         with own_mode():
             known = _means[weights.model] = (state, W_U.mean(-1))
     column = known[1]
-    folded = column * norm.w
-    return folded - folded.mean(), column @ norm.b + weights.b_U.mean()
+    folded = weights.final_norm.keep(column * affine.w)
+    return folded, column @ affine.b + weights.b_U.mean()
 
 
 @torch.no_grad()
@@ -188,10 +188,19 @@ def readout_error(weights: Weights) -> tuple[float, float]:
         at any position, less their mean over the vocabulary, as a share of the largest such logit
         of that position.
     """
-    name = Site("resid_post", weights.n_layers - 1).hook_name
+    final = Site("resid_post", weights.n_layers - 1)
+    logits, cache = _probed(weights, [final])
+    return _readout_error(weights, logits, cache[final.hook_name])
+
+
+def _probed(weights: Weights, sites: list[Site]) -> tuple[Tensor, Any]:
+    names = [site.hook_name for site in sites]
     with without_hooks(weights.model):  # what edits do to other tokens is not asked
-        logits, cache = weights.model.run_with_cache(probe_tokens(weights), names_filter=[name])
-    found = Unembed.unchecked(weights).logits(cache[name]).double()
+        return weights.model.run_with_cache(probe_tokens(weights), names_filter=names)
+
+
+def _readout_error(weights: Weights, logits: Tensor, final: Tensor) -> tuple[float, float]:
+    found = Unembed.unchecked(weights).logits(final).double()
     logits = logits.double()
     nats = float((found.log_softmax(-1) - logits.log_softmax(-1)).abs().max())
     logits = logits - logits.mean(-1, keepdim=True)
@@ -201,6 +210,9 @@ def readout_error(weights: Weights) -> tuple[float, float]:
 
 def check_readout(weights: Weights) -> None:
     """Refuse a model whose logits are not ``x W' / sigma(x) + b'`` of its final stream ``x``.
+
+    Nor is one let through whose stream is not the sum of what embeddings, heads and neurons write:
+    some normalise or scale attention and MLP outputs before they add them.
 
     Compared once, and again when the configuration, the modules after the last block or the hooks
     on them change.
@@ -226,14 +238,23 @@ def _mismatch(weights: Weights) -> str | None:
     cfg = weights.model.cfg
     caps = [name for name in _CAPS if (getattr(cfg, name, None) or 0) > 0]
     names = caps + [n for n, usual in _OTHERS.items() if getattr(cfg, n, None) not in (None, usual)]
-    _, share = readout_error(weights)
+    sites = summed_sites(weights)
+    logits, cache = _probed(weights, sites)
+    _, share = _readout_error(weights, logits, cache[sites[-1].hook_name])
+    apart = sum_error(weights, cache)
     tolerance = 1e-4 if weights.dtype in (torch.float32, torch.float64) else 5e-2
+    if apart > 10 * tolerance:
+        return (
+            "adds to its stream other vectors than its heads and neurons write: they differ by "
+            f"{apart:.1e} of the stream; wanted a model without norms or multipliers after "
+            "attention and MLP"
+        )
     # A cap hides where logits are small, and bites where they are not.
     if share <= tolerance and not caps:
         return None
     why = f" (its configuration has {', '.join(names)})" if names else ""
     return (
-        f"has other logits than its final LayerNorm and unembedding give{why}: they differ by "
+        f"has other logits than its final norm and unembedding give{why}: they differ by "
         f"{share:.1e} of the largest logit; wanted a model whose logits are the unembedding of its "
         "normalised final stream"
     )

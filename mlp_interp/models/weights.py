@@ -1,18 +1,25 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Kind, Site, site_of
 
 __all__ = ["Affine", "Block", "Weights"]
 
+# What TransformerLens calls the norms: those without parameters end in Pre.
+_NORMS: dict[str | None, Literal["layer", "rms", "none"]] = {
+    **dict.fromkeys(("LN", "LNPre"), "layer"),
+    **dict.fromkeys(("RMS", "RMSPre"), "rms"),
+    None: "none",
+}
 _PARAMETERS = (
     *("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
     *("W_in", "b_in", "W_out", "b_out"),
@@ -21,20 +28,24 @@ _PARAMETERS = (
 
 @dataclass(frozen=True)
 class Affine:
-    """Scale and shift of a LayerNorm; ones and zeros where they are folded away."""
+    """Scale and shift of a norm; ones and zeros where it has none or they are folded away."""
 
     w: Float[Tensor, " d_model"]
     b: Float[Tensor, " d_model"]
 
     @property
     def folded(self) -> bool:
-        """Whether this LayerNorm only centres and normalises."""
+        """Whether this norm only standardises."""
         return bool((self.w == 1).all() and (self.b == 0).all())
 
 
 @dataclass(frozen=True)
 class Block:
-    """Weights of one block, in TransformerLens' orientation (vectors multiply from the left)."""
+    """Weights of one block, in TransformerLens' orientation (vectors multiply from the left).
+
+    A gated MLP writes ``(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out``; where MLPs have
+    no gates, the two are None.
+    """
 
     ln1: Affine
     ln2: Affine
@@ -50,6 +61,8 @@ class Block:
     b_in: Float[Tensor, " d_mlp"]
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
+    W_gate: Float[Tensor, "d_model d_mlp"] | None
+    b_gate: Float[Tensor, " d_mlp"] | None
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,7 @@ class Weights:
         """Wrap a model.
 
         Raises:
-            ValueError: It is not a decoder of attention and MLPs whose residual stream ends in a
-                LayerNorm.
+            ValueError: It is not a decoder of attention and MLPs.
         """
         _check_kind(model)
         return cls(model)
@@ -97,6 +109,10 @@ class Weights:
     def heads_at(self, name: str) -> int:
         """How many heads the activation of this name has: keys and values may be shared."""
         return self.n_kv_heads if name in ("k", "v") else self.n_heads
+
+    def value_of(self, head: int) -> int:
+        """Which of the keys and values a head reads."""
+        return head * self.n_kv_heads // self.n_heads
 
     @property
     def d_model(self) -> int:
@@ -130,9 +146,24 @@ class Weights:
         return self.model.cfg.positional_embedding_type == "standard"
 
     @property
-    def eps(self) -> float:
-        """The LayerNorms' epsilon."""
-        return float(self.model.cfg.eps)
+    def gated(self) -> bool:
+        """Whether the MLPs are gated: what a neuron's activation function gives is a factor."""
+        return bool(getattr(self.model.cfg, "gated_mlp", False))
+
+    @property
+    def norm(self) -> Norm:
+        """How the blocks normalise what they read."""
+        cfg = self.model.cfg
+        kind = _NORMS[cfg.normalization_type]
+        rms = getattr(cfg, "uses_rms_norm", False)
+        return Norm("rms" if rms else kind, float(cfg.eps))
+
+    @property
+    def final_norm(self) -> Norm:
+        """How the readout normalises the final stream."""
+        norm = self.norm
+        rms = getattr(self.model.cfg, "final_rms", False) and norm.kind == "layer"
+        return Norm("rms", norm.eps) if rms else norm
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,7 +187,7 @@ class Weights:
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding, without the final LayerNorm's scale."""
+        """Unembedding, without the final norm's scale."""
         return self.model.W_U.detach()
 
     @property
@@ -167,8 +198,8 @@ class Weights:
 
     @property
     def ln_final(self) -> Affine:
-        """The final LayerNorm's scale and shift."""
-        return self._affine(self.model.ln_final)
+        """The final norm's scale and shift."""
+        return self._affine(getattr(self.model, "ln_final", None))
 
     def checked(self, tokens: Any) -> Int[Tensor, "batch pos"]:
         """Tokens that this model can take, on its device, as 64-bit integers.
@@ -234,7 +265,7 @@ class Weights:
             ValueError: It lacks other weights of this name.
         """
         block = self.model.blocks[layer]
-        of_mlp = name.endswith(("_in", "_out"))
+        of_mlp = name.endswith(("_in", "_out", "_gate"))
         owner = block.mlp if of_mlp else block.attn
         value = getattr(owner, name, None)
         if value is None:
@@ -249,7 +280,7 @@ class Weights:
     def _bias_shape(self, name: str) -> tuple[int, ...]:
         if name in ("b_O", "b_out"):
             return (self.d_model,)
-        if name == "b_in":
+        if name in ("b_in", "b_gate"):
             return (self.d_mlp,)
         return self.heads_at(name[2:].lower()), self.d_head
 
@@ -257,10 +288,15 @@ class Weights:
         """The weights of one block."""
         block = self.model.blocks[layer]
         ln1 = self._affine(block.ln1)
+        gate, bias = (
+            self.parameter(layer, name) if self.gated else None for name in ("W_gate", "b_gate")
+        )
         return Block(
             ln1=ln1,
             # Where attention and MLP share one LayerNorm (GPT-J), there is no second module.
             ln2=self._affine(block.ln2) if hasattr(block, "ln2") else ln1,
+            W_gate=gate,
+            b_gate=bias,
             **{name: self.parameter(layer, name) for name in _PARAMETERS},
         )
 
@@ -271,7 +307,9 @@ class Weights:
             W_U = self.W_U
             w = W_U.new_ones(self.d_model) if w is None else w
             b = W_U.new_zeros(self.d_model) if b is None else b
-        return Affine(w=w.detach(), b=b.detach())
+        # The bridge holds Gemma's scales as they are trained: less one.
+        offset = float(getattr(self.model.cfg, "rmsnorm_uses_offset", False))
+        return Affine(w=w.detach() + offset if offset else w.detach(), b=b.detach())
 
 
 def _check_kind(model: Any) -> None:
@@ -287,12 +325,10 @@ def _check_kind(model: Any) -> None:
             "TransformerLens HookedTransformer or TransformerBridge"
         )
     cfg = model.cfg
-    kind = str(cfg.normalization_type)
-    if kind not in ("LN", "LNPre") or getattr(cfg, "uses_rms_norm", False):
-        kind = "nothing" if cfg.normalization_type is None else kind
+    if cfg.normalization_type not in _NORMS:
         raise ValueError(
-            f"model={cfg.model_name!r} normalises with {kind}; wanted a model with LayerNorm "
-            "(GPT-NeoX, Pythia, GPT-2 and their kin)"
+            f"model={cfg.model_name!r} normalises with {cfg.normalization_type}; wanted LayerNorm "
+            "('LN', 'LNPre'), RMSNorm ('RMS', 'RMSPre') or no norm (None)"
         )
     if getattr(cfg, "attn_only", False):
         raise ValueError(f"model={cfg.model_name!r} is attention-only; wanted a model with MLPs")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.models.norm import Norm
 from mlp_interp.sites import Site
 
 __all__ = ["Dense", "Heads", "Part", "Scaled", "Stand"]
@@ -50,8 +51,8 @@ class Part(Protocol):
         """Sum of the components."""
         ...
 
-    def centred(self) -> "Part":
-        """The same components with their mean over ``d_model`` taken out."""
+    def kept_by(self, norm: Norm) -> "Part":
+        """What a norm keeps of the same components."""
         ...
 
     def take(self, index: Sequence[int]) -> "Part":
@@ -65,10 +66,6 @@ class Part(Protocol):
     def at(self, positions: Sequence[int]) -> "Part":
         """The components at some of the positions."""
         ...
-
-
-def _centre(x: Tensor) -> Tensor:
-    return x - x.mean(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,9 @@ class Dense:
         """Sum of the components."""
         return self.values.sum(-2)
 
-    def centred(self) -> "Dense":
-        """The same components with their mean over ``d_model`` taken out."""
-        return replace(self, values=_centre(self.values))
+    def kept_by(self, norm: Norm) -> "Dense":
+        """What a norm keeps of the same components."""
+        return replace(self, values=norm.keep(self.values))
 
     def take(self, index: Sequence[int]) -> "Dense":
         """Some of the components, in the order of `index`."""
@@ -139,9 +136,9 @@ class Scaled:
         """Sum of the components."""
         return self.coefficients @ self.basis
 
-    def centred(self) -> "Scaled":
-        """The same components with their mean over ``d_model`` taken out."""
-        return replace(self, basis=_centre(self.basis))
+    def kept_by(self, norm: Norm) -> "Scaled":
+        """What a norm keeps of the same components."""
+        return replace(self, basis=norm.keep(self.basis))
 
     def take(self, index: Sequence[int]) -> "Scaled":
         """Some of the components, in the order of `index`."""
@@ -187,9 +184,9 @@ class Heads:
         """Sum of the heads' outputs."""
         return self.z.flatten(-2) @ self.W_O.flatten(0, 1)
 
-    def centred(self) -> "Heads":
-        """The same components with their mean over ``d_model`` taken out."""
-        return replace(self, W_O=_centre(self.W_O))
+    def kept_by(self, norm: Norm) -> "Heads":
+        """What a norm keeps of the same components."""
+        return replace(self, W_O=norm.keep(self.W_O))
 
     def take(self, index: Sequence[int]) -> "Heads":
         """Some of the heads, in the order of `index`."""

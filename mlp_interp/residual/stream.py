@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.padding import places
 from mlp_interp.residual.parts import Part, Stand
 from mlp_interp.sites import Site, site_of
@@ -95,10 +96,9 @@ class Residual:
         """Sum of all components; equals `total` up to rounding."""
         return self._of_text(torch.stack([part.sum() for part in self.parts]).sum(0))
 
-    def centred(self) -> "Residual":
-        """The same with the mean over ``d_model`` taken out of everything, as LayerNorm does."""
-        total = self.total - self.total.mean(-1, keepdim=True)
-        return self._with(tuple(part.centred() for part in self.parts), total)
+    def kept_by(self, norm: Norm) -> "Residual":
+        """What a norm keeps of everything: a LayerNorm takes the mean over ``d_model`` out."""
+        return self._with(tuple(part.kept_by(norm) for part in self.parts), norm.keep(self.total))
 
     def select(self, sites: Sequence[Site | str]) -> "Residual":
         """Only some components, in the stream's order; `total` stays the whole stream.

@@ -23,8 +23,8 @@ class Attention:
     """
 
     q: Float[Tensor, "batch pos head d_head"]
-    k: Float[Tensor, "batch pos head d_head"]
-    v: Float[Tensor, "batch pos head d_head"]
+    k: Float[Tensor, "batch pos kv_head d_head"]
+    v: Float[Tensor, "batch pos kv_head d_head"]
     z: Float[Tensor, "batch pos head d_head"]
 
     @classmethod

@@ -92,19 +92,16 @@ class Group:
 
     def _block(self, layer: int, whole: int, out: Rows) -> Float[Tensor, "row d_model"]:
         """A block at all rows of the first `whole` runs; its output at the rows `out`."""
-        p, weights = self.forward.projections(layer), self.forward.weights
-        queried = weights.n_heads * weights.d_head
+        p = self.forward.projections(layer)
         rows = slice(self.end[whole])
         x = self.x[rows]
         normalized = self.forward.normalize(x)
         if len(out.index) == len(x):
-            q, k, v = self._heads(F.linear(normalized, p.qkv, p.qkv_bias)).unbind(1)
+            q, k, v = self.forward.heads(layer, normalized)
         else:  # the last block: of most rows only keys and values are read
-            k, v = self._heads(F.linear(normalized, p.qkv[queried:], p.qkv_bias[queried:])).unbind(
-                1
-            )
+            k, v = self.forward.keys_and_values(layer, normalized)
             x, normalized = x[out.index], normalized[out.index]
-            q = self._heads(F.linear(normalized, p.qkv[:queried], p.qkv_bias[:queried]))[:, 0]
+            q = self.forward.queries(layer, normalized)
         keys, values = self._base_keys(layer, 0, whole)
         own = self.every.item[rows] * self.base.length + self.every.pos[rows]
         keys.flatten(0, 1).index_copy_(0, own, self.rotary[rows](k))
@@ -127,7 +124,7 @@ class Group:
         item = out.item - first
         changed = torch.cat([run.stream for run in self.runs[first:last]])
         normalized = self.forward.normalize(changed)
-        q, k, v = self._heads(F.linear(normalized, p.qkv, p.qkv_bias)).unbind(1)
+        q, k, v = self.forward.heads(layer, normalized)
         rotary = self.rotary[self.every.index.new_tensor(self.end[first:last])]
         each = torch.arange(last - first, device=start.device)
         keys, values = self._base_keys(layer, first, last)
@@ -161,13 +158,11 @@ class Group:
         out: Rows,
     ) -> Float[Tensor, "row d_model"]:
         """From a block's attention output to the stream after it, at the rows `out`."""
-        p = self.forward.projections(layer)
         attn_out = self._pinned("attn_out", layer, attn_out, out)
         resid = resid + attn_out
         if normalized is None or not self.forward.weights.parallel:
             normalized = self.forward.normalize(resid)
-        post = self.forward.activate(F.linear(normalized, p.mlp_in, p.mlp_in_bias))
-        mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
+        mlp_out = self.forward.mlp_of(layer, normalized)
         return resid + self._pinned("mlp_out", layer, mlp_out, out)
 
     def _pinned(
@@ -204,14 +199,9 @@ class Group:
     def _attend(
         self,
         q: Float[Tensor, "run query head d_head"],
-        k: Float[Tensor, "run pos head d_head"],
-        v: Float[Tensor, "run pos head d_head"],
+        k: Float[Tensor, "run pos kv_head d_head"],
+        v: Float[Tensor, "run pos kv_head d_head"],
         positions: Int[Tensor, " query"],
     ) -> Float[Tensor, "run query head d_head"]:
         reads = torch.arange(k.shape[1], device=k.device) <= positions[:, None]
         return self.forward.mix(q, k, v, mask=reads)
-
-    def _heads(self, x: Float[Tensor, "row some"]) -> Float[Tensor, "row kind head d_head"]:
-        """Split the joint product of queries, keys and values."""
-        heads, d_head = self.forward.weights.n_heads, self.forward.weights.d_head
-        return x.view(len(x), x.shape[1] // (heads * d_head), heads, d_head)

@@ -359,10 +359,17 @@ class Run(Mapping[str, Tensor]):
         end = self.streams[layer + 1][at]
         if self.weights.parallel:
             return end + change
+        middle = self.read_by_mlp(layer, at)
+        return end + change + self.lean.mlp(layer, middle + change) - self.lean.mlp(layer, middle)
+
+    def read_by_mlp(self, layer: int, at: Any = ...) -> Float[Tensor, "*rest d_model"]:
+        """The stream that a block's MLP reads, at some ``[batch, pos]``, as an index."""
+        stream = self.streams[layer][at]
+        if self.weights.parallel:
+            return stream
         p = self.lean.projections(layer)
         z = self.attention(layer).z[at].flatten(-2)
-        middle = self.streams[layer][at] + F.linear(z, p.out, p.out_bias)
-        return end + change + self.lean.mlp(layer, middle + change) - self.lean.mlp(layer, middle)
+        return stream + F.linear(z, p.out, p.out_bias)
 
     def cut(self, *, rows: slice | Sequence[int] = slice(None), length: int | None = None) -> "Run":
         """The same of some sequences, up to a position: what comes after it cannot matter to it."""

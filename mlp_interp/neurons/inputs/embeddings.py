@@ -5,7 +5,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.models import describe, forward_of
+from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.checks import check_weights
@@ -16,7 +16,6 @@ from mlp_interp.neurons.inputs.vectors import (
     prompt_tokens,
     vocabulary_of,
 )
-from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.neurons.weights.vocabulary import ids_and_texts
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.runs.generation import check_room
@@ -131,14 +130,15 @@ def _dataset(
 ) -> xr.Dataset:
     p = probabilities(logits.double(), temperature)
     likely, known = p.max(-1), vocabulary_of(model, None).to(W_E.device)
-    cosine, near = nearest(W_E[known], fed, top=1)
-    size = centred(W_E[known]).norm(dim=-1).mean()
+    norm = Weights.of(model).norm
+    cosine, near = nearest(W_E[known], fed, norm=norm, top=1)
+    size = norm.keep(W_E[known]).norm(dim=-1).mean()
     numbers = {
         "probability": (likely.values, "probability", "its probability"),
         "entropy": (torch.special.entr(p).sum(-1), "nats", "entropy of the distribution"),
         "cosine": (cosine[:, 0], "cosine", "its cosine with the mean embedding"),
         "relative_norm": (
-            centred(fed).norm(dim=-1) / size,
+            norm.keep(fed).norm(dim=-1) / size,
             "ratio",
             "norm of the mean over tokens' mean norm",
         ),

@@ -49,7 +49,7 @@ class Optima:
     def near(self) -> tuple[Float[Tensor, "restart pos rank"], Int[Tensor, "restart pos rank"]]:
         """Cosine and index of the tokens nearest each vector."""
         top = min(_NEAREST, len(self.space.vocabulary))
-        return nearest(self.space.rows, self.vectors, top=top)
+        return nearest(self.space.rows, self.vectors, norm=self.space.norm, top=top)
 
     def dataset(self, *, batch_size: int, max_new_tokens: int) -> xr.Dataset:
         """Everything about them, the best first."""

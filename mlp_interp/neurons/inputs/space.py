@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward
+from mlp_interp.models.norm import Norm
 from mlp_interp.neurons.inputs.vectors import placed
-from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.results import single
 
 __all__ = ["Space"]
@@ -36,9 +36,14 @@ class Space:
 
     @cached_property
     def rows(self) -> Float[Tensor, "candidate d_model"]:
-        """Embeddings of the vocabulary, centred."""
+        """Embeddings of the vocabulary, as the norms keep them."""
         W_E = self.forward.weights.W_E
-        return single(centred(W_E[self.vocabulary.to(W_E.device)]))
+        return single(self.norm.keep(W_E[self.vocabulary.to(W_E.device)]))
+
+    @property
+    def norm(self) -> Norm:
+        """The model's: its LayerNorms, if it has those, see no mean over ``d_model``."""
+        return self.forward.weights.norm
 
     @cached_property
     def norms(self) -> tuple[float, float, float]:
@@ -86,8 +91,8 @@ class Space:
     def project(
         self, vectors: Float[Tensor, "row pos d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
-        """The nearest vectors without a mean whose norms tokens have."""
-        vectors = centred(vectors)
+        """The nearest vectors with nothing that norms take out, and of lengths that tokens have."""
+        vectors = self.norm.keep(vectors)
         sizes = vectors.norm(dim=-1, keepdim=True)
         _, low, high = self.norms
         return vectors * (sizes.clamp(low, high) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny))
@@ -96,6 +101,6 @@ class Space:
         """Squared distance to the nearest token's embedding, over the squared mean norm."""
         with torch.no_grad():
             # |v - e|^2 less |v|^2, which is the same for all tokens
-            apart = self.rows.square().sum(-1) - 2 * (centred(vectors) @ self.rows.T)
+            apart = self.rows.square().sum(-1) - 2 * (self.norm.keep(vectors) @ self.rows.T)
             near = self.rows[apart.argmin(-1)]
-        return (centred(vectors) - near).square().sum(-1) / self.norms[0] ** 2
+        return (self.norm.keep(vectors) - near).square().sum(-1) / self.norms[0] ** 2

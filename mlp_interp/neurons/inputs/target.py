@@ -73,11 +73,13 @@ class AscentTarget:
     def has_flats(self) -> bool:
         """Whether the climb is on the pre-activation where the neuron does not fire.
 
-        Through hooks the activation alone is climbed, as what a model with gated neurons or with
-        hooks of its own makes of the pre-activation is not known.
+        Through hooks the activation alone is climbed, as what a model with hooks of its own makes
+        of the pre-activation is not known; and that of gated neurons, which is not flat where they
+        do not fire, and whose sign is not the pre-activation's.
         """
         is_activation = self.site.name == "post" and self.site.neuron is not None
-        return is_activation and isinstance(self.forward, Forward)
+        gated = self.forward.weights.gated
+        return is_activation and isinstance(self.forward, Forward) and not gated
 
     def _scalar(self, x: Tensor) -> Float[Tensor, "batch read"]:
         x = x[:, -self.read :]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.forward import KVCache
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
-from mlp_interp.neurons.weights.vectors import centred, unit
+from mlp_interp.neurons.weights.vectors import unit
 from mlp_interp.neurons.weights.vocabulary import readable
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import decode, tokenizer_of
@@ -100,10 +101,11 @@ def nearest(
     rows: Float[Tensor, "candidate d_model"],
     vectors: Float[Tensor, "*rest d_model"],
     *,
+    norm: Norm,
     top: int,
 ) -> tuple[Float[Tensor, "*rest rank"], Int[Tensor, "*rest rank"]]:
-    """Cosine with and index of the rows of highest cosine; all vectors centred before."""
-    rows, vectors = unit(centred(single(rows))), unit(centred(single(vectors)))
+    """Cosine with and index of the rows of highest cosine, of vectors as the norms keep them."""
+    rows, vectors = (unit(norm.keep(single(x))) for x in (rows, vectors))
     found = (vectors @ rows.T).topk(top)
     return found.values, found.indices
 

@@ -51,7 +51,7 @@ def removal(
     runner, layer, neuron = Runner.of(model), site.layer or 0, site.unit
     unembed, weights = runner.unembed, runner.weights
     value = weights.parameter(layer, "W_out")[neuron]
-    centred = value - value.mean()
+    kept = unembed.norm.keep(value)
     words = torch.from_numpy(promoted).to(unembed.weight.device)
     effects, coefficients = [], []
     real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
@@ -61,8 +61,8 @@ def removal(
         post = clean["post", layer][:, first:, neuron]
         text = texts[:, first:].to(stream.device)
         firing = (clean["pre", layer][:, first:, neuron] > 0) & text
-        total = stream - stream.mean(-1, keepdim=True)
-        removed = (post - held_at)[..., None] * centred
+        total = unembed.norm.keep(stream)
+        removed = (post - held_at)[..., None] * kept
         direct = stream_change(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )

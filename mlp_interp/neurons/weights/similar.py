@@ -237,7 +237,7 @@ def _side(
 def _units(weights: Weights, layer: int) -> Float[Tensor, "2 neuron d_model"]:
     """Directions of a layer's receptors and of its value vectors."""
     vectors = Vectors.of(weights, layer)
-    return torch.stack([unit(vectors.folded), unit(vectors.value_folded)])
+    return torch.stack([unit(vectors.receptor.folded), unit(vectors.value_folded)])
 
 
 def _check_by(by: Any) -> None:

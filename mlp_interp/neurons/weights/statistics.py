@@ -15,7 +15,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
-from mlp_interp.neurons.weights.vectors import Vectors, unit
+from mlp_interp.neurons.weights.vectors import Receptor, Vectors, unit
 from mlp_interp.neurons.weights.vocabulary import (
     Best,
     LogitMoments,
@@ -33,17 +33,23 @@ _VECTORS = 256
 """Neurons at a time that are compared with the vocabulary."""
 
 _ABOUT = {  # unit and long name of each variable
-    "receptor_norm": ("L2 norm", "norm of the receptor, the column of W_in"),
-    "receptor_norm_folded": ("L2 norm", "norm of the receptor, LayerNorm folded in"),
+    "receptor_norm": ("L2 norm", "norm of the receptor, the column of W_in (gated: W_gate)"),
+    "receptor_norm_folded": ("L2 norm", "norm of the receptor, the norm's scale folded in"),
     "value_norm": ("L2 norm", "norm of the value vector, the row of W_out"),
-    "value_norm_folded": ("L2 norm", "norm of the value vector less its mean over d_model"),
-    "bias": ("pre-activation", "b_in"),
-    "bias_folded": ("pre-activation", "b_in and what the LayerNorm's shift adds to it"),
+    "value_norm_folded": ("L2 norm", "norm of what later norms let through of the value vector"),
+    "bias": ("pre-activation", "b_in (gated: b_gate)"),
+    "bias_folded": ("pre-activation", "the bias and what the norm's shift adds to it"),
     "cosine": ("cosine", "receptor and value vector"),
-    "cosine_folded": ("cosine", "receptor and value vector, as the LayerNorms see them"),
+    "cosine_folded": ("cosine", "receptor and value vector, as the norms see them"),
+    "linear_norm": ("L2 norm", "norm of the linear receptor, the column of W_in"),
+    "linear_norm_folded": ("L2 norm", "norm of the linear receptor, the norm's scale folded in"),
+    "cosine_linear": ("cosine", "receptor and linear receptor, as the norm sees them"),
+    "cosine_linear_value": ("cosine", "linear receptor and value vector, as the norms see them"),
     "activation_volume": ("fraction", "share of the stream's directions that fire the neuron"),
     "cosine_embed": ("cosine", "receptor and the embedding closest to it or its opposite"),
     "closest_embed": ("token id", "token of that embedding"),
+    "cosine_linear_embed": ("cosine", "linear receptor and the embedding closest to its line"),
+    "closest_linear_embed": ("token id", "token of that embedding"),
     "cosine_unembed": ("cosine", "value vector and the readout direction closest to its line"),
     "closest_unembed": ("token id", "token of that direction"),
     "promoted": ("token id", "tokens whose logits the value vector raises most"),
@@ -70,9 +76,16 @@ def neuron_weights(
     The *receptor* of a neuron is its column ``w`` of ``W_in``, its *value vector* ``v`` its row of
     ``W_out``. Numbers called ``folded``, and all that compare with tokens, are of the receptor
     ``D diag(gamma) w`` that the normalised stream is multiplied by and of ``D v``, the part of the
-    value vector that later LayerNorms let through; ``D`` takes the mean over ``d_model`` out. These
-    are the same for raw and processed weights of a model. The others are of the weights as they are
-    held, which processing changes.
+    value vector that later norms let through; ``D`` takes the mean over ``d_model`` out where norms
+    are LayerNorms. These are the same for raw and processed weights of a model. The others are of
+    the weights as they are held, which processing changes.
+
+    A *gated* neuron writes ``act(g . y) (u . y) v``: it has two receptors. Here the receptor is the
+    gate ``g``, which decides whether it fires and is what ``pre`` is read with; ``u``, its *linear*
+    receptor, decides with which sign and how much it writes. Only ``g`` and the product of the
+    other two mean something by themselves: ``(u, v)`` and ``(-u, -v)`` are the same neuron. So
+    promoted tokens are raised where ``u . y`` is positive and lowered where it is negative, and the
+    suppressed ones the other way round.
 
     Logits of a value vector are ``v W'`` through the folded readout, less their mean over the
     vocabulary: what an activation of 1 would add directly to the logits of a stream with ``sigma =
@@ -96,11 +109,17 @@ def neuron_weights(
           (pre-activation above zero), with the LayerNorm's epsilon neglected. Streams of a model do
           not point everywhere alike, so the share of tokens on which it fires is another number;
 
+        for gated neurons
+
+        - ``linear_norm``, ``linear_norm_folded``; ``cosine_linear`` between the two receptors and
+          ``cosine_linear_value`` between the linear one and the value vector;
+
         and with `tokens`
 
         - ``cosine_embed``: the receptor's cosine to the row of ``W_E`` for which it is largest in
-          size, and that token's ``closest_embed``; ``cosine_unembed`` and ``closest_unembed``: the
-          same for the value vector and the columns of the readout, less their mean;
+          size, and that token's ``closest_embed`` (of gated neurons also ``..._linear_embed``);
+          ``cosine_unembed`` and ``closest_unembed``: the same for the value vector and the columns
+          of the readout, less their mean;
         - ``promoted``, ``suppressed`` with ``promoted_logit``, ``suppressed_logit``, along a
           further ``rank``: the tokens with the largest and the smallest logits;
         - ``logit_variance``, ``logit_skew`` and ``logit_kurtosis`` (excess, 0 for a normal
@@ -183,15 +202,30 @@ def promoted_tokens(model: Model, neuron: SiteLike, *, k: int = 10) -> xr.Datase
 
 def _geometry(x: Vectors) -> dict[str, Float[Tensor, " neuron"]]:
     return {
-        "receptor_norm": x.receptor.norm(dim=-1),
-        "receptor_norm_folded": x.folded.norm(dim=-1),
+        "receptor_norm": x.receptor.held.norm(dim=-1),
+        "receptor_norm_folded": x.receptor.folded.norm(dim=-1),
         "value_norm": x.value.norm(dim=-1),
         "value_norm_folded": x.value_folded.norm(dim=-1),
-        "bias": x.bias,
-        "bias_folded": x.bias_folded,
-        "cosine": (unit(x.receptor) * unit(x.value)).sum(-1),
-        "cosine_folded": (unit(x.folded) * unit(x.value_folded)).sum(-1),
+        "bias": x.receptor.bias,
+        "bias_folded": x.receptor.bias_folded,
+        "cosine": _cosine(x.receptor.held, x.value),
+        "cosine_folded": _cosine(x.receptor.folded, x.value_folded),
+    } | (_linear(x, x.linear) if x.linear is not None else {})
+
+
+def _linear(x: Vectors, linear: Receptor) -> dict[str, Float[Tensor, " neuron"]]:
+    return {
+        "linear_norm": linear.held.norm(dim=-1),
+        "linear_norm_folded": linear.folded.norm(dim=-1),
+        "cosine_linear": _cosine(x.receptor.folded, linear.folded),
+        "cosine_linear_value": _cosine(linear.folded, x.value_folded),
     }
+
+
+def _cosine(
+    x: Float[Tensor, "neuron d_model"], y: Float[Tensor, "neuron d_model"]
+) -> Float[Tensor, " neuron"]:
+    return (unit(x) * unit(y)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -207,23 +241,30 @@ class _Comparison:
         return cls(TokenDirections.embedding(weights), TokenDirections.unembedding(weights), k)
 
     def __call__(self, vectors: Vectors) -> dict[str, Tensor]:
+        receptors = {"embed": vectors.receptor.folded}
+        if vectors.linear is not None:
+            receptors["linear_embed"] = vectors.linear.folded
         parts = []
-        for folded, value in zip(
-            vectors.folded.split(_VECTORS), vectors.value_folded.split(_VECTORS), strict=True
-        ):
-            receptor = unit(folded)
-            near_embed, near_unembed, moments = Best(1, absolute), Best(1, absolute), LogitMoments()
-            for tokens, x in self.embed.read(receptor):
-                near_embed.add(tokens, x * self.embed.inverse[tokens])
-            part = _read_out(self.unembed, value, self.k, near_unembed, moments)
-            for name, near in (("embed", near_embed), ("unembed", near_unembed)):
-                cosine, token = near.numbers_and_tokens()
+        for rows in torch.arange(len(vectors.value)).split(_VECTORS):
+            value = vectors.value_folded[rows]
+            near = {name: self._embeddings(unit(x[rows])) for name, x in receptors.items()}
+            near["unembed"], moments = Best(1, absolute), LogitMoments()
+            part = _read_out(self.unembed, value, self.k, near["unembed"], moments)
+            for name, best in near.items():
+                cosine, token = best.numbers_and_tokens()
                 part |= {f"cosine_{name}": cosine[:, 0], f"closest_{name}": token[:, 0]}
             variance, skew, kurtosis = moments.result()
             part["logit_variance"] = variance * value.square().sum(-1)
             part |= {"logit_skew": skew, "logit_kurtosis": kurtosis}
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _embeddings(self, receptors: Float[Tensor, "neuron d_model"]) -> Best:
+        """The embedding nearest to each receptor's line."""
+        near = Best(1, absolute)
+        for tokens, x in self.embed.read(receptors):
+            near.add(tokens, x * self.embed.inverse[tokens])
+        return near
 
 
 def _read_out(

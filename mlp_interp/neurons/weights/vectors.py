@@ -1,4 +1,4 @@
-"""The two vectors of each neuron: what it reads from the stream, and what it writes to it."""
+"""The vectors of each neuron: what it reads from the stream, and what it writes to it."""
 
 from dataclasses import dataclass
 
@@ -7,35 +7,56 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.norm import Norm
+from mlp_interp.models.weights import Affine
 from mlp_interp.neurons.checks import check_finite
 from mlp_interp.results import single
 
-__all__ = ["Vectors", "centred", "unit"]
+__all__ = ["Receptor", "Vectors", "unit"]
+
+
+@dataclass(frozen=True)
+class Receptor:
+    """With what one layer's neurons read the stream, one neuron a row.
+
+    The block's norm gives ``D x / sigma(x) * gamma + beta``, where ``D`` is what it keeps of a
+    vector (a LayerNorm takes the mean over ``d_model`` out). So what a neuron reads is
+    ``r . D x / sigma(x) + b`` with the folded receptor ``r = D diag(gamma) w`` and the folded bias
+    ``b + beta . w``. These two are the same however the weights were processed.
+
+    Attributes:
+        held: Columns of the matrix, as the model holds them.
+        folded: ``D diag(gamma) w``.
+        bias: The bias, as the model holds it.
+        bias_folded: The bias and ``beta . w``.
+    """
+
+    held: Float[Tensor, "neuron d_model"]
+    folded: Float[Tensor, "neuron d_model"]
+    bias: Float[Tensor, " neuron"]
+    bias_folded: Float[Tensor, " neuron"]
+
+    @classmethod
+    def of(cls, matrix: Tensor, bias: Tensor, affine: Affine, norm: Norm) -> "Receptor":
+        """From a matrix ``[d_model, neuron]``, its bias, and the norm before it."""
+        w, b, scale, shift = (single(x) for x in (matrix.T, bias, affine.w, affine.b))
+        return cls(w, norm.keep(w * scale), b, b + w @ shift)
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Receptors, biases and value vectors of one layer's neurons, one neuron a row.
-
-    The block's LayerNorm gives ``D x / sigma(x) * gamma + beta``, where ``D`` takes the mean over
-    ``d_model`` out. So a neuron's pre-activation is ``r . D x / sigma(x) + b`` with the folded
-    receptor ``r = D diag(gamma) w`` and the folded bias ``b = b_in + beta . w``. These two are the
-    same however the weights were processed, and so is the value vector less its mean, which is all
-    that any later LayerNorm lets through.
+    """Receptors and value vectors of one layer's neurons.
 
     Attributes:
-        receptor: Columns of ``W_in``, as the model holds them.
-        folded: ``D diag(gamma) w``.
-        bias: ``b_in``, as the model holds it.
-        bias_folded: ``b_in + beta . w``.
+        receptor: What pre-activations are read with: columns of ``W_in``, or of ``W_gate`` where
+            the MLPs are gated.
+        linear: What gated neurons multiply by is read with these, columns of ``W_in``; else None.
         value: Rows of ``W_out``, as the model holds them.
-        value_folded: The same less their mean over ``d_model``.
+        value_folded: The same as far as any later norm lets it through.
     """
 
-    receptor: Float[Tensor, "neuron d_model"]
-    folded: Float[Tensor, "neuron d_model"]
-    bias: Float[Tensor, " neuron"]
-    bias_folded: Float[Tensor, " neuron"]
+    receptor: Receptor
+    linear: Receptor | None
     value: Float[Tensor, "neuron d_model"]
     value_folded: Float[Tensor, "neuron d_model"]
 
@@ -44,26 +65,18 @@ class Vectors:
         """Read one layer, half precisions as float32.
 
         Raises:
-            ValueError: The weights are not finite, or the MLPs are gated: a gated neuron has two
-                receptors, and neither alone is what drives it.
+            ValueError: The weights are not finite.
         """
-        if getattr(weights.model.cfg, "gated_mlp", False):
-            raise ValueError(
-                f"model={weights.model.cfg.model_name!r} has gated MLPs, whose neurons have two "
-                "receptors; wanted MLPs without gates"
-            )
-        block = weights.block(layer)
-        receptor, value = single(block.W_in.T), single(block.W_out)
-        bias, scale, shift = (single(x) for x in (block.b_in, block.ln2.w, block.ln2.b))
-        folded = centred(receptor * scale)
-        bias_folded = bias + receptor @ shift
-        check_finite(f"the MLP of layer {layer}", folded, bias_folded, value)
-        return cls(receptor, folded, bias, bias_folded, value, centred(value))
-
-
-def centred(x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-    """``D x``: less the mean over ``d_model``."""
-    return x - x.mean(-1, keepdim=True)
+        block, norm = weights.block(layer), weights.norm
+        receptor, linear = Receptor.of(block.W_in, block.b_in, block.ln2, norm), None
+        if block.W_gate is not None and block.b_gate is not None:
+            receptor, linear = Receptor.of(block.W_gate, block.b_gate, block.ln2, norm), receptor
+        value = single(block.W_out)
+        for read in (receptor, linear):
+            if read is not None:
+                where = f"the MLP of layer {layer}"
+                check_finite(where, read.folded, read.bias_folded, value)
+        return cls(receptor, linear, value, norm.keep(value))
 
 
 def unit(x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.checks import check_finite
-from mlp_interp.neurons.weights.vectors import centred
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import single, strings, variable
 
@@ -38,8 +38,8 @@ class TokenDirections:
     Attributes:
         matrix: One column a token.
         mean: Subtracted from each column before anything else.
-        inverse: One over the L2 norm of each column less that and less its own mean over
-            ``d_model``; zero where nothing but rounding is left.
+        inverse: One over the L2 norm of what norms keep of each column less that; zero where
+            nothing but rounding is left.
     """
 
     matrix: Float[Tensor, "d_model d_vocab"]
@@ -48,13 +48,14 @@ class TokenDirections:
 
     @classmethod
     def embedding(cls, weights: Weights) -> "TokenDirections":
-        """Rows of ``W_E``, as the LayerNorms see them: without their mean over ``d_model``.
+        """Rows of ``W_E``, as the norms see them: LayerNorms without the mean over ``d_model``.
 
         Raises:
             ValueError: They are not finite.
         """
         matrix = weights.W_E.T
-        return cls._of(matrix, single(matrix[:, 0]).new_zeros(len(matrix)), "W_E")
+        mean = single(matrix[:, 0]).new_zeros(len(matrix))
+        return cls._of(matrix, mean, "W_E", weights.norm)
 
     @classmethod
     def unembedding(cls, weights: Weights) -> "TokenDirections":
@@ -65,12 +66,13 @@ class TokenDirections:
         Raises:
             ValueError: They are not finite.
         """
-        matrix = Unembed.of(weights.model).weight
-        return cls._of(matrix, single(matrix).mean(1), "the readout")
+        unembed = Unembed.of(weights.model)
+        mean = single(unembed.weight).mean(1)
+        return cls._of(unembed.weight, mean, "the readout", unembed.norm)
 
     @classmethod
-    def _of(cls, matrix: Tensor, mean: Tensor, name: str) -> "TokenDirections":
-        pieces = [_norms(single(piece).T, mean) for piece in matrix.split(_TOKENS, dim=1)]
+    def _of(cls, matrix: Tensor, mean: Tensor, name: str, norm: Norm) -> "TokenDirections":
+        pieces = [_norms(single(piece).T, mean, norm) for piece in matrix.split(_TOKENS, dim=1)]
         norms = torch.cat(pieces)
         check_finite(name, norms)
         return cls(matrix, mean, torch.where(norms > 0, 1 / norms, 0))
@@ -88,9 +90,9 @@ class TokenDirections:
 
 
 def _norms(
-    columns: Float[Tensor, "token d_model"], mean: Float[Tensor, " d_model"]
+    columns: Float[Tensor, "token d_model"], mean: Float[Tensor, " d_model"], norm: Norm
 ) -> Float[Tensor, " token"]:
-    norms = centred(columns - mean).norm(dim=-1)
+    norms = norm.keep(columns - mean).norm(dim=-1)
     rounding = 4 * torch.finfo(norms.dtype).eps * (columns.norm(dim=-1) + mean.norm())
     return torch.where(norms <= rounding, 0, norms)
 
