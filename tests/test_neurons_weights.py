@@ -145,13 +145,19 @@ def test_the_norms_of_the_folded_parts_are_the_norms_of_processed_weights(kind, 
 
 
 def test_streams_in_random_directions_fire_as_often_as_the_volume_says(kind, backend):
-    """Through the model's own LayerNorm and weights."""
-    for processing in ("folded", "raw"):
-        model = kind("sequential", backend, processing)
+    """Through the model's own norm and weights."""
+    for which, processing in (("sequential", "folded"), ("sequential", "raw"), ("llama", "raw")):
+        model = kind(which, backend, processing)
         block, n = model.blocks[0], 20_000
         stream = 50 * torch.randn(n, 1, 32, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            pre = block.ln2(stream)[:, 0] @ block.mlp.W_in + block.mlp.b_in
+            read, mlp = block.ln2(stream)[:, 0], block.mlp
+            pre = read @ mlp.W_gate if which == "llama" else read @ mlp.W_in + mlp.b_in
+        if which == "llama":  # without biases every neuron fires in half of the directions
+            found = neuron_weights(model, layers=[0], tokens=False)
+            np.testing.assert_allclose(found.activation_volume, 0.5)
+            np.testing.assert_allclose((pre > 0).double().mean(0), 0.5, atol=0.02)
+            continue
         share = neuron_weights(model, layers=[0], tokens=False).activation_volume.values[0]
         assert share.min() < 0.4
         assert share.max() > 0.6

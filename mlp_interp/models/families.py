@@ -7,6 +7,11 @@ from typing import Any
 
 __all__ = ["FAMILIES", "Family", "beyond_hooked", "refuse_config", "rotary_base"]
 
+_BRIDGED = (
+    *("gpt2", "olmo", "phi", "phi3", "starcoder2", "stablelm", "gpt_neo", "gptj", "codegen"),
+    *("falcon", "opt", "bloom", "gemma", "gemma2", "olmo2", "granite", "nemotron"),
+)
+
 _CONVERTERS = "transformer_lens.pretrained.weight_conversions"
 
 
@@ -65,6 +70,8 @@ FAMILIES = {
     "mistral": Family(_llama, "mistral.convert_mistral_weights"),
     "qwen2": Family(_llama, "qwen2.convert_qwen2_weights"),
     "qwen3": Family(_llama, None),
+    # What the bridge computes as Hugging Face does, or what is refused by name once it is read.
+    **dict.fromkeys(_BRIDGED, Family(_llama, None)),
 }
 """By the ``model_type`` of a config."""
 

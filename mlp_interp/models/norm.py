@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Norm"]
+__all__ = ["Norm", "NormKind"]
+
+NormKind = Literal["layer", "rms", "none"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Norm:
         tensor([1., 3.])
     """
 
-    kind: Literal["layer", "rms", "none"]
+    kind: NormKind
     eps: float
 
     def keep(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:

@@ -1,13 +1,13 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.models.norm import Norm
+from mlp_interp.models.norm import Norm, NormKind
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Kind, Site, site_of
@@ -15,7 +15,7 @@ from mlp_interp.sites import Kind, Site, site_of
 __all__ = ["Affine", "Block", "Weights"]
 
 # What TransformerLens calls the norms: those without parameters end in Pre.
-_NORMS: dict[str | None, Literal["layer", "rms", "none"]] = {
+_NORMS: dict[str | None, NormKind] = {
     **dict.fromkeys(("LN", "LNPre"), "layer"),
     **dict.fromkeys(("RMS", "RMSPre"), "rms"),
     None: "none",

@@ -10,6 +10,7 @@ import xarray as xr
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Mean, Moments, Reducer, quantiles
+from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.statistics import neuron_weights
@@ -212,6 +213,7 @@ def _from_weights(model: Model, above: float) -> xr.Dataset:
         weights["receptor_norm_folded"].values,
         weights["bias_folded"].values - above,
         int(model.cfg.d_model),
+        Weights.of(model).norm.kind,
     )
     own = {"activation_volume": weights["bias_folded"].copy(data=volume)}
     return weights[list(_WEIGHTS)].assign(_described(own))

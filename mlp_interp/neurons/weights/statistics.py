@@ -106,8 +106,9 @@ def neuron_weights(
         - ``bias`` (``b_in``) and ``bias_folded`` (``b_in + beta . w``);
         - ``cosine`` and ``cosine_folded`` between receptor and value vector;
         - ``activation_volume``: the share of all directions of the stream that fire the neuron
-          (pre-activation above zero), with the LayerNorm's epsilon neglected. Streams of a model do
-          not point everywhere alike, so the share of tokens on which it fires is another number;
+          (pre-activation above zero), with the norm's epsilon neglected; NaN without a norm.
+          Streams of a model do not point everywhere alike, so the share of tokens on which it fires
+          is another number;
 
         for gated neurons
 
@@ -156,7 +157,10 @@ def neuron_weights(
         vectors = Vectors.of(weights, layer)
         found = {name: to_numpy(x) for name, x in _geometry(vectors).items()}
         found["activation_volume"] = activation_volume(
-            found["receptor_norm_folded"], found["bias_folded"], weights.d_model
+            found["receptor_norm_folded"],
+            found["bias_folded"],
+            weights.d_model,
+            weights.norm.kind,
         )
         if compare is not None:
             found |= {name: to_numpy(x) for name, x in compare(vectors).items()}

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.special import betainc
 
+from mlp_interp.models.norm import NormKind
+
 __all__ = ["activation_volume", "cap_share"]
 
 
@@ -35,18 +37,25 @@ def cap_share(height: np.ndarray | float, dimension: int) -> np.ndarray:
     return np.where(t >= 0, above, 1 - above)
 
 
-def activation_volume(norm: np.ndarray, bias: np.ndarray, d_model: int) -> np.ndarray:
+def activation_volume(
+    norm: np.ndarray, bias: np.ndarray, d_model: int, kind: NormKind = "layer"
+) -> np.ndarray:
     """Share of the directions of the stream that fire neurons of these norms and biases.
 
     Args:
-        norm: Norm of the receptor, LayerNorm-folded.
-        bias: Its bias, LayerNorm-folded.
-        d_model: Width of the stream. Normalised it has the length ``sqrt(d_model)`` (but for the
-            epsilon) and no mean, so it lies on a sphere in ``d_model - 1`` dimensions.
+        norm: Norm of the receptor, the norm's scale folded in.
+        bias: Its bias, the norm's shift folded in.
+        d_model: Width of the stream. Normalised it has the length ``sqrt(d_model)``, but for the
+            epsilon.
+        kind: Of the norm. After a LayerNorm it has no mean, so it lies on a sphere in
+            ``d_model - 1`` dimensions; after an RMSNorm in all of them. Without a norm it has no
+            length of its own, and the share is NaN.
     """
+    if kind == "none":
+        return np.full(np.shape(norm), np.nan)
     norm, bias = np.asarray(norm, np.float64), np.asarray(bias, np.float64)
     # Without a receptor the bias decides alone, and a pre-activation of zero does not fire.
     height = np.where(bias > 0, -np.inf, np.inf)
     with np.errstate(over="ignore"):
         np.divide(-bias, norm * np.sqrt(d_model), where=norm > 0, out=height)
-    return cap_share(height, d_model - 1)
+    return cap_share(height, d_model - (kind == "layer"))
