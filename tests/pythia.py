@@ -73,7 +73,7 @@ def induction_scores(model, *, sequences=50, period=50, batch=10, seed=0):
 
 def measured(model):
     """What is pinned of a model: numbers by name and layer, rounded, on text that nano writes."""
-    corpus = mi.load_corpus("nano", model, sequences=16, length=128, seed=0)
+    corpus = mi.load_corpus("nano", model, sequences=8, length=128, seed=0)
     importance = mi.subupdate_importance(model, corpus)
     active = activity(model, corpus)
     return {

@@ -106,19 +106,40 @@ def effects(clean: Tensor, changed: Tensor, tokens: Tensor) -> dict[str, Tensor]
     }
 
 
-def loss(clean: Tensor, tokens: Tensor) -> Tensor:
-    """Loss per sequence, nats per token."""
-    log_probs = clean.double().log_softmax(-1)[:, :-1]
-    return -log_probs.gather(-1, tokens[:, 1:, None])[..., 0].mean(-1)
+def counted(tokens: Tensor, first: int = 1, bos: int = 0) -> list[list[int]]:
+    """Positions of each row that count: from the first on, and no BOS unless all count."""
+    return [
+        [pos for pos, token in enumerate(row) if pos >= first and (first == 0 or token != bos)]
+        for row in tokens.tolist()
+    ]
 
 
-def replacement(values: Tensor, baseline: str, donors: Sequence[int] | None = None) -> Tensor:
-    """What stands in for an activation ``[batch, pos, ...]``."""
-    if baseline == "zero":
-        return torch.zeros_like(values)
-    if baseline == "mean":
-        return values.flatten(0, 1).mean(0).expand_as(values)
-    return values[list(donors or ())]
+def loss(clean: Tensor, tokens: Tensor, counted: list[list[int]]) -> Tensor:
+    """Loss per sequence, nats per token, of predictions at positions that count."""
+    found = []
+    for logits, row, places in zip(clean.double(), tokens.tolist(), counted, strict=True):
+        logs = logits.log_softmax(-1)
+        losses = [-logs[pos, row[pos + 1]] for pos in places if pos + 1 < len(row)]
+        found.append(torch.stack(losses).mean())
+    return torch.stack(found)
+
+
+def replacement(
+    values: Tensor,
+    baseline: str,
+    counted: list[list[int]],
+    donors: Sequence[int] | None = None,
+) -> Tensor:
+    """What stands in for an activation ``[batch, pos, ...]``: itself where nothing counts."""
+    found = values.clone()
+    places = [(row, pos) for row, chosen in enumerate(counted) for pos in chosen]
+    mean = torch.stack([values[place] for place in places]).mean(0)
+    for row, pos in places:
+        if baseline == "resample":
+            found[row, pos] = values[(donors or ())[row], pos]
+        else:
+            found[row, pos] = 0 if baseline == "zero" else mean
+    return found
 
 
 def hooked_logits(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[..., Tensor]]) -> Tensor:
@@ -131,6 +152,7 @@ def ablating_hooks(
     model: Any,
     cache: Any,
     labels: Sequence[str],
+    counted: list[list[int]],
     baseline: str = "zero",
     donors: Sequence[int] | None = None,
 ) -> dict[str, Callable[..., Tensor]]:
@@ -140,7 +162,8 @@ def ablating_hooks(
         name, unit = _place(label)
         chosen.setdefault(name, []).append(unit)
     return {
-        name: _replacing(cache[name], units, baseline, donors) for name, units in chosen.items()
+        name: _replacing(cache[name], units, counted, baseline, donors)
+        for name, units in chosen.items()
     }
 
 
@@ -157,17 +180,22 @@ def _place(label: str) -> tuple[str, Any]:
 
 
 def _replacing(
-    clean: Tensor, units: list[Any], baseline: str, donors: Sequence[int] | None
+    clean: Tensor,
+    units: list[Any],
+    counted: list[list[int]],
+    baseline: str,
+    donors: Sequence[int] | None,
 ) -> Callable[..., Tensor]:
-    new = replacement(clean.detach(), baseline, donors)
+    new = replacement(clean.detach(), baseline, counted, donors)
 
     def hook(x: Tensor, hook: Any = None) -> Tensor:
         x = x.clone()
         for unit in units:
-            if unit is None:
-                x[:] = new
-            else:
-                x[:, :, unit] = new[:, :, unit]
+            for row, places in enumerate(counted):
+                if unit is None:
+                    x[row, places] = new[row, places]
+                else:
+                    x[row, places, unit] = new[row, places, unit]
         return x
 
     return hook

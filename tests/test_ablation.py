@@ -6,7 +6,7 @@ import reference
 import torch
 from random_models import unchecked
 
-from mlp_interp import ablate_direct, ablate_total
+from mlp_interp import ablate_direct, ablate_total, norms, subupdate_importance
 from mlp_interp.ablation.baselines import stand_in
 from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.second_order import SecondOrder
@@ -33,12 +33,23 @@ HOOKED = {k: v for k, v in GROUPS.items() if k not in ("1.b_O", "0.b_out", "mixe
 }
 MEASURES = ("kl", "delta_loss", "top1_changed")
 BASELINES = ("zero", "mean", "resample")
+WAYS = [*((baseline, 1) for baseline in BASELINES), ("mean", 0), ("zero", 3)]
+"""Baselines, and from which position on tokens count."""
+
+
+@pytest.fixture
+def tokens(tokens):
+    """With a BOS between the texts of a row."""
+    tokens[1, 4] = 0
+    return tokens
 
 
 def donors(batch, seed=0):
     """Which sequence stands in for which: read off on numbered sequences."""
     numbered = torch.arange(float(batch)).reshape(-1, 1, 1)
-    found = stand_in("resample", batch, seed=seed)(Site("mlp_out", 0), numbered)
+    found = stand_in("resample", torch.ones(batch, 1, dtype=torch.bool), seed=seed)(
+        Site("mlp_out", 0), numbered
+    )
     return found.flatten().long().tolist()
 
 
@@ -57,25 +68,24 @@ def agree(found, expected, **tolerances):
         )
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(("baseline", "first"), WAYS)
 @pytest.mark.parametrize("architecture", ["parallel", "gpt2"])
 @pytest.mark.parametrize("processing", ["folded", "raw"])
 def test_direct_ablation_is_brute_force_in_float64(
-    kind, architecture, processing, backend, baseline, tokens
+    kind, architecture, processing, backend, baseline, first, tokens
 ):
     """Take the vectors out of the stream, unembed again, compare log-softmaxes."""
     model = kind(architecture, backend, processing, torch.float64)
     cache, vectors = everything(model, tokens)
     final = reference.final_stream(model, cache)
-    clean = reference.logits(model, final)
+    clean, counted = reference.logits(model, final), reference.counted(tokens, first)
+    options = {"baseline": baseline, "first": first, "tokens": tokens, "seed": 3}
     for norm in ("recompute", "freeze"):
-        found = ablate_direct(
-            model, cache, GROUPS, norm=norm, baseline=baseline, tokens=tokens, seed=3
-        )
+        found = ablate_direct(model, cache, GROUPS, norm=norm, **options)
         assert list(found.component.values) == list(GROUPS)
         for name, labels in GROUPS.items():
             gone = sum(
-                vectors[x] - reference.replacement(vectors[x], baseline, donors(4, seed=3))
+                vectors[x] - reference.replacement(vectors[x], baseline, counted, donors(4, seed=3))
                 for x in labels
             )
             if norm == "recompute":
@@ -100,7 +110,9 @@ def test_direct_ablation_of_every_neuron_is_brute_force(kind, backend, norm, tok
         assert list(found.component.values) == labels
         assert list(found.pos.values) == [1, 7]
         for label in labels[::17]:
-            gone = vectors[label] - reference.replacement(vectors[label], baseline, donors(4))
+            gone = vectors[label] - reference.replacement(
+                vectors[label], baseline, reference.counted(tokens), donors(4)
+            )
             if norm == "recompute":
                 changed = reference.logits(model, final - gone)
             else:
@@ -125,13 +137,13 @@ def test_float32_agrees_with_float64(kind, backend, tokens):
     assert bool((narrow.kl >= 0).all())
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_total_ablation_is_what_plain_hooks_give(model, baseline, tokens):
-    cache = reference.full_cache(model, tokens)
+@pytest.mark.parametrize(("baseline", "first"), WAYS)
+def test_total_ablation_is_what_plain_hooks_give(model, baseline, first, tokens):
+    cache, counted = reference.full_cache(model, tokens), reference.counted(tokens, first)
     clean = reference.hooked_logits(model, tokens, {})
-    found = ablate_total(model, tokens, HOOKED, baseline=baseline, seed=2)
+    found = ablate_total(model, tokens, HOOKED, first=first, baseline=baseline, seed=2)
     for name, labels in HOOKED.items():
-        hooks = reference.ablating_hooks(model, cache, labels, baseline, donors(4, seed=2))
+        hooks = reference.ablating_hooks(model, cache, labels, counted, baseline, donors(4, seed=2))
         changed = reference.hooked_logits(model, tokens, hooks)
         expected = reference.effects(clean, changed, tokens)
         del expected["top1_changed"]  # ties of float32 logits may fall either way
@@ -146,7 +158,7 @@ def test_biases_in_total(kind, backend, tokens):
     """Against a model whose biases are set to zero."""
     model = kind("gpt2", backend, "raw")
     clean = reference.hooked_logits(model, tokens, {})
-    found = ablate_total(model, tokens, ["1.b_O", "0.b_out", "pos_embed"])
+    found = ablate_total(model, tokens, ["1.b_O", "0.b_out", "pos_embed"], first=0)
     for label, module, hook in [
         ("1.b_O", model.blocks[1].attn.b_O, "blocks.1.hook_attn_out"),
         ("0.b_out", model.blocks[0].mlp.b_out, "blocks.0.hook_mlp_out"),
@@ -185,7 +197,7 @@ def test_everything_taken_out_leaves_the_readouts_bias(kind, backend, tokens):
     cache = cache_for(model, tokens)
     final = reference.final_stream(model, cache)
     parts = ["embed", *(f"{i}.{name}" for i in range(3) for name in ("attn", "mlp"))]
-    found = ablate_direct(model, cache, {"all": parts})
+    found = ablate_direct(model, cache, {"all": parts}, first=0)
     clean, nothing = reference.logits(model, final), reference.logits(model, 0 * final)
     agree(
         found.sel(component="all"), reference.effects(clean, nothing, tokens), rtol=1e-4, atol=1e-6
@@ -194,12 +206,14 @@ def test_everything_taken_out_leaves_the_readouts_bias(kind, backend, tokens):
 
 def test_aggregates_are_means_over_tokens_then_sequences(kind, tokens):
     found = ablate_direct(kind(), cache_for(kind(), tokens))
+    counted = reference.counted(tokens)
     for variable, mean, error in [
         ("kl", "kl_mean", "kl_se"),
         ("delta_loss", "delta_loss_mean", "delta_loss_se"),
         ("top1_changed", "top1_change_rate", "top1_change_rate_se"),
     ]:
-        sequences = np.nanmean(found[variable], -1)
+        rows = zip(found[variable].transpose("prompt", ...).values, counted, strict=True)
+        sequences = np.stack([np.nanmean(row[:, places], -1) for row, places in rows], -1)
         np.testing.assert_allclose(found[mean], sequences.mean(-1), rtol=1e-5)
         np.testing.assert_allclose(
             found[error], sequences.std(-1, ddof=1) / np.sqrt(4), rtol=1e-4, atol=1e-7
@@ -221,12 +235,12 @@ def test_one_sequence_has_no_standard_error(kind, tokens):
 def test_losses_want_tokens(kind, tokens):
     model = kind()
     cache = dict(cache_for(model, tokens).items())
-    with_tokens = ablate_direct(model, cache)
+    with_tokens = ablate_direct(model, cache, first=0)
     del cache["tokens"]
-    without = ablate_direct(model, cache)
+    without = ablate_direct(model, cache, first=0)
     assert without.delta_loss.isnull().all()
     np.testing.assert_array_equal(without.kl, with_tokens.kl)
-    given = ablate_direct(model, cache, tokens=tokens)
+    given = ablate_direct(model, cache, tokens=tokens, first=0)
     np.testing.assert_array_equal(given.delta_loss, with_tokens.delta_loss)
     with pytest.raises(ValueError, match=r"tokens=\(2, 9\) do not match the cache's \(4, 9\)"):
         ablate_direct(model, cache, tokens=tokens[:2])
@@ -302,8 +316,28 @@ def test_seeds_differ():
 def test_a_mean_is_over_sequences_and_positions(kind, tokens):
     residual = residual_decompose(kind(), cache_for(kind(), tokens))
     x = residual.vectors()[:, :, 1]
-    found = stand_in("mean", 4)(Site("attn_out", 0), x)
+    counts = torch.ones_like(tokens, dtype=torch.bool)
+    found = stand_in("mean", counts)(Site("attn_out", 0), x)
     torch.testing.assert_close(found, x.flatten(0, 1).mean(0).expand_as(x))
+
+
+@pytest.mark.parametrize("analysis", [ablate_total, subupdate_importance, norms])
+def test_where_no_token_counts(kind, analysis):
+    with pytest.raises(ValueError, match=r"first=1 with 1 texts of up to 2 tokens; wanted one"):
+        analysis(kind(), torch.zeros(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2))
+    with pytest.raises(ValueError, match="first=-1; wanted a position from 0"):
+        analysis(kind(), torch.ones(2, 3, dtype=torch.long), first=-1)
+
+
+def test_without_tokens_bos_counts_after_the_first_position(kind, tokens):
+    model = kind()
+    cache = dict(cache_for(model, tokens).items())
+    known = ablate_direct(model, cache, ["1.mlp"])
+    del cache["tokens"]
+    unknown = ablate_direct(model, cache, ["1.mlp"])
+    assert float(known.kl[0, 1, 4]) == 0
+    assert float(unknown.kl[0, 1, 4]) > 0
+    assert (unknown.kl[:, :, 0] == 0).all()
 
 
 @pytest.mark.parametrize(

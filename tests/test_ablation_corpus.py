@@ -21,15 +21,20 @@ LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
 
 @pytest.fixture
 def rows():
-    return torch.randint(300, (7, 6), generator=torch.Generator().manual_seed(11))
+    """Random ones; one has a BOS between texts."""
+    rows = torch.randint(300, (7, 6), generator=torch.Generator().manual_seed(11))
+    rows[2, 3] = 0
+    return rows
 
 
 def batches(size, **options):
     return SweepOptions(batch_size=size, shard=size, **options)
 
 
-def per_sequence(values):
-    return np.nanmean(values.transpose("component", "prompt", "pos"), axis=-1)
+def per_sequence(values, rows):
+    values = values.transpose("prompt", "component", "pos").values
+    each = zip(values, reference.counted(rows), strict=True)
+    return np.stack([np.nanmean(x[:, places], -1) for x, places in each], -1)
 
 
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
@@ -47,7 +52,7 @@ def test_importance_is_the_two_ablations_over_all_sequences_at_once(
     }
     assert list(found.component.values) == list(ways["total"].component.values)
     by_way = {
-        quantity: {way: per_sequence(result[quantity]) for way, result in ways.items()}
+        quantity: {way: per_sequence(result[quantity], rows) for way, result in ways.items()}
         for quantity in ("kl", "delta_loss", "top1_changed")
     }
     for quantity in ("kl", "delta_loss"):
@@ -69,7 +74,8 @@ def test_importance_is_the_two_ablations_over_all_sequences_at_once(
         np.testing.assert_allclose(
             found[f"perplexity_ratio_{way}_se"], ratio * found[f"delta_loss_{way}_se"], rtol=1e-4
         )
-    loss = reference.loss(reference.hooked_logits(model, rows, {}), rows)
+    logits = reference.hooked_logits(model, rows, {})
+    loss = reference.loss(logits, rows, reference.counted(rows))
     assert found.attrs["clean_loss"] == pytest.approx(loss.mean().item(), rel=1e-5)
     assert found.attrs["clean_loss_se"] == pytest.approx(scipy.stats.sem(loss), rel=1e-4)
     assert found.attrs["sequences"] == 7
@@ -129,8 +135,8 @@ def test_every_batch_is_resampled_in_its_own_way(kind, rows, monkeypatch):
 def test_ranges_are_what_plain_hooks_give(model, rows, which):
     found = ablate_ranges(model, rows, kind=which, sweep=batches(4))
     names = ["attn", "mlp"] if which == "both" else [which]
-    cache = reference.full_cache(model, rows)
-    clean = reference.loss(reference.hooked_logits(model, rows, {}), rows)
+    cache, counted = reference.full_cache(model, rows), reference.counted(rows)
+    clean = reference.loss(reference.hooked_logits(model, rows, {}), rows, counted)
     assert found.attrs["clean_perplexity"] == pytest.approx(clean.mean().exp().item(), rel=1e-4)
     for start, end in itertools.product(range(3), repeat=2):
         cell = found.sel(start=start, end=end)
@@ -138,8 +144,8 @@ def test_ranges_are_what_plain_hooks_give(model, rows, which):
             assert all(cell[name].isnull() for name in found.data_vars)
             continue
         labels = [f"{layer}.{name}" for layer in range(start, end + 1) for name in names]
-        hooks = reference.ablating_hooks(model, cache, labels)
-        loss = reference.loss(reference.hooked_logits(model, rows, hooks), rows)
+        hooks = reference.ablating_hooks(model, cache, labels, counted)
+        loss = reference.loss(reference.hooked_logits(model, rows, hooks), rows, counted)
         assert float(cell.perplexity) == pytest.approx(loss.mean().exp().item(), rel=1e-3)
         error = loss.mean().exp().item() * scipy.stats.sem(loss)
         assert float(cell.perplexity_se) == pytest.approx(error, rel=1e-2)
@@ -259,6 +265,8 @@ def test_bad_arguments(kind, rows):
         with pytest.raises(ValueError, match="wanted a Corpus or an integer tensor"):
             run(model, "nano")
         with pytest.raises(ValueError, match="sequences of 1 token have no next token"):
+            run(model, rows[:, :1], first=0)
+        with pytest.raises(ValueError, match="first=1 with 7 texts of up to 1 tokens"):
             run(model, rows[:, :1])
         with pytest.raises(ValueError, match="baseline='resample' with 1 sequence"):
             run(model, rows[:1], baseline="resample")

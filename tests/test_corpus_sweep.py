@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 import xarray as xr
 from random_models import BACKENDS, VOCABULARY, unchecked
+from reference import counted as reference_counted
 from reference import full_cache
 
 import mlp_interp as mi
@@ -743,3 +744,49 @@ def test_lists_serve_where_tuples_are_meant(kind, many):
     assert sweep(kind(), many, bands)["bandexamples.L0N1"].sizes["band"] == 2
     with pytest.raises(ValueError, match="has one of layer 0 twice"):
         CoActivation(neurons=("L0N1", "L0N1.pre"))
+
+
+def test_bos_between_texts_does_not_count(kind, backend, tokens):
+    """Every reducer of activations against the plain numbers of the tokens that count."""
+    model = kind("parallel", backend)
+    tokens[1, 4] = tokens[3, 2] = 0
+    counted = reference_counted(tokens)
+    cache = full_cache(model, tokens)
+    x = {s: cache[f"blocks.1.mlp.hook_{s}"].detach().double().numpy() for s in ("pre", "post")}
+    pre, post = (
+        np.concatenate([each[n, places] for n, places in enumerate(counted)])
+        for each in (x["pre"], x["post"])
+    )
+    options = {"first": 1, "layers": (1,)}
+    reducers = {
+        "fraction": Fraction(**options),
+        "moments": Moments(**options),
+        "histogram": Histogram(**options),
+        "mean": Mean(site="post", **options),
+        "norms": Norms(site="mlp_out", **options),
+        "top": TopExamples(k=40, **options),
+        "band": BandExamples(neuron="L1N3.pre", edges=(-100.0, 100.0), k=40, first=1),
+        "together": CoActivation(neurons=["L1N3", "L1N5"], first=1),
+    }
+    found = sweep(model, tokens, reducers, options=SweepOptions(batch_size=3, shard=3))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(found["fraction"]["fraction"][0], (pre > 0).mean(0))
+    at_four = np.delete(x["pre"][:, 4], 1, axis=0) > 0
+    by_position = found["fraction"]["by_position"].sel(pos=4)[0]
+    np.testing.assert_allclose(by_position, at_four.mean(), **close)
+    np.testing.assert_allclose(found["moments"]["mean"][0], pre.mean(0), **close)
+    np.testing.assert_allclose(found["moments"]["std"][0], pre.std(0, ddof=1), **close)
+    assert (found["histogram"]["count"].sum("bin") == len(pre)).all()
+    np.testing.assert_allclose(found["mean"]["mean"][0], post.mean(0), **close)
+    out = cache["blocks.1.hook_mlp_out"].norm(dim=-1)
+    each = [float(out[n, places].mean()) for n, places in enumerate(counted)]
+    np.testing.assert_allclose(found["norms"]["norm"][0], np.mean(each), **close)
+    best = [x["pre"][n, places].max(0) for n, places in enumerate(counted)]
+    kept = found["top"]["activation"][0][:, :4]
+    np.testing.assert_allclose(kept, np.sort(best, 0)[::-1].T, **close)
+    places = {(n, pos) for n, chosen in enumerate(counted) for pos in chosen}
+    band = found["band"].isel(band=0)
+    drawn = {*zip(band["sequence"].values.tolist(), band["pos"].values.tolist(), strict=True)}
+    assert drawn - {(-1, -1)} == places
+    both = ((pre[:, 3] > 0) & (pre[:, 5] > 0)).sum()
+    assert float(found["together"]["both"][0, 1]) == both

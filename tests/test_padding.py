@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import reference
 import torch
 import xarray as xr
 from random_models import unchecked
@@ -254,9 +255,10 @@ def test_direct_ablation_of_neurons_at_the_last_token(kind, backend, texts, meth
 
 
 def mean_over(model, texts, site):
-    """Mean activation over the real tokens, each text run alone."""
+    """Mean activation over the real tokens but the first, each text run alone."""
     runs = [
-        mi.run(model, tokens, sites=[site]).at(mi.Site.parse(site))[0] for tokens in alone(texts)
+        mi.run(model, tokens, sites=[site]).at(mi.Site.parse(site))[0, 1:]
+        for tokens in alone(texts)
     ]
     return torch.cat(runs).mean(0)
 
@@ -269,7 +271,8 @@ def test_means_as_baselines_are_over_real_tokens(kind, backend, texts):
     last = mi.ablate_total(model, texts, ["2.mlp"], baseline="mean")
     for n, tokens in enumerate(alone(texts)):
         clean = model(tokens).log_softmax(-1)
-        edited = mi.run(model, tokens, edits=[mi.Edit.set("1.mlp", mean)]).logits().log_softmax(-1)
+        edit = mi.Edit.set("1.mlp", mean, positions=range(1, tokens.shape[1]))
+        edited = mi.run(model, tokens, edits=[edit]).logits().log_softmax(-1)
         kl = (clean.exp() * (clean - edited)).sum(-1)[0]
         np.testing.assert_allclose(found.kl[0, n, : len(kl)], kl.detach(), **CLOSE)
         np.testing.assert_allclose(direct.kl[0, n], last.kl[0, n], **CLOSE)
@@ -300,7 +303,7 @@ def test_importance_and_ranges_are_means_over_texts(kind, backend, texts, baseli
             np.testing.assert_allclose(found[f"{name}_{way}"], expected[f"{name}_mean"], **CLOSE)
             np.testing.assert_allclose(found[f"{name}_{way}_se"], expected[f"{name}_se"], **CLOSE)
     if baseline == "zero":
-        losses = [model(t, return_type="loss").item() for t in alone(texts)]
+        losses = [reference.loss(model(t), t, reference.counted(t)).item() for t in alone(texts)]
         np.testing.assert_allclose(found.attrs["clean_loss"], np.mean(losses), **CLOSE)
     ranges = ablate_ranges(model, given, baseline=baseline, sweep=options)
     one = mi.ablate_total(model, given, {"a": ["1.mlp", "2.mlp"]}, baseline=baseline)
@@ -404,7 +407,7 @@ def test_positions_that_a_text_has_not(kind, texts):
 def test_norms_are_over_real_tokens(kind, backend, texts, side):
     model = kind("parallel", backend, "folded")
     found = norms(model, padded(texts, side), batch_size=2)
-    own = [decompose(model, cache_for(model, t)).square_norms()[0].sqrt() for t in alone(texts)]
+    own = [decompose(model, cache_for(model, t)).square_norms()[0, 1:].sqrt() for t in alone(texts)]
     values = torch.cat(own)
     np.testing.assert_allclose(found.norm.sel(stat="mean"), values.mean(0), **CLOSE)
     quartiles = np.quantile(values.numpy(), 0.25, axis=0)

@@ -258,22 +258,33 @@ def test_the_repr_says_what_it_is(kind, tokens):
     assert "embed, L0H0, L0H1, L0H2, …, L2N62, L2N63, 2.b_out" in text
 
 
-def test_norms_are_the_naive_ones(model, tokens):
+@pytest.mark.parametrize("first", [0, 1])
+def test_norms_are_the_naive_ones(model, tokens, first):
+    tokens[1, 4] = 0  # BOS between texts
     cache = reference.full_cache(model, tokens)
-    found = norms(model, tokens, batch_size=3)
+    found = norms(model, tokens, first=first, batch_size=3)
+    counted = reference.counted(tokens, first)
+    others = [[pos for pos in range(9) if pos not in places] for places in counted]
+
+    def row_of(vector):
+        norm = vector.norm(dim=-1)
+        sizes, rest = (
+            np.array([float(norm[n, pos]) for n, places in enumerate(chosen) for pos in places])
+            for chosen in (counted, others)
+        )
+        rest = rest.mean() if len(rest) else np.nan
+        return [*np.quantile(sizes, [0.25, 0.5, 0.75]), sizes.mean(), rest]
+
     expected = reference.vectors(model, cache)
     assert list(found.component.values) == list(expected)
-    quantiles = [0.25, 0.5, 0.75]
     for label, vector in expected.items():
-        sizes = vector.norm(dim=-1).flatten().numpy()
-        row = [*np.quantile(sizes, quantiles), sizes.mean()]
+        row = row_of(vector)
         np.testing.assert_allclose(found.norm.sel(component=label), row, rtol=1e-4, err_msg=label)
     streams = [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(3)]
     for layer, stream_ in enumerate([*streams, reference.final_stream(model, cache)]):
-        sizes = stream_.norm(dim=-1).flatten().numpy()
-        row = [*np.quantile(sizes, quantiles), sizes.mean()]
+        row = row_of(stream_)
         np.testing.assert_allclose(found.resid_norm.sel(resid_layer=layer), row, rtol=1e-4)
-    assert list(found.stat.values) == ["q25", "median", "q75", "mean"]
+    assert list(found.stat.values) == ["q25", "median", "q75", "mean", "first"]
     assert found.norm.attrs["unit"] == found.attrs["unit"] == "L2 norm"
     assert found.attrs["data"] == "4 x 9 tokens"
 

@@ -1,6 +1,7 @@
 """What stands in for a component that is taken away."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -10,33 +11,65 @@ from torch import Tensor
 from mlp_interp.residual import Stand
 from mlp_interp.sites import Site
 
-__all__ = ["Baseline", "stand_in"]
+__all__ = ["Baseline", "StandIn", "stand_in"]
 
 Baseline = Literal["zero", "mean", "resample"]
 
 
+@dataclass(frozen=True, eq=False)
+class StandIn:
+    """How activations are replaced, and where.
+
+    Attributes:
+        counts: Which tokens are; elsewhere activations stay as they are.
+        instead: What stands in at these.
+    """
+
+    counts: Bool[Tensor, "batch pos"]
+    instead: Stand
+
+    def __call__(self, site: Site, x: Tensor) -> Tensor:
+        """The activation ``[batch, pos, ...]`` of a site, replaced."""
+        return torch.where(self.at(x), self.instead(site, x), x)
+
+    def at(self, x: Tensor) -> Bool[Tensor, "batch pos ..."]:
+        """Which tokens count, as broadcasts to an activation."""
+        return self.counts.to(x.device).view(*self.counts.shape, *[1] * (x.ndim - 2))
+
+
 def stand_in(
     baseline: str,
-    batch: int,
+    counts: Bool[Tensor, "batch pos"],
     *,
     seed: int = 0,
     means: Mapping[Site, Tensor] | None = None,
     real: Bool[Tensor, "batch pos"] | None = None,
-) -> Stand:
-    """How to replace activations.
+) -> StandIn:
+    """How to replace activations; where tokens do not count they stay as they are.
 
     Args:
-        baseline: ``"zero"``; ``"mean"`` over batch and positions (of the clean run, or `means` if
+        baseline: ``"zero"``; ``"mean"`` over all tokens that count (of the clean run, or `means` if
             given); ``"resample"``: the activation at the same position of another sequence.
-        batch: Number of sequences.
+        counts: Which tokens do (`mlp_interp.models.padding.which_count`).
         seed: Which other sequence.
         means: Means over a larger corpus than the batch at hand.
-        real: Where text is, not padding: means are over that; None for everywhere.
+        real: Where text is, not padding; None for everywhere.
 
     Raises:
         ValueError: Unknown baseline, or resampling among fewer than two sequences or among texts of
             unequal length.
     """
+    return StandIn(counts, _instead(baseline, counts, seed, means, real))
+
+
+def _instead(
+    baseline: str,
+    counts: Bool[Tensor, "batch pos"],
+    seed: int,
+    means: Mapping[Site, Tensor] | None,
+    real: Bool[Tensor, "batch pos"] | None,
+) -> Stand:
+    """What stands in at tokens that count."""
     if baseline not in get_args(Baseline):
         raise ValueError(f"baseline={baseline!r}; wanted 'zero', 'mean' or 'resample'")
     if baseline == "zero":
@@ -44,9 +77,8 @@ def stand_in(
     if baseline == "mean":
         if means is not None:
             return lambda site, x: means[site].to(x).expand_as(x)
-        if real is not None:
-            return lambda _site, x: x[real.to(x.device)].mean(0).expand_as(x)
-        return lambda _site, x: x.mean((0, 1), keepdim=True).expand_as(x)
+        return lambda _site, x: x[counts.to(x.device)].mean(0).expand_as(x)
+    batch = len(counts)
     if real is not None:
         lengths = real.sum(1)
         raise ValueError(

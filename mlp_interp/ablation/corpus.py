@@ -8,16 +8,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.ablation.baselines import Baseline, stand_in
+from mlp_interp.ablation.baselines import Baseline, StandIn, stand_in
 from mlp_interp.ablation.effects import group_coords
 from mlp_interp.ablation.total import read_sites
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Batch, Mean, Reducer, Shape, State
 from mlp_interp.metrics.rows import clean_loss, next_tokens
-from mlp_interp.models.padding import Padded
+from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.residual import Stand
 from mlp_interp.results import mean_and_error_over, to_numpy
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
@@ -25,7 +24,7 @@ from mlp_interp.sites import Site
 __all__ = ["Ablated"]
 
 Members = Mapping[str, tuple[Site, ...]]
-Measure = Callable[[Runner, Run, Members, Stand, Tensor | None], dict[str, Tensor]]
+Measure = Callable[[Runner, Run, Members, StandIn, Tensor | None], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class Ablated(Reducer):
             to numbers ``[component, batch]``; a function of a module, so that it can be sent.
         choice: Says which groups.
         groups: The groups.
+        first: Position from which on tokens count, as in `ablate_total`.
         baseline: What stands in.
         seed: Which sequences are resampled.
         means: Of the corpus, for the baseline that wants them.
@@ -45,6 +45,7 @@ class Ablated(Reducer):
     measure: Measure = field(repr=False)
     choice: str
     groups: Members = field(repr=False, compare=False)
+    first: int
     baseline: Baseline
     seed: int
     means: Mapping[Site, Tensor] | None = field(default=None, repr=False, compare=False)
@@ -70,10 +71,12 @@ class Ablated(Reducer):
         runner = Runner(batch.forward)
         clean = runner.run(batch.tokens, sites=read_sites(self.groups))
         seed = self.seed + batch.first
-        stand = stand_in(self.baseline, len(batch.tokens), seed=seed, means=self.means)
+        counts = batch.counts(self.first)
+        stand = stand_in(self.baseline, counts, seed=seed, means=self.means)
         found = self.measure(runner, clean, self.groups, stand, batch.real)
         targets = next_tokens(batch.tokens, batch.real)
-        loss = clean_loss(runner.unembed, clean.final, targets).nanmean(-1)
+        loss = clean_loss(runner.unembed, clean.final, targets)
+        loss = loss.masked_fill(~counts, torch.nan).nanmean(-1)
         self.merge(state, {name: x.cpu() for name, x in {**found, "loss": loss}.items()})
 
     def merge(self, state: State, later: State) -> None:
@@ -98,10 +101,13 @@ class Ablated(Reducer):
         """
         texts = padded_texts(model, corpus, attention_mask)
         sequences = len(texts.tokens)
-        stand_in(self.baseline, sequences, real=texts.real)
+        counts = which_count(model, texts.tokens, texts.real, self.first)
+        stand_in(self.baseline, counts, real=texts.real)
         whole = self
         if self.baseline == "mean":
-            whole = replace(self, means=_means(model, texts, read_sites(self.groups), options))
+            whole = replace(
+                self, means=_means(model, texts, read_sites(self.groups), self.first, options)
+            )
         if self.baseline == "resample":
             size = _not_alone(sequences, options.batch_size)
             options = replace(options, batch_size=size, shard=size)
@@ -110,6 +116,7 @@ class Ablated(Reducer):
         loss, error = mean_and_error_over(found["loss"], "sequence")
         return found.assign_attrs(
             baseline=self.baseline,
+            first=self.first,
             seed=self.seed,
             sequences=sequences,
             clean_loss=float(loss),
@@ -119,10 +126,10 @@ class Ablated(Reducer):
 
 
 def _means(
-    model: Model, texts: Padded, sites: list[Site], options: SweepOptions
+    model: Model, texts: Padded, sites: list[Site], first: int, options: SweepOptions
 ) -> dict[Site, Tensor]:
-    """Mean of each activation over all tokens of the corpus."""
-    reducers = {name: Mean(site=name) for name in {site.name: None for site in sites}}
+    """Mean of each activation over all tokens of the corpus that count."""
+    reducers = {name: Mean(site=name, first=first) for name in {site.name: None for site in sites}}
     found = sweep(model, texts, reducers, options=options)
     return {s: torch.from_numpy(found[s.name]["mean"].sel(layer=s.layer).values) for s in sites}
 

@@ -17,6 +17,7 @@ from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_c
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
+from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Part, Residual, components
@@ -37,6 +38,7 @@ def ablate_direct(
     baseline: Baseline = "zero",
     tokens: Int[Tensor, "batch pos"] | None = None,
     attention_mask: Any = None,
+    first: int = 1,
     positions: int | list[int] | None = None,
     method: Literal["exact", "second_order"] = "exact",
     tolerance: float = 0.1,
@@ -55,12 +57,15 @@ def ablate_direct(
         norm: ``"recompute"`` takes the final LayerNorm's scale of the ablated stream, as the
             network would; ``"freeze"`` keeps the clean scale. Their difference is the LayerNorm's
             share of the effect.
-        baseline: What stands in: ``"zero"``, the ``"mean"`` over all tokens of this cache, or
-            ``"resample"``, the same position of another sequence, which wants texts of one length.
+        baseline: What stands in: ``"zero"``, the ``"mean"`` over all tokens of this cache that
+            count, or ``"resample"``, the same position of another sequence, which wants texts of
+            one length.
         tokens: The tokens that were run, for losses; read from the cache where `cache_for` made
             it. Without them losses are NaN.
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`. Padding is NaN.
+        first: Position of each text from which on components are taken away, and count in means:
+            as in `ablate_total`. Where the tokens are not known, BOS counts after the first.
         positions: Where to measure, negative ones from the end of each text; None for all.
         method: ``"exact"``, or, for single neurons only, ``"second_order"``: exact on the likeliest
             tokens and half the variance of the logit change on the rest, which is many times faster
@@ -102,10 +107,12 @@ def ablate_direct(
         raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
     sites = list(dict.fromkeys(site for members in named.values() for site in members))
     residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
-    stand = stand_in(baseline, residual.total.shape[0], seed=seed, real=residual.real)
+    known = _known(cache, tokens, residual)
+    counts = which_count(model, known, residual.real, first)
+    stand = stand_in(baseline, counts, seed=seed, real=residual.real)
     # Stand-ins are taken over the whole cache, whatever positions are measured.
     removed = residual.less(stand).at(positions).kept_by(unembed.norm)
-    targets = _targets(cache, tokens, residual).to(residual.total.device)[:, removed.positions]
+    targets = next_tokens(known, residual.real).to(removed.total.device)[:, removed.positions]
     if single_neurons:
         bound = tolerance if method == "second_order" else None
         effects = neuron_effects(unembed, removed, targets, norm=norm, tolerance=bound)
@@ -118,11 +125,13 @@ def ablate_direct(
         of_text(effects, removed.real),
         named,
         positions=removed.positions,
+        counts=counts[:, list(removed.positions)],
         attrs={
             **residual.attrs,
             "analysis": "direct ablation",
             "norm": norm,
             "baseline": baseline,
+            "first": first,
             "method": method,
             "seed": seed,
             "data": residual.attrs.get("data", "{} x {} tokens".format(*removed.total.shape[:2])),
@@ -168,7 +177,8 @@ def _sum(found: Mapping[Site, tuple[Part, int]], sites: Sequence[Site]) -> Tenso
     return torch.stack([part.take(index).sum() for part, index in by_part.values()]).sum(0)
 
 
-def _targets(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Tensor, "batch pos"]:
+def _known(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Tensor, "batch pos"]:
+    """The tokens that were run; -1 where they are not known."""
     shape = residual.total.shape[:2]
     tokens = cached_tokens(cache if tokens is None else {"tokens": tokens})
     if tokens is None:
@@ -177,4 +187,4 @@ def _targets(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Ten
         raise ValueError(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"
         )
-    return next_tokens(tokens, residual.real)
+    return tokens

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.metrics import Effects
+from mlp_interp.metrics.rows import of_text
 from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.sites import Site, component_coords
 
@@ -34,6 +35,7 @@ def account(
     groups: Mapping[str, Sequence[Site]],
     *,
     positions: Sequence[int],
+    counts: Bool[Tensor, "prompt pos"],
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
     """Per-token effects and their means with standard errors over sequences.
@@ -42,6 +44,7 @@ def account(
         effects: Tensors ``[component, prompt, pos]``.
         groups: What was ablated, in order.
         positions: What the pos axis holds.
+        counts: Which tokens count in the means.
         attrs: What to say of the model and the data.
     """
     per_token = {
@@ -49,7 +52,7 @@ def account(
         for name, values in effects._asdict().items()
     }
     return xr.Dataset(
-        {**per_token, **_aggregated(effects)},
+        {**per_token, **_aggregated(of_text(effects, counts))},
         coords={
             **group_coords(groups),
             "prompt": np.arange(effects.kl.shape[1]),

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.ablation.baselines import Baseline
+from mlp_interp.ablation.baselines import Baseline, StandIn
 from mlp_interp.ablation.corpus import Ablated, Members
 from mlp_interp.ablation.direct import direct_effects
 from mlp_interp.ablation.effects import MEASURES
@@ -18,7 +18,7 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.metrics.rows import next_tokens, of_text
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.residual import Stand, components
+from mlp_interp.residual import components
 from mlp_interp.results import mean_and_error_over
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
@@ -41,6 +41,7 @@ def subupdate_importance(
     *,
     attention_mask: Any = None,
     level: Literal["component", "head"] = "component",
+    first: int = 1,
     baseline: Baseline = "zero",
     seed: int = 0,
     sweep: SweepOptions = SweepOptions(shard=8),
@@ -60,6 +61,8 @@ def subupdate_importance(
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`.
         level: ``"component"`` (each attention and MLP output) or ``"head"`` (each head).
+        first: Position of each text from which on sub-updates are taken away and predictions
+            count: as in `ablate_total`, 1 leaves out the first, and BOS wherever it stands.
         baseline: ``"zero"``; ``"mean"`` over the whole corpus; ``"resample"``: the same position of
             another sequence of the same batch, all of one length.
         seed: Which sequences are resampled.
@@ -90,7 +93,12 @@ def subupdate_importance(
         raise ValueError(f"level={level!r}; wanted 'component' or 'head'")
     groups = resolve(Weights.of(model), level)
     measured = Ablated(
-        measure=_importance, choice=level, groups=groups, baseline=baseline, seed=seed
+        measure=_importance,
+        choice=level,
+        groups=groups,
+        first=first,
+        baseline=baseline,
+        seed=seed,
     )
     found = measured.over(model, corpus, sweep, attention_mask)
     return _summary(found.drop_vars("loss")).assign_attrs(
@@ -110,6 +118,7 @@ def ablate_ranges(
     *,
     attention_mask: Any = None,
     kind: Kind = "mlp",
+    first: int = 1,
     baseline: Baseline = "zero",
     seed: int = 0,
     sweep: SweepOptions = SweepOptions(shard=8),
@@ -121,6 +130,7 @@ def ablate_ranges(
         corpus: As in `subupdate_importance`.
         attention_mask: As in `subupdate_importance`.
         kind: ``"mlp"``, ``"attn"`` or ``"both"``: which sub-updates of each layer in the range.
+        first: As in `subupdate_importance`.
         baseline: As in `subupdate_importance`.
         seed: Which sequences are resampled.
         sweep: As in `subupdate_importance`.
@@ -150,7 +160,9 @@ def ablate_ranges(
         for start in range(n_layers)
         for end in range(start, n_layers)
     }
-    measured = Ablated(measure=_ranges, choice=kind, groups=groups, baseline=baseline, seed=seed)
+    measured = Ablated(
+        measure=_ranges, choice=kind, groups=groups, first=first, baseline=baseline, seed=seed
+    )
     found = measured.over(model, corpus, sweep, attention_mask)
     delta, delta_error = mean_and_error_over(found["delta_loss"], "sequence")
     loss, loss_error = mean_and_error_over(found["delta_loss"] + found["loss"], "sequence")
@@ -182,7 +194,7 @@ def ablate_ranges(
 
 
 def _importance(
-    runner: Runner, clean: Run, groups: Members, stand: Stand, real: Tensor | None
+    runner: Runner, clean: Run, groups: Members, stand: StandIn, real: Tensor | None
 ) -> dict[str, Tensor]:
     members = [site for sites in groups.values() for site in sites]
     # What is padding is known: nothing is to be told by the tokens.
@@ -191,21 +203,21 @@ def _importance(
     removed = parts.less(stand).kept_by(runner.unembed.norm)
     direct = (runner.unembed, removed, groups, next_tokens(clean.tokens, real))
     ways = {
-        "direct": of_text(direct_effects(*direct, norm="recompute"), real),
-        "direct_frozen": of_text(direct_effects(*direct, norm="freeze"), real),
+        "direct": direct_effects(*direct, norm="recompute"),
+        "direct_frozen": direct_effects(*direct, norm="freeze"),
         "total": total_effects(runner, clean, groups, stand, real=real),
     }
     return {
         f"{measure}_{way}": values.nanmean(-1)
         for way, effects in ways.items()
-        for measure, values in effects._asdict().items()
+        for measure, values in of_text(effects, stand.counts)._asdict().items()
     }
 
 
 def _ranges(
-    runner: Runner, clean: Run, groups: Members, stand: Stand, real: Tensor | None
+    runner: Runner, clean: Run, groups: Members, stand: StandIn, real: Tensor | None
 ) -> dict[str, Tensor]:
-    effects = total_effects(runner, clean, groups, stand, real=real)
+    effects = of_text(total_effects(runner, clean, groups, stand, real=real), stand.counts)
     return {"delta_loss": effects.delta_loss.nanmean(-1)}
 
 

@@ -10,16 +10,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mlp_interp.ablation.baselines import Baseline, stand_in
+from mlp_interp.ablation.baselines import Baseline, StandIn, stand_in
 from mlp_interp.ablation.effects import account
 from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.edits import Edit
+from mlp_interp.edits.actions import Set
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import joined
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.residual import Stand
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
@@ -38,6 +39,7 @@ def ablate_total(
     groups: Groups = "component",
     *,
     attention_mask: Any = None,
+    first: int = 1,
     baseline: Baseline = "zero",
     seed: int = 0,
     progress: bool = False,
@@ -54,9 +56,13 @@ def ablate_total(
         groups: What to take away: a level, a list of components (each alone), or named sets.
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`. Each text's numbers are those that it has alone.
-        baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over all tokens, or
-            ``"resample"``, the clean activation at the same position of another sequence, which
-            wants texts of one length.
+        first: Position of each text from which on components are taken away, and count in means.
+            1 leaves out the first, which models attend to when there is nothing to attend to, and
+            BOS wherever it stands: what they write there is hundreds of times as large as
+            elsewhere, and a mean with it is no mean of the others. 0 takes all.
+        baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over all tokens that
+            count, or ``"resample"``, the clean activation at the same position of another
+            sequence, which wants texts of one length.
         seed: Which sequences are resampled.
         progress: Show a progress bar.
 
@@ -75,19 +81,22 @@ def ablate_total(
     texts = padded_texts(model, tokens, attention_mask)
     runner = Runner.of(model)
     named = resolve(runner.weights, groups)
-    stand = stand_in(baseline, len(texts.tokens), seed=seed, real=texts.real)
+    counts = which_count(model, texts.tokens, texts.real, first)
+    stand = stand_in(baseline, counts, seed=seed, real=texts.real)
     clean = runner.run(texts.tokens, sites=read_sites(named))
     effects = total_effects(runner, clean, named, stand, real=texts.real, progress=progress)
     return account(
         effects,
         named,
         positions=range(texts.tokens.shape[1]),
+        counts=counts,
         attrs={
             **texts.attrs,
             **describe(model),
             "analysis": "total ablation",
             "engine": runner.forward.engine,
             "baseline": baseline,
+            "first": first,
             "seed": seed,
         },
     )
@@ -97,7 +106,7 @@ def total_effects(
     runner: Runner,
     clean: Run,
     groups: Mapping[str, tuple[Site, ...]],
-    stand: Stand,
+    stand: StandIn,
     *,
     real: Bool[Tensor, "batch pos"] | None = None,
     progress: bool = False,
@@ -114,20 +123,24 @@ def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
 
 
-def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: Stand) -> list[Edit]:
+def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: StandIn) -> list[Edit]:
     """Edits that take `sites` away and put their stand-ins in their place."""
     ordered = sorted(sites, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
     runs = groupby(ordered, key=lambda site: Site(site.name, site.layer))
     return [_edit(weights, clean, whole, tuple(run), stand) for whole, run in runs]
 
 
-def _edit(weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: Stand) -> Edit:
+def _edit(
+    weights: Weights, clean: Run, whole: Site, sites: tuple[Site, ...], stand: StandIn
+) -> Edit:
     if whole.name in _EDITED:
         replacement = stand(whole, clean.at(whole))
+        # Where tokens do not count, activations are those of the ablated run, not of the clean one.
+        where = None if bool(stand.counts.all()) else stand.at(replacement)
         if whole.name in _WHOLE:
-            return Edit.set(whole, replacement)
+            return Edit(whole, Set(replacement, where))
         units = tuple(site.unit for site in sites)
-        return Edit.set(whole, replacement[:, :, list(units)], units=units)
+        return Edit(whole, Set(replacement[:, :, list(units)], where), units=units)
     # Positions and biases are no activations of their own: take them out of the sum they are in.
     value = _constant(weights, clean, whole)
     place = Site(_SUMS[whole.name], whole.layer or 0)

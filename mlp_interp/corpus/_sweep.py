@@ -24,13 +24,13 @@ from mlp_interp.models import (
     fingerprint,
     forward_of,
 )
-from mlp_interp.models.padding import Padded
+from mlp_interp.models.padding import Padded, first_token
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 
 __all__ = ["sweep"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Of what is kept: to be raised when states or the way to them change."""
 
 
@@ -89,6 +89,7 @@ def sweep(
         shard=options.shard,
         sequences=len(tokens),
         lengths=texts.lengths,
+        bos=first_token(model),
     )
     _check_padding(plan)
     plan.empty()
@@ -230,6 +231,7 @@ def _folder(options: SweepOptions, model: Model, texts: Padded, plan: Plan) -> P
         "batch_size": plan.batch_size,
         "shard": plan.shard,
         "gpus": options.gpus,
+        "bos": plan.bos,
     }
     if plan.lengths is not None:
         facts["lengths"] = plan.lengths.tolist()

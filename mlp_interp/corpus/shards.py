@@ -40,6 +40,7 @@ class Plan:
         shard: Sequences per shard.
         sequences: How many there are in all.
         lengths: Tokens of each, where some are padded.
+        bos: The token that begins texts.
     """
 
     reducers: Mapping[str, Reducer]
@@ -48,6 +49,7 @@ class Plan:
     shard: int
     sequences: int
     lengths: Int[Tensor, " sequence"] | None = field(default=None, repr=False, compare=False)
+    bos: int | None = None
 
     @property
     def shards(self) -> int:
@@ -111,7 +113,7 @@ def reduce_shard(
         if plan.lengths is not None:
             lengths = plan.lengths[first : first + len(rows), None].to(ids.device)
             real = torch.arange(ids.shape[1], device=ids.device) < lengths
-        batch = Batch(ids, first, forward, unembed, real, buffers=buffers)
+        batch = Batch(ids, first, forward, unembed, real, plan.bos, buffers=buffers)
         _run(forward, plan, states, batch)
         first += len(rows)
     return states

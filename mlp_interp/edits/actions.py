@@ -91,14 +91,27 @@ class _OneValue(Action):
         return (self.value,)
 
 
+@dataclass(frozen=True, eq=False)
 class Set(_OneValue):
-    """Put a value there instead."""
+    """Put a value there instead.
 
-    name = "set"
+    Attributes:
+        where: True for the entries that it is put at, of a shape that broadcasts to them; None for
+            all. Rows of a batch differ in this, other than in the positions of an edit.
+    """
+
+    where: Tensor | None = None
+    name: ClassVar[str] = "set"
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The value, and where it goes."""
+        return (self.value,) if self.where is None else (self.value, self.where)
 
     def __call__(self, old: Tensor, selection: Selection) -> Tensor:
         """The value, in the shape of the entries."""
-        return torch.empty_like(old).copy_(selection.cut(self.value, old))
+        new = torch.empty_like(old).copy_(selection.cut(self.value, old))
+        return new if self.where is None else new.where(selection.cut(self.where, old) != 0, old)
 
 
 class Add(_OneValue):

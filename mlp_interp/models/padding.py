@@ -30,7 +30,17 @@ from mlp_interp.models.weights import Weights
 from mlp_interp.results import tokens_of
 from mlp_interp.sites import Site
 
-__all__ = ["Padded", "Padding", "packed", "padding_in", "places", "right_padded"]
+__all__ = [
+    "Padded",
+    "Padding",
+    "counted",
+    "first_token",
+    "packed",
+    "padding_in",
+    "places",
+    "right_padded",
+    "which_count",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +199,86 @@ def padding_in(
             "them padded at the right"
         )
     return padding
+
+
+def first_token(model: Model) -> int | None:
+    """The token that begins texts: BOS, or EOS where there is none; None without a tokenizer.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> first_token(load_model("nano"))
+        0
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return getattr(tokenizer, "eos_token_id", None) if bos is None else bos
+
+
+def counted(
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    *,
+    first: int,
+    bos: int | None,
+) -> Bool[Tensor, "batch pos"]:
+    """Which tokens count in means and norms, and what ablations take away.
+
+    Trained models attend to the first position when there is nothing to attend to, and write
+    hundreds of times as much there as anywhere else, whatever token it is; also at a BOS between
+    packed documents. A mean over these is no mean of the others.
+
+    Args:
+        tokens: The tokens.
+        real: Where text is, not padding; None for everywhere.
+        first: Position of each text from which on tokens count. 0 for all; else BOS counts nowhere.
+        bos: The token that begins texts; None for none.
+
+    Raises:
+        ValueError: `first` is negative.
+
+    Example:
+        >>> counted(torch.tensor([[0, 5, 0, 6]]), None, first=1, bos=0)
+        tensor([[False,  True, False,  True]])
+    """
+    real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
+    check_first(first)
+    if first == 0:
+        return real
+    starts = real.int().argmax(1, keepdim=True)
+    counts = real & (torch.arange(tokens.shape[1], device=tokens.device) >= starts + first)
+    if bos is not None:
+        counts &= tokens != bos
+    return counts
+
+
+def which_count(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    first: int,
+) -> Bool[Tensor, "batch pos"]:
+    """As `counted`, of a model's tokens that are not all left out.
+
+    Raises:
+        ValueError: None counts, or `first` is negative.
+    """
+    counts = counted(tokens, real, first=first, bos=first_token(model))
+    if tokens.numel() and not bool(counts.any()):
+        raise ValueError(
+            f"first={first} with {len(tokens)} texts of up to {tokens.shape[1]} tokens; wanted one "
+            "that has another token than BOS there, or first=0"
+        )
+    return counts
+
+
+def check_first(first: Any) -> None:
+    """Refuse what is no position to begin at.
+
+    Raises:
+        ValueError: It is negative, or no integer.
+    """
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise ValueError(f"first={first!r}; wanted a position from 0")
 
 
 def places(

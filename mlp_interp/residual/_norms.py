@@ -9,13 +9,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["norms"]
 
-_STATISTICS = ("q25", "median", "q75", "mean")
+_STATISTICS = ("q25", "median", "q75", "mean", "first")
 
 
 @torch.no_grad()
@@ -24,15 +25,15 @@ def norms(
     corpus: Any,
     *,
     attention_mask: Any = None,
+    first: int = 1,
     batch_size: int = 16,
     progress: bool = False,
 ) -> xr.Dataset:
     """L2 norm of every sub-update, and of the stream it is written to, over a corpus.
 
-    Sub-updates are the embeddings and each layer's whole attention and MLP output. Beginning-of-
-    sequence positions count as any other and are often outliers: hence quartiles besides the mean.
-    Norms depend on processing: centring takes out the mean over ``d_model``, which the next
-    LayerNorm ignores anyway; compare like with like.
+    Sub-updates are the embeddings and each layer's whole attention and MLP output. Norms depend on
+    processing: centring takes out the mean over ``d_model``, which the next LayerNorm ignores
+    anyway; compare like with like.
 
     Args:
         model: The model.
@@ -40,17 +41,21 @@ def norms(
             for each. Padding does not count.
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`.
+        first: Position of each text from which on tokens count. 1 leaves out the first, and BOS
+            wherever it stands, where trained models write hundreds of times as much as elsewhere;
+            0 counts all.
         batch_size: Sequences a forward pass.
         progress: Show a progress bar.
 
     Returns:
         A Dataset with ``norm[component, stat]`` and ``resid_norm[resid_layer, stat]`` (the stream
         at each layer's input; ``resid_layer = n_layers`` is the final stream), unit L2 norm;
-        statistics ``q25, median, q75, mean`` over tokens. Needs 4 bytes a token and sub-update.
+        statistics ``q25, median, q75, mean`` over the tokens that count, and ``first``, the mean
+        over those that are left out (NaN if none are). Needs 4 bytes a token and sub-update.
 
     Raises:
-        ValueError: The corpus is empty or not tokens, `batch_size` is below one, or a norm is not
-            finite.
+        ValueError: The corpus is empty or not tokens, no token counts, `batch_size` is below one,
+            or a norm is not finite.
 
     Example:
         >>> import torch
@@ -64,6 +69,8 @@ def norms(
     texts = padded_texts(model, corpus, attention_mask)
     weights, forward = Weights.of(model), forward_of(model)
     tokens = weights.checked(texts.tokens)
+    counts = which_count(model, tokens, texts.real, first).cpu()
+    left_out = ~counts if texts.real is None else texts.real.cpu() & ~counts
     embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
     sites = [*embeddings]
     for layer in range(weights.n_layers):
@@ -85,19 +92,22 @@ def norms(
             collected[Site("pos_embed")].append(positions.expand(batch.shape))
         forward.run(forward.embed(batch), observe=observe)
 
-    real = slice(None) if texts.real is None else texts.real.cpu()
-    found = {site: torch.cat(pieces)[real].flatten() for site, pieces in collected.items()}
+    found = {site: torch.cat(pieces) for site, pieces in collected.items()}
     for site, values in found.items():
-        if not bool(torch.isfinite(values).all()):
+        if not bool(torch.isfinite(values[counts | left_out]).all()):
             raise ValueError(
                 f"{site.label} holds NaN or infinity; wanted finite values: look at the weights "
                 "with check_model(model)"
             )
-    unit = {"unit": "L2 norm"}
+    unit, places = {"unit": "L2 norm"}, (counts, left_out)
     return xr.Dataset(
         {
-            "norm": (("component", "stat"), _statistics([found[s] for s in sites]), unit),
-            "resid_norm": (("resid_layer", "stat"), _statistics([found[s] for s in stream]), unit),
+            "norm": (("component", "stat"), _statistics([found[s] for s in sites], *places), unit),
+            "resid_norm": (
+                ("resid_layer", "stat"),
+                _statistics([found[s] for s in stream], *places),
+                unit,
+            ),
         },
         coords={
             **component_coords(sites),
@@ -108,14 +118,17 @@ def norms(
             **texts.attrs,
             **describe(model),
             "unit": "L2 norm",
+            "first": first,
             "long_name": "size of what each sub-update writes to the residual stream",
         },
     )
 
 
-def _statistics(found: list[Tensor]) -> np.ndarray:
+def _statistics(found: list[Tensor], counts: Tensor, left_out: Tensor) -> np.ndarray:
     rows = []
     for each in found:
-        values = each.numpy()
-        rows.append([*np.quantile(values, (0.25, 0.5, 0.75)), values.mean()])
+        values = each[counts].numpy()
+        # The mean of nothing is NaN, without a warning in torch.
+        others = float(each[left_out].mean())
+        rows.append([*np.quantile(values, (0.25, 0.5, 0.75)), values.mean(), others])
     return np.array(rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.indices import indices
+from mlp_interp.models.padding import counted
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import single, to_numpy
 from mlp_interp.sites import ACTIVATIONS, Site
@@ -100,6 +101,7 @@ class Batch:
         forward: The model's forward pass.
         readout: Gives the model's readout; asked only by who wants logits.
         real: Where text is, at the beginning of each row, and not padding; None for everywhere.
+        bos: The token that begins texts; None for none.
         final: The stream that leaves the last block that is run; there when `Reducer.finish` is
             called. It is the final stream if a reducer `wants_final`.
         notes: For a reducer to keep what it needs of one site until it sees another.
@@ -111,6 +113,7 @@ class Batch:
     forward: Forward | HookForward
     readout: Any
     real: Bool[Tensor, "batch pos"] | None = None
+    bos: int | None = None
     final: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
     buffers: dict[Any, Tensor] = field(default_factory=dict)
@@ -127,37 +130,37 @@ class Batch:
             held = self.buffers[key] = like.new_empty(like.numel(), dtype=dtype)
         return held[: like.numel()].view(like.shape)
 
-    def rows(self, x: Float[Tensor, "batch pos *units"], first: int = 0) -> Iterator[Tensor]:
-        """Activations ``[token, *units]`` at texts' tokens from `first` on, in `pieces`."""
-        x, done = x[:, first:], 0
+    def counts(self, first: int) -> Bool[Tensor, "batch pos"]:
+        """Which tokens count (`mlp_interp.models.padding.counted`)."""
+        key = "counts", first
+        if key not in self.notes:
+            self.notes[key] = counted(self.tokens, self.real, first=first, bos=self.bos)
+        return self.notes[key]
+
+    def rows(self, x: Float[Tensor, "batch pos *units"], first: int) -> Iterator[Tensor]:
+        """Activations ``[token, *units]`` at the tokens that count, in `pieces`."""
+        x, counts, done = x[:, first:], self.counts(first)[:, first:], 0
+        whole = bool(counts.all())
         for part in pieces(x):
-            if self.real is None:
-                yield part.flatten(0, 1)
-            else:
-                yield part[self.real[done : done + len(part), first:]]
+            yield part.flatten(0, 1) if whole else part[counts[done : done + len(part)]]
             done += len(part)
 
     def filled(
-        self, x: Shaped[Tensor, "batch pos *units"], value: float | int
-    ) -> Shaped[Tensor, "batch pos *units"]:
-        """The same activations with a value where padding is."""
-        if self.real is None:
+        self, x: Shaped[Tensor, "batch pos *units"], value: float | int, first: int
+    ) -> Shaped[Tensor, "batch later *units"]:
+        """Activations from position `first` on, with a value where tokens do not count."""
+        x, counts = x[:, first:], self.counts(first)[:, first:]
+        if bool(counts.all()):
             return x
-        return x.masked_fill(~self.real.view(*self.real.shape, *[1] * (x.ndim - 2)), value)
+        return x.masked_fill(~counts.view(*counts.shape, *[1] * (x.ndim - 2)), value)
 
-    def reached(self, first: int = 0) -> Int[Tensor, " pos"]:
-        """How many texts reach each position from `first` on."""
-        positions = self.tokens.shape[1] - first
-        if self.real is None:
-            return torch.full((positions,), len(self.tokens), dtype=torch.int64)
-        return self.real[:, first:].sum(0).cpu()
+    def reached(self, first: int) -> Int[Tensor, " pos"]:
+        """How many texts have a token that counts at each position from `first` on."""
+        return self.counts(first)[:, first:].sum(0).cpu()
 
-    def counted(self, first: int = 0) -> Int[Tensor, " batch"]:
-        """How many tokens each text has from position `first` on."""
-        positions = self.tokens.shape[1] - first
-        if self.real is None:
-            return torch.full((len(self.tokens),), positions, dtype=torch.int64)
-        return self.real[:, first:].sum(1).cpu()
+    def counted(self, first: int) -> Int[Tensor, " batch"]:
+        """How many tokens of each text count."""
+        return self.counts(first).sum(1).cpu()
 
     @property
     def text(self) -> Int[Tensor, "batch pos"]:
@@ -260,8 +263,8 @@ class SiteReducer(Reducer):
         site: ``"pre"``, ``"post"``, ``"mlp_out"``, ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``,
             ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
         layers: Which layers, negative ones from the last; None for all.
-        first: Position from which on activations count: 1 leaves out the beginning-of-sequence
-            token, at which many models do something else than everywhere else.
+        first: Position from which on activations count: 1 leaves out the first, and BOS wherever
+            it stands, at which many models do something else than everywhere else.
 
     Raises:
         ValueError: An unknown site, or a negative position; from `sweep`, layers that the model has

@@ -74,8 +74,8 @@ class TopExamples(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Each sequence's best among those that are kept."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        x = batch.filled(self.picked(x), -torch.inf)
-        best = x[:, self.first :].amax(1).cpu().to(mine["activation"].dtype)
+        x = self.picked(x)
+        best = batch.filled(x, -torch.inf, self.first).amax(1).cpu().to(mine["activation"].dtype)
         better = (best.amax(0) > mine["activation"][:, -1]).nonzero()[:, 0]
         for units in better.split(_UNITS):
             # Those kept, then the batch's in their order: a stable sort keeps the first of equals.
@@ -112,8 +112,8 @@ class TopExamples(UnitReducer):
         unit, place = new.nonzero(as_tuple=True)
         sequence = order[unit, place] - self.k
         columns = x[sequence.to(x.device), :, units[unit].to(x.device)].cpu()
-        activation, pos = columns[:, self.first :].max(1)
-        pos += self.first
+        left_out = ~batch.counts(self.first)[sequence.to(x.device)].cpu()
+        activation, pos = columns.masked_fill(left_out, -torch.inf).max(1)
         found = _around(columns, batch.text[sequence], pos, self.before, self.after)
         found |= {"activation": activation, "sequence": batch.first + sequence, "pos": pos}
         for name, value in chosen.items():
@@ -207,10 +207,10 @@ class BandExamples(Reducer):
         sequence = batch.first + torch.arange(len(values))
         places = torch.arange(values.shape[1])
         rank = _hash(sequence[:, None] * values.shape[1] + places, self.seed)
-        text = batch.text
+        text, counts = batch.text, batch.counts(self.first).cpu()
         bounds = zip(self.edges, self.edges[1:], strict=False)
         for band, (low, high) in enumerate(bounds):
-            inside = (values >= low) & (values < high) & (places >= self.first) & (text >= 0)
+            inside = (values >= low) & (values < high) & counts
             state["count"][band] += int(inside.sum())
             row, place = inside.nonzero(as_tuple=True)
             order = rank[row, place].argsort()[: self.k]

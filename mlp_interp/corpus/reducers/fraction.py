@@ -75,8 +75,8 @@ class Fraction(UnitReducer):
         """Count, sequence by sequence."""
         row, done = self.row(site), 0
         entries = batch.counted(self.first).to(x.device)
-        x = batch.filled(self.picked(x).flatten(2), -torch.inf)
-        for part in pieces(x[:, self.first :]):
+        x = batch.filled(self.picked(x).flatten(2), -torch.inf, self.first)
+        for part in pieces(x):
             # Sums of floats, as products with ones, are several times faster than sums of truth
             # values, and as exact: a sequence has fewer positions, and a layer fewer units, than
             # the 2^24 up to which single precision counts.

@@ -159,7 +159,7 @@ class Mean(SiteReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Add up."""
         row = self.row(site)
-        for part in pieces(batch.filled(x, 0.0)[:, self.first :]):
+        for part in pieces(batch.filled(x, 0.0, self.first)):
             value = part.sum(0, dtype=torch.float64) if self.by_position else part.sum(1).double()
             state["sum"][row] += value.cpu() if self.by_position else value.sum(0).cpu()
 

@@ -63,10 +63,10 @@ class Norms(SiteReducer):
         """Add up the norms."""
         row = self.row(site)
         # [batch, pos, *heads]
-        norms = torch.linalg.vector_norm(batch.filled(x, 0.0)[:, self.first :].float(), dim=-1)
+        norms = torch.linalg.vector_norm(batch.filled(x, 0.0, self.first).float(), dim=-1)
         norms = norms.cpu().double()
         entries = batch.counted(self.first)
-        each = norms.sum(1) / entries.view(-1, *[1] * (norms.ndim - 2))
+        each = norms.sum(1) / entries.clamp_min(1).view(-1, *[1] * (norms.ndim - 2))
         state["sum"][row] += each.sum(0)
         state["squares"][row] += each.square().sum(0)
         state["by_position"][row] += norms.sum(0).movedim(0, -1)
@@ -148,11 +148,11 @@ class Loss(Reducer):
     def finish(self, state: State, batch: Batch) -> None:
         """Add the batch's loss."""
         loss = batch.loss.cpu().double()
-        if batch.real is not None:
-            loss = loss * batch.real[:, 1:].cpu()
-        each = loss.sum(1) / batch.counted(1)
+        predicted = batch.counts(0)[:, 1:].cpu()
+        loss = loss * predicted
+        each = loss.sum(1) / predicted.sum(1)
         state["sequences"] += len(loss)
-        state["reached"] += batch.reached(1)
+        state["reached"] += predicted.sum(0)
         state["sum"] += each.sum()
         state["squares"] += each.square().sum()
         state["by_position"] += loss.sum(0)

@@ -102,7 +102,7 @@ class UpdateShares(SiteReducer):
         mine = {name: value[self.row(site)] for name, value in state.items()}
         W_out = single(batch.weights.parameter(site.layer or 0, "W_out"))
         # Padding has no update: it is left out like tokens without one, and not counted with them.
-        for part in pieces(batch.filled(x, 0.0)[:, self.first :: self.sample]):
+        for part in pieces(batch.filled(x, 0.0, self.first)[:, :: self.sample]):
             rows = part.flatten(0, 1).to(W_out.dtype)
             updates = SubUpdates(rows, W_out, self.order)
             found = self._measured(updates)
@@ -113,8 +113,7 @@ class UpdateShares(SiteReducer):
             add(mine["update"], updates.total.sum(0, dtype=torch.float64))
             add(mine["direction"], updates.direction.sum(0, dtype=torch.float64))
             add(mine["square"], updates.length.square().sum(dtype=torch.float64))
-        ones = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
-        add(mine["tokens"], batch.filled(ones, 0)[:, self.first :: self.sample].sum())
+        add(mine["tokens"], batch.counts(self.first)[:, self.first :: self.sample].sum())
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Means with errors over sequences; what is constant in the update."""
