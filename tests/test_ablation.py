@@ -12,6 +12,7 @@ from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.second_order import SecondOrder
 from mlp_interp.metrics import LogitChange
 from mlp_interp.models import HookForward, Weights
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import LEVELS, cache_for
 from mlp_interp.residual import decompose as residual_decompose
@@ -440,7 +441,9 @@ def test_second_order_leaves_open_whether_an_unlikely_token_wins():
     weight[0, 1999] = 1.0  # neither among the likeliest nor among the longest directions
     weight[1, 1000:1300] = 2.0
     bias[:512] = 0.02
-    clean = LogitChange.of(Unembed(weight, bias, 1e-5), torch.zeros(1, 2), torch.tensor([-1]))
+    clean = LogitChange.of(
+        Unembed(weight, bias, Norm("layer", 1e-5)), torch.zeros(1, 2), torch.tensor([-1])
+    )
     changes = torch.tensor([[0.1, 0.0], [0.001, 0.0]])
     assert clean.effects(changes[:, None]).top1_changed.flatten().tolist() == [1, 0]
     effects, holds = SecondOrder.of(clean)(changes, 1e9)
