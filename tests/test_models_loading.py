@@ -8,11 +8,11 @@ import weakref
 import pytest
 import reference
 import torch
+from architectures import ARCHITECTURES
 from random_models import (
     BACKENDS,
     HAS_HOOKED,
     assert_same_state,
-    random_gpt2,
     random_neox,
     state_of,
     tiny_tokenizer,
@@ -206,8 +206,15 @@ def test_other_bad_arguments(neox_directory, tmp_path):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="tokenizer=None: a model in memory"):
         load_model(random_neox(layers=1))
-    with pytest.raises(ValueError, match="name='GPT2LMHeadModel' is a 'gpt2' model; wanted Pyth"):
-        unchecked(load_model)(random_gpt2(layers=1), tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="name='CohereForCausalLM' is a 'cohere' model; wanted Py"):
+        load_model(another_kind(), tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="name=Linear; wanted a causal language model"):
+        unchecked(load_model)(torch.nn.Linear(2, 2), tokenizer=tiny_tokenizer())
+
+
+def another_kind():
+    """A model of a family that is not loaded."""
+    return next(a for a in ARCHITECTURES if a.family == "Cohere").source()
 
 
 @pytest.mark.skipif(HAS_HOOKED, reason="the installed library has HookedTransformer")
@@ -217,9 +224,9 @@ def test_hooked_where_there_is_none():
 
 
 def test_a_directory_of_another_architecture(tmp_path):
-    random_gpt2(layers=1).save_pretrained(tmp_path)
+    another_kind().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'gpt2' model; wanted Pythia's architecture"):
+    with pytest.raises(ValueError, match="is a 'cohere' model; wanted Pythia's architecture"):
         load_model(tmp_path)
 
 
