@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,9 @@ from mlp_interp.models._checksum import checksum
 from mlp_interp.models.loading import describe
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks
-from mlp_interp.models.weights import Affine, Weights
+from mlp_interp.models.weights import Weights
 
 __all__ = ["fingerprint", "id_blocks"]
-
-_CONFIG = ("act_fn", "eps", "n_ctx", "parallel_attn_mlp", "rotary_base", "rotary_dim")
 
 
 @torch.no_grad()
@@ -51,12 +48,11 @@ def fingerprint(
             f"model={model.cfg.model_name!r} has hooks on it (of `steer`, or of its own `hooks`): "
             "what they do has no name, so nothing can be kept; wanted checkpoint=None, or no hooks"
         )
-    weights = Weights.of(model)
-    config = {name: str(getattr(model.cfg, name, None)) for name in _CONFIG}
-    facts = [describe(model), config, dict(options or {})]
+    Weights.of(model)  # refuses what is no model
+    facts = [describe(model), repr(vars(model.cfg)), dict(options or {})]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for tensor in _tensors(weights):
-        digest.update(f"{tuple(tensor.shape)} {checksum(tensor)}".encode())
+    for name, tensor in _tensors(model):
+        digest.update(f"{name} {tuple(tensor.shape)} {checksum(tensor)}".encode())
     digest.update(f"{tuple(tokens.shape)}".encode())
     for block in id_blocks(tokens):
         digest.update(block.tobytes())
@@ -73,14 +69,7 @@ def id_blocks(tokens: Int[Tensor, "sequence pos"], *, size: int = 1 << 18) -> It
         yield rows.cpu().contiguous().numpy().astype("<i8")
 
 
-def _tensors(weights: Weights) -> Iterator[Tensor]:
-    """Every weight of a model, in a fixed order."""
-    yield from (weights.W_E, weights.W_U, weights.b_U, weights.ln_final.w, weights.ln_final.b)
-    if weights.has_pos_embed:
-        yield weights.W_pos
-    for layer in range(weights.n_layers):
-        block = weights.block(layer)
-        for field in fields(block):
-            value = getattr(block, field.name)
-            if value is not None:
-                yield from (value.w, value.b) if isinstance(value, Affine) else (value,)
+def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model by its name, and the two matrices that may be made of others."""
+    yield from (("W_E", model.W_E), ("W_U", model.W_U))
+    yield from model.named_parameters()
