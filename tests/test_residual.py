@@ -11,7 +11,6 @@ from mlp_interp.models import Weights
 from mlp_interp.models.norm import Norm
 from mlp_interp.prompts import Contrast
 from mlp_interp.residual import LEVELS, cache_for, components, decompose, needed, norms, stream
-from mlp_interp.sites import Site
 
 
 def close(found, expected, **options):
@@ -82,24 +81,6 @@ def test_positions(kind, backend, tokens, level):
     assert inner.positions == (7,)
     close(inner.vectors(), everything.vectors()[:, [7]])
     assert everything.at(None) is everything
-
-
-def test_select(kind, backend, tokens):
-    model = kind("sequential", backend, "raw")
-    cache = cache_for(model, tokens, level="neuron")
-    residual = decompose(model, cache, level="neuron")
-    labels = ["L2N5", "embed", "L1H3", "L2N1", "1.b_out", "L0H0"]
-    some = residual.select(labels)
-    assert some.labels == ["embed", "L0H0", "L1H3", "1.b_out", "L2N1", "L2N5"]
-    for i, label in enumerate(some.labels):
-        close(
-            some.vectors()[:, :, i],
-            reference.any_vector(model, reference.full_cache(model, tokens), label),
-        )
-    assert torch.equal(some.total, residual.total)
-    assert residual.select([Site("z", 1, head=2)]).labels == ["L1H2"]
-    with pytest.raises(ValueError, match=r"sites=\['3\.mlp'\] are not among the 211 components"):
-        residual.select(["embed", "3.mlp"])
 
 
 def test_less_takes_stand_ins_off(kind, backend, tokens):

@@ -311,7 +311,7 @@ def test_a_contrast_is_a_task(kind, tokens):
     edit = Edit.set("L1H2", z, positions=-1)
 
     def score(edits: list[Edit]) -> torch.Tensor:
-        logits = runner.logits(runner.run(contrast.corrupted_tokens, edits=edits))[:, -1]
+        logits = runner.run(contrast.corrupted_tokens, edits=edits).logits()[:, -1]
         return logits.double().log_softmax(-1).gather(1, contrast.answers[:, None])
 
     expected = float((score([edit]) - score([])).mean())

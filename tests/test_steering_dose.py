@@ -282,7 +282,7 @@ def test_a_direction_with_positions_goes_to_them(nano, tokens):
     )
     runner = Runner.of(nano)
     clean, run = (runner.run(tokens, edits=e) for e in ([], add_edits(plus, 4)))
-    effects = reference.effects(runner.logits(clean), runner.logits(run), tokens)
+    effects = reference.effects(clean.logits(), run.logits(), tokens)
     assert found.kl.sel(coef=4).item() == pytest.approx(
         float(effects["kl"][:, -1].mean()), rel=1e-3
     )
@@ -302,7 +302,7 @@ def test_projecting_out(kind, tokens, rows, difference):
     runner = Runner.of(kind())
     for layer in range(3):
         run = runner.run(tokens, edits=project_out(direction(), layers=layer))
-        logits = runner.logits(run)[:, -1].gather(-1, difference.tokens)
+        logits = run.logits()[:, -1].gather(-1, difference.tokens)
         np.testing.assert_allclose(
             found.ld_by_prompt.sel(layer=layer, coef=1), logits[:, 0] - logits[:, 1], atol=1e-4
         )

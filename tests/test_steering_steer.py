@@ -39,7 +39,7 @@ def log_probs(logits: torch.Tensor) -> torch.Tensor:
 
 def by_runner(model: Any, tokens: torch.Tensor, edits: Any) -> torch.Tensor:
     runner = Runner.of(model)
-    return log_probs(runner.logits(runner.run(tokens, edits=edits)))
+    return log_probs(runner.run(tokens, edits=edits).logits())
 
 
 def generated(model: Any, prompt: torch.Tensor, *, cache: bool, new: int = 5) -> torch.Tensor:
@@ -211,7 +211,7 @@ def test_analyses_inside_see_the_edited_model(kind, backend, tokens):
     with steer(model, held):
         runner = Runner.of(model)
         run = runner.run(tokens)
-        inside = log_probs(runner.logits(run))
+        inside = log_probs(run.logits())
         edited = log_probs(runner.unembed.logits(runner.edited(run, [theirs])))
     assert torch.allclose(inside, clean, atol=1e-4)
     assert torch.allclose(edited, expected, atol=1e-4)

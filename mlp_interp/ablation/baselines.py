@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mlp_interp.models.options import check_choice
 from mlp_interp.residual import Stand
 from mlp_interp.sites import Site
 
@@ -70,8 +71,7 @@ def _instead(
     real: Bool[Tensor, "batch pos"] | None,
 ) -> Stand:
     """What stands in at tokens that count."""
-    if baseline not in get_args(Baseline):
-        raise ValueError(f"baseline={baseline!r}; wanted 'zero', 'mean' or 'resample'")
+    check_choice("baseline", baseline, get_args(Baseline))
     if baseline == "zero":
         return lambda _site, x: torch.zeros_like(x)
     if baseline == "mean":

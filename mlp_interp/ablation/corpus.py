@@ -69,6 +69,7 @@ class Ablated(Reducer):
     def finish(self, state: State, batch: Batch) -> None:
         """Run the batch clean, and with each group ablated."""
         runner = Runner(batch.forward)
+        runner.unembed = batch.readout()  # folded once a shard
         clean = runner.run(batch.tokens, sites=read_sites(self.groups))
         seed = self.seed + batch.first
         counts = batch.counts(self.first)

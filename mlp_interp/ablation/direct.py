@@ -17,6 +17,7 @@ from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_c
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached_tokens
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import Unembed
@@ -94,10 +95,8 @@ def ablate_direct(
         >>> bool((result.kl >= 0).all()), result.kl.dims
         (True, ('component', 'prompt', 'pos'))
     """
-    if norm not in get_args(Norm):
-        raise ValueError(f"norm={norm!r}; wanted 'recompute' or 'freeze'")
-    if method not in ("exact", "second_order"):
-        raise ValueError(f"method={method!r}; wanted 'exact' or 'second_order'")
+    check_choice("norm", norm, get_args(Norm))
+    check_choice("method", method, ("exact", "second_order"))
     if not tolerance >= 0:
         raise ValueError(f"tolerance={tolerance}; wanted 0 or more")
     weights, unembed = Weights.of(model), Unembed.of(model)

@@ -17,6 +17,7 @@ from mlp_interp.ablation.total import total_effects
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.metrics.rows import next_tokens, of_text
 from mlp_interp.models import Weights
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import components
 from mlp_interp.results import mean_and_error_over
@@ -89,8 +90,7 @@ def subupdate_importance(
         >>> bool(np.allclose(split, result.kl_total))
         True
     """
-    if level not in ("component", "head"):
-        raise ValueError(f"level={level!r}; wanted 'component' or 'head'")
+    check_choice("level", level, ("component", "head"))
     groups = resolve(Weights.of(model), level)
     measured = Ablated(
         measure=_importance,
@@ -150,8 +150,7 @@ def ablate_ranges(
         >>> result.perplexity.dims, bool(result.perplexity.sel(start=3, end=0).isnull())
         (('start', 'end'), True)
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}; wanted 'mlp', 'attn' or 'both'")
+    check_choice("kind", kind, get_args(Kind))
     n_layers = Weights.of(model).n_layers
     groups = {
         f"{start}-{end}": tuple(

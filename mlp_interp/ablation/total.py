@@ -119,14 +119,14 @@ def total_effects(
 
 def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     """Whole activations that the clean run must keep so that `edits_for` has stand-ins."""
-    sites = (Site(site.name, site.layer) for members in groups.values() for site in members)
+    sites = (site.whole for members in groups.values() for site in members)
     return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
 
 
 def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: StandIn) -> list[Edit]:
     """Edits that take `sites` away and put their stand-ins in their place."""
     ordered = sorted(sites, key=lambda s: (-1 if s.layer is None else s.layer, s.name))
-    runs = groupby(ordered, key=lambda site: Site(site.name, site.layer))
+    runs = groupby(ordered, key=lambda site: site.whole)
     return [_edit(weights, clean, whole, tuple(run), stand) for whole, run in runs]
 
 

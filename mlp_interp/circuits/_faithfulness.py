@@ -23,6 +23,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Forward
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
@@ -97,8 +98,7 @@ def faithfulness(
         array([0., 1.], dtype=float32)
     """
     fractions = _checked_fractions(fractions)
-    if rank not in ("absolute", "signed"):
-        raise ValueError(f"rank={rank!r}; wanted 'absolute' or 'signed'")
+    check_choice("rank", rank, ("absolute", "signed"))
     question = Question.of(model, contrast, metric, engine=engine, memory=memory, runs=runs)
     if not isinstance(question.forward, Forward):
         raise ValueError(
@@ -294,7 +294,7 @@ def _curve(
         },
         coords={"fraction": fractions, **question.coords()},
         attrs={
-            **question.attrs(),
+            **question.attrs(directed=False),
             "analysis": "faithfulness",
             "rank": rank,
             "method": "edges outside the circuit are corrupted",

@@ -135,7 +135,7 @@ def evaluate_hypothesis(
         order = order_of([group.numbers for group in groups])
         parts.append(_Values.joined(found).of_prompts(order))
     attrs = {
-        **questions[0].attrs(),
+        **questions[0].attrs(directed=False),
         "data": "; ".join(dict.fromkeys(contrast.attrs["data"] for contrast in several)),
         "nodes": claim.labels,
         "draw_seed": seed,

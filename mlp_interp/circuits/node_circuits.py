@@ -14,7 +14,7 @@ from mlp_interp.interchange.graph import LOGITS, check_own_keys
 from mlp_interp.models import Weights
 from mlp_interp.paths.labels import check_range
 from mlp_interp.runs import Run
-from mlp_interp.sites import Site
+from mlp_interp.sites import HEADS, Site
 
 __all__ = ["Circuits", "node_of", "random_nodes"]
 
@@ -33,7 +33,7 @@ def node_of(weights: Weights, label: str) -> Site | None:
         site = Site.parse(label)
     except ValueError as error:
         raise ValueError(f"nodes={label!r} is no label; wanted such as {_NODES}") from error
-    known = site.head is not None and site.name in ("z", "q", "k", "v")
+    known = site.head is not None and site.name in HEADS
     known = known or (site.neuron is not None and site.name == "post")
     if not known and site.name not in ("attn_out", "mlp_out"):
         raise ValueError(f"nodes={label!r} computes nothing; wanted such as {_NODES}")
@@ -87,7 +87,7 @@ class Circuits:
     def of(cls, weights: Weights, circuits: Sequence[Sequence[Site]]) -> "Circuits":
         """From lists of nodes."""
         heads = (len(circuits), weights.n_layers, weights.n_heads)
-        kept = {name: torch.zeros(heads, dtype=torch.bool) for name in ("z", "q", "k", "v")}
+        kept = {name: torch.zeros(heads, dtype=torch.bool) for name in HEADS}
         kept["post"] = torch.zeros(*heads[:2], weights.d_mlp, dtype=torch.bool)
         for number, nodes in enumerate(circuits):
             for node in nodes:

@@ -17,10 +17,11 @@ from torch import Tensor
 from mlp_interp.circuits.node_circuits import node_of
 from mlp_interp.interchange import Exchange, Pair, Write
 from mlp_interp.interchange.graph import LOGITS, check_own_keys, writes_at
+from mlp_interp.metrics.rows import batches
 from mlp_interp.models import Weights
-from mlp_interp.paths.direct_paths import DirectPaths, Item, batches
+from mlp_interp.paths.direct_paths import DirectPaths, Item
 from mlp_interp.paths.labels import Receivers, Target, targets_of
-from mlp_interp.sites import Site
+from mlp_interp.sites import HEADS, Site
 
 __all__ = ["Path", "Tree", "measure_paths", "path_of", "random_paths", "sites_of"]
 
@@ -85,7 +86,7 @@ def sites_of(circuits: Sequence[Sequence[Path]], n_layers: int) -> list[Site]:
     found = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
     for site in {site for paths in circuits for path in paths for site in path} - {Site("embed")}:
         names = {t.name for t in targets_of(site)}
-        names |= {"z", "q", "k", "v"} if names & {"q", "k", "v"} else set()
+        names |= {*HEADS} if names & {"q", "k", "v"} else set()
         found |= {Site(name, site.layer) for name in names}
     return sorted(found, key=lambda site: site.label)
 

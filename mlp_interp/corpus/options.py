@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.tally import Errors
+from mlp_interp.models.options import check_choice
 
 __all__ = ["ReadingOptions", "SweepOptions"]
 
@@ -31,10 +32,8 @@ class ReadingOptions:
     errors: Errors
 
     def __post_init__(self) -> None:
-        if self.bos not in ("each", "documents", "none"):
-            raise ValueError(f"bos={self.bos!r}; wanted 'each', 'documents' or 'none'")
-        if self.errors not in ("raise", "skip"):
-            raise ValueError(f"errors={self.errors!r}; wanted 'raise' or 'skip'")
+        check_choice("bos", self.bos, ("each", "documents", "none"))
+        check_choice("errors", self.errors, ("raise", "skip"))
         if self.sequences is not None and self.sequences < 1:
             raise ValueError(f"sequences={self.sequences}; wanted at least 1, or None for all")
         if self.length is not None and self.length < 2:
@@ -88,8 +87,7 @@ class SweepOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.backend not in get_args(Backend):
-            raise ValueError(f"backend={self.backend!r}; wanted 'local' or 'ray'")
+        check_choice("backend", self.backend, get_args(Backend))
         for name in ("batch_size", "shard", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

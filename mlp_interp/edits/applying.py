@@ -10,6 +10,7 @@ from torch import Tensor
 from mlp_interp.edits.edit import Edit
 from mlp_interp.edits.selection import Region
 from mlp_interp.models import Weights
+from mlp_interp.models.options import check_choice
 
 __all__ = ["Applier", "Fired", "Where", "check_where", "confined", "whole_shape"]
 
@@ -102,8 +103,7 @@ def check_where(where: str) -> None:
     Raises:
         ValueError: It is not one of `Where`.
     """
-    if where not in get_args(Where):
-        raise ValueError(f"where={where!r}; wanted 'all', 'prompt' or 'new'")
+    check_choice("where", where, get_args(Where))
 
 
 def confined(edit: Edit, where: str, prompt: int, longest: int) -> Edit:

@@ -20,8 +20,10 @@ from mlp_interp.interchange import (
     components,
     in_order,
 )
+from mlp_interp.interchange.grid import FAMILIES
 from mlp_interp.metrics import Metric
 from mlp_interp.models.indices import distinct
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
@@ -30,8 +32,8 @@ from mlp_interp.results import to_numpy
 __all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
 
 STREAMS = ("resid_pre", "attn_out", "mlp_out")
-HEADS = ("z", "q", "k", "v", "pattern")
-NEURONS = ("pre", "post")
+HEADS = FAMILIES["head"]
+NEURONS = FAMILIES["neuron"]
 SITES = (*STREAMS, *HEADS, *NEURONS)
 
 _COUNTED = ("layer", "head", "kv_head", "neuron")
@@ -268,8 +270,7 @@ def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_baseline(baseline: str, direction: str, steps: int) -> None:
-    if baseline not in ("corrupted", "zero"):
-        raise ValueError(f"baseline={baseline!r}; wanted 'corrupted' or 'zero'")
+    check_choice("baseline", baseline, ("corrupted", "zero"))
     if baseline == "zero" and (direction != "noising" or steps != 1):
         raise ValueError(
             f"baseline='zero' with direction={direction!r} and steps={steps}; wanted 'noising' and "

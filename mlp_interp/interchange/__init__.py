@@ -28,7 +28,6 @@ from mlp_interp.interchange.pair import Reading as Reading
 from mlp_interp.interchange.question import Engine as Engine
 from mlp_interp.interchange.question import GivenRuns as GivenRuns
 from mlp_interp.interchange.question import Question as Question
-from mlp_interp.interchange.question import check_choice as check_choice
 from mlp_interp.interchange.question import engine_of as engine_of
 from mlp_interp.interchange.question import given_runs as given_runs
 from mlp_interp.interchange.result import both_runs as both_runs

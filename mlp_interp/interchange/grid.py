@@ -9,6 +9,7 @@ import numpy as np
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
+from mlp_interp.sites import HEADS, NEURONS, STREAM
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
 
@@ -16,9 +17,9 @@ Positions = Literal["each", "all"] | Sequence[int]
 Family = Literal["stream", "head", "neuron"]
 
 FAMILIES: dict[Family, tuple[str, ...]] = {
-    "stream": ("resid_pre", "resid_post", "attn_out", "mlp_out"),
-    "head": ("z", "q", "k", "v", "pattern"),
-    "neuron": ("pre", "post"),
+    "stream": STREAM,
+    "head": (*HEADS, "pattern"),
+    "neuron": NEURONS,
 }
 """Sites by what they hold at a layer and position: one vector, one a head, or one number a neuron.
 Sites of one family share the axes of their results."""

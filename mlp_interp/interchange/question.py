@@ -13,29 +13,19 @@ from mlp_interp.interchange.pair import Direction, Pair, Reading
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.caches import check_cached
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import strings
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
-__all__ = ["Engine", "GivenRuns", "Question", "check_choice", "engine_of", "given_runs"]
+__all__ = ["Engine", "GivenRuns", "Question", "engine_of", "given_runs"]
 
 Engine = Literal["auto", "hooks"]
 
 GivenRuns = Sequence[Cache]
 """A clean and a corrupted run made before: `Run`s, or caches of the same model."""
-
-
-def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
-    """Refuse a value of an option that is none of those there are.
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    if value not in wanted:
-        *others, last = map(repr, wanted)
-        raise ValueError(f"{name}={value!r}; wanted {', '.join(others)} or {last}")
 
 
 def engine_of(model: Model, engine: str) -> Forward | HookForward:
@@ -248,15 +238,20 @@ class Question:
             coords["token"] = ("pos", coords["clean_token"][1][0])
         return coords
 
-    def attrs(self) -> dict[str, Any]:
-        """Where the numbers come from, as every result says it."""
+    def attrs(self, *, directed: bool = True) -> dict[str, Any]:
+        """Where the numbers come from, as every result says it.
+
+        Args:
+            directed: Whether one of the two runs was changed into the other.
+        """
+        direction = {"direction": self.direction} if directed else {}
         return {
             **self.contrast.attrs,
             **describe(self.weights.model),
             "engine": self.forward.engine,
             "metric": self.metric.name,
             "unit": self.metric.unit,
-            "direction": self.direction,
+            **direction,
         }
 
 

@@ -11,18 +11,23 @@ from torch import Tensor
 from mlp_interp.metrics.change import Effects, LogitChange, rows_for
 from mlp_interp.models.unembed import Unembed
 
-__all__ = ["chunks", "clean_loss", "joined", "next_tokens", "of_text", "read_changes"]
+__all__ = ["batches", "chunks", "clean_loss", "joined", "next_tokens", "of_text", "read_changes"]
 
 T = TypeVar("T")
 
 _CHANGES = 2**25  # numbers held at once: 128 MiB in float32
 
 
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many items at a time; in the last as many as are left."""
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
+
+
 def chunks(groups: Iterable[T], numbers: int) -> Iterator[list[T]]:
     """As many groups at a time as leave their changes small, of so many numbers each."""
-    groups, size = iter(groups), max(1, _CHANGES // numbers)
-    while some := list(islice(groups, size)):
-        yield some
+    return batches(groups, max(1, _CHANGES // numbers))
 
 
 def next_tokens(

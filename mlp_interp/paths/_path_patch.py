@@ -19,15 +19,16 @@ from mlp_interp.interchange import (
     Outcome,
     Pair,
     Question,
-    check_choice,
     merged,
     outcome_dataset,
 )
 from mlp_interp.metrics import Metric
+from mlp_interp.metrics.rows import batches
 from mlp_interp.models.indices import indices
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
-from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, batches, items_in
+from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, items_in
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
@@ -188,7 +189,7 @@ def _kept(n_layers: int, senders: Sequence[Senders], receivers: Sequence[Receive
     kept = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
     for group in senders:
         for site in group.sites:
-            kept.add(Site(site.name, site.layer))
+            kept.add(site.whole)
             if site.name in ("q", "k", "v"):
                 kept.add(Site("z", site.layer))
     kept |= {Site(t.name, t.layer) for some in receivers for t in some.targets}

@@ -16,7 +16,7 @@ from mlp_interp.paths.labels import Receivers
 from mlp_interp.runs import PatchedRun, final_streams
 from mlp_interp.sites import Site
 
-__all__ = ["Computed", "DirectPaths", "Freeze", "Item", "batches", "items_in"]
+__all__ = ["Computed", "DirectPaths", "Freeze", "Item", "items_in"]
 
 Freeze = Literal["all", "attention"]
 Computed = dict[tuple[str, int], Tensor]
@@ -55,18 +55,6 @@ class Item:
     def at(self) -> slice:
         """The positions at which the senders write anew."""
         return slice(None) if self.position is None else slice(self.position, self.position + 1)
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """So many items at a time."""
-    waiting: list[Item] = []
-    for item in items:
-        waiting.append(item)
-        if len(waiting) == size:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
 
 
 @dataclass

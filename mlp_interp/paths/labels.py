@@ -13,7 +13,7 @@ from mlp_interp.interchange.graph import (
     writes_at,
 )
 from mlp_interp.models import Weights
-from mlp_interp.sites import Site
+from mlp_interp.sites import HEADS, Site
 
 __all__ = [
     "Labels",
@@ -206,7 +206,7 @@ def _parsed(argument: str, label: str, wanted: str) -> Site:
 def _sender(weights: Weights, label: str) -> Site:
     site = _parsed("senders", label, _SENDERS)
     known = site.name in ("embed", "attn_out", "mlp_out") or (
-        site.head is not None and site.name in ("z", "q", "k", "v")
+        site.head is not None and site.name in HEADS
     )
     if not known and not (site.neuron is not None and site.name == "post"):
         raise ValueError(f"senders={label!r} writes nothing; wanted such as {_SENDERS}")

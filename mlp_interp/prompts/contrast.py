@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.models.indices import subscript
+from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts.checks import check_lengths, check_pairs, check_sets, check_tensors
 from mlp_interp.prompts.display import contrast_html, contrast_text
@@ -224,8 +225,7 @@ class Contrast:
         Raises:
             ValueError: `which` is neither "clean" nor "corrupted".
         """
-        if which not in ("clean", "corrupted"):
-            raise ValueError(f"which={which!r}; wanted 'clean' or 'corrupted'")
+        check_choice("which", which, ("clean", "corrupted"))
         tokens = self.clean_tokens if which == "clean" else self.corrupted_tokens
         lengths = self.real.sum(-1).tolist()
         return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.padding import places
 from mlp_interp.residual.parts import Part, Stand
-from mlp_interp.sites import Site, site_of
+from mlp_interp.sites import Site
 
 __all__ = ["LEVELS", "Level", "Residual"]
 
@@ -99,26 +99,6 @@ class Residual:
     def kept_by(self, norm: Norm) -> "Residual":
         """What a norm keeps of everything: a LayerNorm takes the mean over ``d_model`` out."""
         return self._with(tuple(part.kept_by(norm) for part in self.parts), norm.keep(self.total))
-
-    def select(self, sites: Sequence[Site | str]) -> "Residual":
-        """Only some components, in the stream's order; `total` stays the whole stream.
-
-        Raises:
-            ValueError: A site is not a component at this level.
-        """
-        wanted = {site_of(site, argument="sites") for site in sites}
-        unknown = wanted - set(self.sites)
-        if unknown:
-            raise ValueError(
-                f"sites={sorted(s.label for s in unknown)} are not among the {len(self)} "
-                f"components of level={self.level!r} ({', '.join(self.labels[:4])}, …)"
-            )
-        picked = []
-        for part in self.parts:
-            index = [i for i, site in enumerate(part.sites) if site in wanted]
-            if index:
-                picked.append(part.take(index))
-        return self._with(tuple(picked), self.total)
 
     def less(self, stand: Stand) -> "Residual":
         """Every component less what stands in for it; `total` stays the whole stream."""

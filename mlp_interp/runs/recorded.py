@@ -283,7 +283,7 @@ class Run(Mapping[str, Tensor]):
         Raises:
             ValueError: The run did not keep it.
         """
-        whole = Site(site.name, site.layer)
+        whole = site.whole
         try:
             return self[whole.hook_name]
         except KeyError:
@@ -294,7 +294,7 @@ class Run(Mapping[str, Tensor]):
 
     def __getitem__(self, key: Key) -> Tensor:
         site = None if key == "tokens" else self._site(key)
-        name = "tokens" if site is None else Site(site.name, site.layer).hook_name
+        name = "tokens" if site is None else site.whole.hook_name
         value = self._entries[name] if name in self._entries else self._derived(name, site)
         if site is None or (site.head is None and site.neuron is None):
             return value
@@ -307,7 +307,7 @@ class Run(Mapping[str, Tensor]):
             site = self._site(key)  # pyright: ignore[reportArgumentType]
         except KeyError:
             return False
-        whole = Site(site.name, site.layer)
+        whole = site.whole
         return whole.hook_name in self._entries or self._derives(whole)
 
     # Two runs are one only if they are the same object: a mapping would compare their tensors.

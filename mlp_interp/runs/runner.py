@@ -161,11 +161,6 @@ class Runner:
         return clean.edited(edits, sites=()).final
 
     @torch.no_grad()
-    def logits(self, run: Run) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of a run at every position, up to a constant per position on raw weights."""
-        return self.unembed.logits(run.final)
-
-    @torch.no_grad()
     def generate(
         self,
         tokens: Int[Tensor, "batch pos"],

@@ -19,7 +19,7 @@ from mlp_interp.models.indices import indices
 from mlp_interp.models.padding import counted
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import single, to_numpy
-from mlp_interp.sites import ACTIVATIONS, Site
+from mlp_interp.sites import ACTIVATIONS, NEURONS, Site
 
 __all__ = [
     "Batch",
@@ -82,7 +82,7 @@ class Shape:
 
     def units(self, site: str) -> dict[str, int]:
         """Dims after ``batch pos`` of an activation at a site, with their sizes."""
-        if site in ("pre", "post"):
+        if site in NEURONS:
             return {"neuron": self.d_mlp}
         if site in ("q", "z"):
             return {"head": self.n_heads, "d_head": self.d_head}

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import Site, SiteLike, neuron_of
+from mlp_interp.sites import HEADS, Site, SiteLike, neuron_of
 
 __all__ = ["BandExamples", "TopExamples"]
 
@@ -63,7 +63,7 @@ class TopExamples(UnitReducer):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.k, self.before, self.after)
-        if self.site in ("q", "k", "v", "z"):
+        if self.site in HEADS:
             raise ValueError(f"site={self.site!r}; wanted one whose units are single numbers")
 
     def empty(self, shape: Shape) -> State:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Shape, SiteReducer
 from mlp_interp.models.indices import indices
+from mlp_interp.sites import HEADS
 
 __all__ = ["UnitReducer"]
 
@@ -34,7 +35,7 @@ class UnitReducer(SiteReducer):
         if self.units is None:
             return
         object.__setattr__(self, "units", tuple(self.units))
-        if self.site in ("q", "k", "v", "z"):
+        if self.site in HEADS:
             raise ValueError(f"units={self.units} at site={self.site!r}; wanted None: it has heads")
 
     def resolved(self, shape: Shape) -> SiteReducer:

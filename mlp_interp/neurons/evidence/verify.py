@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.options import check_counts, checked_count, checked_seed
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
 from mlp_interp.neurons.evidence.controls import CRITERIA, ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, held_changes, losses
 from mlp_interp.neurons.weights.statistics import promoted_tokens

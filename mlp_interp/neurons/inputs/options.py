@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mlp_interp.neurons.checks import check_counts, checked_seed
+from mlp_interp.models.options import check_choice, check_counts, checked_seed
 
 __all__ = ["AscentOptions"]
+
+_OF = {"gradient": ("near_tokens", "rate"), "coordinate": ("candidates",)}
+"""Options that one method alone heeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class AscentOptions:
     Example:
         >>> AscentOptions(method="coordinate", near_tokens=1.0)
         Traceback (most recent call last):
-        ValueError: near_tokens=1.0 with method='coordinate', which finds tokens; wanted 0, or ...
+        ValueError: near_tokens=1.0 is for method='gradient'; wanted 0.0 with method='coordinate'
     """
 
     method: Any = "gradient"
@@ -54,8 +57,7 @@ class AscentOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in ("gradient", "coordinate"):
-            raise ValueError(f"method={self.method!r}; wanted 'gradient' or 'coordinate'")
+        check_choice("method", self.method, ("gradient", "coordinate"))
         check_counts(restarts=self.restarts, batch_size=self.batch_size)
         if self.candidates is not None:
             check_counts(candidates=self.candidates)
@@ -65,11 +67,17 @@ class AscentOptions:
             raise ValueError(f"near_tokens={self.near_tokens}; wanted a number from 0")
         if not 0 < self.rate < float("inf"):
             raise ValueError(f"rate={self.rate}; wanted a number above 0")
-        if self.near_tokens and self.method == "coordinate":
-            raise ValueError(
-                f"near_tokens={self.near_tokens} with method='coordinate', which finds tokens; "
-                "wanted 0, or method='gradient'"
-            )
+        self._refuse_other_methods()
+
+    def _refuse_other_methods(self) -> None:
+        (other,) = _OF.keys() - {self.method}
+        for name in _OF[other]:
+            usual, given = getattr(AscentOptions, name), getattr(self, name)
+            if given != usual:
+                raise ValueError(
+                    f"{name}={given!r} is for method={other!r}; wanted {usual!r} with "
+                    f"method={self.method!r}"
+                )
 
     def max_steps(self, length: int) -> int:
         """How many steps to take with so many free positions."""
@@ -79,8 +87,8 @@ class AscentOptions:
 
     def attrs(self, length: int) -> dict[str, Any]:
         """The options that this method heeds, as netCDF can hold them."""
-        own = ("near_tokens", "rate") if self.method == "gradient" else ("candidates",)
-        given = {name: getattr(self, name) for name in ("method", "restarts", "seed", *own)}
+        names = ("method", "restarts", "seed", *_OF[self.method])
+        given = {name: getattr(self, name) for name in names}
         if given.get("candidates", 0) is None:
             given["candidates"] = "none"
         return {**given, "steps": self.max_steps(length)}

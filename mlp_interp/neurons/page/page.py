@@ -18,17 +18,17 @@ from mlp_interp.corpus.reducers import (
     quantiles,
 )
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.options import check_counts, checked_count, checked_seed
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import check_counts, checked_count, checked_seed
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import neuron_weights, promoted_tokens
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.sites import Site, SiteLike
+from mlp_interp.sites import NEURONS, Site, SiteLike
 
 __all__ = ["checked_request", "neuron_page"]
 
-SITES = ("pre", "post")
+
 # Of the positions where the neuron fires: the lower half, to nine tenths, to 99 in a hundred, the
 # rest.
 SHARES = [0.5, 0.9, 0.99]
@@ -138,8 +138,8 @@ def neuron_page(
     reducers = {
         "fraction": Fraction(**options),
         "top": TopExamples(k=k, site="post", **shown, **options),
-        **{f"moments.{name}": Moments(site=name, **options) for name in SITES},
-        **{f"bins.{name}": Histogram(site=name, octaves=OCTAVES, **options) for name in SITES},
+        **{f"moments.{name}": Moments(site=name, **options) for name in NEURONS},
+        **{f"bins.{name}": Histogram(site=name, octaves=OCTAVES, **options) for name in NEURONS},
     }
     found = {
         name: result.isel(layer=0, neuron=0, drop=True)

@@ -9,11 +9,11 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.similar import nearest_neurons
 from mlp_interp.neurons.weights.vocabulary import texts
 from mlp_interp.results import variable
-from mlp_interp.sites import Site
+from mlp_interp.sites import NEURONS, Site
 
 __all__ = ["activity", "bands", "direct", "examples", "similar"]
 
-_SITES = ("pre", "post")
+
 _EXAMPLES = {
     "activation": "activation of the example",
     "sequence": "the example's sequence in the corpus, -1 for none",
@@ -25,13 +25,13 @@ _EXAMPLES = {
 
 def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
     """How often it fires, moments, histograms."""
-    bins = [found[f"bins.{name}"] for name in _SITES]
-    variables: dict[str, Any] = {"site": ("site", list(_SITES))}
+    bins = [found[f"bins.{name}"] for name in NEURONS]
+    variables: dict[str, Any] = {"site": ("site", list(NEURONS))}
     for name in ("fraction", "fraction_se"):
         long_name = "share of positions at which it fires"
         variables[name] = found["fraction"][name].assign_attrs(long_name=long_name)
     for name in ("mean", "std", "least", "greatest"):
-        values = [float(found[f"moments.{where}"][name]) for where in _SITES]
+        values = [float(found[f"moments.{where}"][name]) for where in NEURONS]
         about = f"{name} over positions"
         variables[name] = variable("site", values, unit="activation", long_name=about)
     variables["histogram"] = xr.DataArray(

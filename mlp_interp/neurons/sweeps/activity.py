@@ -11,8 +11,8 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Mean, Moments, Reducer, quantiles
 from mlp_interp.models import Weights
+from mlp_interp.models.options import check_choice, checked_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.statistics import neuron_weights
 from mlp_interp.neurons.weights.volume import activation_volume
 from mlp_interp.sites import Site, component_coords
@@ -173,8 +173,7 @@ def outliers(
     missing = [n for n in ("fraction", "z") if n not in getattr(activity, "data_vars", ())]
     if missing:
         raise ValueError(f"activity lacks {', '.join(missing)}; wanted what activity(...) returns")
-    if side not in ("both", "high", "low"):
-        raise ValueError(f"side={side!r}; wanted 'both', 'high' or 'low'")
+    check_choice("side", side, ("both", "high", "low"))
     z = activity["z"].transpose("layer", "neuron").values
     k = checked_count(min(20, z.size) if k is None else k, z.size, "neurons")
     score = {"both": np.abs(z), "high": z, "low": -z}[side].ravel()

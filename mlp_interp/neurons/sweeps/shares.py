@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
 from mlp_interp.corpus.reducers.base import add, mean_and_error_of_sums, pieces
+from mlp_interp.models.options import check_choice
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.sites import Site
@@ -63,8 +64,7 @@ class UpdateShares(SiteReducer):
             low < high for low, high in zip((0, *self.points), self.points, strict=False)
         ):
             raise ValueError(f"points={self.points}; wanted numbers from 1, ascending")
-        if self.order not in ("activation", "norm"):
-            raise ValueError(f"order={self.order!r}; wanted 'activation' or 'norm'")
+        check_choice("order", self.order, ("activation", "norm"))
         if not 0 < self.level < 1:
             raise ValueError(f"level={self.level}; wanted a cosine between 0 and 1")
         if self.sample < 1:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.options import checked_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import checked_count
 from mlp_interp.neurons.weights.vectors import Receptor, Vectors, unit
 from mlp_interp.neurons.weights.vocabulary import (
     Best,

@@ -17,6 +17,7 @@ from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models.indices import integers
+from mlp_interp.models.options import check_choice
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
@@ -70,8 +71,7 @@ class DoseGrid:
         action: Any,
     ) -> "DoseGrid":
         """Check what was given."""
-        if action not in ("add", "project_out"):
-            raise ValueError(f"action={action!r}; wanted 'add' or 'project_out'")
+        check_choice("action", action, ("add", "project_out"))
         values = [float(c) + 0.0 for c in coefficients]  # -0.0 becomes 0.0
         if len({*values}) < len(values) or not np.isfinite(values).all():
             raise ValueError(f"coefficients={values}; wanted different finite numbers")

@@ -1,0 +1,52 @@
+"""Words, counts and seeds that options take: checked before anything is computed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["check_choice", "check_counts", "checked_count", "checked_seed"]
+
+
+def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
+    """Refuse a value of an option that is none of those there are.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in wanted:
+        *others, last = map(repr, wanted)
+        raise ValueError(f"{name}={value!r}; wanted {', '.join(others)} or {last}")
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Refuse counts that are none.
+
+    Raises:
+        ValueError: One is no integer from `least`.
+    """
+    for name, count in counts.items():
+        if type(count) is not int or count < least:
+            raise ValueError(f"{name}={count!r}; wanted an integer from {least}")
+
+
+def checked_count(k: Any, size: int, of: str, *, name: str = "k") -> int:
+    """How many of `size` things to give.
+
+    Raises:
+        ValueError: It is no integer from 1 to `size`; `of` says what there are so many of.
+    """
+    if size < 1:
+        raise ValueError(f"{name}={k!r}, but the number of {of} is 0; wanted a larger model")
+    if type(k) is not int or not 1 <= k <= size:
+        raise ValueError(f"{name}={k!r}; wanted an integer from 1 to {size}, the number of {of}")
+    return k
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed of torch's generators.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}; wanted an integer from 0, below 2**63")
+    return seed
