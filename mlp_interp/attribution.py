@@ -24,7 +24,7 @@ from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Run
-from mlp_interp.sites import Site, component_coords, site_of
+from mlp_interp.sites import Site, component_coords
 
 __all__ = ["attribute_logits", "attribute_sources", "top"]
 
@@ -447,13 +447,7 @@ def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
         ]
     if not heads:
         raise ValueError("heads is empty; wanted at least one head, or None for all")
-    sites = [site_of(head, kind="head", argument="heads") for head in heads]
+    sites = [weights.place(head, kind="head", argument="heads") for head in heads]
     if len({*sites}) < len(sites):
         raise ValueError(f"heads={[site.label for site in sites]}; wanted each head once")
-    for site in sites:
-        if (site.layer or 0) >= weights.n_layers or site.unit >= weights.n_heads:
-            raise ValueError(
-                f"heads holds {site.label!r}; wanted heads L0H0 to "
-                f"L{weights.n_layers - 1}H{weights.n_heads - 1}"
-            )
     return sites

@@ -213,8 +213,8 @@ def test_bad_arguments(kind, tokens, arguments, text):
 def test_bad_arguments_of_sources(kind, tokens):
     model = kind()
     cache = reference.full_cache(model, tokens)
-    for heads in (["L3H0"], ["L0H4"], ["L0H1", "L2H9"]):
-        with pytest.raises(ValueError, match=r"heads holds .*; wanted heads L0H0 to L2H3"):
+    for heads, wanted in ((["L3H0"], "layer from 0 to 2"), (["L0H1", "L2H4"], "head from 0 to 3")):
+        with pytest.raises(ValueError, match=f"heads='{heads[-1]}'; wanted a {wanted}"):
             attribute_sources(model, cache, 1, heads=heads)
     for head in ("2.mlp", "2.z", "L0N3", "L0H1.q"):
         with pytest.raises(ValueError, match=rf"heads='{head}' is no head; wanted e\.g\. 'L3H5'"):

@@ -280,8 +280,8 @@ def test_pairs_without_an_effect_have_no_share(kind):
     [
         ({"nodes": []}, r"nodes=\[\] is no circuit; wanted labels such as L3H5"),
         ({"nodes": ["embed", "logits"]}, "is no circuit"),
-        ({"nodes": ["L3H0"]}, "nodes='L3H0' names layer 3; wanted 0 to 2"),
-        ({"nodes": ["L0H4.v"]}, "nodes='L0H4.v' names head 4"),
+        ({"nodes": ["L3H0"]}, "nodes='L3H0'; wanted a layer from 0 to 2"),
+        ({"nodes": ["L0H4.v"]}, "nodes='L0H4.v'; wanted a head from 0 to 3"),
         ({"nodes": ["head"]}, "nodes='head' is no label; wanted such as L3H5"),
         ({"nodes": ["1.resid_pre"]}, "nodes='1.resid_pre' computes nothing"),
         ({"nodes": ["L0H0.pattern"]}, "nodes='L0H0.pattern' computes nothing"),

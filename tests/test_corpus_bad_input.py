@@ -6,7 +6,6 @@ import re
 import warnings
 from random import Random
 
-import jaxtyping
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -228,12 +227,12 @@ def test_strings():
     with pytest.warns(UserWarning, match=r"1 empty, 1 not text \(first: source\[40\]\)"):
         corpus = function(mixed, TOKENIZER, length=16, errors="skip")
     assert torch.equal(corpus.tokens, load(TEXTS, seed=0).tokens)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(ValueError, match="errors='ignore'; wanted 'raise' or 'skip'"):
-            load(TEXTS, errors="ignore")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_shall_become_of_errors():
+    with pytest.raises(ValueError, match="errors='ignore'; wanted 'raise' or 'skip'"):
+        load(TEXTS, errors="ignore")
 
 
 def test_hub(monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,14 +28,6 @@ def no_network(monkeypatch):
         raise AssertionError("a test reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@pytest.fixture
-def unchecked():
-    """Switches off the suite's own type checks, which would stop bad types before the message."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def load(source, **options):
@@ -366,7 +357,7 @@ def test_bad_sources_and_options(source, options, message):
         load(source, **options)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -547,7 +538,7 @@ def test_repr_and_text():
     assert "".join(corpus.token_text(0)) == corpus.text(0)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [

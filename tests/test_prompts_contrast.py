@@ -5,7 +5,6 @@ from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -35,14 +34,6 @@ def contrast(tokenizer):
         subjects=["cat", "world"],
         task="sitting",
     )
-
-
-@pytest.fixture
-def unchecked():
-    """Switches off the suite's own type checks, which would stop bad shapes before the message."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def direct(**changes):
@@ -330,13 +321,13 @@ def test_tokenizer_larger_than_the_model():
         ({"all_foils": ((3, 1), (4,))}, r"prompt 0: tokens \[1\] are in all_answers and in all_f"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_bad_tensors(changes, message):
     with pytest.raises(ValueError, match=message):
         direct(**changes)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_token_text_of_neither():
     with pytest.raises(ValueError, match="which='dirty'; wanted 'clean' or 'corrupted'"):
         direct().token_text("dirty")

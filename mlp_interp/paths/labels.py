@@ -158,18 +158,9 @@ def check_range(weights: Weights, argument: str, site: Site) -> None:
     Raises:
         ValueError: It lacks it.
     """
-    sizes = {
-        "layer": (site.layer, weights.n_layers),
-        "head": (site.head, weights.n_heads),
-        "neuron": (site.neuron, weights.d_mlp),
-    }
-    for name, (index, size) in sizes.items():
-        if index is not None and index >= size:
-            raise ValueError(
-                f"{argument}={site.label!r} names {name} {index}; wanted 0 to {size - 1}"
-            )
     if site.head is not None and site.name in ("k", "v"):
         check_own_keys(weights, f"{argument}={site.label!r}")
+    weights.place(site, argument=argument)
 
 
 def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[str]]:
