@@ -9,7 +9,7 @@ from random_models import BACKENDS, HAS_HOOKED, unchecked
 from reference_paths import EARLY, SETS, Slow, close
 
 from mlp_interp import attribute_logits, metrics, patching, paths
-from mlp_interp.models import HookForward, forward_of
+from mlp_interp.models import forward_of
 from mlp_interp.residual import cache_for
 
 
@@ -131,17 +131,17 @@ def test_the_model_itself_gives_the_same(kind, backend, architecture, freeze):
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="the library builds such models no more")
 @pytest.mark.parametrize(
-    "options",
+    ("options", "engine"),
     [
-        {"act_fn": "silu", "gated_mlp": True},
-        {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]},
-        {"n_key_value_heads": 2},
+        ({"act_fn": "silu", "gated_mlp": True}, "hooks"),
+        ({"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]}, "hooks"),
+        ({"n_key_value_heads": 2}, "lean"),
     ],
     ids=["gated", "local", "grouped"],
 )
-def test_models_that_the_lean_forward_refuses(options):
+def test_models_that_are_no_pythias(options, engine):
     model = _odd_model(**options)
-    assert isinstance(forward_of(model), HookForward)
+    assert forward_of(model).engine == engine
     contrast = contrast_of()
     contrast = type(contrast)(
         clean_tokens=contrast.clean_tokens % 20,
@@ -155,7 +155,7 @@ def test_models_that_the_lean_forward_refuses(options):
         found = paths.path_patch(
             model, contrast, senders="head", receivers=receivers, freeze=freeze
         )
-        assert found.attrs["engine"] == "hooks"
+        assert found.attrs["engine"] == engine
         assert float(found.check_everything) < 1e-10
         for sender in ("embed", "L0H1", "0.mlp"):
             for name, chosen in receivers.items():
