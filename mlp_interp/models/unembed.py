@@ -193,6 +193,7 @@ def readout_error(weights: Weights) -> tuple[float, float]:
     return _readout_error(weights, logits, cache[final.hook_name])
 
 
+@torch.no_grad()
 def _probed(weights: Weights, sites: list[Site]) -> tuple[Tensor, Any]:
     names = [site.hook_name for site in sites]
     with without_hooks(weights.model):  # what edits do to other tokens is not asked
