@@ -203,8 +203,7 @@ class Lean:
         own = slice(span.first, None)
         q, k = scores @ shared(saved.k, 1), scores[..., own].transpose(2, 3) @ saved.q
         v = saved.pattern[..., own].transpose(2, 3) @ z
-        # Keys and values get the sum over the heads that read them.
-        k, v = (x.unflatten(1, (saved.k.shape[1], -1)).sum(2) for x in (k, v))
+        k, v = self.forward.summed(k, 1), self.forward.summed(v, 1)
         turned = [x.transpose(1, 2) for x in (q, k, v)]
         q, k = _rotated(_inverse(self.places(span)[0]), turned[0], turned[1], part)
         heads = [q, k, turned[2]]

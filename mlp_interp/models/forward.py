@@ -259,6 +259,10 @@ class Forward:
         """Keys or values once for each head that reads them."""
         return x if self._groups == 1 else x.repeat_interleave(self._groups, dim)
 
+    def summed(self, x: Tensor, dim: int) -> Tensor:
+        """The sum over the heads that read one key or value, as gradients go through `shared`."""
+        return x if self._groups == 1 else x.unflatten(dim, (-1, self._groups)).sum(dim + 1)
+
     def mix(
         self,
         q: Float[Tensor, "batch query head d_head"],
