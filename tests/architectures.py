@@ -65,7 +65,7 @@ ARCHITECTURES = [
     Architecture("Llama, SmolLM2", "Llama", _SHARED),
     Architecture("Mistral", "Mistral", _SHARED),
     Architecture("Qwen 2", "Qwen2", _SHARED),
-    Architecture("Qwen 3", "Qwen3", {**_SHARED, "head_dim": 12}, "hooks"),
+    Architecture("Qwen 3", "Qwen3", {**_SHARED, "head_dim": 12}),
     Architecture("Phi 3", "Phi3", {**_SHARED, "pad_token_id": 0}),
     Architecture("GPT-2", "GPT2", _GPT, causal="LMHeadModel"),
     Architecture("OLMo", "Olmo", {"intermediate_size": 48}),

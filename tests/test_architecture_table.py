@@ -70,7 +70,7 @@ def test_all_levels_are_hugging_faces(case):
         changed = without_mlp(source, loaded).log_softmax(-1)
         kl = (clean.exp() * (clean - changed)).sum(-1)
         assert kl.min() > 1e-4
-        found = mi.ablate_total(loaded, TOKENS, ["0.mlp"])
+        found = mi.ablate_total(loaded, TOKENS, ["0.mlp"], first=0)
         np.testing.assert_allclose(found.kl.squeeze("component"), kl, rtol=1e-3, atol=1e-5)
 
 

@@ -124,7 +124,7 @@ def test_the_embedding_is_what_the_model_writes_and_not_its_table():
     """BLOOM normalises what the table gives before it writes it."""
     model, source = bridge("Bloom", n_layer=2, n_head=4)
     tokens = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
-    found = mi.ablate_total(model, tokens, ["embed"])
+    found = mi.ablate_total(model, tokens, ["embed"], first=0)
     with torch.no_grad():
         clean = source(tokens).logits.log_softmax(-1)
         norm = source.transformer.word_embeddings_layernorm
@@ -187,7 +187,7 @@ def test_any_norm_is_what_direct_effects_and_gradients_go_through(options):
 
     removed = readout(final - cache["blocks.0.hook_mlp_out"])
     clean, other = logits.log_softmax(-1), removed.log_softmax(-1)
-    found = mi.ablate_direct(model, cache, ["0.mlp"], tokens=tokens)
+    found = mi.ablate_direct(model, cache, ["0.mlp"], tokens=tokens, first=0)
     kl = (clean.exp() * (clean - other)).sum(-1)
     np.testing.assert_allclose(found.kl.squeeze("component"), kl, rtol=1e-3, atol=1e-5)
 

@@ -205,7 +205,8 @@ class _Circuit:
             for x, (matrix, bias) in zip(inputs, forward.readers(layer), strict=True)
         )
         rotary, future = lean.places(self.span)
-        q, k, v = (x.transpose(2, 3) for x in (rotary(q), rotary(k), v))
+        q, k = (forward.turned(layer, n, x, rotary) for n, x in (("q", q), ("k", k)))
+        q, k, v = (x.transpose(2, 3) for x in (q, k, v))
         if self.span.first:
             past = (x.expand(len(q), *x.shape) for x in self.past[layer])
             k, v = (torch.cat(pair, dim=3) for pair in zip(past, (k, v), strict=True))

@@ -139,6 +139,10 @@ class Lean:
         k, v = self.forward.keys_and_values(layer, standard)
         for name, x in (("q", q), ("k", k), ("v", v)):
             show(name, layer, x)
+        inner = None
+        if p.q_norm is not None and p.k_norm is not None:
+            (of_q, q), (of_k, k) = (Normed.of(x, self.forward.head_norm) for x in (q, k))
+            q, k, inner = q * p.q_norm, k * p.k_norm, {"q": of_q, "k": of_k}
         q, k = _rotated(rotary, q, k, part)
         q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
         if past is not None:
@@ -161,7 +165,7 @@ class Lean:
         for name, x in (("pre", pre), ("post", post), ("mlp_out", mlp_out)):
             show(name, layer, x)
         resid = resid + attn_out + mlp_out if self.weights.parallel else resid + mlp_out
-        return resid, Saved(norm, norm2, q, k, v, pattern, pre, linear)
+        return resid, Saved(norm, norm2, q, k, v, pattern, pre, linear, inner)
 
     def _back(
         self, layer: int, tape: Tape, grad: Tensor, names: Collection[str], found: Grads
@@ -206,6 +210,9 @@ class Lean:
         k, v = self.forward.summed(k, 1), self.forward.summed(v, 1)
         turned = [x.transpose(1, 2) for x in (q, k, v)]
         q, k = _rotated(_inverse(self.places(span)[0]), turned[0], turned[1], part)
+        if saved.inner is not None and p.q_norm is not None and p.k_norm is not None:
+            q = saved.inner["q"].backward(q * p.q_norm)
+            k = saved.inner["k"].backward(k * p.k_norm)
         heads = [q, k, turned[2]]
         found.update(zip("qkv", heads, strict=True))
         return heads, turned
@@ -236,7 +243,10 @@ class Lean:
             # Along what the head reads without its bias. Turned both or neither: it is the same.
             own = whole.transpose(1, 2)[:, -turned[i].shape[1] :]
             matrices, biases = readers[i]
-            along = torch.linalg.vecdot(turned[i], own) - torch.linalg.vecdot(heads[i], biases)
+            grad = turned[i]
+            if saved.inner is not None and name in saved.inner:
+                grad, own = heads[i], saved.inner[name].x
+            along = torch.linalg.vecdot(grad, own) - torch.linalg.vecdot(heads[i], biases)
             each = saved.norm[rows].backward_heads(heads[i], along, matrices)
             total[:, rows] += each.sum(0)
             found[f"{name}_in"] = each.permute(1, 2, 0, 3)

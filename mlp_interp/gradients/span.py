@@ -107,7 +107,8 @@ class Saved:
     """What one block's backward needs; keys and values include the positions before the span.
 
     Queries and keys are rotated; heads come before rows, ``[item, head, row, d_head]``. `linear` is
-    what a gated MLP multiplies its activations by.
+    what a gated MLP multiplies its activations by; `inner` are queries and keys before norms of
+    their own, ``[item, row, head, d_head]``, where they have some.
     """
 
     norm: Normed
@@ -118,6 +119,7 @@ class Saved:
     pattern: Tensor
     pre: Tensor
     linear: Tensor | None = None
+    inner: dict[str, Normed] | None = None
 
     def items(self, some: slice) -> "Saved":
         """What a backward of some of the items needs."""
@@ -125,7 +127,8 @@ class Saved:
         norm2 = norm if self.norm2 is self.norm else self.norm2.items(some)
         rest = (self.q, self.k, self.v, self.pattern, self.pre)
         linear = None if self.linear is None else self.linear[some]
-        return Saved(norm, norm2, *(x[some] for x in rest), linear=linear)
+        inner = self.inner and {name: x.items(some) for name, x in self.inner.items()}
+        return Saved(norm, norm2, *(x[some] for x in rest), linear=linear, inner=inner)
 
 
 @dataclass(frozen=True)

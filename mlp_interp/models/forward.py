@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.rotary import Rotary
@@ -50,7 +51,8 @@ class Projections:
 
     ``qkv`` has the queries' rows first, then the keys', then the values'. Of a gated MLP, what the
     activation function is given is read with ``gate``, and ``mlp_in`` reads what it is multiplied
-    by.
+    by. What queries and keys are multiplied by after their norms, where they have some, is in
+    `q_norm` and `k_norm`.
     """
 
     qkv: Tensor
@@ -63,6 +65,8 @@ class Projections:
     mlp_out_bias: Tensor
     gate: Tensor | None = None
     gate_bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
 
     def to(self, device: torch.device) -> "Projections":
         """The same on a device."""
@@ -255,6 +259,31 @@ class Forward:
         k, v = (x.unflatten(-1, (-1, self.weights.d_head)) for x in both)
         return k, v
 
+    def inner_norm(self, layer: int, name: str) -> Tensor | None:
+        """What ``q`` or ``k`` is multiplied by after its own norm; None where it has none."""
+        p = self.blocks[layer]
+        return p.q_norm if name == "q" else p.k_norm
+
+    def turned(
+        self, layer: int, name: str, x: Float[Tensor, "*rest head d_head"], rotary: Rotary
+    ) -> Float[Tensor, "*rest head d_head"]:
+        """Queries or keys as they meet each other: normalised, where the model does, and rotated.
+
+        Args:
+            layer: The block.
+            name: ``"q"`` or ``"k"``.
+            x: As `heads` gives them.
+            rotary: At their positions.
+        """
+        if (scale := self.inner_norm(layer, name)) is not None:
+            x = self.head_norm.standardize(x) * scale
+        return rotary(x)
+
+    @property
+    def head_norm(self) -> Norm:
+        """How single queries and keys are normalised."""
+        return Norm("rms", self.norm.eps)
+
     def shared(self, x: Tensor, dim: int) -> Tensor:
         """Keys or values once for each head that reads them."""
         return x if self._groups == 1 else x.repeat_interleave(self._groups, dim)
@@ -378,7 +407,7 @@ class Forward:
         p = self.blocks[layer]
         q, k, v = self.heads(layer, normalized)
         q, k, v = observe("q", layer, q), observe("k", layer, k), observe("v", layer, v)
-        q, k = rotary(q), rotary(k)
+        q, k = self.turned(layer, "q", q, rotary), self.turned(layer, "k", k, rotary)
         if kv_cache is not None:
             k, v = kv_cache.extend(layer, k, v)
         if pattern:
@@ -417,6 +446,8 @@ class Forward:
             mlp_out_bias=b.b_out,
             gate=gate,
             gate_bias=gate_bias,
+            q_norm=b.q_norm,
+            k_norm=b.k_norm,
         )
 
     @torch.no_grad()

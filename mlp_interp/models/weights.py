@@ -44,7 +44,8 @@ class Block:
     """Weights of one block, in TransformerLens' orientation (vectors multiply from the left).
 
     A gated MLP writes ``(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out``; where MLPs have
-    no gates, the two are None.
+    no gates, the two are None. Where queries and keys are normalised before they are rotated, by
+    an RMSNorm, `q_norm` and `k_norm` are its scales.
     """
 
     ln1: Affine
@@ -63,6 +64,8 @@ class Block:
     b_out: Float[Tensor, " d_model"]
     W_gate: Float[Tensor, "d_model d_mlp"] | None
     b_gate: Float[Tensor, " d_mlp"] | None
+    q_norm: Float[Tensor, " q_size"] | None
+    k_norm: Float[Tensor, " k_size"] | None
 
 
 @dataclass(frozen=True)
@@ -297,8 +300,19 @@ class Weights:
             ln2=self._affine(block.ln2) if hasattr(block, "ln2") else ln1,
             W_gate=gate,
             b_gate=bias,
+            q_norm=self._inner_norm(block.attn, "q_norm"),
+            k_norm=self._inner_norm(block.attn, "k_norm"),
             **{name: self.parameter(layer, name) for name in _PARAMETERS},
         )
+
+    def _inner_norm(self, attention: Any, name: str) -> Tensor | None:
+        norm = getattr(attention, name, None)
+        return None if norm is None else self._offset(norm.w)
+
+    def _offset(self, w: Tensor) -> Tensor:
+        # The bridge holds Gemma's scales as they are trained: less one.
+        offset = float(getattr(self.model.cfg, "rmsnorm_uses_offset", False))
+        return w.detach() + offset if offset else w.detach()
 
     def _affine(self, norm: Any) -> Affine:
         # A folded HookedTransformer has LayerNormPre, which holds no parameters at all.
@@ -307,9 +321,7 @@ class Weights:
             W_U = self.W_U
             w = W_U.new_ones(self.d_model) if w is None else w
             b = W_U.new_zeros(self.d_model) if b is None else b
-        # The bridge holds Gemma's scales as they are trained: less one.
-        offset = float(getattr(self.model.cfg, "rmsnorm_uses_offset", False))
-        return Affine(w=w.detach() + offset if offset else w.detach(), b=b.detach())
+        return Affine(w=self._offset(w), b=b.detach())
 
 
 def _check_kind(model: Any) -> None:

@@ -28,10 +28,13 @@ class Attention:
     z: Float[Tensor, "batch pos head d_head"]
 
     @classmethod
-    def of(cls, forward: Forward, q: Tensor, k: Tensor, v: Tensor, z: Tensor | None) -> "Attention":
+    def of(
+        cls, forward: Forward, layer: int, q: Tensor, k: Tensor, v: Tensor, z: Tensor | None
+    ) -> "Attention":
         """From what a pass shows: `q` and `k` before the rotary embedding; `z` if it is known."""
         rotary = forward.rotary(torch.arange(q.shape[1], device=q.device), like=q)
-        q, k, v = rotary(q), rotary(k), v.contiguous()
+        q, k = (forward.turned(layer, n, x, rotary) for n, x in (("q", q), ("k", k)))
+        v = v.contiguous()
         return cls(q, k, v, forward.mix(q, k, v) if z is None else z.contiguous())
 
     def cut(self, rows: slice | list[int], length: int) -> "Attention":

@@ -104,10 +104,12 @@ class Group:
             q = self.forward.queries(layer, normalized)
         keys, values = self._base_keys(layer, 0, whole)
         own = self.every.item[rows] * self.base.length + self.every.pos[rows]
-        keys.flatten(0, 1).index_copy_(0, own, self.rotary[rows](k))
+        k = self.forward.turned(layer, "k", k, self.rotary[rows])
+        keys.flatten(0, 1).index_copy_(0, own, k)
         values.flatten(0, 1).index_copy_(0, own, v)
         queries = q.new_zeros(whole, len(out.positions), *q.shape[1:])
-        queries[out.item, out.column] = self.rotary[out.index](q)
+        q = self.forward.turned(layer, "q", q, self.rotary[out.index])
+        queries[out.item, out.column] = q
         z = self._attend(queries, keys, values, out.positions)[out.item, out.column]
         return self._finish(layer, x, normalized, F.linear(z.flatten(1), p.out, p.out_bias), out)
 
@@ -128,10 +130,11 @@ class Group:
         rotary = self.rotary[self.every.index.new_tensor(self.end[first:last])]
         each = torch.arange(last - first, device=start.device)
         keys, values = self._base_keys(layer, first, last)
-        keys[each, start], values[each, start] = rotary(k), v
+        q, k = (self.forward.turned(layer, n, x, rotary) for n, x in (("q", q), ("k", k)))
+        keys[each, start], values[each, start] = k, v
         queries = attention.q[prompt][:, out.positions]
         own, column = (start[:, None] == out.positions).nonzero(as_tuple=True)
-        queries[own, column] = rotary(q)[own]
+        queries[own, column] = q[own]
         z = self._attend(queries, keys, values, out.positions)[item, out.column]
         here = out.pos == start[item]
         resid = base.streams[layer][prompt[item], out.pos]

@@ -334,7 +334,7 @@ class Run(Mapping[str, Tensor]):
             if q is None or k is None or v is None:
                 normalized = self.lean.normalize(self.streams[layer])
                 q, k, v = self.lean.heads(layer, normalized)
-            self._attention[layer] = Attention.of(self.lean, q, k, v, z)
+            self._attention[layer] = Attention.of(self.lean, layer, q, k, v, z)
         return self._attention[layer]
 
     def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:

@@ -80,7 +80,9 @@ class Recorder:
         if not isinstance(self.forward, Forward) or not self._heads:
             return {}
         each = zip(*self._heads.values(), strict=True)
-        return {layer: Attention.of(self.forward, *heads) for layer, heads in enumerate(each)}
+        return {
+            layer: Attention.of(self.forward, layer, *heads) for layer, heads in enumerate(each)
+        }
 
 
 def comes_after(site: Site, start: int) -> bool:
