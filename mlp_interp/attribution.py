@@ -14,10 +14,13 @@ from torch import Tensor
 from mlp_interp.interchange import merged
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import CutCache, cached, cached_tokens, check_cached
-from mlp_interp.models.indices import indices
+from mlp_interp.models.indices import count, indices
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.origin import check_origin
 from mlp_interp.models.padding import padding_in, places
+from mlp_interp.models.precision import warn_of_rounding
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.slices import check_whole
 from mlp_interp.models.unembed import directions, mean_direction
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
@@ -103,15 +106,20 @@ def attribute_logits(
     if isinstance(answers, Contrast) and answers.lengths is not None:
         analysis = partial(attribute_logits, level=level, norm=norm)
         return _by_length(analysis, weights, cache, answers, foils, positions, attention_mask)
+    warn_of_rounding(weights, "attribute_logits")
     residual = decompose(
         model, cache, level=level, positions=positions, attention_mask=attention_mask
     )
+    if isinstance(answers, Contrast):
+        _check_ran(weights, cache, answers)
     readout = _Readout.of(weights, residual.total.shape[0], answers, foils)
     shares = _frozen(weights, residual, readout.directions)
     if norm == "recompute":
         shares = _recomputed(weights, residual, readout.directions, shares)
     bias = readout.bias[:, None, None].expand(*shares.shape[:2], 1)
-    labelled = _labelled(Layout.of(weights, level), shares.shape[0], residual.positions)
+    labelled = _labelled(
+        Layout.of(weights, level, edits=residual.edits), shares.shape[0], residual.positions
+    )
     found = labelled.copy(
         deep=False, data=_finite(torch.cat([shares, bias], dim=-1), residual.real)
     )
@@ -182,6 +190,8 @@ def attribute_sources(
     layers = sorted({site.layer or 0 for site in sites})
     read = [Site(name, layer) for layer in layers for name in ("pattern", "v")]
     check_cached(cache, [*read, stream])
+    check_origin(weights, cache)
+    check_whole(weights, cache, cached(cache, stream).shape[1])
     final = cached(cache, stream)
     batch, length = final.shape[:2]
     padding = padding_in(weights, cache, (batch, length), attention_mask=attention_mask)
@@ -243,12 +253,7 @@ def _by_length(
     groups = contrast.by_length()
     for _, part in groups:
         indices("positions", positions, part.length)
-    ran = tuple(cached(cache, Site("resid_post", weights.n_layers - 1)).shape[:2])
-    if ran != tuple(contrast.clean_tokens.shape):
-        raise ValueError(
-            f"cache is of {ran} tokens; wanted those of the contrast's prompts, "
-            f"{tuple(contrast.clean_tokens.shape)}"
-        )
+    _check_ran(weights, cache, contrast)
     listed: Any = foils.tolist() if isinstance(foils, Tensor | np.ndarray) else foils
     many = isinstance(listed, Sequence) and not isinstance(listed, str)
     if many and len(listed) != len(contrast):
@@ -265,6 +270,20 @@ def _by_length(
         found = analysis(weights.model, own, part, wrong, positions=positions, attention_mask=mask)
         results.append(found.assign_coords(prompt=rows).to_dataset(name="attribution"))
     return merged(results, {})["attribution"].assign_attrs(contrast.attrs)
+
+
+def _check_ran(weights: Weights, cache: Cache, contrast: Contrast) -> None:
+    """Refuse a cache of other prompts than a contrast's, or of some of their positions.
+
+    Raises:
+        ValueError: It is one.
+    """
+    ran = tuple(cached(cache, Site("resid_post", weights.n_layers - 1)).shape[:2])
+    if ran != tuple(contrast.clean_tokens.shape):
+        raise ValueError(
+            f"cache is of {ran} tokens; wanted those of the contrast's prompts, "
+            f"{tuple(contrast.clean_tokens.shape)}"
+        )
 
 
 def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.DataArray:
@@ -292,8 +311,7 @@ def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.Data
     over = result.coords[dim].dims if dim in result.coords else (dim,)
     if not over or not {*over} <= {*result.dims}:
         raise ValueError(f"dim={dim!r} is not a dimension of the result {result.dims}")
-    if k < 1:
-        raise ValueError(f"k={k}; wanted at least 1")
+    k = count("k", k)
     mean = result.mean([d for d in result.dims if d not in over], keep_attrs=True)
     if over != (dim,):
         mean = mean.stack({dim: over}, create_index=False)

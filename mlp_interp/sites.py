@@ -17,6 +17,7 @@ import numpy as np
 
 __all__ = [
     "ACTIVATIONS",
+    "EDITED",
     "HEADS",
     "NEURONS",
     "STREAM",
@@ -41,9 +42,12 @@ NEURONS = ("pre", "post")
 ACTIVATIONS = tuple("resid_pre q k v pattern z attn_out pre post mlp_out resid_post".split())
 """All that a block computes, in that order; the pattern is ``[batch, head, pos, source]``."""
 
-Kind = Literal["embed", "pos_embed", "attn", "mlp", "head", "neuron", "bias"]
+EDITED = ("edit:resid_pre", "edit:resid_post")
+"""What edits of the stream write: they have a place in it, but no hook."""
 
-# TransformerLens short name -> hook name. Parameters (biases) have a place in the residual stream
+Kind = Literal["embed", "pos_embed", "attn", "mlp", "head", "neuron", "bias", "edit"]
+
+# TransformerLens short name -> hook name. Parameters (biases) and edits have a place in the stream
 # but no hook.
 _HOOKS = {
     "embed": "hook_embed",
@@ -58,7 +62,7 @@ _AXES = {
     **dict.fromkeys(NEURONS, ("batch", "pos", "neuron")),
     "pattern": ("batch", "head", "pos", "source"),
 }
-_PARAMETERS = ("b_O", "b_out", "bias")
+_PARAMETERS = ("b_O", "b_out", "bias", *EDITED)
 _GLOBAL = ("embed", "pos_embed", "bias")
 _KNOWN = (*_HOOKS, *_PARAMETERS)
 _WITH = {"head": (*HEADS, "pattern"), "neuron": NEURONS}
@@ -74,6 +78,14 @@ _KINDS = {
     "b_O": "bias",
     "b_out": "bias",
     "bias": "bias",
+    **dict.fromkeys(EDITED, "edit"),
+}
+# What other people call them.
+_ALIASES = {
+    **{"mlp": "mlp_out", "attn": "attn_out", "resid": "resid_pre", "attn_scores": "pattern"},
+    **dict.fromkeys(("head", "heads", "result"), "z"),
+    **dict.fromkeys(("neuron", "neurons", "mlp_post"), "post"),
+    "mlp_pre": "pre",
 }
 _EXAMPLES = {"attn": "3.attn", "mlp": "3.mlp", "head": "L3H5", "neuron": "L3N669", "bias": "3.b_O"}
 _LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HN])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
@@ -88,8 +100,9 @@ class Site:
 
     Args:
         name: TransformerLens' short name (``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``,
-            ``k``, ``v``, ``pattern``, ``pre``, ``post``, ``embed``, ``pos_embed``), or a bias that
-            is written to the stream (``b_O``, ``b_out``) or to the logits (``bias``).
+            ``k``, ``v``, ``pattern``, ``pre``, ``post``, ``embed``, ``pos_embed``), a bias that is
+            written to the stream (``b_O``, ``b_out``) or to the logits (``bias``), or what edits of
+            the stream write (one of `EDITED`).
         layer: Block index; None for the embeddings and the readout bias.
         head: Head index, for `HEADS` and ``pattern`` only.
         neuron: Neuron index, for `NEURONS` only.
@@ -111,7 +124,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.name not in _KNOWN:
-            near = did_you_mean(self.name.removeprefix("hook_"), _KNOWN)
+            near = did_you_mean(self.name, _KNOWN)
             raise ValueError(
                 f"name={self.name!r} is not a site{near}; wanted one of {', '.join(_KNOWN)}"
             )
@@ -132,10 +145,11 @@ class Site:
         """The full TransformerLens hook name.
 
         Raises:
-            ValueError: The site is a parameter, which no hook passes through.
+            ValueError: The site is a parameter or an edit, which no hook passes through.
         """
         if self.name in _PARAMETERS:
-            raise ValueError(f"site {self.label!r} is a parameter; no hook passes through it")
+            what = "an edit" if self.name in EDITED else "a parameter"
+            raise ValueError(f"site {self.label!r} is {what}; no hook passes through it")
         return _HOOKS[self.name].format(layer=self.layer)
 
     @classmethod
@@ -164,6 +178,8 @@ class Site:
             return f"L{self.layer}H{self.head}" + ("" if self.name == "z" else f".{self.name}")
         if self.neuron is not None:
             return f"L{self.layer}N{self.neuron}" + ("" if self.name == "post" else f".{self.name}")
+        if self.name in EDITED:
+            return f"edit:{self.layer}.{self.name.removeprefix('edit:')}"
         return f"{self.layer}.{_SUBUPDATE.get(self.name, self.name)}"
 
     @property
@@ -274,12 +290,20 @@ def neuron_of(given: SiteLike, *, argument: str = "neuron") -> Site:
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """For an error: the known name nearest to an unknown one, in brackets; empty if none is near.
 
+    Names of other people and other packages are known, too.
+
     Example:
         >>> did_you_mean("mlp_uot", ["attn_out", "mlp_out"])
         " (did you mean 'mlp_out'?)"
     """
+    if "resid_mid" in given:
+        return (
+            " (parallel blocks have no resid_mid, so it is no site: 'resid_pre' and 'attn_out' are)"
+        )
     by_case = {name.lower(): name for name in known}
-    near = get_close_matches(given.lower(), by_case, n=1)
+    bare = given.lower().removeprefix("hook_")
+    alias = _ALIASES.get(bare)
+    near = [alias] if alias in by_case else get_close_matches(bare, by_case, n=1)
     return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
 
 
@@ -291,8 +315,9 @@ def _parse(label: str, argument: str) -> Site:
         name, index = match["name"] or ("z" if head else "post"), int(match["index"])
         if name in _WITH["head" if head else "neuron"]:
             return Site(name, int(match["layer"]), **{"head" if head else "neuron": index})
-    if match := _LAYERED.fullmatch(label):
+    if match := _LAYERED.fullmatch(label.removeprefix("edit:")):
         name = _BY_SUBUPDATE.get(match["name"], match["name"])
+        name = f"edit:{name}" if label.startswith("edit:") else name
         if name in _KNOWN and name not in _GLOBAL:
             return Site(name, int(match["layer"]))
     raise ValueError(
@@ -306,10 +331,16 @@ def _nearest_label(text: str) -> str:
     layer, unit, *_ = [*map(int, re.findall("[0-9]+", text)[:2]), 0, 0]
     sites = [Site(name, None if name in _GLOBAL else layer) for name in _KNOWN]
     labels = {site.hook_name: site.label for site in sites if site.name in _HOOKS}
+    labels |= {site.name: site.label for site in sites}
     sites += [Site(name, layer, head=unit) for name in _WITH["head"]]
     sites += [Site(name, layer, neuron=unit) for name in _WITH["neuron"]]
-    if text in labels:
-        return f" (did you mean {labels[text]!r}?)"
+    units = {"z": Site("z", layer, head=unit), "post": Site("post", layer, neuron=unit)}
+    labels |= {
+        text: units[name].label if name in units else labels[name]
+        for text, name in _ALIASES.items()
+    }
+    if (bare := text.removeprefix("hook_")) in labels:
+        return f" (did you mean {labels[bare]!r}?)"
     return did_you_mean(text, [site.label for site in sites])
 
 

@@ -11,7 +11,7 @@ from random_models import HAS_HOOKED, VOCABULARY, hooked, quiet, randomise, tiny
 
 import mlp_interp as mi
 from mlp_interp.edits import Edit
-from mlp_interp.models import Weights, check_model
+from mlp_interp.models import HookForward, Weights, check_model
 from mlp_interp.residual import decompose
 from mlp_interp.sites import Site
 
@@ -209,3 +209,37 @@ def test_any_norm_is_what_direct_effects_and_gradients_go_through(options):
             mi.patch(model, contrast, sites=kept, engine=engine) for engine in ("auto", "hooks")
         )
         np.testing.assert_allclose(fast.raw, slow.raw, atol=1e-4)
+
+
+def test_patterns_that_a_model_does_not_go_on_with_cannot_be_edited():
+    """GPT-Neo on the bridge shows its patterns and mixes with others of its own."""
+    model, source = bridge(
+        "GPTNeo", num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+    )
+    contrast, edit = contrast_of(), Edit.set("1.pattern", 0.0)
+    message = "edits at '1.pattern' do nothing in model="
+    for call in (
+        lambda: mi.run(model, contrast.clean_tokens, edits=edit),
+        lambda: mi.patch(model, contrast, sites="pattern", layers=[1]),
+        lambda: mi.steer(model, edit).__enter__(),
+        lambda: mi.Runner.of(model).generate(contrast.clean_tokens, edits=edit, max_new_tokens=1),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    # What comes of other edits is as in the source.
+    changed = mi.run(model, contrast.clean_tokens, edits=Edit.set("1.attn", 0.0))
+    handle = source.transformer.h[1].attn.register_forward_hook(lambda _m, _x, y: (0 * y[0], y[1]))
+    with torch.no_grad():
+        theirs = source(contrast.clean_tokens).logits.log_softmax(-1)
+    handle.remove()
+    ours = mi.Unembed.of(model).logits(changed.final).log_softmax(-1)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@needs_hooked
+@pytest.mark.parametrize("name", ["q", "k", "v", "z", "pattern", "pre", "post"])
+def test_edits_that_reach_are_let_through(name):
+    model, tokens = hooked(), torch.arange(8)[None]
+    runner = mi.Runner(HookForward(Weights.of(model)))
+    found = runner.run(tokens, edits=Edit.scale(Site(name, 1), 0.5))
+    assert bool((found.final != runner.run(tokens).final).any())

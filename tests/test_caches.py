@@ -87,7 +87,7 @@ def test_values_to_put_in_come_from_a_cache_in_any_form(kind, backend, tokens):
     assert (expected - reference.hooked_logits(model, tokens, {})).abs().max() > 1e-3
     kept = {**caches(model, other), "run": runner.run(other, sites=[site])}
     for how, cache in kept.items():
-        edit = Edit.replace("L1H3", cache, positions=[2, 5], sources=[4, 7])
+        edit = Edit.replace("L1H3", cache, positions=[2, 5], sources=[4, 7], for_all=True)
         found = reference.logits(model, runner.run(tokens, edits=[edit]).final)
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3, msg=how)
 

@@ -382,3 +382,42 @@ def test_bad_lengths(lengths, message):
             foils=torch.tensor([3, 4]),
             lengths=lengths,
         )
+
+
+def test_doses_of_unequal_pairs_are_those_of_each_alone(kind, backend):
+    model, pairs = kind("parallel", backend), alone()
+    options = {
+        "direction": mi.steering.output_direction(model, "L1N3"),
+        "coefficients": [2.0],
+        "sweep": mi.SweepOptions(batch_size=2),
+    }
+    found = mi.steering.dose_response(model, together(pairs), "logit_difference", **options)
+    each = [mi.steering.dose_response(model, p, "logit_difference", **options) for p in pairs]
+    expected = np.concatenate([one.logit_difference_by_prompt.values for one in each], axis=-1)
+    np.testing.assert_allclose(found.logit_difference_by_prompt, expected, atol=1e-4)
+
+
+def test_function_vectors_of_unequal_pairs_are_read_at_each_ones_end(kind, backend):
+    """Against plain hooks, each pair by itself."""
+    model, pairs, name = kind("parallel", backend), alone(), "blocks.1.attn.hook_z"
+    task = together(pairs)
+    ends = [model.run_with_cache(p.clean_tokens)[1][name][0, -1].detach() for p in pairs]
+    mean = torch.stack(ends).mean(0)
+
+    def put(z, hook=None):
+        z = z.clone()
+        z[:, -1, 2] = mean[2]
+        return z
+
+    rises = []
+    for pair in pairs:
+        with torch.no_grad():
+            before = model(pair.corrupted_tokens)
+            after = model.run_with_hooks(pair.corrupted_tokens, fwd_hooks=[(name, put)])
+        before, after = (x[0, -1].log_softmax(-1)[pair.answers[0]] for x in (before, after))
+        rises.append(float(after - before))
+    effects = mi.steering.head_effects(model, task, batch_size=2)
+    np.testing.assert_allclose(effects.sel(layer=1, head=2), np.mean(rises), atol=1e-4)
+    vector = mi.steering.function_vector(model, task, heads=["L1H2"], layers=1)
+    written = (mean[2] @ model.blocks[1].attn.W_O[2]).detach()
+    np.testing.assert_allclose(vector.squeeze("layer"), written, atol=1e-5)

@@ -439,7 +439,7 @@ def test_values_of_another_run_are_put_in_their_places(model, tokens):
                 other,
             ),
             (
-                Edit.replace("0.mlp", one, positions=6, sources=4),
+                Edit.replace("0.mlp", one, positions=6, sources=4, for_all=True),
                 "blocks.0.hook_mlp_out",
                 (slice(None), 6),
                 (slice(0, 1), 4),

@@ -87,8 +87,22 @@ def test_unequal_texts_are_told_apart(nano, texts, side):
         ([[0, 0]], [[0, 0]]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:tokens. rows .* end with one token 0")
 def test_one_token_for_padding_begin_and_end(nano, rows, expected):
     assert right_padded(nano, torch.tensor(rows)).rows() == expected
+
+
+def test_one_token_at_the_end_of_some_rows_is_padding_or_text(nano):
+    tokens = torch.tensor([[0, 5, 6, 0], [0, 7, 8, 9]])
+    with pytest.warns(
+        UserWarning, match=r"rows \[0\] of 2 end with one token 0, which pads and ends"
+    ):
+        assert right_padded(nano, tokens).rows() == [[0, 5, 6], [0, 7, 8, 9]]
+    corpus = mi.corpus.Corpus(tokens)
+    for given, mask in ((tokens, torch.ones_like(tokens)), (corpus, None), (tokens.tolist(), None)):
+        # No warning, and the cache says on that all of it is text.
+        cache = cache_for(nano, given, attention_mask=mask)
+        assert decompose(nano, cache).real is None
 
 
 def test_what_the_librarys_own_padding_is(nano):
@@ -229,13 +243,6 @@ def test_direct_ablation_is_that_of_each_text_alone(kind, backend, texts, given)
     groups = ["1.mlp", "0.attn"]
     found = mi.ablate_direct(model, cache, groups, **options)
     each = [mi.ablate_direct(model, cache_for(model, t), groups) for t in alone(texts)]
-    if given == "embeddings":  # they say where padding is, but not what is predicted
-        assert found.delta_loss.isnull().all()
-        for n, one in enumerate(each):
-            row, length = found.kl.isel(prompt=n), one.sizes["pos"]
-            np.testing.assert_allclose(row[:, :length], one.kl[:, 0], **CLOSE)
-            assert row[:, length:].isnull().all()
-        return
     agree(found, each)
 
 
@@ -596,17 +603,29 @@ def test_directions_leave_padding_out(kind, backend, texts, positions):
     np.testing.assert_allclose(cached, expected, **CLOSE)
 
 
-def test_the_cost_of_steering_wants_texts_of_one_length(kind, texts):
-    model = kind()
-    with pytest.raises(ValueError, match="corpus=3 texts of 4 to 9 tokens"):
-        mi.steering.dose_response(
+def test_the_cost_of_steering_is_that_of_each_text(kind, backend, texts, tmp_path):
+    model = kind("parallel", backend, "folded")
+
+    def cost(corpus):
+        return mi.steering.dose_response(
             model,
             torch.tensor(texts[:1]),
             mi.metrics.kl(),
             direction=mi.steering.output_direction(model, "L1N3"),
             coefficients=[1.0],
-            corpus=padded(texts),
+            corpus=corpus,
+            sweep=mi.SweepOptions(batch_size=2, checkpoint=tmp_path),
         )
+
+    each = [cost(text) for text in alone(texts)]
+    found = cost(padded(texts))
+    for name in ("cost_kl", "cost_delta_loss"):
+        expected = np.mean([one[name].values for one in each], axis=0)
+        np.testing.assert_allclose(found[name], expected, **CLOSE)
+    assert "4 to 9 tokens; runs of token 0" in found.attrs["data"]
+    xr.testing.assert_allclose(cost(texts)["cost_kl"], found["cost_kl"])
+    longer = [*texts[:1], [*texts[1]], [*texts[2], 0]]  # the same tokens, one of them text
+    assert not np.allclose(cost(longer)["cost_kl"], found["cost_kl"], rtol=1e-6)
 
 
 def test_no_option_is_needed_for_unpadded_tokens(kind, tokens):

@@ -225,7 +225,7 @@ def test_facts_localise_at_the_subject(nano):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": "resid_mid"}, r"sites=\['resid_mid'\]; wanted"),
+        ({"sites": "resid_mid"}, r"sites=\['resid_mid'\] \(parallel blocks have no"),
         ({"sites": ["resid_pre", "z"]}, "of one of these kinds"),
         ({"sites": []}, r"sites=\[\]"),
         ({"direction": "sideways"}, "direction='sideways'; wanted 'denoising' or 'noising'"),

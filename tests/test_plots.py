@@ -221,7 +221,7 @@ def test_provenance_stands_in_the_title_as_text(importance):
         (lambda d: plots.norms(d), "lacks 'norm'"),
         (lambda d: plots.importance(d, quantity="bits"), "quantity must be one of"),
         (lambda d: plots.importance(d, quantity="perplexity_ratio"), "lacks 'perplexity_ratio"),
-        (lambda d: plots.importance(d, top=0), "top must be at least 1"),
+        (lambda d: plots.importance(d, top=0), "top=0; wanted at least 1"),
         (lambda d: plots.direct_vs_total(d.drop_vars("kl_direct")), "lacks 'kl_direct'"),
         (lambda d: plots.ranges(d), "lacks 'perplexity'"),
         (lambda d: plots.ranges(d, quantity="bits"), "quantity must be one of"),

@@ -214,7 +214,7 @@ def test_long_prompts_stack_their_panels():
         (lambda d: plots.patching(d, variable="bits"), "lacks 'bits'"),
         (lambda d: plots.patching(d, variable="clean"), "no dimension 'layer'"),
         (lambda d: plots.patching(d, prompt=2), "prompt must be 0 to 1, got 2"),
-        (lambda d: plots.patching(d, top=0), "top must be at least 1"),
+        (lambda d: plots.patching(d, top=0), "top=0; wanted at least 1"),
         (lambda d: plots.patching(d, limit=0.0), "limit must be above 0"),
         (lambda d: plots.causal_trace(d), "lacks 'average_indirect'"),
     ],
@@ -386,7 +386,7 @@ def test_of_very_many_cells_the_largest_are_drawn():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plots.edges(scores(), top=0), "top must be at least 1"),
+        (lambda: plots.edges(scores(), top=0), "top=0; wanted at least 1"),
         (lambda: plots.edges(0 * scores()), "no edge to draw"),
         (lambda: plots.edges(scores().rename(sender="from")), "no dimension 'sender'"),
         (lambda: plots.edges(scores().to_dataset(name="bits")), "lacks 'estimate'"),

@@ -117,7 +117,7 @@ def test_components_of_any_kinds_and_orders(model, tokens):
 def test_a_cache_for_a_level_holds_what_that_level_needs_and_no_more(model, tokens):
     for level in LEVELS:
         cache = cache_for(model, tokens, level=level)
-        names = [*needed(model, level=level), "tokens"]
+        names = [*needed(model, level=level), "tokens", "attention_mask"]
         assert set(names) <= set(cache.keys())
         # The bridge caches the same tensors under other names too.
         assert {v.data_ptr() for v in cache.values()} == {cache[n].data_ptr() for n in names}

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.residual import Stand
 from mlp_interp.sites import Site
 
@@ -42,7 +42,7 @@ def stand_in(
     baseline: str,
     counts: Bool[Tensor, "batch pos"],
     *,
-    seed: int = 0,
+    seed: Any = 0,
     means: Mapping[Site, Tensor] | None = None,
     real: Bool[Tensor, "batch pos"] | None = None,
 ) -> StandIn:
@@ -60,6 +60,7 @@ def stand_in(
         ValueError: Unknown baseline, or resampling among fewer than two sequences or among texts of
             unequal length.
     """
+    checked_seed(seed)
     return StandIn(counts, _instead(baseline, counts, seed, means, real))
 
 

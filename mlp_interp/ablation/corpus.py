@@ -17,6 +17,7 @@ from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.residual import told_by
 from mlp_interp.results import mean_and_error_over, to_numpy
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
@@ -70,7 +71,8 @@ class Ablated(Reducer):
         """Run the batch clean, and with each group ablated."""
         runner = Runner(batch.forward)
         runner.unembed = batch.readout()  # folded once a shard
-        clean = runner.run(batch.tokens, sites=read_sites(self.groups))
+        sites = read_sites(self.groups)
+        clean = runner.run(batch.tokens, sites=[*sites, *told_by(runner.weights, sites)])
         seed = self.seed + batch.first
         counts = batch.counts(self.first)
         stand = stand_in(self.baseline, counts, seed=seed, means=self.means)

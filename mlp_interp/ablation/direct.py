@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
-from mlp_interp.ablation.effects import account
+from mlp_interp.ablation.effects import LOSSES, account
 from mlp_interp.ablation.groups import Groups, resolve
 from mlp_interp.ablation.neurons import neuron_effects
 from mlp_interp.metrics import Effects
@@ -20,6 +20,7 @@ from mlp_interp.models.caches import cached_tokens
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site
@@ -61,8 +62,9 @@ def ablate_direct(
         baseline: What stands in: ``"zero"``, the ``"mean"`` over all tokens of this cache that
             count, or ``"resample"``, the same position of another sequence, which wants texts of
             one length.
-        tokens: The tokens that were run, for losses; read from the cache where `cache_for` made
-            it. Without them losses are NaN.
+        tokens: The tokens that were run, for losses; None takes those that the cache names, as it
+            does where `cache_for` made it, or reads them off its embeddings. Where it holds neither
+            there are no losses.
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`. Padding is NaN.
         first: Position of each text from which on components are taken away, and count in means:
@@ -81,7 +83,7 @@ def ablate_direct(
         A Dataset with ``kl`` (KL(clean‖ablated), nats), ``delta_loss`` (nats per token) and
         ``top1_changed`` along ``component, prompt, pos``; and per component ``kl_mean``,
         ``delta_loss_mean``, ``perplexity_ratio``, ``top1_change_rate``, each with a standard error
-        over sequences (``kl_se``, …).
+        over sequences (``kl_se``, …). Where no tokens are known, what is about losses is left out.
 
     Raises:
         ValueError: Unknown components or options, overlapping groups, missing cache entries.
@@ -106,7 +108,8 @@ def ablate_direct(
         raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
     sites = list(dict.fromkeys(site for members in named.values() for site in members))
     residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
-    known = _known(cache, tokens, residual)
+    ran = _ran(weights, cache, tokens, residual)
+    known = torch.full(residual.total.shape[:2], -1) if ran is None else ran
     counts = which_count(model, known, residual.real, first)
     stand = stand_in(baseline, counts, seed=seed, real=residual.real)
     # Stand-ins are taken over the whole cache, whatever positions are measured.
@@ -120,7 +123,7 @@ def ablate_direct(
         effects = Effects(*(values[order] for values in effects))
     else:
         effects = direct_effects(unembed, removed, named, targets, norm=norm)
-    return account(
+    found = account(
         of_text(effects, removed.real),
         named,
         positions=removed.positions,
@@ -136,6 +139,7 @@ def ablate_direct(
             "data": residual.attrs.get("data", "{} x {} tokens".format(*removed.total.shape[:2])),
         },
     )
+    return found if ran is not None else found.drop_vars(LOSSES)
 
 
 def direct_effects(
@@ -176,12 +180,17 @@ def _sum(found: Mapping[Site, tuple[Part, int]], sites: Sequence[Site]) -> Tenso
     return torch.stack([part.take(index).sum() for part, index in by_part.values()]).sum(0)
 
 
-def _known(cache: Cache, tokens: Tensor | None, residual: Residual) -> Int[Tensor, "batch pos"]:
-    """The tokens that were run; -1 where they are not known."""
+def _ran(
+    weights: Weights, cache: Cache, tokens: Tensor | None, residual: Residual
+) -> Int[Tensor, "batch pos"] | None:
+    """The tokens that were run, if anything says so."""
     shape = residual.total.shape[:2]
     tokens = cached_tokens(cache if tokens is None else {"tokens": tokens})
     if tokens is None:
-        return torch.full(shape, -1)
+        try:
+            return tokens_in(weights, cache)
+        except ValueError:  # no embeddings, or those of no tokens
+            return None
     if tokens.shape != shape:
         raise ValueError(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"

@@ -13,10 +13,14 @@ from mlp_interp.metrics.rows import of_text
 from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.sites import Site, component_coords
 
-__all__ = ["MEASURES", "account", "group_coords"]
+__all__ = ["LOSSES", "MEASURES", "account", "group_coords"]
 
 MEASURES = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
 """The measures of an ablation and their units."""
+
+_RATIO = ("perplexity_ratio", "perplexity_ratio_se")
+LOSSES = ("delta_loss", "delta_loss_mean", "delta_loss_se", *_RATIO)
+"""What an account says of losses, which takes knowing the tokens."""
 
 
 def group_coords(groups: Mapping[str, Sequence[Site]]) -> dict[str, Any]:

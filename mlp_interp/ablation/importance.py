@@ -17,7 +17,7 @@ from mlp_interp.ablation.total import total_effects
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.metrics.rows import next_tokens, of_text
 from mlp_interp.models import Weights
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import components
 from mlp_interp.results import mean_and_error_over
@@ -98,7 +98,7 @@ def subupdate_importance(
         groups=groups,
         first=first,
         baseline=baseline,
-        seed=seed,
+        seed=checked_seed(seed),
     )
     found = measured.over(model, corpus, sweep, attention_mask)
     return _summary(found.drop_vars("loss")).assign_attrs(
@@ -160,7 +160,12 @@ def ablate_ranges(
         for end in range(start, n_layers)
     }
     measured = Ablated(
-        measure=_ranges, choice=kind, groups=groups, first=first, baseline=baseline, seed=seed
+        measure=_ranges,
+        choice=kind,
+        groups=groups,
+        first=first,
+        baseline=baseline,
+        seed=checked_seed(seed),
     )
     found = measured.over(model, corpus, sweep, attention_mask)
     delta, delta_error = mean_and_error_over(found["delta_loss"], "sequence")

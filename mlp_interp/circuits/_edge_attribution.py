@@ -24,6 +24,7 @@ from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.remember import has_hooks
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 
@@ -175,8 +176,35 @@ class _Senders:
         return scores
 
 
+def _check_unedited(graph: Graph, part: GradientPart, senders: _Senders) -> None:
+    """Refuse two runs whose streams differ by more than what senders write, where hooks write too.
+
+    Raises:
+        ValueError: They do, after some block.
+    """
+    changes, last = part.runs.differences, graph.n_layers - 1
+    for layer in range(graph.n_layers):
+        here = senders.last if layer == last else senders.early[:, graph.writing(layer)]
+        expected = changes["resid_pre", layer] + here.sum(1)
+        if layer == last:
+            expected, found = expected[:, part.question.read], part.runs.clean - part.runs.corrupted
+        else:
+            found = changes["resid_pre", layer + 1]
+        size = found.norm(dim=-1) + expected.norm(dim=-1)
+        # Differences of streams, which may be much smaller than these.
+        if bool(((found - expected).norm(dim=-1) > 1e-3 * size + 1e-6).any()):
+            raise ValueError(
+                f"edge_attribution: hooks on the model, as steer holds them, change what block "
+                f"{layer} adds to the stream otherwise in the clean run than in the corrupted one, "
+                "and are no node of its graph; wanted a model without them, or with edits that add "
+                "the same to both: path_patch takes 'edit:…' as a sender"
+            )
+
+
 def _scores(graph: Graph, part: GradientPart) -> Float[Tensor, "prompt sender receiver"]:
     senders = _Senders.of(part.question.weights, graph, part.runs)
+    if has_hooks(part.question.weights.model):
+        _check_unedited(graph, part, senders)
     shape = (len(senders.early), len(graph.senders), len(graph.receivers))
     scores = senders.early.new_zeros(shape)
     for layer, grads in part.gradients():

@@ -24,6 +24,8 @@ from mlp_interp.interchange import Engine, GivenRuns, Question, Reading, order_o
 from mlp_interp.interchange.graph import LOGITS, writers
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import items_in
@@ -118,8 +120,7 @@ def evaluate_hypothesis(
     several = [contrasts] if isinstance(contrasts, Contrast) else list(contrasts)
     metrics = _metrics(metric, several)
     claim = _Claim.of(weights, nodes)
-    if draws < 0 or seed < 0:
-        raise ValueError(f"draws={draws}, seed={seed}; wanted neither below 0")
+    draws, seed = count("draws", draws, least=0), checked_seed(seed)
     if runs is not None and len(several) > 1:
         raise ValueError(f"runs beside {len(several)} contrasts; wanted those of a single one")
     questions = [

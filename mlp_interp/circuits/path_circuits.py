@@ -78,6 +78,7 @@ def measure_paths(
 ) -> Float[Tensor, "circuit prompt"]:
     """The metric of every circuit; at most `size` prompts run together."""
     exchange = Exchange(pair.corrupted, pair.clean)
+    exchange.check_unedited("evaluate_hypothesis of paths")
     return torch.stack([pair.measured(Tree.of(paths).final(exchange, size)) for paths in circuits])
 
 
@@ -143,10 +144,12 @@ class Tree:
         if site.name == "mlp_out":
             return Write(writes_at(site), layer, new[targets[0]] - base["mlp_out"])
         if site.name == "post":
+            exchange.check_units(Site("post", layer))
             change = new[targets[0]] - exchange.base.at(Site("post", layer))[..., [site.unit]]
             return Write(
                 writes_at(site), layer, change * weights.parameter(layer, "W_out")[site.unit]
             )
+        exchange.check_units(Site("z", layer))
         z = _mixed(exchange, new)
         if site.name == "attn_out":
             own = exchange.base.at(Site("z", layer))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mlp_interp.corpus.disk import TokenWriter, map_tokens, read_facts
 from mlp_interp.corpus.tokenizers import check_tokenizer, tokenizer_digest
 from mlp_interp.models._fingerprint import id_blocks
-from mlp_interp.models.indices import is_single, subscript
+from mlp_interp.models.indices import count, is_single, subscript
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_of
 
@@ -135,8 +135,7 @@ class Corpus:
         Raises:
             ValueError: `size` is below 1.
         """
-        if size < 1:
-            raise ValueError(f"size={size}; wanted at least 1 sequence per batch")
+        size = count("size", size, hint=" sequence per batch")
         device = device or self.tokens.device
         return (batch.to(device, torch.int64) for batch in self.tokens.split(size))
 

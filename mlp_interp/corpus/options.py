@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from mlp_interp.corpus.packing import Bos
 from mlp_interp.corpus.tally import Errors
+from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 
 __all__ = ["ReadingOptions", "SweepOptions"]
@@ -34,12 +35,10 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         check_choice("bos", self.bos, ("each", "documents", "none"))
         check_choice("errors", self.errors, ("raise", "skip"))
-        if self.sequences is not None and self.sequences < 1:
-            raise ValueError(f"sequences={self.sequences}; wanted at least 1, or None for all")
-        if self.length is not None and self.length < 2:
-            raise ValueError(
-                f"length={self.length}; wanted at least 2, so that there is a next token"
-            )
+        if self.sequences is not None:
+            count("sequences", self.sequences, hint=", or None for all")
+        if self.length is not None:
+            count("length", self.length, least=2, hint=", so that there is a next token")
 
     def as_dict(self) -> dict[str, Any]:
         """All of them by name."""
@@ -89,9 +88,8 @@ class SweepOptions:
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, get_args(Backend))
         for name in ("batch_size", "shard", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; wanted at least 1")
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, count(name, value))
         if self.backend == "local" and (self.workers is not None or self.resources is not None):
             raise ValueError(
                 f"workers={self.workers}, resources={self.resources} with backend='local'; wanted "

@@ -9,9 +9,23 @@ from mlp_interp.edits.actions import Add as Add
 from mlp_interp.edits.actions import Clamp as Clamp
 from mlp_interp.edits.actions import Noise as Noise
 from mlp_interp.edits.actions import ProjectOut as ProjectOut
+from mlp_interp.edits.actions import Replace as Replace
 from mlp_interp.edits.actions import Scale as Scale
 from mlp_interp.edits.actions import Set as Set
 from mlp_interp.edits.applying import Fired as Fired
 from mlp_interp.edits.edit import Edit as Edit
+from mlp_interp.edits.edit import edits_of as edits_of
 
-__all__ = ["Action", "Add", "Clamp", "Edit", "Fired", "Noise", "ProjectOut", "Scale", "Set"]
+__all__ = [
+    "Action",
+    "Add",
+    "Clamp",
+    "Edit",
+    "Fired",
+    "Noise",
+    "ProjectOut",
+    "Replace",
+    "Scale",
+    "Set",
+    "edits_of",
+]

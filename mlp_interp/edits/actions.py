@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.edits.selection import Selection
+from mlp_interp.models.options import checked_seed
 from mlp_interp.sites import NEURONS, Site
 
-__all__ = ["Action", "Add", "Clamp", "Noise", "ProjectOut", "Scale", "Set", "Value"]
+__all__ = ["Action", "Add", "Clamp", "Noise", "ProjectOut", "Replace", "Scale", "Set", "Value"]
 
 Value = Tensor | float | int
 """A number, or a tensor that broadcasts to what is selected."""
@@ -112,6 +113,30 @@ class Set(_OneValue):
         """The value, in the shape of the entries."""
         new = torch.empty_like(old).copy_(selection.cut(self.value, old))
         return new if self.where is None else new.where(selection.cut(self.where, old) != 0, old)
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Set):
+    """Put values of another run there: as many as are selected.
+
+    Attributes:
+        for_all: Whether one prompt's values may go into several prompts.
+    """
+
+    for_all: bool = False
+
+    def check_fit(self, shape: Sequence[int | str], site: Site) -> None:
+        """Refuse as any action; also one prompt's, or one position's, for several."""
+        super().check_fit(shape, site)
+        given = tuple(torch.as_tensor(self.value).shape)
+        if self.for_all and given[0] == 1:
+            given = (*shape[:1], *given[1:])
+        if given != tuple(shape):
+            hint = " (for_all=True puts those of one prompt into all)" if given[0] == 1 else ""
+            raise ValueError(
+                f"values of shape {given} at {site.label!r}, from another run; wanted "
+                f"({', '.join(map(str, shape))}), one for each that is replaced{hint}"
+            )
 
 
 class Add(_OneValue):
@@ -242,8 +267,7 @@ class Noise(Action):
         super().check(site, units)
         if (torch.as_tensor(self.std) < 0).any():
             raise ValueError(f"std={self.std}; wanted none below 0")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}; wanted an integer from 0")
+        checked_seed(self.seed)
 
     def __call__(self, old: Tensor, selection: Selection) -> Tensor:
         """The entries plus noise."""

@@ -2,19 +2,29 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits.actions import Action, Add, Clamp, Noise, ProjectOut, Scale, Set, Value
+from mlp_interp.edits.actions import (
+    Action,
+    Add,
+    Clamp,
+    Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Set,
+    Value,
+)
 from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
 from mlp_interp.models.protocol import Cache
 from mlp_interp.sites import ACTIVATIONS, Site, site_of
 
-__all__ = ["EDITABLE", "Edit"]
+__all__ = ["EDITABLE", "Edit", "edits_of"]
 
 Indices = SupportsInt | Iterable[SupportsInt] | None
 
@@ -178,6 +188,7 @@ class Edit:
         units: Indices = None,
         keys: Indices = None,
         sources: Indices = None,
+        for_all: bool = False,
     ) -> "Edit":
         """Put there what was there in another run (activation patching): a `set` of its values.
 
@@ -186,16 +197,18 @@ class Edit:
             cache: Where the values come from: an `ActivationCache`, with its batch dimension or
                 without, a `Run`, or a dict of hook names to tensors. It holds what is at the site
                 (for a `Run`: ``runner.run(tokens, sites=[site])``; every run keeps ``resid_pre``),
-                of as many prompts as the run to be edited has, or of one.
+                of as many prompts as the run to be edited has.
             positions: As of `Edit`. None wants a run of the same length.
             units: As of `Edit`; the same heads or neurons of `cache`.
             keys: As of `Edit`; the same of `cache`.
             sources: The positions of `cache` whose values go to `positions`, one for each; None for
                 the same positions.
+            for_all: Put the values of a cache of one prompt into all prompts.
 
         Raises:
             ValueError: The cache lacks the site (the text says which ``names_filter`` keeps it), or
-                has no such positions, heads or neurons.
+                has no such positions, heads or neurons. Where the edit is used: the cache is of
+                another number of prompts.
 
         Example:
             >>> import torch
@@ -220,7 +233,7 @@ class Edit:
         source = replace(there, positions=given or there.positions)
         selection = source.region(values.shape).within(values.shape)
         value = values[selection.index].clone() if selection else values
-        return replace(there, action=Set(value))
+        return replace(there, action=Replace(value, for_all=for_all))
 
     @classmethod
     def noise(
@@ -342,3 +355,20 @@ class Edit:
 
     def __repr__(self) -> str:
         return f"Edit({self})"
+
+
+def edits_of(given: Any) -> tuple[Edit, ...]:
+    """Edits as somebody gave them: one, or several in their order.
+
+    Raises:
+        ValueError: Something else is among them.
+
+    Example:
+        >>> edits_of(Edit.set("3.mlp", 0.0))
+        (Edit(set at 3.mlp: 0),)
+    """
+    edits = (given,) if isinstance(given, Edit) else tuple(given)
+    for n, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise ValueError(f"edits[{n}]={edit!r}; wanted an Edit")
+    return edits

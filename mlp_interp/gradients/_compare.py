@@ -5,6 +5,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from mlp_interp.gradients.nodes import as_grid
+from mlp_interp.models.indices import count
 
 __all__ = ["compare"]
 
@@ -79,8 +80,7 @@ def compare(
 
 
 def _check_options(exact: xr.Dataset, estimate: xr.Dataset, worst: int, negligible: float) -> None:
-    if worst < 1:
-        raise ValueError(f"worst={worst}; wanted at least 1")
+    count("worst", worst)
     if not 0 <= negligible < 1:
         raise ValueError(f"negligible={negligible}; wanted a share from 0 to below 1")
     missing = [name for name in ("raw", "clean", "corrupted") if name not in exact]

@@ -28,6 +28,7 @@ from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
+from mlp_interp.sites import did_you_mean
 
 __all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
 
@@ -265,7 +266,8 @@ def _dims(name: str, neuron_positions: bool, *, shared: bool) -> tuple[str, ...]
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
     chosen = distinct("sites", sites)
     if not chosen or any(name not in SITES for name in chosen):
-        raise ValueError(f"sites={list(chosen)}; wanted some of {', '.join(SITES)}")
+        near = next((did_you_mean(name, SITES) for name in chosen if name not in SITES), "")
+        raise ValueError(f"sites={list(chosen)}{near}; wanted some of {', '.join(SITES)}")
     return chosen
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mlp_interp.interchange.graph import writes_at
 from mlp_interp.models import Forward, HookForward
+from mlp_interp.models.remember import has_hooks
+from mlp_interp.residual.edited import check_units, differ, written_by_edits
 from mlp_interp.runs import Run
 from mlp_interp.runs.attention import Attention
-from mlp_interp.sites import Site
+from mlp_interp.sites import EDITED, Site
 
 __all__ = ["Exchange", "Write"]
 
@@ -27,12 +29,14 @@ class Write:
         layer: The block; -1 for the embedding.
         delta: The change.
         neurons: The neurons that are exchanged, where it is not the whole MLP.
+        of_edit: Whether it is an edit of the stream that writes.
     """
 
     order: int
     layer: int
     delta: Float[Tensor, "prompt pos d_model"]
     neurons: tuple[int, ...] = ()
+    of_edit: bool = False
 
     @cached_property
     def moves(self) -> Bool[Tensor, "prompt pos"]:
@@ -141,16 +145,68 @@ class Exchange:
     def everything(self) -> list[Write]:
         """All that the model writes, exchanged: the stream becomes the source's."""
         layers, names = range(self.base.n_layers), ("attn_out", "mlp_out")
-        return self.writes([Site("embed"), *(Site(n, layer) for layer in layers for n in names)])
+        outputs = [Site(name, layer) for layer in layers for name in names]
+        return self.writes([Site("embed"), *outputs, *self.edits])
+
+    @cached_property
+    def edits(self) -> dict[Site, Float[Tensor, "prompt pos d_model"]]:
+        """What edits of the stream that hooks on the model make write, source less base."""
+        weights = self.forward.weights
+        if not has_hooks(weights.model):
+            return {}
+        taken, own = (
+            written_by_edits(weights, run, run.n_layers, run.at) for run in (self.source, self.base)
+        )
+        found, zero = {}, torch.zeros_like(self.base.final)
+        for site in sorted({*own, *taken}, key=writes_at):
+            after = (site.layer or 0) + (site.name == "edit:resid_post")
+            pair = taken.get(site, zero), own.get(site, zero)
+            if differ(*pair, [run.streams[after] for run in (self.source, self.base)]):
+                found[site] = pair[0] - pair[1]
+        return found
+
+    def check_unedited(self, what: str) -> None:
+        """Refuse runs that differ by what edits of the stream write.
+
+        Args:
+            what: Who cannot take that, for the error.
+
+        Raises:
+            ValueError: They do.
+        """
+        if self.edits:
+            places = ", ".join(site.label.removeprefix("edit:") for site in self.edits)
+            raise ValueError(
+                f"{what}: edits held on the model at {places} do not write the same in both runs, "
+                "and are no node of its graph; wanted a model without them: path_patch takes "
+                "'edit:…' as a sender"
+            )
 
     def _whole(self, site: Site) -> Write:
+        if site.name in EDITED:
+            change = self.edits.get(site, torch.zeros_like(self.base.final))
+            return Write(writes_at(site), site.layer or 0, change, of_edit=True)
         if site.layer is None:
             # Positions, where they are added, are the same in both.
-            return Write(writes_at(site), -1, self.source.streams[0] - self.base.streams[0])
+            change = self.source.streams[0] - self.base.streams[0]
+            edited = self.edits.get(Site("edit:resid_pre", 0))
+            return Write(writes_at(site), -1, change if edited is None else change - edited)
         taken, own = self.pair(site.name, site.layer)
         return Write(writes_at(site), site.layer, taken - own)
 
+    def check_units(self, whole: Site) -> None:
+        """Refuse heads (``z``) or neurons (``post``) that hooks keep from being what a block wrote.
+
+        Raises:
+            ValueError: In one of the runs they do not sum to it.
+        """
+        weights = self.forward.weights
+        if has_hooks(weights.model):
+            for run in (self.source, self.base):
+                check_units(weights, run, [whole], run.at)
+
     def _heads(self, layer: int, heads: dict[int, set[str]]) -> Write:
+        self.check_units(Site("z", layer))
         W_O = self.forward.weights.parameter(layer, "W_O")
         own = self.base.at(Site("z", layer))
         delta = torch.zeros_like(self.base.streams[layer])
@@ -159,6 +215,7 @@ class Exchange:
         return Write(writes_at(Site("attn_out", layer)), layer, delta)
 
     def _neurons(self, layer: int, neurons: tuple[int, ...]) -> Write:
+        self.check_units(Site("post", layer))
         taken, own = (post[..., list(neurons)] for post in self.pair("post", layer))
         delta = (taken - own) @ self.forward.weights.parameter(layer, "W_out")[list(neurons)]
         return Write(writes_at(Site("mlp_out", layer)), layer, delta, neurons)

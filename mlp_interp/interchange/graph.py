@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from mlp_interp.models import Weights
-from mlp_interp.sites import Site
+from mlp_interp.sites import EDITED, Site
 
 __all__ = ["LEVELS", "LOGITS", "Graph", "check_own_keys", "reads_at", "writers", "writes_at"]
 
@@ -25,6 +25,8 @@ _OF_MLP = ("mlp_out", "post", "pre")
 
 def writes_at(site: Site) -> int:
     """When a component writes: see the module."""
+    if site.name in EDITED:  # between what one block writes and the next one reads
+        return 2 * (site.layer or 0) + (1 if site.name == "edit:resid_post" else -1)
     return -1 if site.layer is None else 2 * site.layer + int(site.name in _OF_MLP)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.sites import HEADS, NEURONS, STREAM
+from mlp_interp.sites import HEADS, NEURONS, STREAM, did_you_mean
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
 
@@ -164,7 +164,11 @@ def _family(names: tuple[str, ...]) -> Family:
         if names and set(names) <= set(members):
             return family
     wanted = "; or ".join(", ".join(members) for members in FAMILIES.values())
-    raise ValueError(f"sites={list(names)}; wanted some of {wanted}, of one of these kinds a call")
+    known = [name for members in FAMILIES.values() for name in members]
+    near = next((did_you_mean(name, known) for name in names if name not in known), "")
+    raise ValueError(
+        f"sites={list(names)}{near}; wanted some of {wanted}, of one of these kinds a call"
+    )
 
 
 def _positions(

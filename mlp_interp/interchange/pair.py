@@ -92,7 +92,14 @@ class Reading:
         """Gradient of each item's metric times its weight with respect to its streams."""
         with torch.enable_grad():
             leaf = streams.detach().requires_grad_()
-            return torch.autograd.grad((self(leaf, prompts) * weights).sum(), leaf)[0]
+            values = self(leaf, prompts)
+            if not values.requires_grad:
+                raise ValueError(
+                    f"metric={self.metric.name!r} has no gradient, as where it counts, compares or "
+                    "detaches; wanted one that changes smoothly with the logits, or patch and "
+                    "path_patch, which need no gradient"
+                )
+            return torch.autograd.grad((values * weights).sum(), leaf)[0]
 
     def normalized(self, values: Float[Tensor, "*cells prompt"]) -> Float[Tensor, "*cells prompt"]:
         """0 where the metric is the corrupted run's, 1 where it is the clean run's."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -68,8 +69,8 @@ class Question:
     def of(
         cls,
         model: Model,
-        contrast: Contrast,
-        metric: str | Metric,
+        contrast: Any,
+        metric: Any,
         *,
         direction: Any = "denoising",
         engine: str = "auto",
@@ -81,9 +82,15 @@ class Question:
         Raises:
             ValueError: One of them does not fit the model or the others.
         """
+        if not isinstance(contrast, Contrast):
+            raise ValueError(
+                f"contrast={type(contrast).__name__}; wanted the pairs of a Contrast: "
+                "Contrast.of(model, clean, corrupted, answers, foils), of texts or tokens, or a "
+                "task such as prompts.ioi(model)"
+            )
         check_choice("direction", direction, get_args(Direction))
-        if not memory > 0:
-            raise ValueError(f"memory={memory}; wanted a number of MiB above 0")
+        if not 0 < memory < inf:
+            raise ValueError(f"memory={memory}; wanted a number of MiB above 0, and finite")
         forward = engine_of(model, engine)
         weights = forward.weights
         contrast = replace(

@@ -1,7 +1,7 @@
 """The usual metrics by name, and from a contrast."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -159,7 +159,7 @@ def kl(*, positions: Sequence[int] = (-1,)) -> KL:
     return KL(name="kl", unit="nats", positions=tuple(positions))
 
 
-def metric_for(metric: str | Metric, pairs: Pairs) -> Metric:
+def metric_for(metric: Any, pairs: Pairs) -> Metric:
     """The metric, or the one of that name for these pairs.
 
     Raises:
@@ -178,6 +178,12 @@ def metric_for(metric: str | Metric, pairs: Pairs) -> Metric:
         ),
         "kl": kl,
     }
+    if callable(metric) and not isinstance(metric, type):
+        raise ValueError(
+            f"metric={getattr(metric, '__name__', metric)!r} is a function; wanted metrics.Custom("
+            "name='mine', unit='logits', function=...), whose function takes logits [item, read, "
+            "d_vocab] and the number of each item's prompt, and gives one number an item"
+        )
     if not isinstance(metric, str) or metric not in makers:
         raise ValueError(f"metric={metric!r}; wanted a Metric or one of {', '.join(METRICS)}")
     return makers[metric]()

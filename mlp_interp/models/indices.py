@@ -1,4 +1,4 @@
-"""Indices of layers, heads, neurons, positions or prompts, and names: read in one way everywhere.
+"""Indices of layers, heads, positions or prompts, counts and names: read in one way.
 
 Negative ones count from the end. Named twice, one out of range, and what is no integer (a bool, a
 float) are refused: a user who gives them means something else than what would be computed.
@@ -7,7 +7,15 @@ float) are refused: a user who gives them means something else than what would b
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["distinct", "index", "indices", "integers", "is_single", "subscript"]
+__all__ = [
+    "count",
+    "distinct",
+    "index",
+    "indices",
+    "integers",
+    "is_single",
+    "subscript",
+]
 
 
 def index(name: str, given: Any, size: int) -> int:
@@ -116,6 +124,31 @@ def integers(name: str, given: Any) -> tuple[int, ...] | None:
     if not all(type(i) is int for i in listed):
         raise ValueError(f"{name}={given!r}; wanted integers")
     return listed
+
+
+def count(name: str, given: Any, *, least: int = 1, hint: str = "") -> int:
+    """How many there are of something.
+
+    Args:
+        name: Of the argument, for the error.
+        given: An integer of Python, numpy or torch.
+        least: How many there must be.
+        hint: What else the error should say.
+
+    Raises:
+        ValueError: It is no integer, or below `least`.
+
+    Example:
+        >>> count("k", 3.0)
+        Traceback (most recent call last):
+        ValueError: k=3.0; wanted an integer from 1
+    """
+    number = _plain(given)
+    if type(number) is not int:
+        raise ValueError(f"{name}={number!r}; wanted an integer from {least}{hint}")
+    if number < least:
+        raise ValueError(f"{name}={number}; wanted at least {least}{hint}")
+    return number
 
 
 def distinct(name: str, given: str | Sequence[str]) -> tuple[str, ...]:

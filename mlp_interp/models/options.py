@@ -47,6 +47,7 @@ def checked_seed(seed: Any) -> int:
     Raises:
         ValueError: It is none.
     """
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}; wanted an integer from 0, below 2**63")
     return seed

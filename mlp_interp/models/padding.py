@@ -9,13 +9,15 @@ rows of a plain tensor, or of a cache's tokens, are padding, on one side:
   text. More than one in any row is padding at the left; then the last of each run is BOS, unless
   some row begins without.
 - Where it also ends texts, and every row ends with it, at least one of them with just one, that one
-  is the text's own end. A row that alone ends with it is padded by one: it looks the same.
+  is the text's own end. Where only some rows end with it, each with just one, they are padded by
+  one; or they are texts that end there, as of a packed corpus: a warning says so, a mask tells.
 
 What was told apart is in a result's ``data``. A `Corpus` is packed and has no padding. In a causal
 model nothing after a token matters to it: texts are shifted to the beginning of their rows before
 they run, and each gives the numbers that it gives alone.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -385,6 +387,14 @@ def _recognised(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Padding | N
         return None
     at = torch.arange(length, device=tokens.device)
     real = (at >= left[:, None]) & (at < length - right[:, None])
+    if ends and int(right.max()) == 1 and not bool(is_pad[:, -1].all()):
+        rows = right.nonzero()[:, 0].tolist()
+        warnings.warn(
+            f"tokens: rows {rows[:8]}{' …' if len(rows) > 8 else ''} of {len(right)} end with one "
+            f"token {pad}, which pads and ends texts: taken for padding; where it is text, as in a "
+            "packed corpus, give an attention_mask of ones",
+            stacklevel=2,
+        )
     where = "beginning" if bool(left.any()) else "end"
     own = " but a BOS" if begins and bool(left.any()) else ""
     return Padding(real, f"runs of token {pad} at the {where} of rows taken for padding{own}")

@@ -5,7 +5,7 @@ many an analysis. It is done once: until a weight, the configuration or a hook o
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,8 +14,9 @@ import torch
 from mlp_interp.models._checksum import checksum
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
+from mlp_interp.sites import Site
 
-__all__ = ["has_hooks", "remembered", "without_hooks"]
+__all__ = ["has_hooks", "hooked", "remembered", "without_hooks"]
 
 T = TypeVar("T")
 
@@ -41,6 +42,11 @@ def remembered(model: Model, work_out: Callable[[], T]) -> T:
 def has_hooks(model: Model) -> bool:
     """Whether somebody has left hooks on the model's hook points."""
     return any(getattr(module, "fwd_hooks", None) for module in model.modules())
+
+
+def hooked(model: Model, sites: Iterable[Site]) -> list[Site]:
+    """Those of some places at which somebody has left hooks."""
+    return [site for site in sites if model.hook_dict[site.hook_name].fwd_hooks]
 
 
 @contextlib.contextmanager

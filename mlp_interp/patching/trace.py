@@ -26,7 +26,8 @@ from mlp_interp.interchange import (
 from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
-from mlp_interp.models.indices import indices
+from mlp_interp.models.indices import count, indices
+from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
@@ -115,6 +116,8 @@ def causal_trace(
         (' Paris', ('site', 'layer', 'pos'))
     """
     weights = Weights.of(model)
+    count("samples", samples, least=0)
+    checked_seed(seed)
     if samples < 1 or not 0 < noise < math.inf:
         raise ValueError(
             f"samples={samples}, noise={noise}; wanted at least 1, and above 0 and finite"

@@ -31,9 +31,10 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import DirectPaths, Freeze, Item, items_in
 from mlp_interp.paths.labels import Labels, Receivers, Senders, receivers_of, senders_of
 from mlp_interp.prompts import Contrast
+from mlp_interp.residual.edited import edit_places
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Run
-from mlp_interp.sites import Site
+from mlp_interp.sites import EDITED, Site
 
 __all__ = ["path_patch"]
 
@@ -78,8 +79,9 @@ def path_patch(
             heads and MLPs, ``"component"`` the embedding, all attention and MLP outputs, as far as
             they write before receivers read; or a list of ``embed``, ``3.attn``, ``L3H5``,
             ``3.mlp``, ``L3N669`` (a neuron), and ``L3H5.q`` (or ``.k``, ``.v``: what the head
-            writes when only its queries are the other run's). A mapping from names to lists
-            exchanges each list together.
+            writes when only its queries are the other run's), and, where the stream is edited as
+            by `steer`, what the edit writes: ``edit:3.resid_post``, which levels hold, too. A
+            mapping from names to lists exchanges each list together.
         receivers: Whose inputs change. A label or a list is one set of receivers that change
             together: ``L3H5.q`` (or ``.k``, ``.v``), ``L3H5`` (all three), ``3.attn`` (of all
             heads), ``3.mlp``, ``L3N669``, ``logits``. A mapping from names to lists gives several
@@ -138,6 +140,8 @@ def path_patch(
     )
     sets = receivers_of(question.weights, receivers)
     groups = senders_of(question.weights, senders, sets)
+    if freeze == "attention":
+        groups = _not_edits(groups, senders)
     asked = question.by_length()
     grids = [
         _Grid(
@@ -153,10 +157,28 @@ def path_patch(
     return merged(results, question.attrs())
 
 
+def _not_edits(groups: list[Senders], senders: Labels) -> list[Senders]:
+    """Without edits of the stream, which follow as MLPs do where only attention is held.
+
+    Raises:
+        ValueError: They were asked for.
+    """
+    kept = [g for g in groups if not any(site.name in EDITED for site in g.sites)]
+    if len(kept) < len(groups) and not isinstance(senders, str):
+        raise ValueError(
+            f"senders={senders!r} names an edit beside freeze='attention', which lets edits of the "
+            "stream follow; wanted freeze='all', or other senders"
+        )
+    return kept
+
+
 def _patched(question: Question, grid: "_Grid", *, progress: bool) -> xr.Dataset:
     """All exchanges of prompts of one length."""
     weights = question.weights
-    pair = question.pair(_kept(weights.n_layers, grid.senders, grid.receivers))
+    kept = _kept(weights.n_layers, grid.senders, grid.receivers)
+    if edit_places(weights):  # which tell an edit after a block from one before the next
+        kept += [Site("resid_post", layer) for layer in range(weights.n_layers)]
+    pair = question.pair(kept)
     size = items_in(weights, question.length, question.memory)
     outcome, whole = _measured(pair, grid, size, progress=progress)
     layers, heads = zip(*(group.place for group in grid.senders), strict=True)
@@ -189,6 +211,8 @@ def _kept(n_layers: int, senders: Sequence[Senders], receivers: Sequence[Receive
     kept = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
     for group in senders:
         for site in group.sites:
+            if site.name in EDITED:
+                continue
             kept.add(site.whole)
             if site.name in ("q", "k", "v"):
                 kept.add(Site("z", site.layer))

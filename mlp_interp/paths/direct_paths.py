@@ -170,7 +170,7 @@ class DirectPaths:
     ) -> Float[Tensor, "item pos d_model"]:
         """Some blocks, attention frozen but for senders; notes what receivers compute."""
         base, prompts = self.exchange.base, self._prompts(items)
-        sending = {w.order for item in items for w in item.writes}
+        sending = {w.order for item in items for w in item.writes if not w.of_edit}
         post: dict[int, Tensor] = {}
 
         def observe(name: str, layer: int, x: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class DirectPaths:
         x, source = x.clone(), self.exchange.source
         for row, now, item in zip(x, post, items, strict=True):
             for write in item.writes:
-                if write.order != writes_at(Site("mlp_out", layer)):
+                if write.of_edit or write.order != writes_at(Site("mlp_out", layer)):
                     continue
                 if not write.neurons:
                     row[item.at] = source.at(Site("mlp_out", layer))[item.prompt, item.at]

@@ -13,7 +13,9 @@ from mlp_interp.interchange.graph import (
     writes_at,
 )
 from mlp_interp.models import Weights
-from mlp_interp.sites import HEADS, Site
+from mlp_interp.models.indices import distinct
+from mlp_interp.residual.edited import edit_places
+from mlp_interp.sites import EDITED, HEADS, Site
 
 __all__ = [
     "Labels",
@@ -143,13 +145,18 @@ def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
     """
     if isinstance(receivers, Mapping) or (isinstance(receivers, str) and receivers in LEVELS):
         named = _named("receivers", receivers, weights)
-        named.pop("embed", None)
+        named = {name: chosen for name, chosen in named.items() if not _only_writes(name)}
         if isinstance(receivers, str):
             named[LOGITS] = [LOGITS]
     else:
-        labels = [receivers] if isinstance(receivers, str) else list(receivers)
+        labels = list(distinct("receivers", receivers))
         named = {" + ".join(labels): labels}
     return [_receivers(weights, name, labels) for name, labels in named.items()]
+
+
+def _only_writes(label: str) -> bool:
+    """Whether a component of a level reads nothing from the stream that others have written."""
+    return label.startswith(("embed", "edit:"))
 
 
 def check_range(weights: Weights, argument: str, site: Site) -> None:
@@ -169,7 +176,7 @@ def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[st
     elif isinstance(labels, str):
         named = {label: [label] for label in _listed(weights, labels)}
     else:
-        named = {label: [label] for label in labels}
+        named = {label: [label] for label in distinct(argument, labels)}
     empty = [name for name, chosen in named.items() if not chosen]
     if not named or empty:
         where = f" at {empty[0]!r}" if empty else ""
@@ -184,7 +191,8 @@ def _listed(weights: Weights, label: str) -> list[str]:
     """The labels at a level; else the label itself."""
     if label not in LEVELS:
         return [label]
-    return [site.label for site in writers(weights.n_layers, weights.n_heads, label)]
+    sites = [*writers(weights.n_layers, weights.n_heads, label), *edit_places(weights)]
+    return [site.label for site in sorted(sites, key=writes_at)]
 
 
 def _parsed(argument: str, label: str, wanted: str) -> Site:
@@ -199,6 +207,9 @@ def _sender(weights: Weights, label: str) -> Site:
     known = site.name in ("embed", "attn_out", "mlp_out") or (
         site.head is not None and site.name in HEADS
     )
+    if site.name in EDITED and site not in edit_places(weights):
+        raise ValueError(f"senders={label!r}: no edit is held on the model there")
+    known = known or site.name in EDITED
     if not known and not (site.neuron is not None and site.name == "post"):
         raise ValueError(f"senders={label!r} writes nothing; wanted such as {_SENDERS}")
     check_range(weights, "senders", site)

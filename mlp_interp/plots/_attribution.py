@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 from mlp_interp.plots._tokens import visible
 from mlp_interp.results import mean_and_error_over
@@ -157,8 +158,7 @@ def _check(result: xr.DataArray, top: int) -> None:
     if not isinstance(result, xr.DataArray):
         raise ValueError(f"result must be the DataArray of {MAKER}, got {type(result).__name__}")
     style.need_dims(result, "component", maker=MAKER)
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    indices.count("top", top)
 
 
 def _mean_and_error(result: xr.DataArray) -> tuple[np.ndarray, np.ndarray, int]:

@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 from mlp_interp.sites import Site
 
@@ -48,8 +49,7 @@ def edges(scores: xr.DataArray | xr.Dataset, *, top: int = 30) -> go.Figure:
         >>> edges(scores, top=2).layout.title.text
         'The 2 strongest of 3 edges'
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    indices.count("top", top)
     values = _values(scores)
     size = np.nan_to_num(np.abs(values.values.astype(float)), nan=0.0, posinf=0.0, neginf=0.0)
     order = np.argsort(-size.ravel(), kind="stable")[:top]

@@ -4,6 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 
 MAKER = "ablation.subupdate_importance"
@@ -38,8 +39,7 @@ def importance(
         ValueError: If `result` lacks the quantity, or `quantity` or `top` is wrong.
     """
     _check(result, quantity)
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    indices.count("top", top)
     count = result.sizes["component"]
     title = f"Importance of each sub-update: {NAMES[quantity]} when it is removed"
     if count > top:

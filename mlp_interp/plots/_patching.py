@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 from mlp_interp.plots import _tokens as tokens
 from mlp_interp.results import mean_and_error_over, ratio_of_means
@@ -61,8 +62,7 @@ def patching(
         ['attn_out', 'mlp_out']
     """
     cells = _Cells.of(result, variable, prompt)
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    indices.count("top", top)
     if limit is not None and not limit > 0:
         raise ValueError(f"limit must be above 0, got {limit}")
     if cells.unit == "neuron" and not cells.by_position:

@@ -19,6 +19,7 @@ KIND_COLOURS = {
     "mlp": ORANGE,
     "neuron": AMBER,
     "bias": GREY,
+    "edit": PURPLE,
 }
 KIND_SYMBOLS = {
     "embed": "diamond",
@@ -28,6 +29,7 @@ KIND_SYMBOLS = {
     "mlp": "square",
     "neuron": "square-open",
     "bias": "x",
+    "edit": "star",
 }
 KIND_NAMES = {
     "embed": "embedding",
@@ -37,6 +39,7 @@ KIND_NAMES = {
     "mlp": "MLP",
     "neuron": "neuron",
     "bias": "bias",
+    "edit": "edit",
 }
 DIVERGING = "RdBu"  # red is negative, blue is positive, as in CircuitsVis
 SEQUENTIAL = "Viridis"

@@ -22,6 +22,7 @@ from mlp_interp.prompts.tokenizing import (
     token_strings,
     tokenizer_of,
     vocabulary_size,
+    warn_of_unknown,
 )
 
 __all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
@@ -99,6 +100,8 @@ def _ids(
     if not isinstance(given[0], str):
         return [list(row) for row in cast("list[list[int]]", given)]
     texts = encode_all(tokenizer, [str(text) for text in given])
+    for text, ids in zip(given, texts, strict=True):
+        warn_of_unknown(tokenizer, str(text), ids)
     return [_with_bos(tokenizer, ids, prepend_bos=prepend_bos) for ids in texts]
 
 
@@ -109,7 +112,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, prepend_bos:
         ValueError: The text holds a NUL.
     """
     check_text(text, what="prompt")
-    return _with_bos(tokenizer, encode(tokenizer, text), prepend_bos=prepend_bos)
+    ids = encode(tokenizer, text)
+    warn_of_unknown(tokenizer, text, ids)
+    return _with_bos(tokenizer, ids, prepend_bos=prepend_bos)
 
 
 def _with_bos(

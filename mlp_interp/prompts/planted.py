@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.nano.tasks import Example, examples
 from mlp_interp.prompts.contrast import Contrast
@@ -26,15 +28,14 @@ _TRIES = (1, 2, 4, 8)
 
 
 def contrast_of_task(
-    task: str, model: Model, n: int, seed: int, split: Split, prepend_bos: bool
+    task: str, model: Model, n: Any, seed: Any, split: Split, prepend_bos: bool
 ) -> Contrast:
     """Write `n` different pairs of one task, all of one length in tokens.
 
     Raises:
         ValueError: The task has not so many, or its words are not single tokens.
     """
-    if n < 1:
-        raise ValueError(f"n={n}; wanted at least 1")
+    n, seed = count("n", n), checked_seed(seed)
     words = _Words(tokenizer_of(model))
     found = _of_one_length(task, words, n=n, seed=seed, split=split, name=tokenizer_name(model))
     contrast = Contrast.of(

@@ -4,6 +4,7 @@ TransformerLens' own `to_tokens` pads prompts of unequal length and adds BOS by 
 here nothing is padded, and BOS is added by the caller who asked for it.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "tokenizer_name",
     "tokenizer_of",
     "vocabulary_size",
+    "warn_of_unknown",
 ]
 
 
@@ -89,6 +91,30 @@ def check_text(text: str, *, what: str) -> None:
             f"{what}={text!r} holds a NUL at {text.index(chr(0))}; wanted a text without, which "
             "results can be saved with"
         )
+
+
+def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> None:
+    """Warn of words in a prompt that the tokenizer does not know: the model does not see them.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: The prompt.
+        ids: Its tokens, without any that were added.
+
+    Warns:
+        UserWarning: There are some; they are named.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    # Where one token is both, it may be written out as the one that ends a text.
+    if unknown is None or ids.count(unknown) <= text.count(str(tokenizer.unk_token)):
+        return
+    lost = [word for word in text.split() if unknown in encode(tokenizer, word)]
+    named = ", ".join(map(repr, dict.fromkeys(lost))) or repr(text)
+    warnings.warn(
+        f"tokenizer={tokenizer_name(tokenizer)!r} does not know {named}, which the model reads as "
+        f"{tokenizer.unk_token!r}",
+        stacklevel=2,
+    )
 
 
 def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlp_interp.checkpoint import whole_file
 from mlp_interp.models import fingerprint
+from mlp_interp.models.indices import count
 from mlp_interp.models.protocol import Model
 from mlp_interp.report.content import compute
 from mlp_interp.report.page import render
@@ -82,6 +83,8 @@ def build(
         raise ValueError(f"out must end in .html, got {str(out)!r}")
     if not page.absolute().parent.is_dir():
         raise ValueError(f"out must lie in a folder that exists, got {str(out)!r}")
+    for name, number in (("prompts", prompts), ("batch_size", batch_size)):
+        count(name, number, least=0)
     if prompts < 1 or batch_size < 1:
         raise ValueError(f"prompts and batch_size must be positive, got {prompts}, {batch_size}")
     # Numbers depend on what is measured, not on how many sequences go through at once.

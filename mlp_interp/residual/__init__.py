@@ -6,6 +6,7 @@ from mlp_interp.residual._decompose import components as components
 from mlp_interp.residual._decompose import decompose as decompose
 from mlp_interp.residual._decompose import needed as needed
 from mlp_interp.residual._norms import norms as norms
+from mlp_interp.residual.edited import told_by as told_by
 from mlp_interp.residual.layout import Layout as Layout
 from mlp_interp.residual.parts import Part as Part
 from mlp_interp.residual.parts import Stand as Stand

@@ -1,6 +1,8 @@
 """From an activation cache to the named components that sum to a residual stream."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -9,9 +11,22 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, check_cached
+from mlp_interp.models.indices import distinct
+from mlp_interp.models.origin import check_origin
 from mlp_interp.models.padding import Padding, padding_in, places
 from mlp_interp.models.protocol import Cache, Model
+from mlp_interp.models.remember import has_hooks
+from mlp_interp.models.slices import check_whole
 from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.residual.edited import (
+    adds_up,
+    between,
+    check_units,
+    outputs_of,
+    streams_of,
+    told_by,
+    written_by_edits,
+)
 from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
 from mlp_interp.residual.stream import LEVELS, Level, Residual
@@ -34,7 +49,10 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    return [site.hook_name for site in _read(runs, _stream(weights, layer))]
+    sites = _read(runs, _stream(weights, layer))
+    if has_hooks(model):  # what they write is told by these
+        sites += [*outputs_of(layer), *streams_of(weights, layer)]
+    return list(dict.fromkeys(site.hook_name for site in sites))
 
 
 @torch.no_grad()
@@ -52,8 +70,7 @@ def cache_for(
 
     Returns:
         The model's `ActivationCache`, with the tokens under the key ``"tokens"`` so that losses can
-        be computed from it. Texts begin at position 0; where there is padding, ``"attention_mask"``
-        says where.
+        be computed from it. Texts begin at position 0; ``"attention_mask"`` says where they end.
 
     Raises:
         ValueError: Unknown level, or tokens that the model cannot take.
@@ -67,8 +84,9 @@ def cache_for(
     ran = weights.checked(texts.tokens)
     _, cache = model.run_with_cache(ran, names_filter=needed(model, level=level))
     cache.cache_dict["tokens"] = ran
-    if texts.real is not None:
-        cache.cache_dict["attention_mask"] = texts.real.to(ran)
+    # Also where nothing is padding, for a text may end in what pads others.
+    real = torch.ones_like(ran) if texts.real is None else texts.real.to(ran)
+    cache.cache_dict["attention_mask"] = real
     return cache
 
 
@@ -87,8 +105,9 @@ def decompose(
     At level ``"component"`` these are the embedding(s) and every layer's whole attention and MLP
     output, biases inside, as TransformerLens caches them and as ablating them removes them. Level
     ``"head"`` splits the attention outputs into heads and the bias ``3.b_O``; level ``"neuron"``
-    splits the MLP outputs too, into neurons and the bias ``3.b_out``. At every level the components
-    sum to the stream (`Residual.error`).
+    splits the MLP outputs too, into neurons and the bias ``3.b_out``. Where the stream was edited,
+    as by `steer`, what the edit wrote is a component of its own, such as ``edit:3.resid_post``. At
+    every level the components sum to the stream (`Residual.error`).
 
     Args:
         model: The model the cache was made with.
@@ -104,7 +123,9 @@ def decompose(
 
     Raises:
         ValueError: Unknown level, layer or position; missing cache entries (the text says which
-            ``names_filter`` to use); NaN in the stream; a mask that fits no texts.
+            ``names_filter`` to use); NaN in the stream; a mask that fits no texts; heads or neurons
+            that do not sum to what their block wrote, because that was edited or the cache is of
+            another model.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
@@ -127,7 +148,10 @@ def decompose(
     padding = padding_in(
         weights, cache, _shape(weights, cache, layer), attention_mask=attention_mask
     )
-    return _collect(weights, cache, runs, layer, positions, level, padding)
+    residual = _collect(weights, cache, runs, layer, positions, level, padding)
+    if adds_up(residual.parts, residual.total):
+        return residual
+    return _with_edits(weights, cache, residual, layer, level)
 
 
 @torch.no_grad()
@@ -155,10 +179,12 @@ def components(
         need not sum to it.
 
     Raises:
-        ValueError: As `decompose`; also for a label that is no component of this model.
+        ValueError: As `decompose`; also for a label that is no component of this model, and, where
+            hooks are on it, for a cache without the outputs that heads or neurons are part of.
     """
     weights = Weights.of(model)
     parsed = [site_of(site, argument="sites") for site in sites]
+    distinct("sites", [site.label for site in parsed])
     for site in parsed:
         check_site(weights, site)
     # Parts hold neighbours of one kind, so bring those of one layer and kind together.
@@ -167,9 +193,43 @@ def components(
     runs = [(whole, tuple(sites)) for whole, sites in grouped]
     layer = weights.n_layers
     _check(weights, cache, runs, layer, "selected")
+    wholes = [whole for whole, _ in runs]
+    check_cached(cache, told_by(weights, wholes))
+    check_units(weights, cache, wholes, partial(_at, cache, positions=None))
     shape = _shape(weights, cache, layer)
     padding = padding_in(weights, cache, shape, attention_mask=attention_mask, tokens=tokens)
     return _collect(weights, cache, runs, layer, positions, "selected", padding)
+
+
+def _with_edits(
+    weights: Weights, cache: Cache, residual: Residual, layer: int, level: Level
+) -> Residual:
+    """The same with what edits wrote to the stream.
+
+    Raises:
+        ValueError: The cache does not tell it, or heads or neurons are not what their block wrote.
+    """
+    at = partial(_at, cache, positions=residual.positions)
+    wanted = [*between(weights, layer), *streams_of(weights, layer)]
+    names = [*needed(weights.model, level=level), *(site.hook_name for site in wanted)]
+    check_cached(
+        cache,
+        between(weights, layer),
+        f"names_filter={list(dict.fromkeys(names))}: components do not sum to the stream, as where "
+        "it was edited, and these tell what an edit wrote",
+    )
+    check_units(weights, cache, [part.sites[0].whole for part in residual.parts], at)
+    written = written_by_edits(weights, cache, layer, at)
+    parts = {part.sites[0].whole: part for part in residual.parts}
+    parts |= {site: Dense((site,), x.unsqueeze(2)) for site, x in written.items()}
+    runs = Layout.of(weights, level, layer, edits=tuple(written)).runs()
+    found = replace(residual, parts=tuple(parts[whole] for whole, _ in runs))
+    if not adds_up(found.parts, found.total):
+        raise ValueError(
+            f"cache: components do not sum to the stream, by {found.error():.1e}; wanted the cache "
+            "of one pass of this model"
+        )
+    return found
 
 
 def _check(
@@ -184,6 +244,8 @@ def _check(
         f"level={level!r})"
     )
     check_cached(cache, _read(runs, _stream(weights, layer)), how if level in LEVELS else None)
+    check_origin(weights, cache)
+    check_whole(weights, cache, _shape(weights, cache, layer)[1])
 
 
 def _shape(weights: Weights, cache: Cache, layer: int) -> tuple[int, int]:
@@ -282,9 +344,11 @@ def _checked_layer(weights: Weights, layer: int | None) -> int:
     return layer
 
 
-def _at(cache: Cache, site: Site, positions: tuple[int, ...]) -> Tensor:
-    """A cached activation at some positions, ``[batch, pos, ...]``."""
+def _at(cache: Cache, site: Site, positions: tuple[int, ...] | None) -> Tensor:
+    """A cached activation at some positions, or all, ``[batch, pos, ...]``."""
     value = cached(cache, site)
+    if positions is None:
+        return value
     if len(positions) == 1:  # a view
         return value[:, positions[0] : positions[0] + 1]
     whole = positions == tuple(range(value.shape[1]))

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.models.indices import count
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -64,8 +65,7 @@ def norms(
         >>> result.norm.sel(component="0.mlp", stat="median").item() > 0
         True
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+    batch_size = count("batch_size", batch_size)
     texts = padded_texts(model, corpus, attention_mask)
     weights, forward = Weights.of(model), forward_of(model)
     tokens = weights.checked(texts.tokens)

@@ -54,10 +54,18 @@ class Layout:
     heads: int
     neurons: int
     pos_embed: bool
+    edits: tuple[Site, ...] = ()
 
     @classmethod
-    def of(cls, weights: Weights, level: str, layers: int | None = None) -> "Layout":
-        """The layout of the stream after so many layers (None: all of them).
+    def of(
+        cls,
+        weights: Weights,
+        level: str,
+        layers: int | None = None,
+        *,
+        edits: tuple[Site, ...] = (),
+    ) -> "Layout":
+        """The layout of the stream after so many layers (None: all of them), and after edits.
 
         Raises:
             ValueError: Unknown level.
@@ -65,7 +73,7 @@ class Layout:
         if level not in LEVELS:
             raise ValueError(f"level={level!r}; wanted one of {', '.join(map(repr, LEVELS))}")
         layers = weights.n_layers if layers is None else layers
-        return cls(level, layers, weights.n_heads, weights.d_mlp, weights.has_pos_embed)
+        return cls(level, layers, weights.n_heads, weights.d_mlp, weights.has_pos_embed, edits)
 
     def runs(self) -> tuple[tuple[Site, Sequence[Site]], ...]:
         """Places in the model, in the order in which they write, each with its components."""
@@ -90,8 +98,12 @@ def _runs(layout: Layout) -> tuple[tuple[Site, Sequence[Site]], ...]:
         site = Site(name, layer)
         return site, Units(site, count)
 
+    def edits(name: str, layer: int) -> list[tuple[Site, Sequence[Site]]]:
+        return [alone(name, layer)] if Site(name, layer) in layout.edits else []
+
     runs = [alone("embed")] + ([alone("pos_embed")] if layout.pos_embed else [])
     for layer in range(layout.layers):
+        runs += edits("edit:resid_pre", layer)
         if layout.level == "component":
             runs.append(alone("attn_out", layer))
         else:
@@ -100,7 +112,8 @@ def _runs(layout: Layout) -> tuple[tuple[Site, Sequence[Site]], ...]:
             runs += [units("post", layer, layout.neurons), alone("b_out", layer)]
         else:
             runs.append(alone("mlp_out", layer))
-    return tuple(runs)
+        runs += edits("edit:resid_post", layer)
+    return (*runs, *edits("edit:resid_pre", layout.layers))
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.padding import places
 from mlp_interp.residual.parts import Part, Stand
-from mlp_interp.sites import Site
+from mlp_interp.sites import EDITED, Site
 
 __all__ = ["LEVELS", "Level", "Residual"]
 
@@ -27,7 +27,8 @@ class Residual:
     """One residual stream as a sum of named components.
 
     Components come in the order in which they are written: the embeddings, then for each layer the
-    attention's, then the MLP's. Made by `decompose`.
+    attention's, then the MLP's; what edits wrote (``edit:3.resid_post``) stands where they did.
+    Made by `decompose`.
 
     Attributes:
         parts: The components, grouped by kind; see `mlp_interp.residual.parts`.
@@ -52,6 +53,12 @@ class Residual:
     def sites(self) -> tuple[Site, ...]:
         """The components' sites, in order."""
         return tuple(site for part in self.parts for site in part.sites)
+
+    @property
+    def edits(self) -> tuple[Site, ...]:
+        """The components that edits wrote, in order."""
+        firsts = (part.sites[0] for part in self.parts)
+        return tuple(site for site in firsts if site.name in EDITED)
 
     @property
     def labels(self) -> list[str]:

@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.edits.applying import Applier, Fired, check_where, confined
-from mlp_interp.edits.edit import Edit
+from mlp_interp.edits.edit import Edit, edits_of
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import KVCache
+from mlp_interp.models.indices import count
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.reached import check_reached
 from mlp_interp.models.stream import check_stream
 from mlp_interp.models.unembed import Unembed
 
@@ -65,12 +67,12 @@ class Sampling:
         ValueError: One of them is out of range.
     """
 
-    def __init__(self, temperature: float | int, top_k: int | None, seed: Any, rows: int) -> None:
+    def __init__(self, temperature: float | int, top_k: Any, seed: Any, rows: int) -> None:
         """Check the options."""
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature={temperature}; wanted a number from 0")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}; wanted at least 1, or None")
+        if top_k is not None:
+            top_k = count("top_k", top_k, hint=", or None")
         pairs = _seeds(seed, rows)
         self._temperature, self._top_k = temperature, top_k
         self._generators = [_stream(*pair) for pair in pairs] if temperature else []
@@ -115,15 +117,15 @@ def generate(
     unembed: Unembed,
     tokens: Int[Tensor, "batch pos"],
     *,
-    edits: Sequence[Edit],
+    edits: Edit | Sequence[Edit],
     where: str,
-    max_new_tokens: int,
+    max_new_tokens: Any,
     sampling: Sampling,
     eos: int | Literal["model"] | None,
     use_cache: bool,
 ) -> Generation:
     """Continue prompts; see `Runner.generate`."""
-    weights = forward.weights
+    weights, edits = forward.weights, edits_of(edits)
     check_where(where)
     batch, prompt = tokens.shape
     check_room(prompt, max_new_tokens, int(weights.model.cfg.n_ctx))
@@ -134,6 +136,8 @@ def generate(
         _check_new(edits)
     edits = [confined(edit, where, prompt, longest) for edit in edits]
     applier = Applier(edits, weights, (batch, prompt), longest=longest)
+    if not isinstance(forward, Forward):
+        check_reached(weights, (edit.site for edit in edits))
     step = _stepper(forward, applier, use_cache)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
@@ -196,14 +200,13 @@ def _check_new(edits: Sequence[Edit]) -> None:
             )
 
 
-def check_room(prompt: int, new: int, context: int) -> None:
+def check_room(prompt: int, new: Any, context: int) -> None:
     """Refuse new tokens for which there is no room after a prompt.
 
     Raises:
         ValueError: There are none, no prompt, or more than the context holds.
     """
-    if new < 1:
-        raise ValueError(f"max_new_tokens={new}; wanted at least 1")
+    count("max_new_tokens", new)
     if prompt < 1:
         raise ValueError("tokens have no positions; wanted prompts of at least one token")
     if prompt + new > context:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Fired
+from mlp_interp.edits import Edit, Fired, edits_of
 from mlp_interp.edits.applying import Applier
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.indices import indices
@@ -116,7 +116,7 @@ class Run(Mapping[str, Tensor]):
         tokens: Int[Tensor, "batch pos"],
         *,
         sites: Collection[Site] = (),
-        edits: Sequence[Edit] = (),
+        edits: Edit | Sequence[Edit] = (),
         embedded: Float[Tensor, "batch pos d_model"] | None = None,
         attention: bool = False,
     ) -> "Run":
@@ -134,7 +134,7 @@ class Run(Mapping[str, Tensor]):
             ValueError: A site cannot be kept, an edit does not fit this model and these tokens, or
                 without edits the final stream is not finite.
         """
-        shape = (tokens.shape[0], tokens.shape[1])
+        edits, shape = edits_of(edits), (tokens.shape[0], tokens.shape[1])
         recorder = Recorder(forward, shape, sites, edits, attention=attention)
         if embedded is None:
             embedded = forward.embed(tokens, observe=recorder)
@@ -142,16 +142,16 @@ class Run(Mapping[str, Tensor]):
         if not edits:  # which may be there to break something
             check_stream(streams[-1])
         fired, heads = recorder.applier.fired, recorder.attention()
-        return cls(forward, tokens, streams, recorder.kept, tuple(edits), fired, False, heads)
+        return cls(forward, tokens, streams, recorder.kept, edits, fired, False, heads)
 
     @torch.no_grad()
-    def edited(self, edits: Sequence[Edit], *, sites: Sequence[Site] | None = None) -> "Run":
+    def edited(self, edits: Edit | Sequence[Edit], *, sites: Sequence[Site] | None = None) -> "Run":
         """The run of the same tokens with `edits` on top of those in force, in the order given.
 
         Only blocks from the first newly edited one on are run; what lies below is shared.
 
         Args:
-            edits: What to do on the way.
+            edits: What to do on the way: an edit, or several.
             sites: Which activations to keep; None for those that this run keeps.
 
         Raises:
@@ -167,6 +167,7 @@ class Run(Mapping[str, Tensor]):
             >>> without.fired[0].times, without.streams[2] is clean.streams[2]
             (1, True)
         """
+        edits = edits_of(edits)
         if not edits:
             return self
         if self.foreign:

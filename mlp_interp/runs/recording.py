@@ -9,6 +9,7 @@ from mlp_interp.edits import Edit
 from mlp_interp.edits.applying import Applier
 from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.models import Forward, HookForward, Weights
+from mlp_interp.models.reached import check_reached
 from mlp_interp.runs.attention import Attention
 from mlp_interp.sites import HEADS, Site
 
@@ -43,6 +44,8 @@ class Recorder:
         """
         self.forward = forward
         self.applier = Applier(edits, forward.weights, shape)
+        if not isinstance(forward, Forward):
+            check_reached(forward.weights, (edit.site for edit in edits))
         self.wanted = _wanted(forward.weights, sites, edits)
         self.streams: list[Tensor] = []
         self.kept: dict[Site, Tensor] = {}

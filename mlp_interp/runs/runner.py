@@ -15,7 +15,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, did_you_mean
 
 __all__ = ["Runner", "kept_sites", "run"]
 
@@ -28,7 +28,7 @@ def run(
     tokens: Int[Tensor, "batch pos"],
     *,
     sites: Site | str | Sequence[Site | str] = "all",
-    edits: Sequence[Edit] = (),
+    edits: Edit | Sequence[Edit] = (),
 ) -> Run:
     """Run a model, with edits or without, and record what its places held.
 
@@ -80,7 +80,17 @@ def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> li
 def _site(one: Site | str) -> Site:
     if isinstance(one, Site):
         return one
-    return Site.of_hook(one) if "hook_" in one else Site.parse(one)
+    if "hook_" in one:
+        return Site.of_hook(one)
+    try:
+        return Site.parse(one)
+    except ValueError as error:
+        if any(letter in one for letter in ".0123456789"):
+            raise
+        raise ValueError(
+            f"sites={one!r}{did_you_mean(one, EDITABLE)}; wanted 'all', a name such as 'post' for "
+            "all layers, or a label such as '3.mlp'"
+        ) from error
 
 
 class Runner:
@@ -123,7 +133,7 @@ class Runner:
         tokens: Int[Tensor, "batch pos"],
         *,
         sites: Site | str | Sequence[Site | str] = (),
-        edits: Sequence[Edit] = (),
+        edits: Edit | Sequence[Edit] = (),
     ) -> Run:
         """Run tokens, with edits or without; keep every block's input, and what is at `sites`.
 
@@ -149,7 +159,9 @@ class Runner:
         return Run.record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=edits)
 
     @torch.no_grad()
-    def edited(self, clean: Run, edits: Sequence[Edit]) -> Float[Tensor, "batch pos d_model"]:
+    def edited(
+        self, clean: Run, edits: Edit | Sequence[Edit]
+    ) -> Float[Tensor, "batch pos d_model"]:
         """The final stream of the same tokens with `edits` applied, in the order given.
 
         Starts at the first edited block: everything below is as in the clean run. For what each
@@ -165,7 +177,7 @@ class Runner:
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        edits: Sequence[Edit] = (),
+        edits: Edit | Sequence[Edit] = (),
         where: Where = "all",
         max_new_tokens: int = 20,
         temperature: float | int = 0.0,

@@ -2,17 +2,18 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from mlp_interp.edits import Edit, Fired
+from mlp_interp.edits import Edit, Fired, edits_of
 from mlp_interp.edits.applying import Applier, Where, check_where, confined, whole_shape
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.reached import check_reached
 from mlp_interp.runs.generation import generating
 from mlp_interp.sites import Site
 
@@ -81,7 +82,7 @@ def steer(
         (False, True)
     """
     check_where(where)
-    steering = Steering(model, (edits,) if isinstance(edits, Edit) else tuple(edits), where)
+    steering = Steering(model, edits, where)
     with ExitStack() as stack:
         before = _hooks_on(model)
         stack.enter_context(model.hooks(fwd_hooks=steering.hooks()))
@@ -120,15 +121,14 @@ class Steering:
         where: Which part of a text they are kept to.
     """
 
-    def __init__(self, model: Model, edits: Sequence[Any], where: str) -> None:
+    def __init__(self, model: Model, edits: Any, where: str) -> None:
         """Check what can be checked before there is a text."""
-        self.edits: tuple[Edit, ...] = tuple(edits)
+        self.edits = edits_of(edits)
         self.where = where
         self._weights = Weights.of(model)
-        for n, edit in enumerate(self.edits):
-            if not isinstance(edit, Edit):
-                raise ValueError(f"edits[{n}]={edit!r}; wanted an Edit")
+        for edit in self.edits:
             whole_shape(edit, self._weights, (1, 1))
+        check_reached(self._weights, (edit.site for edit in self.edits))
         self._done = [(0, 0) for _ in self.edits]
         self._appliers: dict[tuple[int, int], Applier] = {}
         self._text: _Text | None = None

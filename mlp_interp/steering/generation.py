@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlp_interp.edits import Edit
+from mlp_interp.edits import Edit, edits_of
 from mlp_interp.edits.applying import Applier, check_where, confined
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import decode
@@ -84,8 +85,7 @@ class GenerationOptions:
         Sampling(self.temperature, self.top_k, self.seed, 1)
         check_where(self.where)
         for name in ("n", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; wanted at least 1")
+            object.__setattr__(self, name, count(name, getattr(self, name)))
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
                 f"n={self.n} with temperature=0, where all samples are the same; wanted n=1 or a "
@@ -113,8 +113,7 @@ class Continuing:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}; wanted at least 1")
+        count("batch_size", self.batch_size)
 
     def seeds(self, texts: Texts) -> list[list[int]]:
         """A seed for every prompt and sample.
@@ -206,12 +205,10 @@ def check_edits(edits: Any) -> tuple[Edit, ...]:
     Raises:
         ValueError: There are none, one is no edit, or its value has an axis of prompts.
     """
-    listed = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    listed = edits_of(edits)
     if not listed:
         raise ValueError("edits is empty; wanted at least one edit to compare with none")
     for n, edit in enumerate(listed):
-        if not isinstance(edit, Edit):
-            raise ValueError(f"edits[{n}]={edit!r}; wanted an Edit")
         if edit.prompts > 1:
             raise ValueError(
                 f"edits[{n}] at {edit.site.label!r} has values for {edit.prompts} prompts; "

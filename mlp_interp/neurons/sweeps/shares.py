@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
 from mlp_interp.corpus.reducers.base import add, mean_and_error_of_sums, pieces
+from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 from mlp_interp.results import single, to_numpy, variable
@@ -67,8 +68,7 @@ class UpdateShares(SiteReducer):
         check_choice("order", self.order, ("activation", "norm"))
         if not 0 < self.level < 1:
             raise ValueError(f"level={self.level}; wanted a cosine between 0 and 1")
-        if self.sample < 1:
-            raise ValueError(f"sample={self.sample}; wanted at least 1")
+        count("sample", self.sample)
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """As `SiteReducer`."""

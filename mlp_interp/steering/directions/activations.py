@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, forward_of
 from mlp_interp.models.caches import cached
-from mlp_interp.models.indices import index
+from mlp_interp.models.indices import count, index
 from mlp_interp.models.padding import padding_in
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
@@ -126,8 +126,7 @@ def check_reading(texts: Texts, positions: Any, batch_size: int, what: str) -> N
     Raises:
         ValueError: A position that a prompt has not, or another option out of range.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+    count("batch_size", batch_size)
     if isinstance(positions, int) and not -texts.shortest <= positions < texts.shortest:
         raise ValueError(
             f"positions={positions}, but a prompt of {what} has {texts.shortest} tokens"

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_seed
+
 __all__ = ["FewShot"]
 
 
@@ -80,6 +83,9 @@ class FewShot:
             ValueError: Fewer than ``shots + 1`` pairs, or all with one answer, or a line that does
                 not end in ``{y}`` and blanks, or an option out of range.
         """
+        for name, number in (("n", n), ("shots", shots)):
+            count(name, number, least=0)
+        checked_seed(seed)
         if n < 1 or shots < 2 or len(pairs) <= shots:
             raise ValueError(
                 f"n={n}, shots={shots} with {len(pairs)} pairs; wanted n from 1, shots from 2 (a "

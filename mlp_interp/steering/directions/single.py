@@ -6,6 +6,7 @@ import xarray as xr
 
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import index
+from mlp_interp.models.options import checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
 from mlp_interp.results import strings, to_numpy
@@ -190,7 +191,7 @@ def random_direction(like: xr.DataArray, *, seed: int) -> xr.DataArray:
     """
     if "norm" not in getattr(like, "coords", ()) or "site" not in like.attrs:
         raise ValueError("like has no norm or no site; wanted a direction of mlp_interp.steering")
-    drawn = np.random.default_rng(seed).standard_normal(like.shape)
+    drawn = np.random.default_rng(checked_seed(seed)).standard_normal(like.shape)
     length = np.linalg.norm(like.values, axis=-1, keepdims=True)
     values = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True) * length
     measured = [name for name in ("separation", "explained") if name in like.coords]

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mlp_interp.checkpoint import Checkpoint, Tensors
@@ -18,6 +19,7 @@ from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models.indices import integers
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.padding import Padded
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
@@ -173,7 +175,7 @@ def texts_in(
 @torch.no_grad()
 def costs(
     runner: Runner,
-    tokens: Int[Tensor, "sequence pos"],
+    texts: Padded,
     cells: Sequence[DoseCell],
     *,
     checkpoint: Checkpoint[Tensors],
@@ -187,10 +189,11 @@ def costs(
     """
     every = (CLEAN, *cells)
     pieces: list[list[Tensors]] = []
-    for number, rows in enumerate(tokens.split(batch_size)):
-
-        def compute(missing: list[DoseCell], rows: Tensor = rows) -> Iterator[Tensors]:
-            return _cost(runner, rows.to(runner.weights.device, torch.int64), missing)
+    for number, start in enumerate(range(0, len(texts.tokens), batch_size)):
+        part = slice(start, start + batch_size)
+        rows = texts.tokens[part].to(runner.weights.device, torch.int64)
+        real = None if texts.real is None else texts.real[part].to(rows.device)
+        compute = partial(_cost, runner, rows, real)
 
         names = [f"cost-{number:05d}-{cell.name}" for cell in every]
         pieces.append(checkpoint.fill(names, every, compute))
@@ -201,13 +204,18 @@ def costs(
     }
 
 
-def _cost(runner: Runner, rows: Tensor, cells: list[DoseCell]) -> Iterator[Tensors]:
+def _cost(
+    runner: Runner,
+    rows: Int[Tensor, "sequence pos"],
+    real: Bool[Tensor, "sequence pos"] | None,
+    cells: list[DoseCell],
+) -> Iterator[Tensors]:
     """Cost pieces of one batch, several cells at a time: its clean predictions are made once."""
     clean = runner.run(rows)
     if cells[0] is CLEAN:
-        loss = clean_loss(runner.unembed, clean.final, next_tokens(rows))
+        loss = clean_loss(runner.unembed, clean.final, next_tokens(rows, real))
         yield {"loss": loss.nanmean(-1).cpu()}
         cells = cells[1:]
-    for effects in edit_effects(runner, clean, (cell.everywhere for cell in cells)):
+    for effects in edit_effects(runner, clean, (cell.everywhere for cell in cells), real=real):
         for kl, loss in zip(effects.kl, effects.delta_loss, strict=True):
-            yield {"kl": kl.mean(-1).cpu(), "delta_loss": loss.nanmean(-1).cpu()}
+            yield {"kl": kl.nanmean(-1).cpu(), "delta_loss": loss.nanmean(-1).cpu()}

@@ -15,6 +15,7 @@ from mlp_interp.edits.applying import Applier
 from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
+from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.texts import Prompts, Texts, padded_texts, texts_of, texts_of_side
@@ -69,7 +70,8 @@ def dose_response(
         layers: Which of the direction's layers, each alone; None for all.
         positions: Which positions of a prompt and its text, as in `Edit`; None for all.
         action: ``"add"``; or ``"project_out"``, where coefficient 1 is projected out.
-        corpus: Held-out text for the cost, a `Corpus` or tokens ``[sequence, pos]``; None for no
+        corpus: Held-out text for the cost, a `Corpus`, tokens ``[sequence, pos]``, padded or not,
+            or texts; None for no
             cost, and then no useful range.
         limit_perplexity: The cost is within its limits up to this ratio of the perplexities,
             steered by clean. None for 1.5, or for no such limit where there is a `limit_kl`.
@@ -123,13 +125,15 @@ def dose_response(
     score = {name: m for name, m in metrics.items() if isinstance(m, TextScore)}
     how, where = Continuing(generation, sweep.batch_size), generation.where
     _check_prompts(runner.weights, texts, grid.cells(), read, how if score else None, where)
-    tokens, data = _corpus(runner.weights, corpus, grid.cells())
+    held_out = _corpus(runner.weights, corpus, grid.cells())
+    tokens, lengths = held_out.tokens, held_out.lengths
     limits = Limits.of(limit_perplexity, limit_kl, costed=corpus is not None)
     options = {
         "prompts": [list(row) for row in texts.rows],
         "direction": grid.digest(),
         "positions": grid.positions,
         "action": action,
+        **({} if lengths is None else {"lengths": lengths.tolist()}),
         "read": [list(metric.positions) for metric in read.values()],
         "how": [asdict(how), generation.end(model)] if score else [where, sweep.batch_size],
     }
@@ -147,7 +151,7 @@ def dose_response(
         cost = None
         if len(tokens):
             cost = costs(
-                runner, tokens, cells[1:], checkpoint=checkpoint, batch_size=how.batch_size
+                runner, held_out, cells[1:], checkpoint=checkpoint, batch_size=how.batch_size
             )
     values |= scores
     return dose_result(
@@ -160,7 +164,7 @@ def dose_response(
         limits=limits,
         attrs={
             **describe(model),
-            **data,
+            **held_out.attrs,
             "where": where,
             "seed": generation.seed,
             "temperature": float(generation.temperature),
@@ -196,19 +200,14 @@ def _check_prompts(
             how.check(weights, texts, cell.edits)
 
 
-def _corpus(
-    weights: Weights, corpus: Any, cells: Sequence[DoseCell]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Tokens of the corpus, none if there is none, and what is said of them."""
+def _corpus(weights: Weights, corpus: Any, cells: Sequence[DoseCell]) -> Padded:
+    """The corpus, of no tokens if there is none."""
     if corpus is None:
-        return torch.zeros(0, 2, dtype=torch.long), {"data": "no corpus"}
+        return Padded(torch.zeros(0, 2, dtype=torch.long), None, {"data": "no corpus"})
     texts = padded_texts(weights.model, corpus)
-    if texts.padding is not None:
-        raise ValueError(f"corpus={texts.padding}; wanted texts of one length")
-    tokens, data = texts.tokens, texts.attrs
-    if tokens.shape[1] < 2:
-        raise ValueError(f"corpus has sequences of {tokens.shape[1]} token; wanted at least 2")
-    weights.checked(tokens)
+    if texts.shortest < 2:
+        raise ValueError(f"corpus has sequences of {texts.shortest} token; wanted at least 2")
+    weights.checked(texts.tokens)
     for cell in cells:
-        Applier(cell.everywhere, weights, (1, tokens.shape[1]))
-    return tokens, data
+        Applier(cell.everywhere, weights, (1, texts.tokens.shape[1]))
+    return texts
