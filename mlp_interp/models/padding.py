@@ -181,7 +181,8 @@ def padding_in(
     """
     names = {*cache}
     if attention_mask is None and "attention_mask" in names:
-        attention_mask = cache["attention_mask"]
+        kept = cache["attention_mask"]
+        attention_mask = kept[None] if kept.ndim == 1 else kept  # the batch axis may be taken off
     tokenizer = getattr(weights.model, "tokenizer", None)
     tokens = cached_tokens(cache) if tokens is None else tokens
     embed, pad = Site("embed"), getattr(tokenizer, "pad_token_id", None)
