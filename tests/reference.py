@@ -114,8 +114,9 @@ def counted(tokens: Tensor, first: int = 1, bos: int = 0) -> list[list[int]]:
     ]
 
 
-def loss(clean: Tensor, tokens: Tensor, counted: list[list[int]]) -> Tensor:
-    """Loss per sequence, nats per token, of predictions at positions that count."""
+def loss(clean: Tensor, tokens: Tensor, counted: list[list[int]] | None = None) -> Tensor:
+    """Loss per sequence, nats per token, of predictions at positions that count; None for all."""
+    counted = [[*range(len(row))] for row in tokens] if counted is None else counted
     found = []
     for logits, row, places in zip(clean.double(), tokens.tolist(), counted, strict=True):
         logs = logits.log_softmax(-1)

@@ -30,6 +30,8 @@ class Slow:
         self.base, self.source = (reference.full_cache(model, tokens) for tokens in order)
         self.n_layers = model.cfg.n_layers
         self.first_passes = {}
+        # What neurons read; gated ones read twice.
+        self.of_mlp = ["hook_pre", "hook_pre_linear"] if model.cfg.gated_mlp else ["hook_pre"]
 
     def metric(self, logits):
         rows = torch.arange(len(logits))
@@ -111,14 +113,14 @@ class Slow:
                 kind = "H" if "H" in stem else "N"
                 layer, unit = (int(x) for x in stem.split(kind))
                 if kind == "N":
-                    found.append((f"blocks.{layer}.mlp.hook_pre", unit))
+                    found += [(f"blocks.{layer}.mlp.{x}", unit) for x in self.of_mlp]
                 else:
                     names = [name] if name else "qkv"
                     found += [(f"blocks.{layer}.attn.hook_{x}", unit) for x in names]
             else:
                 layer, name = label.split(".")
                 if name == "mlp":
-                    found.append((f"blocks.{layer}.mlp.hook_pre", slice(None)))
+                    found += [(f"blocks.{layer}.mlp.{x}", slice(None)) for x in self.of_mlp]
                 else:
                     names = "qkv" if name == "attn" else name
                     found += [(f"blocks.{layer}.attn.hook_{x}", slice(None)) for x in names]
@@ -153,7 +155,8 @@ class Slow:
 
                 return hook
 
-            parts = [*(f"attn.hook_{name}" for name in "qkv"), "mlp.hook_pre", "hook_resid_post"]
+            parts = [f"attn.hook_{name}" for name in "qkv"] + [f"mlp.{x}" for x in self.of_mlp]
+            parts.append("hook_resid_post")
             names = [f"blocks.{layer}.{x}" for layer in range(self.n_layers) for x in parts]
             hooks = self.sending(senders, freeze, where)
             self.run(hooks | {name: recording(name) for name in names})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mlp_interp.metrics import LogitChange, excess, kl_from_change, rows_for
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.unembed import Unembed
 
 
@@ -13,7 +14,7 @@ def a_readout(d_model=16, d_vocab=200, spread=1.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     weight = spread * torch.randn(d_model, d_vocab, generator=generator, dtype=torch.float64)
     bias = torch.randn(d_vocab, generator=generator, dtype=torch.float64)
-    return Unembed((weight - weight.mean(0)).to(dtype), bias.to(dtype), 1e-5)
+    return Unembed((weight - weight.mean(0)).to(dtype), bias.to(dtype), Norm("layer", 1e-5))
 
 
 def by_definition(logits, delta):
@@ -94,7 +95,7 @@ def test_changes_beyond_the_range_of_exp_are_right(size):
 def test_a_long_unlikely_direction_does_not_spoil_small_changes(size):
     """Bounds on the change are then large, and the formula for large changes would cancel."""
     weight = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 3000.0]])
-    unembed = Unembed(weight, torch.tensor([0.0, 0.0, -30.0]), 1e-5)
+    unembed = Unembed(weight, torch.tensor([0.0, 0.0, -30.0]), Norm("layer", 1e-5))
     clean = LogitChange.of(unembed, torch.zeros(1, 2), torch.tensor([0]))
     for i in range(40):
         a = size * (1 + i / 40)
@@ -108,7 +109,7 @@ def test_a_clean_probability_below_floats_range_is_not_lost():
     weight = torch.zeros(2, 3)
     weight[0] = torch.tensor([150.0, 0.0, 140.0])
     weight[1] = torch.tensor([0.0, 1.0, 0.0])
-    unembed = Unembed(weight, torch.zeros(3), 0.0)
+    unembed = Unembed(weight, torch.zeros(3), Norm("layer", 0.0))
     clean = LogitChange.of(unembed, torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
     assert clean.p[0, 1] == 0
     for rise in (100.0, 145.0, 200.0):

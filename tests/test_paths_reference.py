@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contrasts import CASES, contrast_of
+from contrasts import CASES, contrast_of, exactness
 from random_models import BACKENDS
 from reference_paths import EARLY, SETS, Slow, close
 
@@ -16,18 +16,29 @@ def test_every_value_is_that_of_three_hooked_passes(
     model = kind(architecture, backend, processing, torch.float64)
     contrast = contrast_of()
     slow = Slow(model, contrast, direction)
+    atol = exactness(architecture, backend)
+    sets, early = SETS, EARLY
+    if architecture == "llama":  # whose heads share keys and values
+        sets = {name: [x for x in labels if not _shared(x)] for name, labels in SETS.items()}
+        early = [label for label in EARLY if not _shared(label)]
     for freeze in ("all", "attention"):
         found = paths.path_patch(
-            model, contrast, senders=EARLY, receivers=SETS, direction=direction, freeze=freeze
+            model, contrast, senders=early, receivers=sets, direction=direction, freeze=freeze
         )
-        assert list(found.receiver.values) == list(SETS)
-        assert float(found.check_everything) < 1e-10
-        assert float(found.check_nothing) < 1e-10
-        for name, receivers in SETS.items():
-            for sender in EARLY:
+        assert list(found.receiver.values) == list(sets)
+        assert float(found.check_everything) < atol
+        assert float(found.check_nothing) < atol
+        for name, receivers in sets.items():
+            for sender in early:
                 expected = slow([sender], receivers, freeze)
-                close(found.raw.sel(receiver=name, sender=sender), expected)
-        close(found.clean if direction == "noising" else found.corrupted, slow.metric(slow.run({})))
+                close(found.raw.sel(receiver=name, sender=sender), expected, atol=atol)
+        own = found.clean if direction == "noising" else found.corrupted
+        close(own, slow.metric(slow.run({})), atol=atol)
+
+
+def _shared(label):
+    """Whether a label names single keys or values, or a head with its own."""
+    return label.endswith((".k", ".v")) or label == "L2H0"
 
 
 @pytest.mark.parametrize("architecture", ["parallel", "sequential"])

@@ -71,17 +71,26 @@ def shards(monkeypatch):
     return asked
 
 
-def test_activity_is_that_of_the_corpus(measured, cached):
-    """Against the activations of the whole corpus, behind the first token of each sequence."""
+@pytest.fixture(scope="module")
+def counts(corpus):
+    """All tokens but the first of each sequence, and BOS wherever it stands."""
+    tokens = torch.as_tensor(np.asarray(corpus.tokens))
+    counts = tokens != 0
+    counts[:, 0] = False
+    return counts
+
+
+def test_activity_is_that_of_the_corpus(measured, cached, counts):
+    """Against the activations of the whole corpus, at the tokens that count."""
     one = 1 / measured.activity.attrs["entries"]  # a value that rounding puts on zero's other side
     for layer in range(4):
         found = measured.activity.sel(layer=layer)
-        pre, post = (cached[Site(name, layer).hook_name][:, 1:] for name in ("pre", "post"))
-        active = (pre > 0).double().mean((0, 1))
+        pre, post = (cached[Site(name, layer).hook_name][counts] for name in ("pre", "post"))
+        active = (pre > 0).double().mean(0)
         np.testing.assert_allclose(found.fraction, active, rtol=0, atol=1.01 * one)
         np.testing.assert_array_equal(found.dead, found.fraction == 0)
-        np.testing.assert_allclose(found.greatest, pre.amax((0, 1)), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.mean_post, post.mean((0, 1)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.greatest, pre.amax(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.mean_post, post.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_parts_are_those_of_the_analyses(nano, corpus, measured):
@@ -102,13 +111,13 @@ def test_parts_are_those_of_the_analyses(nano, corpus, measured):
         assert [*promoted] == [*wanted["promoted_text"].values]
 
 
-def test_examples_are_the_largest_activations(nano, corpus, measured, cached):
+def test_examples_are_the_largest_activations(nano, corpus, measured, cached, counts):
     """Against the activations of the whole corpus, one by one."""
     found = measured.examples
     for n, label in enumerate(found["component"].values):
         site = Site.parse(str(label))
         post = cached[site.hook_name][..., site.neuron]
-        best = post[:, 1:].amax(1).sort(descending=True).values[:4]
+        best = post.masked_fill(~counts, -torch.inf).amax(1).sort(descending=True).values[:4]
         np.testing.assert_allclose(found["activation"].values[n], best, rtol=1e-4, atol=1e-5)
         for k in range(4):
             row, pos = int(found["sequence"][n, k]), int(found["pos"][n, k])
@@ -120,10 +129,10 @@ def test_examples_are_the_largest_activations(nano, corpus, measured, cached):
     assert (found["text"].values[beyond] == "").all()
 
 
-def test_table_of_layers_against_all_activations(measured, cached):
+def test_table_of_layers_against_all_activations(measured, cached, counts):
     for row in layers(measured):
-        fires = cached[Site("pre", row.layer).hook_name][:, 1:] > 0
-        fraction = fires.double().mean((0, 1)).numpy()
+        fires = cached[Site("pre", row.layer).hook_name][counts] > 0
+        fraction = fires.double().mean(0).numpy()
         assert row.fraction == pytest.approx(np.median(fraction), abs=1e-4)
         assert (row.low, row.high) == pytest.approx((*np.quantile(fraction, [0.1, 0.9]),), abs=1e-3)
         assert row.dead == (fraction == 0).sum()

@@ -70,8 +70,15 @@ class Projections:
 
     def to(self, device: torch.device) -> "Projections":
         """The same on a device."""
-        moved: Any = {k: x if x is None else x.to(device) for k, x in vars(self).items()}
-        return Projections(**moved)
+        return self._with(lambda x: x.to(device))
+
+    def outside_inference(self) -> "Projections":
+        """The same, of copies of matrices that were made in inference mode."""
+        return self._with(lambda x: x.clone() if x.is_inference() else x)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Projections":
+        changed: Any = {k: x if x is None else change(x) for k, x in vars(self).items()}
+        return Projections(**changed)
 
 
 def keep(_name: str, _layer: int, x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def remembered(model: Model, work_out: Callable[[], T]) -> T:
 
 def has_hooks(model: Model) -> bool:
     """Whether somebody has left hooks on the model's hook points."""
-    return any(getattr(module, "fwd_hooks", None) for module in model.modules())
+    modules = getattr(model, "modules", tuple)  # a portable copy has none
+    return any(getattr(module, "fwd_hooks", None) for module in modules())
 
 
 def hooked(model: Model, sites: Iterable[Site]) -> list[Site]:

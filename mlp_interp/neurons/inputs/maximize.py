@@ -1,6 +1,5 @@
 """The input that drives an activation highest."""
 
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -168,13 +167,7 @@ def _forward(model: Model, method: str) -> Forward | HookForward:
     forward = forward_of(model)
     if isinstance(forward, Forward):
         # Matrices folded in inference mode cannot be differentiated through; copies can.
-        blocks = [
-            replace(p, **{f.name: getattr(p, f.name).clone() for f in fields(p)})
-            if any(getattr(p, f.name).is_inference() for f in fields(p))
-            else p
-            for p in forward.blocks
-        ]
-        return Forward(forward.weights, blocks)
+        return Forward(forward.weights, [block.outside_inference() for block in forward.blocks])
     if method == "gradient":
         raise ValueError(
             f"method='gradient' on model={model.cfg.model_name!r}, which the lean forward does not "
