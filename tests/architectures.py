@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
-from random_models import VOCABULARY, quiet, randomise
+from random_models import HAS_HOOKED, VOCABULARY, quiet, randomise
 
 _SHARED = {"intermediate_size": 48, "num_key_value_heads": 2}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -25,6 +25,7 @@ class Architecture:
         engine: What its analyses run on, where they run.
         refused: Part of the error, where they do not.
         why: What the documentation says of that.
+        before_4: Whether that is so with TransformerLens 3 alone.
         causal: The end of its class's name.
         written: Whether there is a module that gives what an MLP writes, and no more.
     """
@@ -35,8 +36,14 @@ class Architecture:
     engine: str = "lean"
     refused: str = ""
     why: str = ""
+    before_4: bool = False
     causal: str = "ForCausalLM"
     written: bool = True
+
+    @property
+    def refusal(self) -> str:
+        """Part of the error with the installed library; empty where there is none."""
+        return "" if self.before_4 and not HAS_HOOKED else self.refused
 
     def source(self, seed: int = 0) -> Any:
         """A random Hugging Face model."""
@@ -111,7 +118,15 @@ ARCHITECTURES = [
         refused="is a 'cohere' model",
         why="TransformerLens computes something else than Hugging Face",
     ),
-    Architecture("Nemotron", "Nemotron", _SHARED, refused=_LOGITS, why="a LayerNorm of its own"),
+    Architecture(
+        "Nemotron",
+        "Nemotron",
+        _SHARED,
+        "hooks",
+        _LOGITS,
+        "TransformerLens 3 lacks its LayerNorm; with TransformerLens 4 as Gemma",
+        before_4=True,
+    ),
 ]
 
 

@@ -49,8 +49,8 @@ def without_mlp(source, model):
 
 def test_all_levels_are_hugging_faces(case):
     architecture, source, load = case
-    if architecture.refused:
-        with pytest.raises(ValueError, match=architecture.refused):
+    if architecture.refusal:
+        with pytest.raises(ValueError, match=architecture.refusal):
             mi.ablate_total(load(), TOKENS, ["0.mlp"])
         return
     loaded = load()
@@ -76,7 +76,7 @@ def test_all_levels_are_hugging_faces(case):
 
 def test_patches_and_gradients_are_the_same_by_hooks(case):
     architecture, _, load = case
-    if architecture.engine != "lean" or architecture.refused:
+    if architecture.engine != "lean" or architecture.refusal:
         pytest.skip("there is no lean forward pass to compare")
     loaded, contrast = load(), contrast_of(length=5)
     for sites in (["resid_pre", "mlp_out"], ["v"]):

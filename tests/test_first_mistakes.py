@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 from contrasts import contrast_of
-from random_models import build, unchecked
+from random_models import build, random_neox, unchecked
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +14,7 @@ from mlp_interp import (
     attribute_logits,
     attribution_patch,
     edge_attribution,
+    load_model,
     patch,
     path_patch,
     run,
@@ -32,9 +33,8 @@ def word_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
 
 
-def test_words_that_the_tokenizer_does_not_know_are_named(kind, monkeypatch):
-    model = kind()
-    monkeypatch.setattr(model, "tokenizer", word_tokenizer())
+def test_words_that_the_tokenizer_does_not_know_are_named():
+    model = load_model(random_neox(layers=1), tokenizer=word_tokenizer())
     with pytest.warns(UserWarning, match="does not know 'dog', 'flew', which the model reads as"):
         rows = texts_of(model, ["the cat sat", "the dog flew dog"], what="prompts").rows
     assert rows == ((1, 2, 3, 4), (1, 2, 0, 0, 0))

@@ -290,7 +290,8 @@ class Weights:
     def block(self, layer: int) -> Block:
         """The weights of one block."""
         block = self.model.blocks[layer]
-        ln1 = self._affine(block.ln1)
+        # Blocks that only normalise what they write (OLMo 2) may have none at all.
+        ln1 = self._affine(getattr(block, "ln1", None))
         gate, bias = (
             self.parameter(layer, name) if self.gated else None for name in ("W_gate", "b_gate")
         )
