@@ -103,11 +103,7 @@ def random_neox(
         bos_token_id=0,
         eos_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPTNeoXForCausalLM(config)
-        _randomise(model, spread)
-    return model.eval()
+    return _drawn(GPTNeoXForCausalLM, config, seed, spread)
 
 
 def random_llama(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> LlamaForCausalLM:
@@ -124,11 +120,7 @@ def random_llama(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> Llam
         bos_token_id=0,
         eos_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        _randomise(model, spread)
-    return model.eval()
+    return _drawn(LlamaForCausalLM, config, seed, spread)
 
 
 def random_gpt2(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> GPT2LMHeadModel:
@@ -142,9 +134,14 @@ def random_gpt2(*, layers: int = 3, seed: int = 0, spread: float = 0.3) -> GPT2L
         bos_token_id=0,
         eos_token_id=0,
     )
+    return _drawn(GPT2LMHeadModel, config, seed, spread)
+
+
+def _drawn(kind: Any, config: Any, seed: int, spread: float) -> Any:
+    """A model of a class, its weights from a seed; torch's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
+        model = kind(config)
         _randomise(model, spread)
     return model.eval()
 

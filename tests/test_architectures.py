@@ -1,13 +1,13 @@
 """Models that are not Pythias: right in all that they are let into, or refused by name."""
 
-import copy
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from architectures import Architecture
 from contrasts import contrast_of
-from random_models import HAS_HOOKED, VOCABULARY, hooked, quiet, randomise, tiny_tokenizer
+from random_models import HAS_HOOKED, VOCABULARY, hooked, tiny_tokenizer
 
 import mlp_interp as mi
 from mlp_interp.edits import Edit
@@ -18,31 +18,11 @@ from mlp_interp.sites import Site
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def bridge(family, seed=0, **options):
-    """A random Hugging Face model of a family in a `TransformerBridge`, weights as they are."""
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
-
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 64,
-    }
-    config, model = (getattr(transformers, f"{family}{kind}") for kind in ("Config", "ForCausalLM"))
-    with quiet(seed):
-        untouched = model(config(**{**sizes, **options})).eval()
-        randomise(untouched)
-        untouched.config.architectures = [model.__name__]
-        # The bridge puts modules of its own into what it is given.
-        source = copy.deepcopy(untouched)
-        source.set_attn_implementation("eager")
-        tokenizer = tiny_tokenizer()
-        tokenizer.bos_token = None
-        name = source.config.model_type
-        made = TransformerBridge.boot_transformers(name, hf_model=source, tokenizer=tokenizer)
-    return made.eval(), untouched
+def bridge(family, **options):
+    """A random model of a family in a `TransformerBridge`, weights as they are; and its source."""
+    source = Architecture(family, family, options).source()
+    loaded = mi.load_model(source, tokenizer=tiny_tokenizer(), backend="bridge", processing="raw")
+    return loaded, source
 
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="the library has no HookedTransformer")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlp_interp.models.families import FAMILIES, rotary_base
+from mlp_interp.models.families import HOOKED, rotary_base
 from mlp_interp.models.protocol import Model
 
 __all__ = ["boot_bridge", "boot_hooked"]
@@ -48,7 +48,7 @@ def boot_hooked(
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     hf = hf_model.config
-    family = FAMILIES[hf.model_type]
+    family = HOOKED[hf.model_type]
     with _quiet():
         options = family.options(hf)
         options["normalization_type"] += "Pre" if folded else ""

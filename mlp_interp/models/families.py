@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "beyond_hooked", "refuse_config", "rotary_base"]
-
-_BRIDGED = (
-    *("gpt2", "olmo", "phi", "phi3", "starcoder2", "stablelm", "gpt_neo", "gptj", "codegen"),
-    *("falcon", "opt", "bloom", "gemma", "gemma2", "olmo2", "granite", "nemotron"),
-)
+__all__ = ["FAMILIES", "HOOKED", "Family", "beyond_hooked", "refuse_config", "rotary_base"]
 
 _CONVERTERS = "transformer_lens.pretrained.weight_conversions"
 
@@ -22,18 +17,18 @@ class Family:
     Attributes:
         options: From a Hugging Face config to the options of its config that other families do not
             have alike.
-        converter: The library's own, as ``module.function``; None where it has none that is right.
+        converter: The library's own, as ``module.function``.
         centred: Whether its norms take the mean over ``d_model`` out, so that what writes to the
             stream can be centred.
     """
 
     options: Callable[[Any], dict[str, Any]]
-    converter: str | None
+    converter: str
     centred: bool = False
 
     def convert(self, hf_model: Any, cfg: Any) -> dict[str, Any]:
         """The weights as `HookedTransformer` names them."""
-        module, name = (self.converter or "").split(".")
+        module, name = self.converter.split(".")
         return getattr(import_module(f"{_CONVERTERS}.{module}"), name)(hf_model, cfg)
 
 
@@ -50,13 +45,12 @@ def _neox(hf: Any) -> dict[str, Any]:
 
 def _llama(hf: Any) -> dict[str, Any]:
     d_head = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-    shared = hf.num_key_value_heads
     return {
         "original_architecture": hf.architectures[0],
         "d_head": d_head,
         "eps": hf.rms_norm_eps,
-        # Its converters of Mistral and Qwen expect shared keys and values, be it one a head.
-        "n_key_value_heads": shared,
+        # The library's converters expect shared keys and values, be it one a head.
+        "n_key_value_heads": hf.num_key_value_heads,
         "gated_mlp": True,
         "final_rms": True,
         "rotary_dim": d_head,
@@ -64,16 +58,21 @@ def _llama(hf: Any) -> dict[str, Any]:
     }
 
 
-FAMILIES = {
+HOOKED = {
     "gpt_neox": Family(_neox, "neox.convert_neox_weights", centred=True),
     "llama": Family(_llama, "llama.convert_llama_weights"),
     "mistral": Family(_llama, "mistral.convert_mistral_weights"),
     "qwen2": Family(_llama, "qwen2.convert_qwen2_weights"),
-    "qwen3": Family(_llama, None),
-    # What the bridge computes as Hugging Face does, or what is refused by name once it is read.
-    **dict.fromkeys(_BRIDGED, Family(_llama, None)),
 }
-"""By the ``model_type`` of a config."""
+"""What `HookedTransformer` can be made of, by the ``model_type`` of a config."""
+
+# What the bridge computes as Hugging Face does, or what is refused by name once it is read.
+_BRIDGED = (
+    *("qwen3", "gpt2", "olmo", "phi", "phi3", "starcoder2", "stablelm", "gpt_neo", "gptj"),
+    *("codegen", "falcon", "opt", "bloom", "gemma", "gemma2", "olmo2", "granite", "nemotron"),
+)
+FAMILIES = (*HOOKED, *_BRIDGED)
+"""All that `load_model` takes, by the same names."""
 
 
 def refuse_config(config: Any, label: str) -> None:
@@ -86,7 +85,7 @@ def refuse_config(config: Any, label: str) -> None:
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"name={label!r} is a {config.model_type!r} model; wanted Pythia's architecture "
-            f"('gpt_neox') or one of {', '.join(map(repr, [*FAMILIES][1:]))}"
+            f"('gpt_neox') or one of {', '.join(map(repr, FAMILIES[1:]))}"
         )
     if config.model_type == "gpt_neox" and not getattr(config, "attention_bias", True):
         raise ValueError(
@@ -99,7 +98,7 @@ def beyond_hooked(config: Any) -> str | None:
     """What a config asks for and `HookedTransformer` does not compute; None if there is nothing."""
     from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 
-    if FAMILIES[config.model_type].converter is None:
+    if config.model_type not in HOOKED:
         return f"model_type={config.model_type!r}, which the library's HookedTransformer lacks"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
