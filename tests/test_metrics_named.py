@@ -18,6 +18,7 @@ def by_hand(name, logits, contrast, clean_logits):
         "logit_difference": logits[rows, answers] - logits[rows, foils],
         "logit": logits[rows, answers],
         "log_probability": log_p[rows, answers],
+        "answer_log_probability": log_p[rows, answers],
         "probability": p[rows, answers],
         "probability_difference": p[rows, answers] - p[rows, foils],
         "kl": (clean.exp() * (clean - log_p)).sum(-1),

@@ -266,9 +266,10 @@ def of(tokenizer, clean=CAT, corrupted=HELLO, answers=" cat", foils=" world", **
         ({"clean": "  "}, r"clean\[0\]='  '; wanted a prompt of at least one word"),
         ({"corrupted": "hello " + HELLO}, r"prompt 0: clean has 7 tokens and corrupted has 9"),
         ({"corrupted": "hello " + HELLO}, r"corrupted <\|endoftext\|>\|he\|llo\| the\| world"),
-        ({"answers": " catmat"}, r"answers\[0\]=' catmat' is 2 tokens \[' cat', 'mat'\]; wanted"),
-        ({"answers": "xyz"}, "wanted one known token$"),
-        ({"answers": "world"}, "wanted one known token; ' world', with a leading space, is one$"),
+        (
+            {"answers": "world"},
+            r"\['wor', 'ld'\]; wanted .*' world', with a leading space, is one$",
+        ),
         ({"foils": ""}, r"foils\[0\]='' is 0 tokens \[\]"),
         ({"foils": " cat"}, "prompt 0: answer and foil are the same token ' cat'"),
         ({"corrupted": CAT}, r"prompt 0: clean and corrupted are the same tokens '<\|endoftext"),

@@ -121,13 +121,14 @@ def attribution_patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
+    length = question.contrast.length
     plan = GradientPlan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
     estimates: dict[str, list[np.ndarray]] = {name: [] for name in sites}
     readings: list[Reading] = []
     for part in parts(question, plan):
         readings.append(part.reading)
         for name, values in _estimates(part, neuron_positions).items():
-            missing = contrast.length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
+            missing = length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
             estimates[name].append(_extended(values, missing))
     unit, weights = question.metric.unit, question.weights
     shared = weights.n_kv_heads < weights.n_heads
@@ -141,7 +142,7 @@ def attribution_patch(
             for name, values in estimates.items()
         }
         | both_runs(readings),
-        coords=question.coords(range(contrast.length)),
+        coords=question.coords(range(length)),
         attrs={
             **question.attrs(),
             "analysis": "attribution patching",

@@ -99,8 +99,10 @@ class Question:
             corrupted_tokens=weights.checked(contrast.corrupted_tokens),
         )
         chosen = metric_for(metric, contrast)
-        for _, part in contrast.by_length():
-            chosen.read(part.length)  # refuses positions that the prompts lack
+        if chosen.following is not None:
+            contrast = contrast.followed_by(chosen.following)
+        for rows, part in contrast.by_length():
+            chosen.of_prompts(rows).read(part.length)  # refuses positions that the prompts lack
         given = None
         if runs is not None:
             sides = contrast.clean_tokens, contrast.corrupted_tokens

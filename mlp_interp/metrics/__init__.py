@@ -8,11 +8,13 @@ from mlp_interp.metrics.change import excess as excess
 from mlp_interp.metrics.change import kl_from_change as kl_from_change
 from mlp_interp.metrics.change import rows_for as rows_for
 from mlp_interp.metrics.metric import KL as KL
+from mlp_interp.metrics.metric import Continuation as Continuation
 from mlp_interp.metrics.metric import Custom as Custom
 from mlp_interp.metrics.metric import Linear as Linear
 from mlp_interp.metrics.metric import Metric as Metric
 from mlp_interp.metrics.metric import Reader as Reader
 from mlp_interp.metrics.named import METRICS as METRICS
+from mlp_interp.metrics.named import answer_log_probability as answer_log_probability
 from mlp_interp.metrics.named import kl as kl
 from mlp_interp.metrics.named import log_probability as log_probability
 from mlp_interp.metrics.named import logit as logit

@@ -7,6 +7,7 @@ every position.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed, directions
 
-__all__ = ["KL", "Custom", "Linear", "Metric", "Reader"]
+__all__ = ["KL", "Continuation", "Custom", "Linear", "Metric", "Reader"]
 
 Reader = Callable[[Tensor, Tensor], Tensor]
 """From final streams ``[item, read, d_model]`` at the metric's positions, and the prompt of each
@@ -37,6 +38,11 @@ class Metric:
     name: str
     unit: str
     positions: tuple[int, ...] = (-1,)
+
+    @property
+    def following(self) -> tuple[tuple[int, ...], ...] | None:
+        """Tokens by prompt after which it is read, to be run with it; None for the prompts' own."""
+        return None
 
     def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
         """Prepare to read the metric from final streams of this model.
@@ -170,6 +176,56 @@ class _OfPrompts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continuation(Metric):
+    """Log-probability of several tokens after each prompt, each given those before it.
+
+    The prompts are run with these tokens after them, all but the last of them; it is read where
+    each is predicted. After shorter continuations fewer positions are read.
+
+    Attributes:
+        continuations: Token ids by prompt, at least one each.
+        positions: The last ones, as many as the longest has tokens: they cannot be chosen.
+    """
+
+    continuations: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.continuations or not all(self.continuations):
+            raise ValueError(
+                f"continuations={self.continuations}; wanted at least one token for each prompt"
+            )
+        longest = max(map(len, self.continuations))
+        object.__setattr__(self, "positions", tuple(range(-longest, 0)))
+
+    @property
+    def following(self) -> tuple[tuple[int, ...], ...]:
+        """The continuations."""
+        return self.continuations
+
+    def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
+        """Unembeds the positions read, some items at a time."""
+        unembed, size = Unembed.of(model), len(self.positions)
+        rows = [[-1] * (size - len(some)) + list(some) for some in self.continuations]
+        tokens = torch.tensor(rows, device=reference.device)
+
+        def read(streams: Tensor, prompts: Tensor) -> Tensor:
+            wanted = tokens[prompts]
+            log_probs = unembed.logits(streams).log_softmax(-1)
+            chosen = log_probs.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+            return chosen.masked_fill(wanted < 0, 0.0).sum(-1)
+
+        return _in_pieces(read, unembed, size)
+
+    def of_prompts(self, rows: Sequence[int]) -> "Continuation":
+        """As `Metric.of_prompts`."""
+        return replace(self, continuations=tuple(self.continuations[row] for row in rows))
+
+    def check_prompts(self, prompts: int) -> None:
+        """As `Metric.check_prompts`."""
+        _check_rows(self.name, self.continuations, prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class KL(Metric):
     """KL(clean || run) at the positions read, averaged over them: from the change of the logits."""
 
@@ -200,7 +256,7 @@ def _in_pieces(read: Reader, unembed: Unembed, positions: int) -> Reader:
     return read_in_pieces
 
 
-def _check_rows(name: str, tokens: Tensor, prompts: int) -> None:
+def _check_rows(name: str, tokens: Tensor | Sequence[Any], prompts: int) -> None:
     if len(tokens) != prompts:
         raise ValueError(
             f"metric {name!r} names tokens for {len(tokens)} prompts; wanted {prompts}, one row a "

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mlp_interp.metrics.metric import KL, Custom, Linear, Metric
+from mlp_interp.metrics.metric import KL, Continuation, Custom, Linear, Metric
 
 __all__ = [
     "METRICS",
     "Pairs",
+    "answer_log_probability",
     "kl",
     "log_probability",
     "logit",
@@ -25,6 +26,7 @@ METRICS = (
     "logit_difference",
     "logit",
     "log_probability",
+    "answer_log_probability",
     "probability",
     "probability_difference",
     "kl",
@@ -43,6 +45,11 @@ class Pairs(Protocol):
     @property
     def foils(self) -> Tensor:
         """Right after corrupted, ``[prompt]``."""
+        ...
+
+    @property
+    def answer_tokens(self) -> Sequence[Sequence[int]]:
+        """The whole answer of each prompt, of one token or several."""
         ...
 
     @property
@@ -109,6 +116,36 @@ def log_probability(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Cu
     )
 
 
+def answer_log_probability(answers: Sequence[Sequence[int]]) -> Continuation:
+    """Log-probability of a whole answer of several tokens, in nats: a sum over its tokens.
+
+    Both prompts are run with the answer after them, so that each token is read given those before
+    it; the result has the answer's positions, too. Of one token it is `log_probability`.
+
+    Args:
+        answers: Token ids by prompt, such as a contrast's `answer_tokens` or `foil_tokens`. Of
+            longer answers it is lower, so compare runs, or answers of one length.
+
+    Raises:
+        ValueError: A prompt without tokens.
+
+    Example:
+        >>> from mlp_interp import load_model, patch
+        >>> from mlp_interp.prompts import Contrast
+        >>> model = load_model("nano")
+        >>> pair = "The capital of France is", "The capital of Italy is"
+        >>> contrast = Contrast.of(model, *pair, answers=" Paris.", foils=" Rome.")
+        >>> result = patch(model, contrast, "answer_log_probability", sites="resid_pre")
+        >>> result.sizes["pos"], bool(result.clean > result.corrupted)
+        (7, True)
+    """
+    return Continuation(
+        name="answer_log_probability",
+        unit="nats",
+        continuations=tuple(tuple(tokens) for tokens in answers),
+    )
+
+
 def probability(tokens: Int[Tensor, " prompt"], *, position: int = -1) -> Custom:
     """Probability of one token per prompt, as in causal tracing."""
 
@@ -172,6 +209,7 @@ def metric_for(metric: Any, pairs: Pairs) -> Metric:
         "logit_difference": lambda: logit_difference(pairs.answers, pairs.foils),
         "logit": lambda: logit(pairs.answers),
         "log_probability": lambda: log_probability(pairs.answers),
+        "answer_log_probability": lambda: answer_log_probability(pairs.answer_tokens),
         "probability": lambda: probability(pairs.answers),
         "probability_difference": lambda: probability_difference(
             pairs.all_answers, pairs.all_foils

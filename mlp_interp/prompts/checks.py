@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_lengths", "check_pairs", "check_sets", "check_tensors"]
+__all__ = ["check_lengths", "check_pairs", "check_sets", "check_tensors", "check_whole"]
 
 
 def check_tensors(contrast: Any) -> None:
@@ -84,9 +84,14 @@ def check_pairs(contrast: Any) -> None:
     same = (contrast.answers == contrast.foils).nonzero()
     if len(same):
         prompt = int(same[0])
+        answer, foil = contrast.answer_text[prompt], contrast.foil_text[prompt]
+        if answer != foil:
+            raise ValueError(
+                f"prompt {prompt}: answer {answer!r} and foil {foil!r} begin with the same token; "
+                "wanted first tokens that differ, which is what attribution reads"
+            )
         raise ValueError(
-            f"prompt {prompt}: answer and foil are the same token "
-            f"{contrast.answer_text[prompt]!r}; wanted two"
+            f"prompt {prompt}: answer and foil are the same token {answer!r}; wanted two"
         )
     same = (~contrast.differs.any(-1)).nonzero()
     if len(same):
@@ -95,6 +100,18 @@ def check_pairs(contrast: Any) -> None:
             f"prompt {prompt}: clean and corrupted are the same tokens "
             f"{contrast.clean_text[prompt]!r}; wanted at least one to differ"
         )
+
+
+def check_whole(contrast: Any) -> None:
+    """Refuse whole answers and foils that do not begin with the single tokens.
+
+    Raises:
+        ValueError: Not one for each prompt, or one that begins otherwise.
+    """
+    for name, single in (("answer_tokens", "answers"), ("foil_tokens", "foils")):
+        whole, ids = getattr(contrast, name), getattr(contrast, single).tolist()
+        if [list(tokens[:1]) for tokens in whole] != [[token] for token in ids]:
+            raise ValueError(f"{name}={whole}; wanted tokens of each prompt from {single}={ids} on")
 
 
 def check_sets(contrast: Any) -> None:

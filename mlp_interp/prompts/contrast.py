@@ -7,17 +7,26 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from mlp_interp.models.indices import subscript
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Cache, Model
-from mlp_interp.prompts.checks import check_lengths, check_pairs, check_sets, check_tensors
+from mlp_interp.prompts.checks import (
+    check_lengths,
+    check_pairs,
+    check_sets,
+    check_tensors,
+    check_whole,
+)
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import tokenize_pairs
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_name, tokenizer_of
 
 __all__ = ["Contrast"]
+
+_SETS = {"answers": ("all_answers", "answer_tokens"), "foils": ("all_foils", "foil_tokens")}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,8 +45,8 @@ class Contrast:
     Attributes:
         clean_tokens: Token ids, ``[prompt, pos]``.
         corrupted_tokens: Token ids, ``[prompt, pos]``.
-        answers: Right after clean, ``[prompt]``.
-        foils: Right after corrupted and wrong after clean, ``[prompt]``.
+        answers: Right after clean, ``[prompt]``; of several tokens the first.
+        foils: Right after corrupted and wrong after clean, ``[prompt]``; of several the first.
         subject: True at the tokens of the phrase that was exchanged, ``[prompt, pos]``; None where
             it is not known.
         all_answers: Every right continuation of each clean prompt, where the task has several
@@ -46,6 +55,10 @@ class Contrast:
         attrs: Where the prompts come from (``task``, ``data``, ``seed``, ``tokenizer``), as a
             result carries it.
         tokenizer: Turns the ids back into text; None prints the ids.
+        answer_tokens: The whole answer of each prompt, of one token or several, which the metric
+            ``"answer_log_probability"`` reads; what else reads answers reads their first tokens,
+            and the results say so in ``attrs["answers"]``.
+        foil_tokens: The whole foils.
         lengths: Tokens of each pair, ``[prompt]``, of which the longest fills `clean_tokens`; what
             stands after them is set to 0 and never looked at. None where all are equally long.
 
@@ -75,21 +88,27 @@ class Contrast:
     attrs: dict[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     lengths: Int[Tensor, " prompt"] | None = None
+    answer_tokens: tuple[tuple[int, ...], ...] = ()
+    foil_tokens: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_lengths(self)
         self._clear_padding()
         check_tensors(self)
+        for single, names in _SETS.items():
+            ids = tuple((token,) for token in getattr(self, single).tolist())
+            for name in names:
+                object.__setattr__(self, name, getattr(self, name) or ids)
+        check_whole(self)
         check_pairs(self)
-        for name, ids in (("all_answers", self.answers), ("all_foils", self.foils)):
-            if not getattr(self, name):
-                object.__setattr__(self, name, tuple((token,) for token in ids.tolist()))
         check_sets(self)
         task = self.attrs.get("task", "prompts")
         described = {
             "task": task,
             "data": f"{task}: {len(self)} pairs of {self.length_text} tokens",
         }
+        if any(len(tokens) > 1 for tokens in (*self.answer_tokens, *self.foil_tokens)):
+            described["answers"] = "the first tokens of several"
         object.__setattr__(self, "attrs", {**self.attrs, **described})
 
     def _clear_padding(self) -> None:
@@ -127,8 +146,8 @@ class Contrast:
                 or ``[prompt, pos]``, taken as they are; or a run or cache of them.
             corrupted: As many prompts that differ from them, each as long in tokens as its clean
                 one.
-            answers: What follows each clean prompt, with its leading space (``" Mary"``), as one
-                token; or token ids.
+            answers: What follows each clean prompt, with its leading space (``" Mary"``); or token
+                ids. Of several tokens, all are kept in `answer_tokens`.
             foils: What follows each corrupted prompt.
             subjects: The phrase of each clean prompt that was exchanged, for `subject`.
             prepend_bos: Begin every prompt with BOS (``<|endoftext|>``), as every Pythia training
@@ -140,8 +159,8 @@ class Contrast:
 
         Raises:
             ValueError: Nothing given; unequal numbers of prompts, answers or foils; clean and
-                corrupted of unequal length; an answer that is not one token of the model; or what
-                `Contrast` itself refuses. The text shows prompt and tokens.
+                corrupted of unequal length; an answer of tokens that the model does not know; or
+                what `Contrast` itself refuses. The text shows prompt and tokens.
 
         Example:
             >>> from mlp_interp import load_model
@@ -211,13 +230,16 @@ class Contrast:
 
     @property
     def answer_text(self) -> list[str]:
-        """The answers as text."""
-        return token_strings(self.tokenizer, self.answers.tolist())
+        """The answers as text, all tokens of each."""
+        return self._texts(self.answer_tokens)
 
     @property
     def foil_text(self) -> list[str]:
-        """The foils as text."""
-        return token_strings(self.tokenizer, self.foils.tolist())
+        """The foils as text, all tokens of each."""
+        return self._texts(self.foil_tokens)
+
+    def _texts(self, whole: Sequence[Sequence[int]]) -> list[str]:
+        return [decode(self.tokenizer, list(tokens)) for tokens in whole]
 
     def rows(self, which: Literal["clean", "corrupted"] = "clean") -> list[list[int]]:
         """Token ids ``[prompt][pos]`` without padding, so that prompts may differ in length.
@@ -248,6 +270,56 @@ class Contrast:
             foils=self.answers,
             all_answers=self.all_foils,
             all_foils=self.all_answers,
+            answer_tokens=self.foil_tokens,
+            foil_tokens=self.answer_tokens,
+        )
+
+    def followed_by(self, tokens: Sequence[Sequence[int]]) -> "Contrast":
+        """Both prompts of each pair with tokens after them: all of these but the last.
+
+        The last is what they predict, so it need not be run: after one token nothing changes.
+
+        Args:
+            tokens: Token ids for each prompt, ``[prompt][token]``.
+
+        Raises:
+            ValueError: Not some for each prompt.
+
+        Example:
+            >>> from mlp_interp import load_model
+            >>> contrast = Contrast.of(
+            ...     load_model("nano"),
+            ...     clean="She lives in",
+            ...     corrupted="They live in",
+            ...     answers=" Paris and Rome",
+            ...     foils=" Rome",
+            ... )
+            >>> contrast.followed_by(contrast.answer_tokens).clean_text
+            ['<|endoftext|>She lives in Paris and']
+        """
+        if len(tokens) != len(self) or not all(tokens):
+            raise ValueError(
+                f"tokens={[list(some) for some in tokens]}; wanted at least one for each of "
+                f"{len(self)} prompts"
+            )
+        rows = {
+            which: [[*row, *more[:-1]] for row, more in zip(self.rows(which), tokens, strict=True)]
+            for which in ("clean", "corrupted")
+        }
+        device, lengths = self.clean_tokens.device, list(map(len, rows["clean"]))
+        added = max(lengths) - self.length
+
+        def padded(which: str) -> Tensor:
+            return torch.tensor(
+                [[*row, *[0] * (max(lengths) - len(row))] for row in rows[which]], device=device
+            )
+
+        return replace(
+            self,
+            clean_tokens=padded("clean"),
+            corrupted_tokens=padded("corrupted"),
+            subject=None if self.subject is None else pad(self.subject, (0, added)),
+            lengths=torch.tensor(lengths, device=device),
         )
 
     def to(self, device: str | torch.device) -> "Contrast":
@@ -290,6 +362,8 @@ class Contrast:
             subject=None if self.subject is None else self.subject[chosen, :length],
             all_answers=tuple(self.all_answers[prompt] for prompt in chosen),
             all_foils=tuple(self.all_foils[prompt] for prompt in chosen),
+            answer_tokens=tuple(self.answer_tokens[prompt] for prompt in chosen),
+            foil_tokens=tuple(self.foil_tokens[prompt] for prompt in chosen),
             lengths=lengths,
         )
 

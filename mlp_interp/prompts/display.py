@@ -40,8 +40,17 @@ def contrast_text(contrast: Any) -> str:
         tokens = contrast[0].token_text(which)[0]
         shown = "".join(f"‹{t}›" if d else t for t, d in zip(tokens, differs, strict=True))
         lines.append(f"  {which + '[0]':<12} {_shortened(visible(shown))}")
-    lines.append(f"  answer {contrast[0].answer_text[0]!r}, foil {contrast[0].foil_text[0]!r}")
+    answer, foil = (_words(first)[0] for first in (contrast[0], contrast[0].swap()))
+    lines.append(f"  answer {answer}, foil {foil}")
     return "\n".join(lines)
+
+
+def _words(contrast: Any) -> list[str]:
+    """The answers, quoted; those of several tokens with their number, for most is read of one."""
+    return [
+        repr(text) + (f" ({len(tokens)} tokens)" if len(tokens) > 1 else "")
+        for text, tokens in zip(contrast.answer_text, contrast.answer_tokens, strict=True)
+    ]
 
 
 def contrast_html(contrast: Any) -> str:

@@ -18,15 +18,16 @@ from mlp_interp.prompts.tokenizing import (
     check_text,
     encode,
     encode_all,
-    single_token,
     token_strings,
     tokenizer_of,
     vocabulary_size,
     warn_of_unknown,
+    word_tokens,
 )
 
 __all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
 
+_WHOLE = {"answers": "answer_tokens", "foils": "foil_tokens"}
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
@@ -75,7 +76,8 @@ def tokenize_pairs(
         "clean_tokens": _padded(clean),
         "corrupted_tokens": _padded(corrupted),
         "lengths": torch.tensor([len(row) for row in clean]),
-        **{name: torch.tensor(tokens) for name, tokens in ids.items()},
+        **{name: torch.tensor([tokens[0] for tokens in found]) for name, found in ids.items()},
+        **{_WHOLE[name]: tuple(map(tuple, found)) for name, found in ids.items()},
         "subject": None
         if subjects is None
         else _subject_mask(tokenizer, listed["clean"], clean, corrupted, subjects),
@@ -182,20 +184,21 @@ def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return "|".join(token_strings(tokenizer, ids))
 
 
-def _tokens(model: Model, words: list[str | int], *, what: str) -> list[int]:
-    """One token for each word; each different word is looked up once."""
-    found: dict[str | int, int] = {}
+def _tokens(model: Model, words: list[str | int], *, what: str) -> list[list[int]]:
+    """The tokens of each word; each different word is looked up once."""
+    found: dict[str | int, list[int]] = {}
     for i, word in enumerate(words):
         if word not in found:
-            found[word] = _token(model, word, what=f"{what}[{i}]")
+            found[word] = _word(model, word, what=f"{what}[{i}]")
     return [found[word] for word in words]
 
 
-def _token(model: Model, word: str | int, *, what: str) -> int:
+def _word(model: Model, word: str | int, *, what: str) -> list[int]:
     is_text = isinstance(word, str)
-    token = single_token(tokenizer_of(model), word, what=what) if is_text else int(word)
-    _check_vocabulary(model, token, what=what)
-    return token
+    tokens = word_tokens(tokenizer_of(model), word, what=what) if is_text else [int(word)]
+    for token in tokens:
+        _check_vocabulary(model, token, what=what)
+    return tokens
 
 
 def _check_vocabulary(model: Model, token: int, *, what: str) -> None:

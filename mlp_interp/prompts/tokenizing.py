@@ -24,6 +24,7 @@ __all__ = [
     "tokenizer_of",
     "vocabulary_size",
     "warn_of_unknown",
+    "word_tokens",
 ]
 
 
@@ -147,13 +148,37 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str, *, what: str) ->
     ids = encode(tokenizer, word)
     if _known(tokenizer, word, ids):
         return ids[0]
+    raise _not_known(tokenizer, word, ids, what=what, wanted="one known token")
+
+
+def word_tokens(tokenizer: PreTrainedTokenizerBase, word: str, *, what: str) -> list[int]:
+    """Ids of what follows a prompt: of one token or several, all of them known.
+
+    Raises:
+        ValueError: There are none, one is unknown, or the word is one token only behind a space,
+            which is then what was meant; `what` names it in the text.
+    """
+    ids = encode(tokenizer, word)
+    if _known(tokenizer, word, ids):
+        return ids
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if not ids or unknown in ids or _is_one_behind_a_space(tokenizer, word):
+        raise _not_known(tokenizer, word, ids, what=what, wanted="one known token, or several")
+    return ids
+
+
+def _is_one_behind_a_space(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    return bool(word) and not word.startswith(" ") and is_single_token(tokenizer, f" {word}")
+
+
+def _not_known(
+    tokenizer: PreTrainedTokenizerBase, word: str, ids: list[int], *, what: str, wanted: str
+) -> ValueError:
     parts = ", ".join(map(repr, token_strings(tokenizer, ids)))
     spaced = f" {word}"
-    is_one = bool(word) and not word.startswith(" ") and is_single_token(tokenizer, spaced)
+    is_one = _is_one_behind_a_space(tokenizer, word)
     hint = f"; {spaced!r}, with a leading space, is one" if is_one else ""
-    raise ValueError(
-        f"{what}={word!r} is {len(ids)} tokens [{parts}]; wanted one known token{hint}"
-    )
+    return ValueError(f"{what}={word!r} is {len(ids)} tokens [{parts}]; wanted {wanted}{hint}")
 
 
 def _known(tokenizer: PreTrainedTokenizerBase, word: str, ids: list[int]) -> bool:

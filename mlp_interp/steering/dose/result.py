@@ -92,6 +92,11 @@ def named_metrics(metric: Any, prompts: Any) -> dict[str, Metric | TextScore]:
                 f"metric {name!r} is {one!r}; wanted a Metric, Keywords, Refusal or Score, or with "
                 f"a Contrast one of {', '.join(METRICS)}"
             )
+        if isinstance(one := given[name], Metric) and one.following is not None:
+            raise ValueError(
+                f"metric {name!r} reads tokens that follow the prompts; wanted one that reads the "
+                "prompts themselves, such as log_probability"
+            )
         names = {f"{name}{part}" for part in _PARTS}
         if not name or names & taken:
             held = ", ".join(sorted(names & taken)) or "an empty name"
