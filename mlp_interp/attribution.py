@@ -22,6 +22,7 @@ from mlp_interp.models.precision import warn_of_rounding
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.slices import check_whole
 from mlp_interp.models.unembed import directions, mean_direction
+from mlp_interp.models.writes import frozen_scale
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
 from mlp_interp.residual import Layout, Level, Residual, decompose
@@ -150,7 +151,8 @@ def attribute_sources(
     A head's output is the sum over source positions of ``pattern * v W_O``; each term's share of
     the logit is its dot product with the answer's direction, the LayerNorm's scale held. Sources
     sum to the head's share in `attribute_logits` at level ``"head"``. Where value biases are not
-    folded away (raw weights) they are part of ``v`` and so of every source.
+    folded away (raw weights) they are part of ``v`` and so of every source. A norm after attention
+    (Gemma 2, OLMo 2) has its scale held, too, which takes ``z``.
 
     Args:
         model: The model the cache was made with.
@@ -188,7 +190,8 @@ def attribute_sources(
     sites = _heads(weights, heads)
     stream = Site("resid_post", weights.n_layers - 1)
     layers = sorted({site.layer or 0 for site in sites})
-    read = [Site(name, layer) for layer in layers for name in ("pattern", "v")]
+    names = ("pattern", "v", "z") if weights.post_norms else ("pattern", "v")
+    read = [Site(name, layer) for layer in layers for name in names]
     check_cached(cache, [*read, stream])
     check_origin(weights, cache)
     check_whole(weights, cache, cached(cache, stream).shape[1])
@@ -205,7 +208,11 @@ def attribute_sources(
         pattern = cached(cache, Site("pattern", site.layer))[:, site.head, at]
         value = cached(cache, Site("v", site.layer))[:, :, weights.value_of(site.unit)]
         written = directions @ weights.parameter(site.layer or 0, "W_O")[site.head].T
-        shares.append(pattern * torch.einsum("bsh,bph->bps", value, written))
+        share = pattern * torch.einsum("bsh,bph->bps", value, written)
+        if weights.post_norms:
+            scale = frozen_scale(weights, site.whole, cached(cache, site.whole))
+            share = share if scale is None else share / scale[:, at]
+        shares.append(share)
     told = None
     if real is not None and asked is not None:
         told = (asked[:, :, None] & real[:, None])[:, :, None]
@@ -227,6 +234,7 @@ def attribute_sources(
             "unit": "logits",
             "long_name": f"{readout.long_name}, by the token that the head read",
             "norm": "freeze",
+            **({"post_norm": "frozen"} if weights.post_norms else {}),
         },
     )
     # As where a DataArray is indexed: one position leaves no axis, several do.

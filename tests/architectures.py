@@ -27,6 +27,7 @@ class Architecture:
         why: What the documentation says of that.
         before_4: Whether that is so with TransformerLens 3 alone.
         causal: The end of its class's name.
+        config: The end of its config's.
         written: Whether there is a module that gives what an MLP writes, and no more.
     """
 
@@ -38,6 +39,7 @@ class Architecture:
     why: str = ""
     before_4: bool = False
     causal: str = "ForCausalLM"
+    config: str = "Config"
     written: bool = True
 
     @property
@@ -58,14 +60,14 @@ class Architecture:
             "eos_token_id": 0,
         }
         make = getattr(transformers, f"{self.family}{self.causal}")
-        config = getattr(transformers, f"{self.family}Config")
+        config = getattr(transformers, f"{self.family}{self.config}")
         with quiet(seed):
             model = make(config(**{**sizes, **copy.deepcopy(self.options)})).eval()
             randomise(model)
         return model
 
 
-_AFTER = "adds to its stream other vectors than its heads and neurons write"
+_AFTER = "adds to its stream other vectors than its embeddings, heads and neurons write"
 _LOGITS = "has other logits than its final norm and unembedding give"
 ARCHITECTURES = [
     Architecture("GPT-NeoX (Pythia)", "GPTNeoX", {"intermediate_size": 48}),
@@ -97,19 +99,39 @@ ARCHITECTURES = [
     Architecture("BLOOM", "Bloom", {"n_layer": 2, "n_head": 4}, "hooks", written=False),
     Architecture("Gemma", "Gemma", {**_SHARED, "head_dim": 12}, "hooks"),
     Architecture(
-        "Gemma 2",
-        "Gemma2",
-        {**_SHARED, "head_dim": 12},
-        refused=_AFTER,
-        why="norms after attention and MLP",
+        "Gemma 3",
+        "Gemma3",
+        {
+            **_SHARED,
+            "head_dim": 12,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "hooks",
+        config="TextConfig",
     ),
-    Architecture("OLMo 2", "Olmo2", _SHARED, refused=_AFTER, why="norms after attention and MLP"),
+    Architecture("OLMo 2", "Olmo2", _SHARED, "hooks"),
     Architecture(
         "Granite",
         "Granite",
-        {**_SHARED, "residual_multiplier": 0.5},
-        refused=_AFTER,
-        why="a multiplier after attention and MLP",
+        {
+            **_SHARED,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 4.0,
+        },
+        "hooks",
+        _AFTER,
+        "TransformerLens 3 hides what its embedding writes; with TransformerLens 4 as Gemma",
+        before_4=True,
+    ),
+    Architecture(
+        "Gemma 2",
+        "Gemma2",
+        {**_SHARED, "head_dim": 12},
+        refused=_LOGITS,
+        why="a cap on its logits",
     ),
     Architecture(
         "Cohere",

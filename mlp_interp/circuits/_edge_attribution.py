@@ -79,8 +79,9 @@ def edge_attribution(
 
     Raises:
         ValueError: An unknown metric or option; steps below 1; a metric made for another number of
-            prompts or that is NaN; a model whose heads share keys and values, or that was made
-            inside `torch.inference_mode`. (Called there, or under autocast, it computes as it does
+            prompts or that is NaN; a model that normalises what attention and MLP write, of which
+            a head's part is no vector of its own; or one that was made inside
+            `torch.inference_mode`. (Called there, or under autocast, it computes as it does
             outside.)
 
     References:
@@ -101,6 +102,7 @@ def edge_attribution(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
+    question.weights.check_no_post_norms("edge_attribution")
     graph = Graph.of(question.weights)
     plan = GradientPlan(names=("resid_pre", "z", "mlp_out"), gradients=_GRADIENTS, steps=steps)
     estimates: list[np.ndarray] = []

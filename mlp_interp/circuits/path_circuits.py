@@ -19,6 +19,7 @@ from mlp_interp.interchange import Exchange, Pair, Write
 from mlp_interp.interchange.graph import LOGITS, check_own_keys, writes_at
 from mlp_interp.metrics.rows import batches
 from mlp_interp.models import Weights
+from mlp_interp.models.writes import change_written
 from mlp_interp.paths.direct_paths import DirectPaths, Item
 from mlp_interp.paths.labels import Receivers, Target, targets_of
 from mlp_interp.sites import HEADS, Site
@@ -144,19 +145,15 @@ class Tree:
         if site.name == "mlp_out":
             return Write(writes_at(site), layer, new[targets[0]] - base["mlp_out"])
         if site.name == "post":
-            exchange.check_units(Site("post", layer))
-            change = new[targets[0]] - exchange.base.at(Site("post", layer))[..., [site.unit]]
-            return Write(
-                writes_at(site), layer, change * weights.parameter(layer, "W_out")[site.unit]
-            )
-        exchange.check_units(Site("z", layer))
-        z = _mixed(exchange, new)
-        if site.name == "attn_out":
-            own = exchange.base.at(Site("z", layer))
-            out = weights.parameter(layer, "W_O")
-            return Write(writes_at(site), layer, torch.einsum("pqhd,hdm->pqm", z - own, out))
-        change = (z - exchange.base.at(Site("z", layer)))[:, :, site.unit]
-        return Write(writes_at(site), layer, change @ weights.parameter(layer, "W_O")[site.unit])
+            whole, values, units = Site("post", layer), new[targets[0]], [site.unit]
+        else:
+            whole, values, units = Site("z", layer), _mixed(exchange, new), None
+            if site.name != "attn_out":
+                units = [site.unit]
+                values = values[:, :, units]
+        exchange.check_units(whole)
+        own = exchange.base.at(whole)
+        return Write(writes_at(site), layer, change_written(weights, whole, own, values, units))
 
     def _computes(self, exchange: Exchange, target: Target, size: int) -> Iterator[Tensor]:
         """What the component computes from one input ``[prompt, pos, ...]``, if paths reach it."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.interchange.graph import writes_at
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.remember import has_hooks
+from mlp_interp.models.writes import change_written
 from mlp_interp.residual.edited import check_units, differ, written_by_edits
 from mlp_interp.runs import Run
 from mlp_interp.runs.attention import Attention
@@ -206,16 +207,16 @@ class Exchange:
                 check_units(weights, run, [whole], run.at)
 
     def _heads(self, layer: int, heads: dict[int, set[str]]) -> Write:
-        self.check_units(Site("z", layer))
-        W_O = self.forward.weights.parameter(layer, "W_O")
-        own = self.base.at(Site("z", layer))
-        delta = torch.zeros_like(self.base.streams[layer])
-        for head, names in heads.items():
-            delta += (self.z(layer, names)[:, :, head] - own[:, :, head]) @ W_O[head]
+        whole = Site("z", layer)
+        self.check_units(whole)
+        each = [self.z(layer, names)[:, :, head] for head, names in heads.items()]
+        weights, own = self.forward.weights, self.base.at(whole)
+        delta = change_written(weights, whole, own, torch.stack(each, dim=2), [*heads])
         return Write(writes_at(Site("attn_out", layer)), layer, delta)
 
     def _neurons(self, layer: int, neurons: tuple[int, ...]) -> Write:
-        self.check_units(Site("post", layer))
-        taken, own = (post[..., list(neurons)] for post in self.pair("post", layer))
-        delta = (taken - own) @ self.forward.weights.parameter(layer, "W_out")[list(neurons)]
+        whole, units = Site("post", layer), list(neurons)
+        self.check_units(whole)
+        taken, own = self.pair("post", layer)
+        delta = change_written(self.forward.weights, whole, own, taken[..., units], units)
         return Write(writes_at(Site("mlp_out", layer)), layer, delta, neurons)

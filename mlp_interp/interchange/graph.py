@@ -5,6 +5,7 @@ attention at 2l, its MLP at 2l + 1. A reader reads whatever was written before i
 parallel block attention and MLP both read at 2l.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,13 +46,24 @@ def writers(n_layers: int, n_heads: int, level: str) -> list[Site]:
     return sites
 
 
-def check_own_keys(weights: Weights, what: str) -> None:
-    """Refuse to tell heads' inputs apart where several heads share keys and values.
+def check_own_keys(weights: Weights, what: str, names: Collection[str] = ("q", "k", "v")) -> None:
+    """Refuse to tell heads' inputs apart where heads share them, or what these are divided by.
+
+    Args:
+        weights: The model's.
+        what: What asks for one head's, for the error.
+        names: Which inputs.
 
     Raises:
-        ValueError: They do.
+        ValueError: Several heads share keys and values, or one norm takes all heads' queries, or
+            keys, together.
     """
-    if weights.n_kv_heads != weights.n_heads:
+    if weights.joint_head_norms and {"q", "k"} & {*names}:
+        raise ValueError(
+            f"{what}: model={weights.model.cfg.model_name!r} normalises the queries, and the keys, "
+            "of all heads together; wanted values (L3H5.v), or all heads of a layer (3.attn)"
+        )
+    if weights.n_kv_heads != weights.n_heads and {"k", "v"} & {*names}:
         raise ValueError(
             f"{what}: the {weights.n_heads} heads of model={weights.model.cfg.model_name!r} share "
             f"{weights.n_kv_heads} keys and values; wanted queries (L3H5.q), a head's output, or "

@@ -69,7 +69,8 @@ HOOKED = {
 # What the bridge computes as Hugging Face does, or what is refused by name once it is read.
 _BRIDGED = (
     *("qwen3", "gpt2", "olmo", "phi", "phi3", "starcoder2", "stablelm", "gpt_neo", "gptj"),
-    *("codegen", "falcon", "opt", "bloom", "gemma", "gemma2", "olmo2", "granite", "nemotron"),
+    *("codegen", "falcon", "opt", "bloom", "gemma", "gemma2", "gemma3_text", "olmo2", "granite"),
+    "nemotron",
 )
 FAMILIES = (*HOOKED, *_BRIDGED)
 """All that `load_model` takes, by the same names."""

@@ -502,6 +502,7 @@ def _unsupported(weights: Weights) -> str | None:
     reasons = {
         f"has activation {cfg.act_fn!r}": cfg.act_fn not in _ACTIVATIONS,
         "has mixture-of-experts MLPs": bool(cfg.num_experts),
+        "normalises what attention and MLP write": weights.post_norms,
         "has local attention": cfg.use_local_attn or _window(weights) is not None,
         "scales attention by layer": cfg.scale_attn_by_inverse_layer_idx,
         f"has positions of type {cfg.positional_embedding_type!r}": (

@@ -22,7 +22,7 @@ __all__ = ["Unembed", "check_readout", "directions", "mean_direction", "readout_
 
 # What of a configuration changes logits after the unembedding, or the norm before it.
 _CAPS = ("output_logits_soft_cap", "final_logit_softcapping")
-_OTHERS = {"logit_scale": 1, "logits_scaling": 1}
+_OTHERS = {"logit_scale": 1}
 
 # Whether the readout is the model's, and the mean column of W_U, each with what tells that they
 # still hold. Weak, so that they never keep a model in memory.
@@ -212,8 +212,7 @@ def _readout_error(weights: Weights, logits: Tensor, final: Tensor) -> tuple[flo
 def check_readout(weights: Weights) -> None:
     """Refuse a model whose logits are not ``x W' / sigma(x) + b'`` of its final stream ``x``.
 
-    Nor is one let through whose stream is not the sum of what embeddings, heads and neurons write:
-    some normalise or scale attention and MLP outputs before they add them.
+    Nor is one let through whose stream is not the sum of what embeddings, heads and neurons write.
 
     Compared once, and again when the configuration, the modules after the last block or the hooks
     on them change.
@@ -246,9 +245,8 @@ def _mismatch(weights: Weights) -> str | None:
     tolerance = 1e-4 if weights.dtype in (torch.float32, torch.float64) else 5e-2
     if apart > 10 * tolerance:
         return (
-            "adds to its stream other vectors than its heads and neurons write: they differ by "
-            f"{apart:.1e} of the stream; wanted a model without norms or multipliers after "
-            "attention and MLP"
+            "adds to its stream other vectors than its embeddings, heads and neurons write: they "
+            f"differ by {apart:.1e} of the stream; wanted a model whose stream is their sum"
         )
     # A cap hides where logits are small, and bites where they are not.
     if share <= tolerance and not caps:

@@ -39,9 +39,17 @@ class Affine:
         return bool((self.w == 1).all() and (self.b == 0).all())
 
 
+# What is written to the stream, by what writes it.
+_WRITING = {"W_O": "z", "b_O": "z", "W_out": "post", "b_out": "post"}
+_OUTPUTS = {"z": "hook_attn_out", "post": "hook_mlp_out"}
+
+
 @dataclass(frozen=True)
 class Block:
     """Weights of one block, in TransformerLens' orientation (vectors multiply from the left).
+
+    Those that write to the stream have in them what the model multiplies attention and MLP outputs
+    by before it adds them: see `Weights.parameter`.
 
     A gated MLP writes ``(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out``; where MLPs have
     no gates, the two are None. Where queries and keys are normalised before they are rotated, by
@@ -109,6 +117,12 @@ class Weights:
         """Heads of keys and values; fewer than `n_heads` where queries share them."""
         return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.n_heads)
 
+    @property
+    def joint_head_norms(self) -> bool:
+        """Whether one norm takes the queries, or keys, of all heads together (OLMo 2)."""
+        norm = self._inner_norm(self.model.blocks[0].attn, "q_norm")
+        return norm is not None and norm.numel() > self.d_head
+
     def heads_at(self, name: str) -> int:
         """How many heads the activation of this name has: keys and values may be shared."""
         return self.n_kv_heads if name in ("k", "v") else self.n_heads
@@ -156,17 +170,57 @@ class Weights:
     @property
     def norm(self) -> Norm:
         """How the blocks normalise what they read."""
+        norm = self._norm
+        # Blocks that only normalise what they write (OLMo 2).
+        raw = self.post_norms and self._norm_before(0, "ln1") is None
+        return Norm("none", norm.eps) if raw else norm
+
+    @property
+    def final_norm(self) -> Norm:
+        """How the readout normalises the final stream."""
+        norm = self._norm
+        rms = getattr(self.model.cfg, "final_rms", False) and norm.kind == "layer"
+        return Norm("rms", norm.eps) if rms else norm
+
+    @property
+    def _norm(self) -> Norm:
         cfg = self.model.cfg
         kind = _NORMS[cfg.normalization_type]
         rms = getattr(cfg, "uses_rms_norm", False)
         return Norm("rms" if rms else kind, float(cfg.eps))
 
     @property
-    def final_norm(self) -> Norm:
-        """How the readout normalises the final stream."""
-        norm = self.norm
-        rms = getattr(self.model.cfg, "final_rms", False) and norm.kind == "layer"
-        return Norm("rms", norm.eps) if rms else norm
+    def post_norms(self) -> bool:
+        """Whether attention and MLP outputs are normalised before they are added to the stream.
+
+        Then what a head or neuron adds depends on what the others of its block write: by itself it
+        is known with the norm's scale held as it was, which is called the frozen post-norm
+        (`mlp_interp.models.writes`).
+        """
+        return self.post_norm(0, "z") is not None
+
+    def post_norm(self, layer: int, name: str) -> Norm | None:
+        """The norm of what a block's heads (``z``) or neurons (``post``) write, if there is one.
+
+        Its scale is in the weights that write: see `parameter`.
+        """
+        return None if self._norm_after(layer, name) is None else self._norm
+
+    def check_no_post_norms(self, what: str) -> None:
+        """Refuse a model in which heads and neurons do not write by themselves.
+
+        Args:
+            what: Who cannot take that, for the error.
+
+        Raises:
+            ValueError: It has `post_norms`.
+        """
+        if self.post_norms:
+            raise ValueError(
+                f"{what}: model={self.model.cfg.model_name!r} normalises what attention and MLP "
+                "write, so that what a head or neuron adds depends on the others of its block; "
+                "wanted a model without such norms"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -197,12 +251,22 @@ class Weights:
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """Unembedding bias; zeros where the model has none."""
         bias = self.model.b_U
-        return self.W_U.new_zeros(self.d_vocab) if bias is None else bias.detach()
+        if bias is None:
+            return self.W_U.new_zeros(self.d_vocab)
+        return bias.detach() if self._divisor == 1 else bias.detach() / self._divisor
 
     @property
     def ln_final(self) -> Affine:
-        """The final norm's scale and shift."""
-        return self._affine(getattr(self.model, "ln_final", None))
+        """The final norm's scale and shift, less what the model divides its logits by."""
+        affine = self._affine(getattr(self.model, "ln_final", None))
+        if self._divisor == 1:
+            return affine
+        return Affine(affine.w / self._divisor, affine.b / self._divisor)
+
+    @property
+    def _divisor(self) -> float:
+        """What logits are divided by at last (Granite)."""
+        return float(getattr(self.model.cfg, "logits_scaling", None) or 1)
 
     def checked(self, tokens: Any) -> Int[Tensor, "batch pos"]:
         """Tokens that this model can take, on its device, as 64-bit integers.
@@ -262,10 +326,26 @@ class Weights:
     def parameter(self, layer: int, name: str) -> Tensor:
         """One of the weights of a `Block`, by its name, without reading the rest of the block.
 
-        A bias that the model lacks is zero.
+        A bias that the model lacks is zero. What writes to the stream has in it the multiplier that
+        follows (Granite), and the scale of the norm that follows (Gemma 2, OLMo 2), apart from what
+        that norm divides by.
 
         Raises:
             ValueError: It lacks other weights of this name.
+        """
+        value = self.unscaled(layer, name)
+        if name not in _WRITING:
+            return value
+        norm = self._norm_after(layer, _WRITING[name])
+        value = value if norm is None else value * self._offset(norm.w)
+        multiplier = getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0)
+        return value if multiplier == 1 else value * multiplier
+
+    def unscaled(self, layer: int, name: str) -> Tensor:
+        """The same without what follows before the stream.
+
+        Raises:
+            ValueError: As `parameter`.
         """
         block = self.model.blocks[layer]
         of_mlp = name.endswith(("_in", "_out", "_gate"))
@@ -290,21 +370,36 @@ class Weights:
     def block(self, layer: int) -> Block:
         """The weights of one block."""
         block = self.model.blocks[layer]
-        # Blocks that only normalise what they write (OLMo 2) may have none at all.
-        ln1 = self._affine(getattr(block, "ln1", None))
+        ln1, ln2 = (self._norm_before(layer, name) for name in ("ln1", "ln2"))
         gate, bias = (
             self.parameter(layer, name) if self.gated else None for name in ("W_gate", "b_gate")
         )
         return Block(
-            ln1=ln1,
+            ln1=self._affine(ln1),
             # Where attention and MLP share one LayerNorm (GPT-J), there is no second module.
-            ln2=self._affine(block.ln2) if hasattr(block, "ln2") else ln1,
+            ln2=self._affine(ln1 if ln2 is None else ln2),
             W_gate=gate,
             b_gate=bias,
             q_norm=self._inner_norm(block.attn, "q_norm"),
             k_norm=self._inner_norm(block.attn, "k_norm"),
             **{name: self.parameter(layer, name) for name in _PARAMETERS},
         )
+
+    def _norm_after(self, layer: int, name: str) -> Any | None:
+        """The module that normalises what heads (``z``) or neurons (``post``) write together."""
+        block = self.model.blocks[layer]
+        # The bridge's names say which module's output is added; it has OLMo 2's as ln1 and ln2 with
+        # TransformerLens 3. HookedTransformer has modules of this name or none.
+        usual = "ln1_post" if name == "z" else "ln2_post"
+        source = getattr(block, "hook_aliases", {}).get(_OUTPUTS[name], usual)
+        module = str(source).split(".")[0]
+        return getattr(block, module, None) if module.startswith("ln") else None
+
+    def _norm_before(self, layer: int, name: str) -> Any | None:
+        """The module that normalises what attention (``ln1``) or MLP (``ln2``) reads."""
+        norm = getattr(self.model.blocks[layer], name, None)
+        after = (self._norm_after(layer, output) for output in _OUTPUTS)
+        return None if any(norm is module for module in after) else norm
 
     def _inner_norm(self, attention: Any, name: str) -> Tensor | None:
         norm = getattr(attention, name, None)

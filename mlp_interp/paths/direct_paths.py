@@ -12,6 +12,7 @@ from mlp_interp.interchange import Exchange, Write
 from mlp_interp.interchange.graph import writes_at
 from mlp_interp.interchange.measuring import ROWS
 from mlp_interp.models import Forward, Weights
+from mlp_interp.models.writes import change_written
 from mlp_interp.paths.labels import Receivers
 from mlp_interp.runs import PatchedRun, final_streams
 from mlp_interp.sites import Site
@@ -194,6 +195,7 @@ class DirectPaths:
     ) -> Float[Tensor, "item pos d_model"]:
         """An MLP's output with the sending neurons', or all of it, the source's."""
         x, source = x.clone(), self.exchange.source
+        weights, whole = self.exchange.forward.weights, Site("post", layer)
         for row, now, item in zip(x, post, items, strict=True):
             for write in item.writes:
                 if write.of_edit or write.order != writes_at(Site("mlp_out", layer)):
@@ -202,11 +204,9 @@ class DirectPaths:
                     row[item.at] = source.at(Site("mlp_out", layer))[item.prompt, item.at]
                     continue
                 neurons = list(write.neurons)
-                new = source.at(Site("post", layer))[item.prompt, item.at][:, neurons]
-                change = new - now[item.at][:, neurons]
-                row[item.at] += (
-                    change @ self.exchange.forward.weights.parameter(layer, "W_out")[neurons]
-                )
+                new = source.at(whole)[item.prompt, item.at][:, neurons]
+                change = change_written(weights, whole, now[item.at][None], new[None], neurons)
+                row[item.at] += change[0]
         return x
 
     def _answer(

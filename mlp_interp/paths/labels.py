@@ -165,8 +165,8 @@ def check_range(weights: Weights, argument: str, site: Site) -> None:
     Raises:
         ValueError: It lacks it.
     """
-    if site.head is not None and site.name in ("k", "v"):
-        check_own_keys(weights, f"{argument}={site.label!r}")
+    if site.head is not None and site.name in ("q", "k", "v"):
+        check_own_keys(weights, f"{argument}={site.label!r}", [site.name])
     weights.place(site, argument=argument)
 
 

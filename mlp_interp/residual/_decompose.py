@@ -17,6 +17,7 @@ from mlp_interp.models.padding import Padding, padding_in, places
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.remember import has_hooks
 from mlp_interp.models.slices import check_whole
+from mlp_interp.models.writes import frozen, frozen_scale
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.residual.edited import (
     adds_up,
@@ -31,6 +32,10 @@ from mlp_interp.residual.layout import Layout, Units
 from mlp_interp.residual.parts import Dense, Heads, Part, Scaled
 from mlp_interp.residual.stream import LEVELS, Level, Residual
 from mlp_interp.sites import Site, site_of
+
+# Which activation tells, where a norm follows, what of a component gets to the stream.
+_BIASES = ("b_O", "b_out")
+_UNITS = {"z": "z", "b_O": "z", "post": "post", "b_out": "post"}
 
 __all__ = ["cache_for", "check_site", "components", "decompose", "needed"]
 
@@ -49,7 +54,7 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    sites = _read(runs, _stream(weights, layer))
+    sites = _read(weights, runs, _stream(weights, layer))
     if has_hooks(model):  # what they write is told by these
         sites += [*outputs_of(layer), *streams_of(weights, layer)]
     return list(dict.fromkeys(site.hook_name for site in sites))
@@ -108,6 +113,10 @@ def decompose(
     splits the MLP outputs too, into neurons and the bias ``3.b_out``. Where the stream was edited,
     as by `steer`, what the edit wrote is a component of its own, such as ``edit:3.resid_post``. At
     every level the components sum to the stream (`Residual.error`).
+
+    Where a norm follows attention and MLP (Gemma 3, OLMo 2), heads and neurons have its scale held
+    as it was in this pass, and `attrs` say so (``post_norm="frozen"``): they sum to what was added,
+    but one of them taken away would change what the norm makes of the others.
 
     Args:
         model: The model the cache was made with.
@@ -243,7 +252,9 @@ def _check(
         f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
         f"level={level!r})"
     )
-    check_cached(cache, _read(runs, _stream(weights, layer)), how if level in LEVELS else None)
+    check_cached(
+        cache, _read(weights, runs, _stream(weights, layer)), how if level in LEVELS else None
+    )
     check_origin(weights, cache)
     check_whole(weights, cache, _shape(weights, cache, layer)[1])
 
@@ -274,6 +285,8 @@ def _collect(
     parts = tuple(_part(weights, cache, whole, run, positions, total) for whole, run in runs)
     where = "final" if layer == weights.n_layers else stream.label
     attrs = describe(weights.model) | ({} if padding is None else {"data": str(padding)})
+    if weights.post_norms and any(whole.name in _UNITS for whole, _ in runs):
+        attrs["post_norm"] = "frozen"
     return Residual(parts, total, positions, level, where, attrs, real)
 
 
@@ -286,12 +299,19 @@ def _part(
     total: Tensor,
 ) -> Part:
     """The part that holds `sites`, which all lie in the activation (or bias) `whole`."""
-    if whole.name in ("b_O", "b_out"):
-        bias = weights.parameter(_layer(whole), whole.name)
-        return Scaled(sites, total.new_ones(()).expand(*total.shape[:2], 1), bias[None])
-    values = _at(cache, whole, positions)
-    if whole.name not in ("z", "post"):
+    units = _UNITS.get(whole.name)
+    if units is None:
+        values = _at(cache, whole, positions)
         return Dense(sites, values.expand_as(total).unsqueeze(2))
+    units = Site(units, whole.layer)
+    if whole.name in _BIASES:
+        scale = None
+        if weights.post_norms:
+            scale = frozen_scale(weights, units, _at(cache, units, positions))
+        factor = total.new_ones(()) if scale is None else 1 / scale
+        bias = weights.parameter(_layer(whole), whole.name)
+        return Scaled(sites, factor.expand(*total.shape[:2], 1), bias[None])
+    values = frozen(weights, units, _at(cache, units, positions))
     matrix = weights.parameter(_layer(whole), "W_O" if whole.name == "z" else "W_out")
     if not isinstance(sites, Units):  # of all of them nothing need be copied
         chosen = [site.unit for site in sites]
@@ -299,10 +319,14 @@ def _part(
     return Heads(sites, values, matrix) if whole.name == "z" else Scaled(sites, values, matrix)
 
 
-def _read(runs: Sequence[tuple[Site, Sequence[Site]]], stream: Site) -> list[Site]:
+def _read(
+    weights: Weights, runs: Sequence[tuple[Site, Sequence[Site]]], stream: Site
+) -> list[Site]:
     """The activations that hold the components, then the stream; each once."""
-    wholes = [whole for whole, _ in runs if whole.name not in ("b_O", "b_out")]
-    return list(dict.fromkeys([*wholes, stream]))
+    wholes = [whole for whole, _ in runs]
+    if weights.post_norms:
+        wholes = [Site(_UNITS.get(whole.name, whole.name), whole.layer) for whole in wholes]
+    return list(dict.fromkeys([*(w for w in wholes if w.name not in _BIASES), stream]))
 
 
 def check_site(weights: Weights, site: Site) -> None:

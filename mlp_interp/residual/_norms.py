@@ -85,12 +85,16 @@ def norms(
             collected[site].append(x.norm(dim=-1).float().cpu())
         return x
 
+    def embedded(_name: str, _layer: int, x: Tensor) -> Tensor:
+        # Not rows of the table: some models scale them before they are written.
+        collected[Site("embed")].append(x.norm(dim=-1).float().cpu())
+        return x
+
     for batch in tqdm(tokens.split(batch_size), desc="norms", disable=not progress):
-        collected[Site("embed")].append(weights.W_E[batch].norm(dim=-1).float().cpu())
         if weights.has_pos_embed:
             positions = weights.W_pos[: batch.shape[1]].norm(dim=-1).float().cpu()
             collected[Site("pos_embed")].append(positions.expand(batch.shape))
-        forward.run(forward.embed(batch), observe=observe)
+        forward.run(forward.embed(batch, observe=embedded), observe=observe)
 
     found = {site: torch.cat(pieces) for site, pieces in collected.items()}
     for site, values in found.items():

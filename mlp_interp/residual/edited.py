@@ -13,6 +13,7 @@ from torch import Tensor
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Cache
 from mlp_interp.models.remember import has_hooks, hooked
+from mlp_interp.models.writes import written
 from mlp_interp.residual.parts import Part
 from mlp_interp.sites import Site
 
@@ -30,7 +31,6 @@ __all__ = [
 
 _OUTPUTS = ("attn_out", "mlp_out")
 _WHOLE = {"z": "attn_out", "post": "mlp_out"}
-_BIAS = {"z": "b_O", "post": "b_out"}
 _UNITS = {"z": "heads", "post": "neurons"}
 
 At = Callable[[Site], Tensor]
@@ -134,11 +134,9 @@ def check_units(weights: Weights, cache: Cache, wholes: Iterable[Site], at: At) 
 def _check_units(weights: Weights, whole: Site, at: At) -> None:
     layer, name = whole.layer or 0, whole.name
     output, units = Site(_WHOLE[name], layer), _UNITS[name]
-    matrix = weights.parameter(layer, "W_O" if name == "z" else "W_out")
-    written = at(whole).flatten(2) @ matrix.reshape(-1, matrix.shape[-1])
-    bias, total = weights.parameter(layer, _BIAS[name]), at(output)
-    if differ(total, written + bias, [written, bias.expand_as(written)]):
-        apart = (total - written - bias).norm() / total.norm().clamp_min(1e-12)
+    expected, total = written(weights, whole, at(whole)), at(output)
+    if differ(total, expected, [expected]):
+        apart = (total - expected).norm() / total.norm().clamp_min(1e-12)
         raise ValueError(
             f"cache: the {units} of block {layer} do not sum to {output.label!r}, which differs "
             f"from them by {float(apart):.1e} of its norm, as where an edit has changed it or the "

@@ -9,6 +9,7 @@ from torch import Tensor
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.writes import frozen_scale
 from mlp_interp.neurons.evidence.effects import ABOUT, held_changes, losses
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Runner
@@ -59,10 +60,12 @@ def removal(
         clean = runner.run(batch, sites=[Site("pre", layer), Site("post", layer)])
         stream = clean.final[:, first:]
         post = clean["post", layer][:, first:, neuron]
+        scale = frozen_scale(weights, site.whole, clean["post", layer])
+        share = 1.0 if scale is None else 1 / scale[:, first:, 0]
         text = texts[:, first:].to(stream.device)
         firing = (clean["pre", layer][:, first:, neuron] > 0) & text
         total = unembed.norm.keep(stream)
-        removed = (post - held_at)[..., None] * kept
+        removed = ((post - held_at) * share)[..., None] * kept
         direct = stream_change(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )
@@ -77,7 +80,7 @@ def removal(
         )
         rows = torch.stack([x.double().unflatten(-1, firing.shape) for x in found])
         effects.append(_by_sequence(rows.masked_fill(~text, torch.nan), firing))
-        strength = (post / unembed.scale(stream)[..., 0]).double()
+        strength = (post * share / unembed.scale(stream)[..., 0]).double()
         coefficients.append(torch.where(firing, strength, torch.nan).nanmean(-1))
     return {
         **_effects(torch.cat(effects, dim=-1).cpu()),

@@ -14,6 +14,7 @@ from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
 from mlp_interp.corpus.reducers.base import add, mean_and_error_of_sums, pieces
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.writes import frozen
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.sites import Site
@@ -101,6 +102,7 @@ class UpdateShares(SiteReducer):
         """Take the activations apart, some sequences at a time."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
         W_out = single(batch.weights.parameter(site.layer or 0, "W_out"))
+        x = frozen(batch.weights, site, x)
         # Padding has no update: it is left out like tokens without one, and not counted with them.
         for part in pieces(batch.filled(x, 0.0, self.first)[:, :: self.sample]):
             rows = part.flatten(0, 1).to(W_out.dtype)

@@ -104,7 +104,8 @@ def function_vector(
         first, and with ``"auto"`` their `effects` in nats.
 
     Raises:
-        ValueError: As `head_effects`; a label that is no head of the model; more heads than it has.
+        ValueError: As `head_effects`; a label that is no head of the model; more heads than it has;
+            a model that normalises what attention and MLP write.
 
     References:
         Todd et al. 2023, "Function Vectors in Large Language Models", arXiv:2310.15213, eq. 5.
@@ -122,6 +123,7 @@ def function_vector(
         Frozen({'layer': 4, 'd_model': 192})
     """
     weights = Weights.of(model)
+    weights.check_no_post_norms("function_vector")
     where = indices("layers", layers, weights.n_layers)
     read = _Task(model, task, prepend_bos, batch_size)
     attrs: dict[str, Any] = {}

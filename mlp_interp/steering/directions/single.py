@@ -123,7 +123,8 @@ def output_direction(
 
     Raises:
         ValueError: The component is neither a neuron nor a head of the model, a head comes without
-            prompts, or a neuron with them.
+            prompts, or a neuron with them; or the model normalises what attention and MLP write,
+            so that neither adds a vector of its own.
 
     Example:
         >>> from mlp_interp import load_model
@@ -131,6 +132,7 @@ def output_direction(
         Frozen({'layer': 1, 'd_model': 192})
     """
     weights = Weights.of(model)
+    weights.check_no_post_norms("output_direction")
     place = weights.place(component, argument="component")
     if place.kind not in ("head", "neuron") or place == place.whole:
         raise ValueError(
