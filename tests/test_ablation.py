@@ -290,14 +290,15 @@ def test_levels_name_their_groups(kind, tokens):
 def test_little_memory_gives_the_same_numbers(kind, tokens, monkeypatch):
     """Chunks of rows and of groups are an implementation detail."""
     from mlp_interp.metrics import rows
+    from mlp_interp.models import scan
 
     model = kind()
     cache = reference.full_cache(model, tokens)
     groups = ["1.attn", "2.mlp", "L1H2", "L0N7", "1.b_O", "0.b_out", "embed"]
     whole = ablate_direct(model, cache, groups), ablate_direct(model, cache, "neuron")
     monkeypatch.setattr(rows, "_CHANGES", 1)
-    for module in ("metrics.rows", "ablation.neurons"):
-        monkeypatch.setattr(f"mlp_interp.{module}.rows_for", lambda unembed: 5)
+    monkeypatch.setattr(rows, "rows_for", lambda unembed: 5)
+    monkeypatch.setattr(scan, "_ROWS", 1)
     pieces = ablate_direct(model, cache, groups), ablate_direct(model, cache, "neuron")
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(a.kl, b.kl, rtol=1e-3, atol=1e-10)

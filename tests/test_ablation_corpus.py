@@ -157,15 +157,15 @@ def test_ranges_are_what_plain_hooks_give(model, rows, which):
 
 def counting(monkeypatch, fail_at=None):
     """Count the batches that are computed; break off at one of them."""
-    real, calls = importance.total_effects, []
+    real, calls = importance.total_changes, []
 
-    def effects(*args, **kwargs):
+    def changes(*args, **kwargs):
         if len(calls) == fail_at:
             raise KeyboardInterrupt
         calls.append(None)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(importance, "total_effects", effects)
+    monkeypatch.setattr(importance, "total_changes", changes)
     return calls
 
 

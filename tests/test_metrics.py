@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mlp_interp.metrics import LogitChange, excess, kl_from_change, rows_for
+from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models.norm import Norm
+from mlp_interp.models.scan import scan
 from mlp_interp.models.unembed import Unembed
 
 
@@ -170,6 +172,60 @@ def test_one_row_agrees_with_many():
         one = clean.row(row).effects(change[:, row, None])
         for a, b in zip(one, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, row], equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "none"])
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 0.3])
+def test_both_norms_come_from_one_product(kind, size):
+    """As each by itself, however small the change; from logits in float64, too."""
+    unembed = a_readout()
+    unembed = Unembed(unembed.weight, unembed.bias, Norm(kind, 1e-5))
+    generator = torch.Generator().manual_seed(5)
+    total = unembed.norm.keep(3 * torch.randn(6, 16, generator=generator))
+    removed = unembed.norm.keep(size * torch.randn(4, 6, 16, generator=generator))
+    removed[0, 0] = 0
+    removed[1, 1] = size * total[1]  # along the stream: nothing is left of it but eps
+    clean = LogitChange.of(unembed, unembed.normalize(total), torch.arange(6))
+    changes = BothNorms.of(unembed, total, removed)
+    found = clean.effects_by_norm(changes)
+    for both, change in zip(found, (changes.recomputed, changes.frozen), strict=True):
+        alone = clean.effects(change)
+        torch.testing.assert_close(both.kl, alone.kl, rtol=1e-3, atol=1e-12)
+        torch.testing.assert_close(both.delta_loss, alone.delta_loss, rtol=1e-4, atol=1e-6)
+        assert torch.equal(both.top1_changed, alone.top1_changed)
+    wide, bias = unembed.weight.double(), unembed.bias.double()
+    scale = unembed.scale(total.double())
+    left = total.double() - removed.double()
+    for kl, divisor in zip((x.kl for x in found), (unembed.scale(left), scale), strict=True):
+        logits = total.double() / scale @ wide + bias
+        expected = by_definition(logits, left / divisor @ wide + bias - logits)
+        torch.testing.assert_close(kl.double(), expected, rtol=2e-3, atol=1e-11)
+
+
+def test_a_scan_is_the_whole_product(monkeypatch):
+    monkeypatch.setattr("mlp_interp.models.scan._ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 3000, generator=generator)
+    vectors = torch.randn(7, 3, 5, generator=generator)
+    offset = torch.randn(7, 3, generator=generator)
+    found = torch.full((7, 3, 3000), torch.nan)
+    for tokens, products in scan(weight, vectors, offset):
+        for some, product in products:
+            found[some, :, tokens] = product
+            product.zero_()  # may be overwritten
+    torch.testing.assert_close(found, vectors @ weight + offset[..., None])
+
+
+def test_a_distribution_is_built_in_blocks():
+    unembed = a_readout(d_vocab=2500)
+    normalized = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    clean = LogitChange.of(unembed, normalized, torch.arange(4))
+    logits = normalized @ unembed.weight + unembed.bias
+    torch.testing.assert_close(clean.p, logits.softmax(-1))
+    torch.testing.assert_close(clean.expected, logits.softmax(-1) @ unembed.weight.T)
+    best = logits.topk(2).values
+    assert torch.equal(clean.top, logits.argmax(-1))
+    torch.testing.assert_close(clean.lead, best[:, 0] - best[:, 1])
 
 
 def test_rows_hold_a_budget_of_logits():

@@ -13,7 +13,6 @@ from mlp_interp.ablation.effects import group_coords
 from mlp_interp.ablation.total import read_sites
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Batch, Mean, Reducer, Shape, State
-from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -34,7 +33,8 @@ class Ablated(Reducer):
 
     Args:
         measure: From the runner, a clean run, the groups, what stands in for them and where text is
-            to numbers ``[component, batch]``; a function of a module, so that it can be sent.
+            to numbers ``[component, batch]`` and the clean ``loss`` ``[batch]``; a function of a
+            module, so that it can be sent.
         choice: Says which groups.
         groups: The groups.
         first: Position from which on tokens count, as in `ablate_total`.
@@ -77,10 +77,7 @@ class Ablated(Reducer):
         counts = batch.counts(self.first)
         stand = stand_in(self.baseline, counts, seed=seed, means=self.means)
         found = self.measure(runner, clean, self.groups, stand, batch.real)
-        targets = next_tokens(batch.tokens, batch.real)
-        loss = clean_loss(runner.unembed, clean.final, targets)
-        loss = loss.masked_fill(~counts, torch.nan).nanmean(-1)
-        self.merge(state, {name: x.cpu() for name, x in {**found, "loss": loss}.items()})
+        self.merge(state, {name: x.cpu() for name, x in found.items()})
 
     def merge(self, state: State, later: State) -> None:
         """The sequences one after the other."""

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
@@ -25,7 +25,7 @@ from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Part, Residual, components
 from mlp_interp.sites import Site
 
-__all__ = ["ablate_direct", "direct_effects"]
+__all__ = ["ablate_direct", "direct_effects", "group_sums"]
 
 Norm = Literal["recompute", "freeze"]
 
@@ -160,15 +160,21 @@ def direct_effects(
         targets: The next token of each position, -1 where unknown.
         norm: ``"recompute"`` or ``"freeze"``.
     """
-    found = {site: (part, i) for part in removed.parts for i, site in enumerate(part.sites)}
     total = removed.total
     normalized = total / unembed.scale(total)
     pieces: list[Effects] = []
     for members in chunks(groups.values(), total.numel()):
-        vectors = torch.stack([_sum(found, sites) for sites in members])
-        change = stream_change(unembed, total, vectors, norm=norm)
+        change = stream_change(unembed, total, group_sums(removed, members), norm=norm)
         pieces.append(read_changes(unembed, normalized, targets, change))
     return joined(pieces)
+
+
+def group_sums(
+    removed: Residual, groups: Sequence[tuple[Site, ...]]
+) -> Float[Tensor, "group batch pos d_model"]:
+    """What the components of each group sum to."""
+    found = {site: (part, i) for part in removed.parts for i, site in enumerate(part.sites)}
+    return torch.stack([_sum(found, sites) for sites in groups])
 
 
 def _sum(found: Mapping[Site, tuple[Part, int]], sites: Sequence[Site]) -> Tensor:

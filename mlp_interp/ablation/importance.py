@@ -1,21 +1,26 @@
 """The question the package was made for: how much does each sub-update matter, and by what way?"""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, StandIn
 from mlp_interp.ablation.corpus import Ablated, Members
-from mlp_interp.ablation.direct import direct_effects
+from mlp_interp.ablation.counted import Counted
+from mlp_interp.ablation.direct import group_sums
 from mlp_interp.ablation.effects import MEASURES
 from mlp_interp.ablation.groups import resolve
-from mlp_interp.ablation.total import total_effects
+from mlp_interp.ablation.total import total_changes
 from mlp_interp.corpus import SweepOptions
-from mlp_interp.metrics.rows import next_tokens, of_text
+from mlp_interp.metrics import Effects, LogitChange
+from mlp_interp.metrics.rows import chunks
+from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models import Weights
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
@@ -168,8 +173,8 @@ def ablate_ranges(
         seed=checked_seed(seed),
     )
     found = measured.over(model, corpus, sweep, attention_mask)
-    delta, delta_error = mean_and_error_over(found["delta_loss"], "sequence")
-    loss, loss_error = mean_and_error_over(found["delta_loss"] + found["loss"], "sequence")
+    delta, delta_error = mean_and_error_over(found["delta_loss_total"], "sequence")
+    loss, loss_error = mean_and_error_over(found["delta_loss_total"] + found["loss"], "sequence")
 
     def grid(values: Any) -> np.ndarray:
         filled = np.full((n_layers, n_layers), np.nan)
@@ -205,24 +210,45 @@ def _importance(
     mask = torch.ones_like(clean.tokens) if real is None else real
     parts = components(runner.weights.model, clean, members, attention_mask=mask)
     removed = parts.less(stand).kept_by(runner.unembed.norm)
-    direct = (runner.unembed, removed, groups, next_tokens(clean.tokens, real))
-    ways = {
-        "direct": direct_effects(*direct, norm="recompute"),
-        "direct_frozen": direct_effects(*direct, norm="freeze"),
-        "total": total_effects(runner, clean, groups, stand, real=real),
-    }
-    return {
-        f"{measure}_{way}": values.nanmean(-1)
-        for way, effects in ways.items()
-        for measure, values in of_text(effects, stand.counts)._asdict().items()
-    }
+    counted = Counted.of(runner.unembed, clean, stand.counts, real)
+    return counted.means(
+        partial(
+            _three_ways,
+            counted.final,
+            counted.rows(group_sums(removed, some)),
+            counted.rows(total_changes(runner, clean, some, stand)),
+        )
+        for some in chunks(groups.values(), clean.final.numel())
+    )
+
+
+def _three_ways(
+    final: Float[Tensor, "row d_model"],
+    removed: Float[Tensor, "component row d_model"],
+    changes: Float[Tensor, "component row d_model"],
+    rows: Int[Tensor, " some"],
+    clean: LogitChange,
+) -> dict[str, Effects]:
+    """Effects of taking vectors out of the final stream, and of changes of the normalised one."""
+    norms = BothNorms.of(clean.unembed, final[rows], removed[:, rows])
+    direct, frozen = clean.effects_by_norm(norms)
+    return {"direct": direct, "direct_frozen": frozen, "total": clean.effects(changes[:, rows])}
 
 
 def _ranges(
     runner: Runner, clean: Run, groups: Members, stand: StandIn, real: Tensor | None
 ) -> dict[str, Tensor]:
-    effects = of_text(total_effects(runner, clean, groups, stand, real=real), stand.counts)
-    return {"delta_loss": effects.delta_loss.nanmean(-1)}
+    counted = Counted.of(runner.unembed, clean, stand.counts, real)
+    return counted.means(
+        partial(_total, counted.rows(total_changes(runner, clean, some, stand)))
+        for some in chunks(groups.values(), clean.final.numel())
+    )
+
+
+def _total(
+    changes: Float[Tensor, "component row d_model"], rows: Int[Tensor, " some"], clean: LogitChange
+) -> dict[str, Effects]:
+    return {"total": clean.effects(changes[:, rows])}
 
 
 def _summary(found: xr.Dataset) -> xr.Dataset:

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.ablation.second_order import SecondOrder
-from mlp_interp.metrics import Effects, LogitChange, Tally, blocks, rows_for
-from mlp_interp.metrics.rows import joined
+from mlp_interp.metrics import Effects, LogitChange, Tally
+from mlp_interp.metrics.rows import distributions, joined
+from mlp_interp.models.scan import blocks
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.residual import Residual
 from mlp_interp.residual.parts import Scaled
@@ -44,8 +45,7 @@ def neuron_effects(
     total, flat_targets = removed.total.flatten(0, 1), targets.flatten()
     scale = unembed.scale(total)
     columns: list[Effects] = []
-    for rows in torch.arange(len(total)).split(max(1, min(len(total), rows_for(unembed) // 2))):
-        clean = LogitChange.of(unembed, total[rows] / scale[rows], flat_targets[rows])
+    for rows, clean in distributions(unembed, total / scale, flat_targets):
         layers = [
             _Neurons.of(unembed, total[rows], part, rows, norm=norm)
             for part in removed.parts
@@ -145,14 +145,16 @@ def _exact(clean: LogitChange, layer: _Neurons) -> Effects:
     mean = layer.dot(clean.expected)
     tally = Tally.of(clean, mean, layer.size())
     ones = torch.ones_like(total[:1, :1])
-    for block in blocks(clean.unembed, len(layer.basis)):
+    for block in blocks(clean.unembed.d_vocab, max(256, 2**18 // len(layer.basis))):
+        logits = clean.logits[:, block]
+        p = (logits - clean.total).exp_()
         basis_logits, total_logits = layer.basis @ weight[:, block], total @ weight[:, block]
         for row in range(len(total)):
             # t = along * basis_logits + back * total_logits - mean
             rest = torch.stack([layer.back[:, row], -mean[:, row]], dim=1)
             other = torch.cat([total_logits[row, None], ones.expand(1, total_logits.shape[1])])
             t = torch.addmm(basis_logits * layer.along[:, row, None], rest, other)
-            tally.add(t, block, row)
+            tally.add(t, p[row], logits[row], row=row)
 
     def whole(mask: Bool[Tensor, "neuron row"]) -> Float[Tensor, "some d_vocab"]:
         neuron, row = mask.nonzero(as_tuple=True)

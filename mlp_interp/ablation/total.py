@@ -22,10 +22,10 @@ from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.runs import Run, Runner
-from mlp_interp.runs.effects import edit_effects
+from mlp_interp.runs.effects import edit_effects, stream_changes
 from mlp_interp.sites import Site
 
-__all__ = ["ablate_total", "edits_for", "read_sites", "total_effects"]
+__all__ = ["ablate_total", "edits_for", "read_sites", "total_changes", "total_effects"]
 
 _WHOLE = ("embed", "attn_out", "mlp_out")
 _EDITED = (*_WHOLE, "z", "post")
@@ -115,6 +115,14 @@ def total_effects(
     members = tqdm(groups.values(), desc="total ablation", disable=not progress, leave=False)
     edits = (edits_for(runner.weights, clean, sites, stand) for sites in members)
     return joined(list(edit_effects(runner, clean, edits, real=real)))
+
+
+def total_changes(
+    runner: Runner, clean: Run, groups: Sequence[tuple[Site, ...]], stand: StandIn
+) -> Float[Tensor, "group batch pos d_model"]:
+    """Changes of the normalised final stream when each group is removed in the forward pass."""
+    edits = (edits_for(runner.weights, clean, sites, stand) for sites in groups)
+    return torch.cat(list(stream_changes(runner, clean, edits)))
 
 
 def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:

@@ -11,7 +11,16 @@ from torch import Tensor
 from mlp_interp.metrics.change import Effects, LogitChange, rows_for
 from mlp_interp.models.unembed import Unembed
 
-__all__ = ["batches", "chunks", "clean_loss", "joined", "next_tokens", "of_text", "read_changes"]
+__all__ = [
+    "batches",
+    "chunks",
+    "clean_loss",
+    "distributions",
+    "joined",
+    "next_tokens",
+    "of_text",
+    "read_changes",
+]
 
 T = TypeVar("T")
 
@@ -56,24 +65,33 @@ def joined(pieces: Sequence[Effects], dim: int = 0) -> Effects:
     return Effects(*(torch.cat(kind, dim=dim) for kind in zip(*pieces, strict=True)))
 
 
+def distributions(
+    unembed: Unembed,
+    normalized: Float[Tensor, "row d_model"],
+    targets: Int[Tensor, " row"],
+) -> Iterator[tuple[Int[Tensor, " some"], LogitChange]]:
+    """Clean distributions of as many rows at a time as the memory allows, and which rows."""
+    pieces = -(-len(targets) // rows_for(unembed))
+    for rows in torch.arange(len(targets), device=normalized.device).tensor_split(max(1, pieces)):
+        yield rows, LogitChange.of(unembed, normalized[rows], targets[rows])
+
+
 def read_changes(
     unembed: Unembed,
     normalized: Float[Tensor, "batch pos d_model"],
     targets: Int[Tensor, "batch pos"],
     changes: Float[Tensor, "group batch pos d_model"],
 ) -> Effects:
-    """Effects ``[group, batch, pos]`` of changes of the normalised stream, a few rows at a time.
+    """Effects ``[group, batch, pos]`` of changes of the normalised stream.
 
     Each row's clean distribution is computed once for all groups, each change unembedded once, and
     never more than a fixed number of logits is held.
     """
-    flat, wanted, changed = normalized.flatten(0, 1), targets.flatten(), changes.flatten(1, 2)
-    rows = rows_for(unembed)
-    columns: list[Effects] = []
-    for chosen in torch.arange(len(flat)).split(max(1, min(len(flat), rows // 2))):
-        clean = LogitChange.of(unembed, flat[chosen], wanted[chosen])
-        together = max(1, rows // len(chosen))
-        columns.append(joined([clean.effects(c[:, chosen]) for c in changed.split(together)]))
+    changed = changes.flatten(1, 2)
+    columns = [
+        clean.effects(changed[:, rows])
+        for rows, clean in distributions(unembed, normalized.flatten(0, 1), targets.flatten())
+    ]
     return Effects(*(x.unflatten(1, targets.shape) for x in joined(columns, dim=1)))
 
 
@@ -83,10 +101,6 @@ def clean_loss(
     targets: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos"]:
     """Loss on the next token, nats; NaN where it is unknown."""
-    flat, flat_targets = unembed.normalize(final).flatten(0, 1), targets.flatten()
-    size = max(1, rows_for(unembed) // 2)
-    losses = [
-        LogitChange.of(unembed, rows, wanted).loss()
-        for rows, wanted in zip(flat.split(size), flat_targets.split(size), strict=True)
-    ]
+    flat = unembed.normalize(final).flatten(0, 1)
+    losses = [clean.loss() for _, clean in distributions(unembed, flat, targets.flatten())]
     return torch.cat(losses).view(targets.shape)

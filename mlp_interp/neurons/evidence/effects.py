@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.edits import Edit
-from mlp_interp.metrics import LogitChange, rows_for
+from mlp_interp.metrics.rows import distributions
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import stream_changes
@@ -52,8 +52,7 @@ def losses(
         tokens: The promoted tokens.
     """
     columns: list[Losses] = []
-    for rows in torch.arange(len(targets)).split(max(1, rows_for(unembed) // 2)):
-        clean = LogitChange.of(unembed, normalized[rows], targets[rows])
+    for rows, clean in distributions(unembed, normalized, targets):
         change = changes[:, rows]
         effects = clean.effects(change)
         # log q_v - log p_v = t_v - KL, where t is the centred change of the logits.
