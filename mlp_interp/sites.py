@@ -18,6 +18,7 @@ import numpy as np
 __all__ = [
     "ACTIVATIONS",
     "EDITED",
+    "GATED",
     "HEADS",
     "NEURONS",
     "STREAM",
@@ -39,8 +40,11 @@ HEADS = ("z", "q", "k", "v")
 NEURONS = ("pre", "post")
 """Activations with a number for each neuron, ``[batch, pos, neuron]``."""
 
+GATED = ("pre_linear",)
+"""The same that only gated MLPs have: what the activation of the gate, `pre`, is multiplied by."""
+
 ACTIVATIONS = tuple("resid_pre q k v pattern z attn_out pre post mlp_out resid_post".split())
-"""All that a block computes, in that order; the pattern is ``[batch, head, pos, source]``."""
+"""What every block computes, in that order; the pattern is ``[batch, head, pos, source]``."""
 
 EDITED = ("edit:resid_pre", "edit:resid_post")
 """What edits of the stream write: they have a place in it, but no hook."""
@@ -54,18 +58,18 @@ _HOOKS = {
     "pos_embed": "hook_pos_embed",
     **{name: f"blocks.{{layer}}.hook_{name}" for name in STREAM},
     **{name: f"blocks.{{layer}}.attn.hook_{name}" for name in (*HEADS, "pattern")},
-    **{name: f"blocks.{{layer}}.mlp.hook_{name}" for name in NEURONS},
+    **{name: f"blocks.{{layer}}.mlp.hook_{name}" for name in (*NEURONS, *GATED)},
 }
 _AXES = {
     **dict.fromkeys(("embed", "pos_embed", *STREAM), ("batch", "pos", "d_model")),
     **dict.fromkeys(HEADS, ("batch", "pos", "head", "d_head")),
-    **dict.fromkeys(NEURONS, ("batch", "pos", "neuron")),
+    **dict.fromkeys((*NEURONS, *GATED), ("batch", "pos", "neuron")),
     "pattern": ("batch", "head", "pos", "source"),
 }
 _PARAMETERS = ("b_O", "b_out", "bias", *EDITED)
 _GLOBAL = ("embed", "pos_embed", "bias")
 _KNOWN = (*_HOOKS, *_PARAMETERS)
-_WITH = {"head": (*HEADS, "pattern"), "neuron": NEURONS}
+_WITH = {"head": (*HEADS, "pattern"), "neuron": (*NEURONS, *GATED)}
 _SUBUPDATE = {"attn_out": "attn", "mlp_out": "mlp"}
 _BY_SUBUPDATE = {short: name for name, short in _SUBUPDATE.items()}
 _KINDS = {
@@ -100,12 +104,12 @@ class Site:
 
     Args:
         name: TransformerLens' short name (``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``,
-            ``k``, ``v``, ``pattern``, ``pre``, ``post``, ``embed``, ``pos_embed``), a bias that is
-            written to the stream (``b_O``, ``b_out``) or to the logits (``bias``), or what edits of
-            the stream write (one of `EDITED`).
+            ``k``, ``v``, ``pattern``, ``pre``, ``pre_linear``, ``post``, ``embed``, ``pos_embed``),
+            a bias that is written to the stream (``b_O``, ``b_out``) or to the logits (``bias``),
+            or what edits of the stream write (one of `EDITED`).
         layer: Block index; None for the embeddings and the readout bias.
         head: Head index, for `HEADS` and ``pattern`` only.
-        neuron: Neuron index, for `NEURONS` only.
+        neuron: Neuron index, for `NEURONS` and `GATED` only.
 
     Raises:
         ValueError: The name is unknown, or the layer, head or neuron does not go with it.

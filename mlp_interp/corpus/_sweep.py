@@ -93,7 +93,8 @@ def sweep(
     )
     _check_padding(plan)
     plan.empty()
-    _ = plan.watchers  # asks every reducer whether the model has what it wants
+    # Asks every reducer whether the model has what it wants.
+    weights.check_names({name for name, _ in plan.watchers})
     weights.checked(tokens[:1].long())
     weights.checked(torch.stack(tokens.aminmax())[:, None].long())
     forward = forward_of(model)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlp_interp.edits.selection import Selection
 from mlp_interp.models.options import checked_seed
-from mlp_interp.sites import NEURONS, Site
+from mlp_interp.sites import GATED, NEURONS, Site
 
 __all__ = ["Action", "Add", "Clamp", "Noise", "ProjectOut", "Replace", "Scale", "Set", "Value"]
 
@@ -223,7 +223,7 @@ class ProjectOut(Action):
         shape = tuple(torch.as_tensor(self.directions).shape)
         if len(shape) not in (1, 2):
             raise ValueError(f"directions of shape {shape}; wanted [d] or [k, d]")
-        if site.name in NEURONS and units is not None:
+        if site.name in (*NEURONS, *GATED) and units is not None:
             raise ValueError(
                 f"units={units} at {site.label!r}; wanted all neurons, which a direction goes "
                 "across"

@@ -22,7 +22,7 @@ from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
 from mlp_interp.models.protocol import Cache
-from mlp_interp.sites import ACTIVATIONS, Site, site_of
+from mlp_interp.sites import ACTIVATIONS, GATED, Site, site_of
 
 __all__ = ["EDITABLE", "Edit", "edits_of"]
 
@@ -75,7 +75,7 @@ class Edit:
             raise ValueError(
                 f"action={self.action!r}; wanted Set, Add, Scale, Clamp, ProjectOut or Noise"
             )
-        if self.site.name not in EDITABLE:
+        if self.site.name not in (*EDITABLE, *GATED):
             raise ValueError(
                 f"site={self.site.label!r} cannot be edited; wanted one of {', '.join(EDITABLE)}"
             )

@@ -162,6 +162,8 @@ class Lean:
         post = self.forward.activate(pre)
         post = post if linear is None else post * linear
         mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
+        if linear is not None:
+            show("pre_linear", layer, linear)
         for name, x in (("pre", pre), ("post", post), ("mlp_out", mlp_out)):
             show(name, layer, x)
         resid = resid + attn_out + mlp_out if self.weights.parallel else resid + mlp_out
@@ -174,7 +176,7 @@ class Lean:
         part = self._outputs(layer, tape.span)
         found["mlp_out"] = grad
         found["post"] = grad @ p.mlp_out
-        found["pre"], read = self._back_neurons(p, saved, found["post"])
+        read = self._back_neurons(p, saved, found)
         found["mlp_in"] = saved.norm2.backward(read)
         if self.weights.parallel:
             found["attn_out"], grad = grad, grad + found["mlp_in"]
@@ -257,14 +259,15 @@ class Lean:
         outputs = span.outputs(layer == self.weights.n_layers - 1)
         return slice(None) if outputs == span.rows else [p - span.first for p in outputs]
 
-    def _back_neurons(self, p: Projections, saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient at ``post`` to that at ``pre``, and at what the MLP reads."""
+    def _back_neurons(self, p: Projections, saved: Saved, found: Grads) -> Tensor:
+        """From the gradient at ``post`` to those before it, and at what the MLP reads."""
+        grad = found["post"]
         if saved.linear is None or p.gate is None:
-            pre = self._act_backward(saved.pre, grad)
-            return pre, pre @ p.mlp_in
-        pre = self._act_backward(saved.pre, grad * saved.linear)
-        linear = grad * self.forward.activate(saved.pre)
-        return pre, pre @ p.gate + linear @ p.mlp_in
+            found["pre"] = self._act_backward(saved.pre, grad)
+            return found["pre"] @ p.mlp_in
+        found["pre"] = self._act_backward(saved.pre, grad * saved.linear)
+        found["pre_linear"] = grad * self.forward.activate(saved.pre)
+        return found["pre"] @ p.gate + found["pre_linear"] @ p.mlp_in
 
     def _act_backward(self, pre: Tensor, grad: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -28,14 +28,15 @@ from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import did_you_mean
+from mlp_interp.sites import GATED, did_you_mean
 
 __all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
 
 STREAMS = ("resid_pre", "attn_out", "mlp_out")
 HEADS = FAMILIES["head"]
 NEURONS = FAMILIES["neuron"]
-SITES = (*STREAMS, *HEADS, *NEURONS)
+SITES = (*STREAMS, *HEADS, "pre", "post")
+_KNOWN = (*SITES, *GATED)
 
 _COUNTED = ("layer", "head", "kv_head", "neuron")
 
@@ -121,6 +122,7 @@ def attribution_patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
+    question.weights.check_names(sites, argument="sites")
     length = question.contrast.length
     plan = GradientPlan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
     estimates: dict[str, list[np.ndarray]] = {name: [] for name in sites}
@@ -179,9 +181,9 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
         ('site', 'layer', 'pos', 'prompt')
     """
     names = list(distinct("sites", sites))
-    wrong = [name for name in names if name not in SITES or name not in estimates]
+    wrong = [name for name in names if name not in _KNOWN or name not in estimates]
     if wrong or not names:
-        there = [name for name in SITES if name in estimates]
+        there = [name for name in _KNOWN if name in estimates]
         raise ValueError(f"sites={names}; wanted some of those estimated, {', '.join(there)}")
     if len({estimates[name].dims for name in names}) > 1:
         raise ValueError(f"sites={names} have different dimensions; wanted sites of one shape")
@@ -266,9 +268,9 @@ def _dims(name: str, neuron_positions: bool, *, shared: bool) -> tuple[str, ...]
 
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
     chosen = distinct("sites", sites)
-    if not chosen or any(name not in SITES for name in chosen):
-        near = next((did_you_mean(name, SITES) for name in chosen if name not in SITES), "")
-        raise ValueError(f"sites={list(chosen)}{near}; wanted some of {', '.join(SITES)}")
+    if not chosen or any(name not in _KNOWN for name in chosen):
+        near = next((did_you_mean(name, _KNOWN) for name in chosen if name not in _KNOWN), "")
+        raise ValueError(f"sites={list(chosen)}{near}; wanted some of {', '.join(_KNOWN)}")
     return chosen
 
 

@@ -12,6 +12,7 @@ from mlp_interp.gradients.hooked import HookRuns
 from mlp_interp.gradients.runs import GradientPlan, LeanRuns, Runs
 from mlp_interp.interchange import Question, Reading
 from mlp_interp.models import Forward, Weights
+from mlp_interp.sites import GATED, NEURONS
 
 __all__ = ["GradientPart", "check_steps", "parts"]
 
@@ -82,6 +83,6 @@ def _bytes(weights: Weights, length: int, plan: GradientPlan) -> float:
     if "q_in" in plan.gradients:
         # Senders' differences throughout, and the readers' gradients of one block.
         row += weights.n_heads * weights.d_model * (1 + 8 / weights.n_layers)
-    if {"pre", "post"} & set(plan.names):
+    if {*NEURONS, *GATED} & set(plan.names):
         row += weights.d_mlp
     return float(row) * length * weights.n_layers * weights.W_U.element_size()

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from mlp_interp.models import Weights
-from mlp_interp.sites import EDITED, Site
+from mlp_interp.sites import EDITED, GATED, NEURONS, Site
 
 __all__ = ["LEVELS", "LOGITS", "Graph", "check_own_keys", "reads_at", "writers", "writes_at"]
 
 LEVELS = ("component", "head")
 LOGITS = "logits"
 
-_OF_MLP = ("mlp_out", "post", "pre")
+_OF_MLP = ("mlp_out", *NEURONS, *GATED)
 
 
 def writes_at(site: Site) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.sites import HEADS, NEURONS, STREAM, did_you_mean
+from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, did_you_mean
 
 __all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
 
@@ -19,7 +19,7 @@ Family = Literal["stream", "head", "neuron"]
 FAMILIES: dict[Family, tuple[str, ...]] = {
     "stream": STREAM,
     "head": (*HEADS, "pattern"),
-    "neuron": NEURONS,
+    "neuron": (*NEURONS, *GATED),
 }
 """Sites by what they hold at a layer and position: one vector, one a head, or one number a neuron.
 Sites of one family share the axes of their results."""
@@ -123,6 +123,7 @@ def grid_of(
     """
     chosen = distinct("sites", sites)
     family = _family(chosen)
+    weights.check_names(chosen, argument="sites")
     n_layers = weights.n_layers
     if (
         not isinstance(window, int)

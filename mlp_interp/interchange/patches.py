@@ -129,11 +129,12 @@ class Patches:
         taken, own = self.exchange.pair(name, layer)
         if name == "pre":
             taken, own = base.lean.activate(taken), base.lean.activate(own)
-            if base.weights.gated:  # what they multiply by stays the base run's
-                read = base.lean.normalize(base.read_by_mlp(layer))
-                linear: Any = base.lean.linear(layer, read)
-                taken, own = taken * linear, own * linear
         change, vectors = taken - own, base.lean.projections(layer).mlp_out.T
+        if name != "post" and base.weights.gated:  # the other factor stays the base run's
+            read = base.lean.normalize(base.read_by_mlp(layer))
+            linear: Any = base.lean.linear(layer, read)
+            activated = base.lean.activate(base.lean.pre(layer, read))
+            change = change * (linear if name == "pre" else activated)
         after = base.streams[layer + 1]
         for place, neuron in enumerate(self.grid.units or ()):
             for suffix, prompt, positions in self._spans(change[..., neuron] != 0):

@@ -11,11 +11,11 @@ from mlp_interp.models.forward import Forward, Observer, Projections, Unsupporte
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks, remembered
 from mlp_interp.models.weights import Weights
-from mlp_interp.sites import Site
+from mlp_interp.sites import ACTIVATIONS, GATED, Site
 
 __all__ = ["HookForward", "forward_of"]
 
-_OBSERVED = ("resid_pre", "q", "k", "v", "z", "attn_out", "pre", "post", "mlp_out", "resid_post")
+_OBSERVED = tuple(name for name in ACTIVATIONS if name != "pattern")
 
 
 class HookForward:
@@ -69,13 +69,14 @@ class HookForward:
             # Clones: the bridge's hook points share storage, and an observer may keep what it sees.
             return lambda x, hook=None: observe(name, layer, x.clone())
 
+        names = (*_OBSERVED, *GATED) if self.weights.gated else _OBSERVED
         hooks: list[tuple[str, Any]] = []
         if start < stop:
             hooks = [(Site("resid_pre", start).hook_name, enter)]
             hooks += [
                 (Site(name, layer).hook_name, seen(name, layer))
                 for layer in range(start, stop)
-                for name in (*_OBSERVED, *(("pattern",) if layer in patterns else ()))
+                for name in (*names, *(("pattern",) if layer in patterns else ()))
             ]
             hooks.append((Site("resid_post", stop - 1).hook_name, leave))
             tokens = torch.full(resid.shape[:2], _filler(model), device=resid.device)

@@ -429,7 +429,7 @@ class Forward:
         p = self.blocks[layer]
         post = self._act(observe("pre", layer, self.pre(layer, normalized)))
         if (linear := self.linear(layer, normalized)) is not None:
-            post = post * linear
+            post = post * observe("pre_linear", layer, linear)
         post = observe("post", layer, post)
         return observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
 

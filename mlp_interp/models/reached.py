@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mlp_interp.models.remember import without_hooks
 from mlp_interp.models.weights import Weights
-from mlp_interp.sites import HEADS, NEURONS, Site
+from mlp_interp.sites import GATED, HEADS, NEURONS, Site
 
 __all__ = ["check_reached"]
 
-_PROBED = (*HEADS, *NEURONS, "pattern")
+_PROBED = (*HEADS, *NEURONS, *GATED, "pattern")
 _TOKENS = 4
 
 _known: WeakKeyDictionary[Any, dict[Site, bool]] = WeakKeyDictionary()

@@ -1,5 +1,6 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,6 +289,18 @@ class Weights:
             )
         return tokens.to(self.device, torch.int64)
 
+    def check_names(self, names: Iterable[str], *, argument: str = "site") -> None:
+        """Refuse activations, by their names, that blocks of this model do not have.
+
+        Raises:
+            ValueError: One is named that gated MLPs alone have, and this model's are not gated.
+        """
+        if not self.gated and "pre_linear" in names:
+            raise ValueError(
+                f"{argument}='pre_linear', of which model={self.model.cfg.model_name!r} has none: "
+                "its MLPs are not gated; wanted 'pre' or 'post'"
+            )
+
     def place(self, given: Any, *, kind: Kind | None = None, argument: str = "site") -> Site:
         """The site that somebody named, as `site_of` reads it: one that the model has.
 
@@ -296,6 +309,7 @@ class Weights:
                 neuron.
         """
         site = site_of(given, kind=kind, argument=argument)
+        self.check_names([site.name], argument=argument)
         heads = self.heads_at(site.name)
         sizes = {"layer": self.n_layers, "head": heads, "neuron": self.d_mlp}
         for what, size in sizes.items():
@@ -310,8 +324,9 @@ class Weights:
         """Shape of the whole activation at a site, of so many texts of so many positions.
 
         Raises:
-            ValueError: The site is a parameter.
+            ValueError: The site is a parameter, or this model has none.
         """
+        self.check_names([site.name])
         sizes = {
             "batch": batch,
             "pos": pos,

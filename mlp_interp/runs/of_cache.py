@@ -6,7 +6,7 @@ from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.models import Weights
 from mlp_interp.models.caches import cached
 from mlp_interp.models.protocol import Cache
-from mlp_interp.sites import Site
+from mlp_interp.sites import GATED, Site
 
 __all__ = ["cached_sites", "cached_streams"]
 
@@ -52,7 +52,8 @@ def _sum(weights: Weights, cache: Cache, layer: int, streams: list[Tensor]) -> T
 
 def cached_sites(weights: Weights, cache: Cache) -> dict[Site, Tensor]:
     """Everything else that a run can hold."""
-    names = [name for name in EDITABLE if name not in ("resid_pre", "resid_post", "embed")]
+    streams = ("resid_pre", "resid_post", "embed")
+    names = [name for name in (*EDITABLE, *GATED) if name not in streams]
     sites = [Site(name, layer) for name in names for layer in range(weights.n_layers)]
     there = [site for site in [Site("embed"), *sites] if site.hook_name in cache]
     return {site: cached(cache, site).to(weights.device) for site in there}

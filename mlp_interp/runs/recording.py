@@ -11,7 +11,7 @@ from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.reached import check_reached
 from mlp_interp.runs.attention import Attention
-from mlp_interp.sites import HEADS, Site
+from mlp_interp.sites import GATED, HEADS, Site
 
 __all__ = ["Recorder", "comes_after"]
 
@@ -96,11 +96,12 @@ def comes_after(site: Site, start: int) -> bool:
 
 def _wanted(weights: Weights, sites: Collection[Site], edits: Sequence[Edit]) -> set[Place]:
     for site in sites:
-        if site.name not in EDITABLE or (site.layer or 0) >= weights.n_layers:
+        if site.name not in (*EDITABLE, *GATED) or (site.layer or 0) >= weights.n_layers:
             raise ValueError(
                 f"site={site.label!r} cannot be kept; wanted one of {', '.join(EDITABLE)} at "
                 f"layers 0 to {weights.n_layers - 1}"
             )
+    weights.check_names([site.name for site in sites])
     wanted = {(site.name, site.layer or 0) for site in sites} | {("embed", 0)}
     return wanted.union(*(_kept_beside(edit.site) for edit in edits))
 

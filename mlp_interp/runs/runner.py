@@ -15,7 +15,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
-from mlp_interp.sites import Site, did_you_mean
+from mlp_interp.sites import GATED, Site, did_you_mean
 
 __all__ = ["Runner", "kept_sites", "run"]
 
@@ -66,10 +66,11 @@ def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> li
         ValueError: A name that is none.
     """
     every = [name for name in EDITABLE if name not in _ALWAYS and name != "pattern"]
+    every += GATED if weights.gated else ()
     named = [sites] if isinstance(sites, Site | str) else list(sites)
     listed: list[Site] = []
     for one in named:
-        if isinstance(one, str) and one in ("all", *EDITABLE[1:]):
+        if isinstance(one, str) and one in ("all", *EDITABLE[1:], *GATED):
             names = every if one == "all" else [one]
             listed += [Site(name, layer) for name in names for layer in range(weights.n_layers)]
         else:
@@ -87,8 +88,9 @@ def _site(one: Site | str) -> Site:
     except ValueError as error:
         if any(letter in one for letter in ".0123456789"):
             raise
+        near = did_you_mean(one, (*EDITABLE, *GATED))
         raise ValueError(
-            f"sites={one!r}{did_you_mean(one, EDITABLE)}; wanted 'all', a name such as 'post' for "
+            f"sites={one!r}{near}; wanted 'all', a name such as 'post' for "
             "all layers, or a label such as '3.mlp'"
         ) from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.edits import Edit
 from mlp_interp.edits.edit import Indices
 from mlp_interp.models.indices import indices, integers
-from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
+from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
 from mlp_interp.steering.directions.result import direction_dims
 
 __all__ = ["LayerVectors", "add", "hold", "project_out", "scale"]
@@ -173,7 +173,7 @@ class LayerVectors:
         if not isinstance(direction, xr.DataArray):
             raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
         site = direction.attrs.get("site")
-        if site not in (*STREAM, *HEADS, *NEURONS):
+        if site not in (*STREAM, *HEADS, *NEURONS, *GATED):
             raise ValueError(
                 f"direction.attrs['site']={site!r}; wanted a direction of mlp_interp.steering "
                 "(arithmetic may drop attributes: give the coefficient to add instead)"

@@ -19,7 +19,7 @@ from mlp_interp.models.indices import indices
 from mlp_interp.models.padding import counted
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import single, to_numpy
-from mlp_interp.sites import ACTIVATIONS, NEURONS, Site
+from mlp_interp.sites import ACTIVATIONS, GATED, NEURONS, Site
 
 __all__ = [
     "Batch",
@@ -36,7 +36,7 @@ __all__ = [
 State = dict[str, Tensor]
 """What a reducer has summed up, as named tensors: what is kept on disk and sent between workers."""
 
-_SITES = tuple(name for name in ACTIVATIONS if name != "pattern")
+_SITES = tuple(name for name in (*ACTIVATIONS, *GATED) if name != "pattern")
 
 # Numbers reduced at a time on a processor: about what stays in its cache from pass to pass.
 _PIECE = 2**20
@@ -82,7 +82,7 @@ class Shape:
 
     def units(self, site: str) -> dict[str, int]:
         """Dims after ``batch pos`` of an activation at a site, with their sizes."""
-        if site in NEURONS:
+        if site in (*NEURONS, *GATED):
             return {"neuron": self.d_mlp}
         if site in ("q", "z"):
             return {"head": self.n_heads, "d_head": self.d_head}
@@ -260,8 +260,8 @@ class SiteReducer(Reducer):
     """A reducer of one kind of site in some layers.
 
     Args:
-        site: ``"pre"``, ``"post"``, ``"mlp_out"``, ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``,
-            ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
+        site: ``"pre"``, ``"pre_linear"`` (of gated MLPs), ``"post"``, ``"mlp_out"``,
+            ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``, ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
         layers: Which layers, negative ones from the last; None for all.
         first: Position from which on activations count: 1 leaves out the first, and BOS wherever
             it stands, at which many models do something else than everywhere else.

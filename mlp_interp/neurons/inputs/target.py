@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, SiteLike
+from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, Site, SiteLike
 
 __all__ = ["AscentTarget", "check_site", "unit_direction"]
 
@@ -101,7 +101,7 @@ def check_site(weights: Weights, given: SiteLike, *, directed: bool) -> Site:
     """
     site = weights.place(given, kind=None if isinstance(given, Site | str) else "neuron")
     wanted = "a neuron ('L3N669', 'L3N669.pre'), or direction= with a head, a stream or all neurons"
-    if site.name not in (*HEADS, *STREAM, *NEURONS):
+    if site.name not in (*HEADS, *STREAM, *NEURONS, *GATED):
         raise ValueError(f"site={site.label!r}; wanted {wanted}")
     if site.name in HEADS and site.head is None:
         raise ValueError(f"site={site.label!r} names no head; wanted e.g. 'L3H5.{site.name}'")
@@ -118,7 +118,7 @@ def unit_direction(weights: Weights, site: Site, direction: Tensor) -> Tensor:
         ValueError: It has another shape, is zero or not finite.
     """
     size = weights.d_head if site.name in HEADS else weights.d_model
-    size = weights.d_mlp if site.name in NEURONS else size
+    size = weights.d_mlp if site.name in (*NEURONS, *GATED) else size
     if tuple(direction.shape) != (size,):
         raise ValueError(
             f"direction={tuple(direction.shape)} at {site.label!r}; wanted shape ({size},)"

@@ -14,7 +14,7 @@ from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.results import single
-from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
+from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, Site, did_you_mean
 
 __all__ = [
     "Positions",
@@ -41,8 +41,13 @@ def activations(
     positions: Positions = "last",
     batch_size: int = 64,
 ) -> Tensor:
-    """Activations ``[prompt, layer, ...]`` in float64, of one position or the mean over them."""
+    """Activations ``[prompt, layer, ...]`` in float64, of one position or the mean over them.
+
+    Raises:
+        ValueError: The model's blocks have no such activation.
+    """
     forward = forward_of(model)
+    forward.weights.check_names([site])
     found: list[Tensor | None] = [None] * len(texts)
     for part, tokens, first in texts.batches(batch_size):
         seen: dict[int, Tensor] = {}
@@ -105,7 +110,7 @@ def check_site(site: str) -> None:
     Raises:
         ValueError: It is none.
     """
-    if site not in (known := (*STREAM, *HEADS, *NEURONS)):
+    if site not in (known := (*STREAM, *HEADS, *NEURONS, *GATED)):
         near = did_you_mean(site, known)
         raise ValueError(f"site={site!r}{near}; wanted one of {', '.join(known)}")
 

@@ -9,7 +9,7 @@ import xarray as xr
 from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.protocol import Model
-from mlp_interp.sites import HEADS, NEURONS
+from mlp_interp.sites import GATED, HEADS, NEURONS
 
 __all__ = ["as_direction", "direction_dims", "separation"]
 
@@ -18,7 +18,7 @@ def direction_dims(site: str) -> tuple[str, ...]:
     """Dims of a direction at a site."""
     if site in HEADS:
         return "layer", "head", "d_head"
-    return ("layer", "neuron") if site in NEURONS else ("layer", "d_model")
+    return ("layer", "neuron") if site in (*NEURONS, *GATED) else ("layer", "d_model")
 
 
 def as_direction(
