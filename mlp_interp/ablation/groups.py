@@ -46,11 +46,12 @@ def _parse(member: str | Site) -> Site:
 def _level(weights: Weights, level: str) -> list[Site]:
     layers = range(weights.n_layers)
     if level == "component":
-        return [Site(name, layer) for layer in layers for name in ("attn_out", "mlp_out")]
+        return [Site(name, layer) for layer in layers for name in weights.outputs]
     if level == "head":
         heads = range(weights.n_heads)
         return [Site("z", layer, head=head) for layer in layers for head in heads]
     if level == "neuron":
+        weights.check_names(["post"])
         neurons = range(weights.d_mlp)
         return [Site("post", layer, neuron=n) for layer in layers for n in neurons]
     wanted = ", ".join(map(repr, LEVELS))

@@ -188,14 +188,15 @@ class _Claim:
 
     def measurer(self, weights: Weights, draws: int, rng: np.random.Generator) -> "_Measurer":
         """Of this circuit, all of the model, nothing, and random ones."""
-        whole = writers(weights.n_layers, weights.n_heads, "component")
+        mlps = weights.has_mlps
+        whole = writers(weights.n_layers, weights.n_heads, "component", mlps=mlps)
         if self.nodes:
             drawn = [random_nodes(weights, self.nodes, rng) for _ in range(draws)]
             circuits = Circuits.of(weights, [self.nodes, whole[1:], [], *drawn])
             return _Measurer(circuits.sites, circuits.measure)
         paths = [random_paths(weights, self.paths, rng) for _ in range(draws)]
         every = [self.paths, [(site,) for site in whole], [], *paths]
-        return _Measurer(sites_of(every, weights.n_layers), partial(measure_paths, circuits=every))
+        return _Measurer(sites_of(every, weights), partial(measure_paths, circuits=every))
 
 
 @dataclass(frozen=True)

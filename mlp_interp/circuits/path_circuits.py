@@ -83,9 +83,9 @@ def measure_paths(
     return torch.stack([pair.measured(Tree.of(paths).final(exchange, size)) for paths in circuits])
 
 
-def sites_of(circuits: Sequence[Sequence[Path]], n_layers: int) -> list[Site]:
+def sites_of(circuits: Sequence[Sequence[Path]], weights: Weights) -> list[Site]:
     """Activations that both runs must keep."""
-    found = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
+    found = {Site(name, i) for name in weights.outputs for i in range(weights.n_layers)}
     for site in {site for paths in circuits for path in paths for site in path} - {Site("embed")}:
         names = {t.name for t in targets_of(site)}
         names |= {*HEADS} if names & {"q", "k", "v"} else set()
@@ -141,9 +141,9 @@ class Tree:
             return exchange.writes([site])[0]
         new = {t: value for t in targets for value in self._computes(exchange, t, size)}
         layer, weights = targets[0].layer, exchange.forward.weights
-        base = {name: exchange.base.at(Site(name, layer)) for name in ("attn_out", "mlp_out")}
         if site.name == "mlp_out":
-            return Write(writes_at(site), layer, new[targets[0]] - base["mlp_out"])
+            own = exchange.base.at(Site("mlp_out", layer))
+            return Write(writes_at(site), layer, new[targets[0]] - own)
         if site.name == "post":
             whole, values, units = Site("post", layer), new[targets[0]], [site.unit]
         else:

@@ -39,6 +39,7 @@ class HookRuns:
     @torch.no_grad()
     def of(cls, question: Question, plan: GradientPlan) -> "HookRuns":
         """Run both sides of a question; gradients come later."""
+        question.weights.check_names(plan.names, argument="sites")
         weights, noising, enter = (
             question.weights,
             question.direction == "noising",

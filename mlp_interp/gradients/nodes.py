@@ -37,6 +37,7 @@ HEADS = FAMILIES["head"]
 NEURONS = FAMILIES["neuron"]
 SITES = (*STREAMS, *HEADS, "pre", "post")
 _KNOWN = (*SITES, *GATED)
+_USUAL = (*STREAMS, *HEADS, "post")
 
 _COUNTED = ("layer", "head", "kv_head", "neuron")
 
@@ -48,7 +49,7 @@ def attribution_patch(
     contrast: Contrast,
     metric: str | Metric = "logit_difference",
     *,
-    sites: Sequence[str] = (*STREAMS, *HEADS, "post"),
+    sites: Sequence[str] = _USUAL,
     direction: Direction = "denoising",
     steps: int = 1,
     baseline: Literal["corrupted", "zero"] = "corrupted",
@@ -122,7 +123,10 @@ def attribution_patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
-    question.weights.check_names(sites, argument="sites")
+    weights = question.weights
+    if sites == _USUAL:
+        sites = weights.having(sites)
+    weights.check_names(sites, argument="sites")
     length = question.contrast.length
     plan = GradientPlan(names=sites, gradients=sites, zero=baseline == "zero", steps=steps)
     estimates: dict[str, list[np.ndarray]] = {name: [] for name in sites}
@@ -132,7 +136,7 @@ def attribution_patch(
         for name, values in _estimates(part, neuron_positions).items():
             missing = length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
             estimates[name].append(_extended(values, missing))
-    unit, weights = question.metric.unit, question.weights
+    unit = question.metric.unit
     shared = weights.n_kv_heads < weights.n_heads
     result = xr.Dataset(
         {

@@ -145,7 +145,7 @@ class Exchange:
 
     def everything(self) -> list[Write]:
         """All that the model writes, exchanged: the stream becomes the source's."""
-        layers, names = range(self.base.n_layers), ("attn_out", "mlp_out")
+        layers, names = range(self.base.n_layers), self.forward.weights.outputs
         outputs = [Site(name, layer) for layer in layers for name in names]
         return self.writes([Site("embed"), *outputs, *self.edits])
 

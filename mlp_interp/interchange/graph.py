@@ -36,13 +36,13 @@ def reads_at(name: str, layer: int, *, parallel: bool) -> int:
     return 2 * layer + int(name in _OF_MLP and not parallel)
 
 
-def writers(n_layers: int, n_heads: int, level: str) -> list[Site]:
+def writers(n_layers: int, n_heads: int, level: str, *, mlps: bool = True) -> list[Site]:
     """The embedding, every head (or whole attention output) and every MLP, in order of writing."""
     sites = [Site("embed")]
     for layer in range(n_layers):
         heads = [Site("z", layer, head=head) for head in range(n_heads)]
         sites += heads if level == "head" else [Site("attn_out", layer)]
-        sites.append(Site("mlp_out", layer))
+        sites += [Site("mlp_out", layer)] if mlps else []
     return sites
 
 

@@ -15,7 +15,7 @@ __all__ = ["portable"]
 _CONFIG = (
     *("model_name", "normalization_type", "n_layers", "n_heads", "d_model", "d_head", "d_mlp"),
     *("n_ctx", "eps", "act_fn", "parallel_attn_mlp", "positional_embedding_type"),
-    *("use_attn_scale", "attn_scale", "gated_mlp"),
+    *("use_attn_scale", "attn_scale", "gated_mlp", "attn_only"),
 )
 
 

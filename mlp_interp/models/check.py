@@ -108,4 +108,6 @@ def _processing(weights: Weights) -> dict[str, bool]:
 
 def _centred(weight: Tensor) -> bool:
     """Whether the last axis has mean zero, up to rounding of the weights' size."""
+    if not weight.numel():
+        return True
     return bool(weight.float().mean(-1).abs().max() < 1e-5 * weight.float().abs().max())

@@ -69,7 +69,7 @@ class HookForward:
             # Clones: the bridge's hook points share storage, and an observer may keep what it sees.
             return lambda x, hook=None: observe(name, layer, x.clone())
 
-        names = (*_OBSERVED, *GATED) if self.weights.gated else _OBSERVED
+        names = self.weights.having((*_OBSERVED, *GATED))
         hooks: list[tuple[str, Any]] = []
         if start < stop:
             hooks = [(Site("resid_pre", start).hook_name, enter)]

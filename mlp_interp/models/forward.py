@@ -144,7 +144,8 @@ class Forward:
         self.weights = weights
         self.norm = weights.norm
         self._scale = _attention_scale(weights)
-        self._act = _ACTIVATIONS[weights.model.cfg.act_fn]
+        # Attention-only models need not name any.
+        self._act = _ACTIVATIONS.get(weights.model.cfg.act_fn, torch.nn.Identity())
         self._groups = weights.n_heads // weights.n_kv_heads
         self._widths = [
             heads * weights.d_head
@@ -500,7 +501,7 @@ def _unsupported(weights: Weights) -> str | None:
     """Why the lean forward cannot stand in for this model, or None."""
     cfg = weights.model.cfg
     reasons = {
-        f"has activation {cfg.act_fn!r}": cfg.act_fn not in _ACTIVATIONS,
+        f"has activation {cfg.act_fn!r}": (weights.has_mlps and cfg.act_fn not in _ACTIVATIONS),
         "has mixture-of-experts MLPs": bool(cfg.num_experts),
         "normalises what attention and MLP write": weights.post_norms,
         "has local attention": cfg.use_local_attn or _window(weights) is not None,

@@ -1,6 +1,6 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mlp_interp.models.norm import Norm, NormKind
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
-from mlp_interp.sites import Kind, Site, site_of
+from mlp_interp.sites import GATED, NEURONS, Kind, Site, site_of
 
 __all__ = ["Affine", "Block", "Weights"]
 
@@ -143,8 +143,20 @@ class Weights:
         return int(self.model.cfg.d_head)
 
     @property
+    def has_mlps(self) -> bool:
+        """Whether blocks have MLPs; in attention-only models these are of no neurons."""
+        return not getattr(self.model.cfg, "attn_only", False)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a block adds to the stream, in order."""
+        return ("attn_out", "mlp_out") if self.has_mlps else ("attn_out",)
+
+    @property
     def d_mlp(self) -> int:
         """Neurons per block."""
+        if not self.has_mlps:
+            return 0
         # Not as the configuration says: for some models the library guesses it there.
         return int(self.model.blocks[0].mlp.W_in.shape[-1])
 
@@ -289,17 +301,29 @@ class Weights:
             )
         return tokens.to(self.device, torch.int64)
 
-    def check_names(self, names: Iterable[str], *, argument: str = "site") -> None:
+    def having(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of some activations that blocks of this model have."""
+        lacking = () if self.gated else GATED
+        if not self.has_mlps:
+            lacking = ("mlp_out", "b_out", *NEURONS, *GATED)
+        return tuple(name for name in names if name not in lacking)
+
+    def check_names(self, names: Collection[str], *, argument: str = "site") -> None:
         """Refuse activations, by their names, that blocks of this model do not have.
 
         Raises:
-            ValueError: One is named that gated MLPs alone have, and this model's are not gated.
+            ValueError: One is named that MLPs have, or gated ones alone, and this model has none.
         """
-        if not self.gated and "pre_linear" in names:
-            raise ValueError(
-                f"{argument}='pre_linear', of which model={self.model.cfg.model_name!r} has none: "
-                "its MLPs are not gated; wanted 'pre' or 'post'"
-            )
+        there = self.having(names)
+        wrong = next((name for name in names if name not in there), None)
+        if wrong is None:
+            return
+        why = "its MLPs are not gated; wanted 'pre' or 'post'"
+        if not self.has_mlps:
+            why = "it is attention-only; wanted what attention computes, or the stream"
+        raise ValueError(
+            f"{argument}={wrong!r}, of which model={self.model.cfg.model_name!r} has none: {why}"
+        )
 
     def place(self, given: Any, *, kind: Kind | None = None, argument: str = "site") -> Site:
         """The site that somebody named, as `site_of` reads it: one that the model has.
@@ -313,7 +337,8 @@ class Weights:
         heads = self.heads_at(site.name)
         sizes = {"layer": self.n_layers, "head": heads, "neuron": self.d_mlp}
         for what, size in sizes.items():
-            if (getattr(site, what) or 0) >= size:
+            index = getattr(site, what)
+            if index is not None and index >= size:
                 raise ValueError(
                     f"{argument}={site.label!r}; wanted a {what} from 0 to {size - 1}, which the "
                     "model has"
@@ -364,6 +389,9 @@ class Weights:
         """
         block = self.model.blocks[layer]
         of_mlp = name.endswith(("_in", "_out", "_gate"))
+        if of_mlp and not self.has_mlps:
+            shapes = {"W_in": (self.d_model, 0), "W_out": (0, self.d_model)}
+            return self.W_U.new_zeros(shapes.get(name) or self._bias_shape(name))
         owner = block.mlp if of_mlp else block.attn
         value = getattr(owner, name, None)
         if value is None:
@@ -453,5 +481,3 @@ def _check_kind(model: Any) -> None:
             f"model={cfg.model_name!r} normalises with {cfg.normalization_type}; wanted LayerNorm "
             "('LN', 'LNPre'), RMSNorm ('RMS', 'RMSPre') or no norm (None)"
         )
-    if getattr(cfg, "attn_only", False):
-        raise ValueError(f"model={cfg.model_name!r} is attention-only; wanted a model with MLPs")

@@ -84,9 +84,7 @@ def _sum(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
 
 def summed_sites(weights: Weights) -> list[Site]:
     """The activations that `sum_error` reads."""
-    layers = range(weights.n_layers)
-    sites = [Site(name, layer) for name in _WRITERS for layer in layers]
-    return [*sites, *_embeddings(weights), Site("resid_post", weights.n_layers - 1)]
+    return [*_wholes(weights), *_embeddings(weights), Site("resid_post", weights.n_layers - 1)]
 
 
 def sum_error(weights: Weights, cache: Cache) -> float:
@@ -100,11 +98,15 @@ def sum_error(weights: Weights, cache: Cache) -> float:
     total = torch.zeros_like(final)
     for site in _embeddings(weights):
         total += cache[site.hook_name]
-    for layer in range(weights.n_layers):
-        for name in _WRITERS:
-            site = Site(name, layer)
-            total += written(weights, site, cache[site.hook_name])
+    for site in _wholes(weights):
+        total += written(weights, site, cache[site.hook_name])
     return float(((final - total).norm(dim=-1) / final.norm(dim=-1)).max())
+
+
+def _wholes(weights: Weights) -> list[Site]:
+    """All heads, and all neurons, of every block, in the order in which they write."""
+    names = ("z", "post") if weights.has_mlps else ("z",)
+    return [Site(name, layer) for layer in range(weights.n_layers) for name in names]
 
 
 def _embeddings(weights: Weights) -> list[Site]:

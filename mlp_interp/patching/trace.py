@@ -126,6 +126,8 @@ def causal_trace(
     ids = encode_prompt(tokenizer, prompt, prepend_bos=prepend_bos)
     tokens = weights.checked(torch.tensor([ids]))
     positions, said = _subject(model, prompt, subject, len(ids), prepend_bos)
+    if tuple(sites) == _SITES:
+        sites = weights.having(sites)
     if window is None:
         window = max(1, round(weights.n_layers * 10 / 48))
     grids = [

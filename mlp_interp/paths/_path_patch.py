@@ -24,6 +24,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import Metric
 from mlp_interp.metrics.rows import batches
+from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
@@ -175,7 +176,7 @@ def _not_edits(groups: list[Senders], senders: Labels) -> list[Senders]:
 def _patched(question: Question, grid: "_Grid", *, progress: bool) -> xr.Dataset:
     """All exchanges of prompts of one length."""
     weights = question.weights
-    kept = _kept(weights.n_layers, grid.senders, grid.receivers)
+    kept = _kept(weights, grid.senders, grid.receivers)
     if edit_places(weights):  # which tell an edit after a block from one before the next
         kept += [Site("resid_post", layer) for layer in range(weights.n_layers)]
     pair = question.pair(kept)
@@ -206,9 +207,11 @@ def _patched(question: Question, grid: "_Grid", *, progress: bool) -> xr.Dataset
     return result.assign(whole=(("receiver", "prompt"), to_numpy(whole), result.raw.attrs))
 
 
-def _kept(n_layers: int, senders: Sequence[Senders], receivers: Sequence[Receivers]) -> list[Site]:
+def _kept(
+    weights: Weights, senders: Sequence[Senders], receivers: Sequence[Receivers]
+) -> list[Site]:
     """Activations that both runs must keep."""
-    kept = {Site(name, layer) for name in ("attn_out", "mlp_out") for layer in range(n_layers)}
+    kept = {Site(name, layer) for name in weights.outputs for layer in range(weights.n_layers)}
     for group in senders:
         for site in group.sites:
             if site.name in EDITED:

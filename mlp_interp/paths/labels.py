@@ -191,7 +191,8 @@ def _listed(weights: Weights, label: str) -> list[str]:
     """The labels at a level; else the label itself."""
     if label not in LEVELS:
         return [label]
-    sites = [*writers(weights.n_layers, weights.n_heads, label), *edit_places(weights)]
+    sites = writers(weights.n_layers, weights.n_heads, label, mlps=weights.has_mlps)
+    sites += edit_places(weights)
     return [site.label for site in sorted(sites, key=writes_at)]
 
 

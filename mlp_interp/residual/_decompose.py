@@ -56,7 +56,7 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
     runs = Layout.of(weights, level, layer).runs()
     sites = _read(weights, runs, _stream(weights, layer))
     if has_hooks(model):  # what they write is told by these
-        sites += [*outputs_of(layer), *streams_of(weights, layer)]
+        sites += [*outputs_of(weights, layer), *streams_of(weights, layer)]
     return list(dict.fromkeys(site.hook_name for site in sites))
 
 
@@ -341,6 +341,7 @@ def check_site(weights: Weights, site: Site) -> None:
         "neuron": (site.neuron, weights.d_mlp),
     }
     outside = [f"{k}={v} (of {n})" for k, (v, n) in sizes.items() if v is not None and not v < n]
+    weights.check_names([site.name])
     embedding = site.name == "embed" or (site.name == "pos_embed" and weights.has_pos_embed)
     layered = site.name in ("attn_out", "mlp_out", "b_O", "b_out")
     unit = site.head is not None if site.name == "z" else site.neuron is not None

@@ -74,7 +74,7 @@ def norms(
     embeddings = [Site("embed"), Site("pos_embed")] if weights.has_pos_embed else [Site("embed")]
     sites = [*embeddings]
     for layer in range(weights.n_layers):
-        sites += [Site("attn_out", layer), Site("mlp_out", layer)]
+        sites += [Site(name, layer) for name in weights.outputs]
     stream = [Site("resid_pre", layer) for layer in range(weights.n_layers)]
     stream.append(Site("resid_post", weights.n_layers - 1))
     collected: dict[Site, list[Tensor]] = {site: [] for site in [*sites, *stream]}

@@ -29,7 +29,6 @@ __all__ = [
     "written_by_edits",
 ]
 
-_OUTPUTS = ("attn_out", "mlp_out")
 _WHOLE = {"z": "attn_out", "post": "mlp_out"}
 _UNITS = {"z": "heads", "post": "neurons"}
 
@@ -43,9 +42,9 @@ def adds_up(parts: Sequence[Part], total: Float[Tensor, "batch pos d_model"]) ->
     return not differ(total, sum(sums, torch.zeros_like(total)), sums)
 
 
-def outputs_of(layers: int) -> list[Site]:
+def outputs_of(weights: Weights, layers: int) -> list[Site]:
     """The attention and MLP outputs of so many layers."""
-    return [Site(name, layer) for layer in range(layers) for name in _OUTPUTS]
+    return [Site(name, layer) for layer in range(layers) for name in weights.outputs]
 
 
 def edit_places(weights: Weights) -> list[Site]:
@@ -75,7 +74,7 @@ def streams_of(weights: Weights, layers: int) -> list[Site]:
 def between(weights: Weights, layers: int) -> list[Site]:
     """What `written_by_edits` cannot do without, besides the embeddings."""
     inputs = [Site("resid_pre", layer) for layer in range(min(layers + 1, weights.n_layers))]
-    return [*inputs, *outputs_of(layers)]
+    return [*inputs, *outputs_of(weights, layers)]
 
 
 def written_by_edits(
@@ -110,7 +109,7 @@ def written_by_edits(
             first, expected = places[-1], now
         stream = expected
         if layer < layers:
-            added = [at(Site(name, layer)) for name in _OUTPUTS]
+            added = [at(Site(name, layer)) for name in weights.outputs]
     return found
 
 

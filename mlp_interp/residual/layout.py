@@ -108,7 +108,9 @@ def _runs(layout: Layout) -> tuple[tuple[Site, Sequence[Site]], ...]:
             runs.append(alone("attn_out", layer))
         else:
             runs += [units("z", layer, layout.heads), alone("b_O", layer)]
-        if layout.level == "neuron":
+        if not layout.neurons:
+            pass  # attention alone
+        elif layout.level == "neuron":
             runs += [units("post", layer, layout.neurons), alone("b_out", layer)]
         else:
             runs.append(alone("mlp_out", layer))

@@ -35,7 +35,7 @@ def cached_streams(weights: Weights, cache: Cache) -> tuple[Tensor, ...]:
 def _sum(weights: Weights, cache: Cache, layer: int, streams: list[Tensor]) -> Tensor:
     """The stream at a block's input, from what was added to it."""
     if layer:
-        below, sites = [streams[-1]], [Site(name, layer - 1) for name in ("attn_out", "mlp_out")]
+        below, sites = [streams[-1]], [Site(name, layer - 1) for name in weights.outputs]
     else:
         below = []
         sites = [Site(name) for name in ("embed", "pos_embed")[: 1 + weights.has_pos_embed]]

@@ -66,7 +66,7 @@ def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> li
         ValueError: A name that is none.
     """
     every = [name for name in EDITABLE if name not in _ALWAYS and name != "pattern"]
-    every += GATED if weights.gated else ()
+    every = weights.having([*every, *GATED])
     named = [sites] if isinstance(sites, Site | str) else list(sites)
     listed: list[Site] = []
     for one in named:

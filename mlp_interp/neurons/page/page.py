@@ -198,6 +198,7 @@ def checked_request(model: Model, neuron: SiteLike, k: Any) -> Site:
         ValueError: The model does not have it, or not `k` tokens and other neurons.
     """
     weights = Weights.of(model)
+    weights.check_names(["post"], argument="neurons")
     checked_count(k, min(weights.d_vocab, weights.d_mlp - 1), "tokens, or of other neurons")
     return weights.place(neuron, kind="neuron", argument="neuron")
 

@@ -103,6 +103,7 @@ def update_shares(
         (('layer', 'k'), True)
     """
     weights = Weights.of(model)
+    weights.check_names(["post"], argument="neurons")
     listed = indices("layers", layers, weights.n_layers)
     check_weights(model)
     reducer = UpdateShares(

@@ -65,8 +65,9 @@ class Vectors:
         """Read one layer, half precisions as float32.
 
         Raises:
-            ValueError: The weights are not finite.
+            ValueError: The weights are not finite, or the model has no neurons.
         """
+        weights.check_names(["post"], argument="neurons")
         block, norm = weights.block(layer), weights.norm
         receptor, linear = Receptor.of(block.W_in, block.b_in, block.ln2, norm), None
         if block.W_gate is not None and block.b_gate is not None:
