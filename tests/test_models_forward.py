@@ -42,7 +42,8 @@ def test_every_observed_activation_is_the_models(model, tokens):
     for engine in ENGINES.values():
         forward, seen = engine(model), {}
         final = forward.run(forward.embed(tokens), observe=recorder(seen))
-        assert set(seen) == {Site(name, layer) for name in OBSERVED for layer in range(3)}
+        names = (*OBSERVED, "pre_linear") if model.cfg.gated_mlp else OBSERVED
+        assert set(seen) == {Site(name, layer) for name in names for layer in range(3)}
         for site, value in seen.items():
             expected = cache[site.hook_name]
             torch.testing.assert_close(value, expected, atol=2e-5, rtol=1e-4, msg=site.label)
