@@ -100,6 +100,7 @@ docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/h
 
 bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/run.py
+	$(VENV)/bin/python tests/bench/importance.py
 	$(VENV)/bin/python tests/bench/patching.py
 	$(VENV)/bin/python tests/bench/gradients.py
 	$(VENV)/bin/python tests/bench/sweep.py

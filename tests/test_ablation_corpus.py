@@ -12,9 +12,13 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
-from mlp_interp.ablation import corpus, importance
+from mlp_interp.ablation import corpus, importance, total
+from mlp_interp.ablation.baselines import stand_in
 from mlp_interp.corpus import SweepOptions
+from mlp_interp.models.padding import which_count
 from mlp_interp.residual import cache_for
+from mlp_interp.runs import Runner
+from mlp_interp.sites import Site
 
 LABELS = ["0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp"]
 
@@ -278,3 +282,23 @@ def test_bad_arguments(kind, rows):
         else:
             with pytest.raises(ValueError, match="kind='mlps'; wanted 'mlp', 'attn' or 'both'"):
                 run(model, rows, kind="mlps")
+
+
+def test_groups_that_begin_alike_share_their_runs(kind, rows):
+    """A range goes on from the range that ends a layer before: as each by itself does."""
+    runner = Runner.of(kind())
+    layers = range(runner.weights.n_layers)
+    groups = [
+        tuple(Site(name, layer) for layer in range(a, b + 1) for name in ("attn_out", "mlp_out"))
+        for a in layers
+        for b in range(a, len(layers))
+    ]
+    groups += [(Site("z", 0, head=0),), (Site("z", 0, head=0), Site("z", 0, head=1))]
+    groups += [groups[0], groups[0], (Site("embed"),), (Site("embed"), Site("post", 1, neuron=3))]
+    clean = runner.run(rows, sites=total.read_sites({str(n): g for n, g in enumerate(groups)}))
+    stand = stand_in("mean", which_count(runner.weights.model, rows, None, 1))
+    found = total.total_changes(runner, clean, groups, stand)
+    for sites, change in zip(groups, found, strict=True):
+        alone = runner.edited(clean, total.edits_for(runner.weights, clean, sites, stand))
+        expected = runner.unembed.normalize(alone) - runner.unembed.normalize(clean.final)
+        torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)

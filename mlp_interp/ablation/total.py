@@ -1,6 +1,6 @@
 """Total ablation: take components away in the forward pass, so that later layers react."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,7 +22,7 @@ from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.runs import Run, Runner
-from mlp_interp.runs.effects import edit_effects, stream_changes
+from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
 
 __all__ = ["ablate_total", "edits_for", "read_sites", "total_changes", "total_effects"]
@@ -121,8 +121,22 @@ def total_changes(
     runner: Runner, clean: Run, groups: Sequence[tuple[Site, ...]], stand: StandIn
 ) -> Float[Tensor, "group batch pos d_model"]:
     """Changes of the normalised final stream when each group is removed in the forward pass."""
-    edits = (edits_for(runner.weights, clean, sites, stand) for sites in groups)
-    return torch.cat(list(stream_changes(runner, clean, edits)))
+    normalize, normalized = runner.unembed.normalize, runner.unembed.normalize(clean.final)
+    finals = _final_streams(runner.weights, clean, groups, stand)
+    return torch.stack([normalize(final) - normalized for final in finals])
+
+
+def _final_streams(
+    weights: Weights, clean: Run, groups: Iterable[tuple[Site, ...]], stand: StandIn
+) -> Iterator[Float[Tensor, "batch pos d_model"]]:
+    """Final streams without each group; one that begins with the group before goes on from it."""
+    done, run = (), clean
+    for sites in groups:
+        if sites[: len(done)] != done:
+            done, run = (), clean
+        run = run.edited(edits_for(weights, clean, sites[len(done) :], stand), sites=())
+        done = sites
+        yield run.final
 
 
 def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
