@@ -4,8 +4,8 @@ from mlp_interp.metrics.change import Effects as Effects
 from mlp_interp.metrics.change import LogitChange as LogitChange
 from mlp_interp.metrics.change import Tally as Tally
 from mlp_interp.metrics.change import rows_for as rows_for
-from mlp_interp.metrics.kl import excess as excess
-from mlp_interp.metrics.kl import kl_from_change as kl_from_change
+from mlp_interp.metrics.divergence import excess as excess
+from mlp_interp.metrics.divergence import kl_from_change as kl_from_change
 from mlp_interp.metrics.metric import KL as KL
 from mlp_interp.metrics.metric import Continuation as Continuation
 from mlp_interp.metrics.metric import Custom as Custom

@@ -1,6 +1,6 @@
 """What a change of the logits means: KL divergence, loss, and whether the top token changes.
 
-Everything is computed from the *change* of the logits (`mlp_interp.metrics.kl`), in one walk over
+Everything is computed from the *change* of the logits (`mlp_interp.metrics.divergence`), in one walk over
 the vocabulary for all changes.
 """
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.metrics.kl import CANCELS, SMALL, excess_by_row, kl_from_change
+from mlp_interp.metrics.divergence import CANCELS, SMALL, excess_by_row, kl_from_change
 from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models.scan import blocks, scan
 from mlp_interp.models.unembed import Unembed

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics.change import rows_for
-from mlp_interp.metrics.kl import kl_from_change
+from mlp_interp.metrics.divergence import kl_from_change
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed, directions
