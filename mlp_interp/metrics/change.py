@@ -1,7 +1,7 @@
 """What a change of the logits means: KL divergence, loss, and whether the top token changes.
 
-Everything is computed from the *change* of the logits (`mlp_interp.metrics.divergence`), in one walk over
-the vocabulary for all changes.
+Everything is computed from the *change* of the logits (`mlp_interp.metrics.divergence`), in one
+walk over the vocabulary for all changes.
 """
 
 from collections.abc import Callable, Sequence
