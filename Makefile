@@ -21,7 +21,7 @@ FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
 
 .PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 \
-	pythia bench notebook clean
+	real-page pythia bench bench-real notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ real: $(VENV)/.installed-real ## The tests and a report on a trained model, Smol
 real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
 	$(VENV4)/bin/python -m pytest -m real
 
+real-page: $(VENV)/.installed-real ## The figures of the page "On a real model"; takes hours
+	$(VENV)/bin/python tests/real_page.py --sequences 160 --keep
+
 pythia: $(VENV)/.installed-dev ## Real Pythias from the hub, held against what is known of them
 	for name in $$($(VENV)/bin/python tests/pythia.py $(PYTHIA)); do for processing in folded raw; do \
 		$(VENV)/bin/mlp-interp check $$name --processing $$processing || exit 1; \
@@ -105,6 +108,9 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/gradients.py
 	$(VENV)/bin/python tests/bench/sweep.py
 	$(VENV)/bin/python tests/bench/sweep.py --ray
+
+bench-real: $(VENV)/.installed-real ## The same of a trained model, against bare Hugging Face
+	$(VENV)/bin/python tests/bench/real.py
 
 notebook: $(VENV)/.installed ## JupyterLab on the demos
 	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e '.[notebook]'

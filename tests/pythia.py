@@ -93,7 +93,7 @@ def record(name, numbers):
     """Write what was measured on a model beside the published numbers."""
     known = json.loads(NUMBERS.read_text())
     known.setdefault("measured", {})[name] = numbers
-    NUMBERS.write_text(_layout(known) + "\n")
+    NUMBERS.write_text(layout(known) + "\n")
 
 
 def _by_name(values, dim):
@@ -104,12 +104,12 @@ def _rounded(values):
     return torch.as_tensor(values).double().mul(1e4).round().div(1e4).tolist()
 
 
-def _layout(value, indent=0):
+def layout(value, indent=0):
     """JSON with every list of numbers on a line."""
     if not isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     inner = " " * (indent + 2)
-    items = (f"{inner}{json.dumps(k)}: {_layout(v, indent + 2)}" for k, v in value.items())
+    items = (f"{inner}{json.dumps(k)}: {layout(v, indent + 2)}" for k, v in value.items())
     return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
 
 

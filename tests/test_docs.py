@@ -1,9 +1,11 @@
 """Pages of the documentation that are made of code: they run, block by block and call by call."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import real_page
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("questions", "runs", "from_transformerlens", "own_model", "contributing")
@@ -34,3 +36,9 @@ def test_every_question_has_one_call():
 def test_what_a_page_links_to_is_there(path):
     for target in re.findall(r"\]\(([^)#:\s]+)", path.read_text()):
         assert target in ("http", "https") or (DOCS / target).exists(), target
+
+
+def test_the_tables_of_a_real_model_are_those_measured():
+    page = real_page.PAGE.read_text()
+    figures = json.loads(real_page.FIGURES.read_text())
+    assert real_page.page_with(page, real_page.tables(figures)) == page

@@ -4,12 +4,15 @@ Expected numbers were measured with transformers' own forward pass on the same w
 hand-written code for patching.
 """
 
+import json
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from random_models import BACKENDS, PROCESSINGS
+from real_figures import PART, first_and_gates, sizes, text_of
+from real_page import FIGURES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlp_interp as mi
@@ -219,3 +222,51 @@ def test_one_step_fails_at_the_first_mlp_and_four_do_not(folded, ioi, exact):
     assert effect > 4
     assert float(one.estimate[place]) < 0.1 * effect
     assert 0.6 * effect < float(four.estimate[place]) < effect
+
+
+# Its first position is an attention sink, and the figures of the page are those of the model.
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return json.loads(FIGURES.read_text())["smollm2"]
+
+
+@pytest.fixture(scope="module")
+def english(folded):
+    return text_of("smollm2", folded)[:PART]
+
+
+@pytest.fixture(scope="module")
+def found_sizes(folded, english):
+    return sizes(folded, english)
+
+
+@pytest.mark.parametrize("name", ["stream", "attn", "mlp"])
+def test_norms_by_layer(found_sizes, figures, name):
+    """Medians of a twentieth of the text, and at the first position the same numbers."""
+    np.testing.assert_allclose(found_sizes[name], figures[name], rtol=0.15)
+    np.testing.assert_allclose(found_sizes[f"{name}_first"], figures[f"{name}_first"], rtol=1e-3)
+
+
+def test_the_first_mlp_writes_far_more_than_there_is(found_sizes):
+    assert found_sizes["mlp"][0] > 10 * found_sizes["stream"][0]
+
+
+def test_the_first_position_is_a_sink(folded, english, figures):
+    found = first_and_gates(folded, english)
+    assert (found["massive"]["layer"], found["massive"]["dimension"]) == (11, 507)
+    assert found["massive"]["entry"] > 1000 * found["massive"]["elsewhere"]
+    looked = np.array(found["looked_at"])
+    assert looked[:12].max() < 0.35
+    assert looked[12:].min() > 0.25
+    assert looked[12:].mean() > 0.5
+    assert max(found["heads_over_half"]) == 9
+    np.testing.assert_allclose(looked, figures["looked_at"], rtol=0.02)
+
+
+def test_one_mlp_writes_the_sink_and_the_last_two_take_it_away(found_sizes):
+    first, ordinary = (np.array(found_sizes[f"stream{end}"]) for end in ("_first", ""))
+    assert found_sizes["mlp_first"][11] > 500 * found_sizes["mlp"][11]
+    assert (first[12:28] > 30 * ordinary[12:28]).all()
+    assert first[30] < 10 * ordinary[30]
