@@ -65,7 +65,7 @@ def firing(model, corpus):
 def first_and_gates(model, corpus):
     """What is special about the first position, and what neurons write that do not fire."""
     layers = range(model.cfg.n_layers)
-    run = mi.run(model, corpus[:PART], sites=["pattern", "pre", "post", "resid_post"])
+    run = mi.run(model, corpus.tokens[:PART], sites=["pattern", "pre", "post", "resid_post"])
     columns = {"looked_at": [], "heads_over_half": [], "written_closed": []}
     for layer in layers:
         looked = run.at(mi.Site("pattern", layer))[..., 1:, 0].mean((0, 2))

@@ -270,3 +270,10 @@ def test_one_mlp_writes_the_sink_and_the_last_two_take_it_away(found_sizes):
     assert found_sizes["mlp_first"][11] > 500 * found_sizes["mlp"][11]
     assert (first[12:28] > 30 * ordinary[12:28]).all()
     assert first[30] < 10 * ordinary[30]
+
+
+def test_a_word_is_as_good_a_sink_as_bos(folded, text):
+    site = mi.Site("resid_post", 11)
+    norms = mi.run(folded, text, sites=[site]).at(site)[0].norm(dim=-1)
+    assert int(text[0, 0]) != folded.tokenizer.bos_token_id
+    assert float(norms[0]) > 20_000 > 10 * float(norms[1:].max())
