@@ -7,6 +7,7 @@ from . import paths as paths
 from . import plots as plots
 from . import prompts as prompts
 from . import steering as steering
+from . import tables as tables
 from . import views as views
 from .ablation import ablate_direct as ablate_direct
 from .ablation import ablate_ranges as ablate_ranges
@@ -14,7 +15,6 @@ from .ablation import ablate_total as ablate_total
 from .ablation import subupdate_importance as subupdate_importance
 from .attribution import attribute_logits as attribute_logits
 from .attribution import attribute_sources as attribute_sources
-from .attribution import top as top
 from .circuits import edge_attribution as edge_attribution
 from .circuits import evaluate_hypothesis as evaluate_hypothesis
 from .circuits import faithfulness as faithfulness
@@ -43,3 +43,5 @@ from .runs import Runner as Runner
 from .runs import run as run
 from .sites import Site as Site
 from .steering import steer as steer
+from .tables import table as table
+from .tables import top as top

@@ -14,7 +14,7 @@ from torch import Tensor
 from mlp_interp.interchange import merged
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import CutCache, cached, cached_tokens, check_cached
-from mlp_interp.models.indices import count, indices
+from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.origin import check_origin
 from mlp_interp.models.padding import padding_in, places
@@ -30,10 +30,9 @@ from mlp_interp.results import to_numpy
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site, component_coords
 
-__all__ = ["attribute_logits", "attribute_sources", "top"]
+__all__ = ["attribute_logits", "attribute_sources"]
 
 Tokens = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " prompt"]
-_RANKED = ("component", "sender", "receiver", "node", "site")
 Foils = Tokens | Literal["mean"] | None
 
 
@@ -292,39 +291,6 @@ def _check_ran(weights: Weights, cache: Cache, contrast: Contrast) -> None:
             f"cache is of {ran} tokens; wanted those of the contrast's prompts, "
             f"{tuple(contrast.clean_tokens.shape)}"
         )
-
-
-def top(result: xr.DataArray, k: int = 10, *, dim: str | None = None) -> xr.DataArray:
-    """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
-
-    Args:
-        result: What is ranked: shares, effects, patching results.
-        k: How many.
-        dim: What is ranked: a dimension, or a coordinate with a label for each entry of several
-            (``component`` of a grid over layers and heads); None for the first that the result has
-            of ``component``, ``sender``, ``receiver``, ``node`` and ``site``.
-
-    Returns:
-        A DataArray along `dim` alone, with its coordinates.
-
-    Raises:
-        ValueError: `dim` is not in the result, or `k` is not positive.
-
-    Example:
-        >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
-        array(['b', 'c'], dtype='<U1')
-    """
-    known = [name for name in _RANKED if name in result.dims or name in result.coords]
-    dim = (known or [_RANKED[0]])[0] if dim is None else dim
-    over = result.coords[dim].dims if dim in result.coords else (dim,)
-    if not over or not {*over} <= {*result.dims}:
-        raise ValueError(f"dim={dim!r} is not a dimension of the result {result.dims}")
-    k = count("k", k)
-    mean = result.mean([d for d in result.dims if d not in over], keep_attrs=True)
-    if over != (dim,):
-        mean = mean.stack({dim: over}, create_index=False)
-    order = np.argsort(-np.abs(mean.values), kind="stable")[:k]
-    return mean.isel({dim: order})
 
 
 @lru_cache(maxsize=16)

@@ -48,22 +48,28 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def tokens_of(source: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Tokens and provenance of a corpus or of a plain ``[batch, pos]`` tensor.
+    """Tokens and provenance of a corpus or of plain tokens ``[batch, pos]``.
 
     Args:
-        source: Anything with ``.tokens`` and ``.attrs`` (a `Corpus`), or an integer tensor.
+        source: Anything with ``.tokens`` and ``.attrs`` (a `Corpus`), or integers ``[batch, pos]``
+            or ``[pos]``, of torch or numpy.
 
     Raises:
         ValueError: It is neither, or it holds no tokens.
     """
-    tokens = getattr(source, "tokens", source)
+    tokens: Any = getattr(source, "tokens", source)
     attrs = dict(getattr(source, "attrs", {}))
+    if isinstance(tokens, np.ndarray) and tokens.dtype.kind in "iu":
+        tokens = torch.from_numpy(tokens.astype(np.int64))
     integers = isinstance(tokens, Tensor) and not (
         tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
     )
-    if not integers or tokens.ndim != 2:
-        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens={shape} wanted a Corpus or an integer tensor [batch, pos]")
+    if not integers or tokens.ndim not in (1, 2):
+        shape = tuple(tokens.shape) if hasattr(tokens, "shape") else type(tokens).__name__
+        raise ValueError(
+            f"tokens={shape}; wanted a Corpus, texts, or an integer tensor [batch, pos]"
+        )
+    tokens = torch.atleast_2d(tokens)
     if tokens.numel() == 0:
         raise ValueError(f"tokens={tuple(tokens.shape)} is empty; wanted at least one token")
     attrs.setdefault("data", f"{tokens.shape[0]} x {tokens.shape[1]} tokens")

@@ -241,8 +241,9 @@ def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site"
     """The site that somebody named, in any of the ways in which one is named.
 
     Args:
-        given: A label (``"L3N669"``, ``"L3H5"``, ``"3.mlp"``), a `Site`, or, where `kind` is a head
-            or a neuron, the pair ``(layer, index)``.
+        given: A label (``"L3N669"``, ``"L3H5"``, ``"3.mlp"``), a hook name
+            (``"blocks.3.hook_mlp_out"``), a `Site`, or, where `kind` is a head or a neuron, the
+            pair ``(layer, index)``.
         kind: What it must be; None for any site.
         argument: What the caller calls it, for errors.
 
@@ -257,7 +258,7 @@ def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site"
         ValueError: neuron='L3H5' is no neuron; wanted e.g. 'L3N669'
     """
     if isinstance(given, str):
-        site = _parse(given, argument)
+        site = _of_hook(given) or _parse(given, argument)
     elif isinstance(given, Site):
         site = given
     else:
@@ -309,6 +310,14 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     alias = _ALIASES.get(bare)
     near = [alias] if alias in by_case else get_close_matches(bare, by_case, n=1)
     return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
+
+
+def _of_hook(text: str) -> Site | None:
+    """The site of a hook name; None of what is none, which may be a label."""
+    try:
+        return Site.of_hook(text) if "hook_" in text else None
+    except ValueError:
+        return None
 
 
 def _parse(label: str, argument: str) -> Site:

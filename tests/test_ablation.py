@@ -393,8 +393,8 @@ def test_bad_options(kind, tokens):
         direct(model, cache, ["L0H1"])
     with pytest.raises(ValueError, match="wanted integers from -9 to 8"):
         direct(model, cache, positions=9)
-    with pytest.raises(ValueError, match="wanted a Corpus or an integer tensor"):
-        unchecked(ablate_total)(model, tokens[0])
+    with pytest.raises(ValueError, match="wanted a Corpus, texts, or an integer tensor"):
+        unchecked(ablate_total)(model, tokens[None])
 
 
 def test_an_error_in_the_middle_leaves_the_model_as_it_was(kind, backend, tokens, monkeypatch):

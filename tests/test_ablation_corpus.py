@@ -266,7 +266,7 @@ def test_bad_arguments(kind, rows):
         run = unchecked(run)
         with pytest.raises(ValueError, match="is empty"):
             run(model, rows[:0])
-        with pytest.raises(ValueError, match="wanted a Corpus or an integer tensor"):
+        with pytest.raises(ValueError, match="is the name of a corpus; wanted load_corpus"):
             run(model, "nano")
         with pytest.raises(ValueError, match="sequences of 1 token have no next token"):
             run(model, rows[:, :1], first=0)

@@ -8,12 +8,13 @@ import xarray as xr
 from random_models import unchecked
 
 from mlp_interp.ablation import ablate_direct
-from mlp_interp.attribution import attribute_logits, attribute_sources, top
+from mlp_interp.attribution import attribute_logits, attribute_sources
 from mlp_interp.edits import Edit
 from mlp_interp.models.caches import cached, cached_tokens, check_cached
 from mlp_interp.residual import components, decompose, needed
 from mlp_interp.runs import Runner, run
 from mlp_interp.sites import Site
+from mlp_interp.tables import top
 
 LABELS = ["embed", "L1H2", "2.mlp", "L0N7"]
 HEADS = ["L1H2", "L2H0"]
@@ -173,8 +174,8 @@ def test_top_finds_what_is_ranked(name):
 
 
 def test_top_wants_a_dimension():
-    with pytest.raises(ValueError, match=r"dim='component' is not a dimension .*'layer', 'head'"):
-        top(a_grid().drop_vars("component"))
+    with pytest.raises(ValueError, match=r"dim='component' is not a dimension .*'layer'"):
+        top(a_grid().drop_vars("component").isel(head=0, drop=True))
     with pytest.raises(ValueError, match="dim='pos' is not a dimension"):
         top(a_grid().isel(prompt=0).assign_coords(pos=3), dim="pos")
 

@@ -99,8 +99,10 @@ def test_what_is_no_contrast_and_what_is_no_metric(kind, tokens):
     for analysis in (patch, path_patch, attribution_patch, edge_attribution):
         with pytest.raises(ValueError, match=r"contrasts?=Tensor; wanted the pairs of a Contrast"):
             unchecked(analysis)(model, tokens)
-    with pytest.raises(ValueError, match=r"'<lambda>' is a function; wanted metrics\.Custom\("):
-        unchecked(patch)(model, contrast, lambda logits: logits.mean())
+    with pytest.raises(ValueError, match=r"wanted one number an item"):
+        patch(model, contrast, lambda logits: logits.mean())
+    with pytest.raises(ValueError, match=r"function of 0 arguments; wanted one of the logits"):
+        patch(model, contrast, lambda: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,10 @@ def test_padding_may_be_no_token_of_the_model(nano, texts):
         ([[1, 2.5]], r"tokens\[0\]=\[1, 2.5\]"),
         (["a", ""], r"tokens\[1\]=''"),
         ([[1, 10**6]], "wanted ids from 0"),
-        (torch.arange(3), "wanted a Corpus or an integer tensor"),
-        (None, "wanted a Corpus or an integer tensor"),
-        ("nano", "wanted a Corpus or an integer tensor"),  # a text, or a corpus's name?
+        (torch.zeros(1, 1, 3).long(), "wanted a Corpus, texts, or an integer tensor"),
+        (None, "wanted a Corpus, texts, or an integer tensor"),
+        ("nano", "is the name of a corpus"),
+        (__file__, "is the name of a corpus"),
     ],
 )
 def test_what_are_no_texts(nano, given, words):

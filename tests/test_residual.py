@@ -114,10 +114,11 @@ def test_components_of_any_kinds_and_orders(model, tokens):
     assert found.level == "selected"
 
 
-def test_a_cache_for_a_level_holds_what_that_level_needs_and_no_more(model, tokens):
+def test_a_cache_for_a_level_holds_what_that_and_coarser_ones_need_and_no_more(model, tokens):
     for level in LEVELS:
         cache = cache_for(model, tokens, level=level)
         names = [*needed(model, level=level), "tokens", "attention_mask"]
+        names += needed(model, level="component")
         assert set(names) <= set(cache.keys())
         # The bridge caches the same tensors under other names too.
         assert {v.data_ptr() for v in cache.values()} == {cache[n].data_ptr() for n in names}
@@ -147,6 +148,7 @@ def test_missing_entries_say_which_names_filter_is_needed(kind, tokens):
     assert "3 of the 8 entries" in text
     assert "names_filter=needed(model, level='neuron')" in text
     assert "cache_for(model, tokens, level='neuron')" in text
+    del cache.cache_dict["blocks.1.hook_attn_out"]
     with pytest.raises(ValueError, match=r"cache lacks blocks\.1\.hook_attn_out \(1 of the 2"):
         components(model, cache, ["1.attn"])
 
@@ -294,11 +296,11 @@ def test_norms_of_bad_weights_are_refused(backend, tokens):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (torch.zeros(5, dtype=torch.long), r"tokens=\(5,\) wanted a Corpus or an integer tensor"),
-        ("the cat", "tokens=str wanted a Corpus or an integer tensor"),
-        (torch.zeros(2, 3), r"tokens=\(2, 3\) wanted a Corpus or an integer tensor"),
+        (torch.zeros(1, 5, 1).long(), r"tokens=\(1, 5, 1\); wanted a Corpus, texts, or an integer"),
+        ("nano", "tokens='nano' is the name of a corpus"),
+        (torch.zeros(2, 3), r"tokens=\(2, 3\); wanted a Corpus, texts, or an integer tensor"),
         (torch.zeros(2, 0, dtype=torch.long), r"tokens=\(2, 0\) is empty"),
-        (None, "tokens=NoneType wanted"),
+        (None, "tokens=NoneType; wanted"),
         (
             Contrast(
                 torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), torch.tensor([4]), torch.tensor([5])
@@ -311,7 +313,7 @@ def test_tokens_that_cannot_be_run(kind, given, text):
     model = kind()
     with pytest.raises(ValueError, match=text):
         unchecked(cache_for)(model, given)
-    if not isinstance(given, Contrast):
+    if not isinstance(given, Contrast | str):
         with pytest.raises(ValueError, match=text):
             unchecked(Weights.checked)(Weights.of(model), given)
 

@@ -137,11 +137,11 @@ def test_tokens_of_a_tensor_and_of_a_corpus():
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ([[1, 2]], "tokens=list wanted a Corpus or an integer tensor"),
-        (torch.arange(3), r"tokens=\(3,\) wanted"),
-        (torch.zeros(2, 3), r"tokens=\(2, 3\) wanted"),
+        ([[1, 2]], "tokens=list; wanted a Corpus, texts, or an integer tensor"),
+        (torch.zeros(1, 2, 3).long(), r"tokens=\(1, 2, 3\); wanted"),
+        (torch.zeros(2, 3), r"tokens=\(2, 3\); wanted"),
         (torch.zeros(0, 3, dtype=torch.long), "is empty"),
-        (torch.ones(2, 3, dtype=torch.bool), r"tokens=\(2, 3\) wanted"),
+        (torch.ones(2, 3, dtype=torch.bool), r"tokens=\(2, 3\); wanted"),
     ],
 )
 def test_tokens_that_are_none_are_refused(source, text):

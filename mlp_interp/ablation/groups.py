@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mlp_interp.models import Weights
 from mlp_interp.residual import LEVELS, check_site
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, site_of
 
 __all__ = ["Groups", "resolve"]
 
@@ -40,7 +40,7 @@ def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
 
 
 def _parse(member: str | Site) -> Site:
-    return Site.parse(member) if isinstance(member, str) else member
+    return site_of(member, argument="groups")
 
 
 def _level(weights: Weights, level: str) -> list[Site]:

@@ -20,7 +20,7 @@ from mlp_interp.interchange import (
     both_runs,
     in_order,
 )
-from mlp_interp.metrics import Metric
+from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Weights
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
@@ -38,7 +38,7 @@ _GRADIENTS = ("q_in", "k_in", "v_in", "mlp_in", "mlp_out")
 def edge_attribution(
     model: Model,
     contrast: Contrast,
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     direction: Direction = "denoising",
     steps: int = 1,
@@ -59,7 +59,8 @@ def edge_attribution(
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         contrast: Pairs of clean and corrupted prompts, which may differ in length.
-        metric: Name of a metric or a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a `Metric`, or a function of the last logits
+            (`mlp_interp.metrics.of_function`).
         direction: ``"denoising"`` takes gradients at the corrupted run, as EAP does; ``"noising"``
             at the clean run.
         steps: 1 for EAP; more for EAP-IG, which averages gradients over so many Gauss-Legendre

@@ -21,7 +21,7 @@ from mlp_interp.interchange import (
     both_runs,
     in_order,
 )
-from mlp_interp.metrics import Metric
+from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Forward
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
@@ -40,7 +40,7 @@ FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def faithfulness(
     model: Model,
     contrast: Contrast,
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     edges: xr.Dataset | xr.DataArray,
     fractions: Sequence[float | int] = FRACTIONS,
@@ -61,7 +61,8 @@ def faithfulness(
         model: A `HookedTransformer` or `TransformerBridge`.
         contrast: Pairs of clean and corrupted prompts, which may differ in length; best not those
             that scored the edges.
-        metric: Name of a metric or a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a `Metric`, or a function of the last logits
+            (`mlp_interp.metrics.of_function`).
         edges: Scores ``[sender, receiver(, prompt)]`` as from `edge_attribution`; prompts are
             averaged.
         fractions: Shares of the edges to keep, from 0 to 1.

@@ -22,7 +22,7 @@ from mlp_interp.circuits.path_circuits import (
 )
 from mlp_interp.interchange import Engine, GivenRuns, Question, Reading, order_of
 from mlp_interp.interchange.graph import LOGITS, writers
-from mlp_interp.metrics import Metric, metric_for
+from mlp_interp.metrics import Metric, MetricLike, metric_for
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
@@ -41,7 +41,7 @@ __all__ = ["evaluate_hypothesis"]
 def evaluate_hypothesis(
     model: Model,
     contrasts: Contrast | Sequence[Contrast],
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     nodes: str | Sequence[str | Sequence[str]],
     draws: int = 10,
@@ -68,7 +68,8 @@ def evaluate_hypothesis(
         model: The model.
         contrasts: Pairs of prompts, which may differ in length, or several contrasts. To have each
             pair both ways round, give ``[contrast, contrast.swap()]``.
-        metric: One of `mlp_interp.metrics.METRICS`, or, for a single contrast, a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a function of the last logits
+            (`mlp_interp.metrics.of_function`), or, for a single contrast, a `Metric`.
         nodes: The circuit: ``L3H5`` (a head), ``L3H5.q`` (or ``.k``, ``.v``: the head, but only
             its queries hear the circuit; keys and values are the corrupted run's), ``3.attn``,
             ``3.mlp``, ``L3N669`` (a neuron). Embedding and logits belong to every circuit. Or a
@@ -144,7 +145,7 @@ def evaluate_hypothesis(
     return _dataset(_Values.joined(parts), questions, attrs)
 
 
-def _metrics(metric: str | Metric, contrasts: Sequence[Contrast]) -> list[Metric]:
+def _metrics(metric: MetricLike, contrasts: Sequence[Contrast]) -> list[Metric]:
     if not contrasts:
         raise ValueError("contrasts=[] is empty; wanted a Contrast, or some of them")
     if len(contrasts) > 1 and isinstance(metric, Metric):

@@ -21,7 +21,7 @@ from mlp_interp.interchange import (
     in_order,
 )
 from mlp_interp.interchange.grid import FAMILIES
-from mlp_interp.metrics import Metric
+from mlp_interp.metrics import MetricLike
 from mlp_interp.models.indices import distinct
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
@@ -47,7 +47,7 @@ _COUNTED = ("layer", "head", "kv_head", "neuron")
 def attribution_patch(
     model: Model,
     contrast: Contrast,
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     sites: Sequence[str] = _USUAL,
     direction: Direction = "denoising",
@@ -71,7 +71,8 @@ def attribution_patch(
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         contrast: Pairs of clean and corrupted prompts, which may differ in length.
-        metric: Name of a metric or a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a `Metric`, or a function of the last logits
+            (`mlp_interp.metrics.of_function`).
         sites: Any of ``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``, ``k``, ``v``,
             ``pattern``, ``pre``, ``post``. Only these are kept in memory. Queries and keys are
             those before the rotary embedding; positions of ``pattern`` are those that attend.

@@ -13,12 +13,14 @@ from mlp_interp.metrics.metric import Linear as Linear
 from mlp_interp.metrics.metric import Metric as Metric
 from mlp_interp.metrics.metric import Reader as Reader
 from mlp_interp.metrics.named import METRICS as METRICS
+from mlp_interp.metrics.named import MetricLike as MetricLike
 from mlp_interp.metrics.named import answer_log_probability as answer_log_probability
 from mlp_interp.metrics.named import kl as kl
 from mlp_interp.metrics.named import log_probability as log_probability
 from mlp_interp.metrics.named import logit as logit
 from mlp_interp.metrics.named import logit_difference as logit_difference
 from mlp_interp.metrics.named import metric_for as metric_for
+from mlp_interp.metrics.named import of_function as of_function
 from mlp_interp.metrics.named import probability as probability
 from mlp_interp.metrics.named import probability_difference as probability_difference
 from mlp_interp.metrics.values import finite as finite

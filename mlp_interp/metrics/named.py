@@ -1,6 +1,8 @@
 """The usual metrics by name, and from a contrast."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +13,7 @@ from mlp_interp.metrics.metric import KL, Continuation, Custom, Linear, Metric
 
 __all__ = [
     "METRICS",
+    "MetricLike",
     "Pairs",
     "answer_log_probability",
     "kl",
@@ -18,6 +21,7 @@ __all__ = [
     "logit",
     "logit_difference",
     "metric_for",
+    "of_function",
     "probability",
     "probability_difference",
 ]
@@ -31,6 +35,13 @@ METRICS = (
     "probability_difference",
     "kl",
 )
+
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+MetricLike = str | Metric | Callable[..., Any]
+"""How a metric is named: by one of `METRICS`, by itself, or by a function (`of_function`)."""
 
 
 @runtime_checkable
@@ -196,11 +207,84 @@ def kl(*, positions: Sequence[int] = (-1,)) -> KL:
     return KL(name="kl", unit="nats", positions=tuple(positions))
 
 
-def metric_for(metric: Any, pairs: Pairs) -> Metric:
-    """The metric, or the one of that name for these pairs.
+def of_function(function: Callable[..., Any]) -> Custom:
+    """A metric of a function of the logits at the last position.
+
+    Args:
+        function: From logits ``[item, 1, d_vocab]`` to one number an item ``[item]``. An item is
+            one prompt of one run: a grid of patches has many of each prompt, in any order and
+            number. So a function of logits alone may not depend on which item stands where, as one
+            does that has an answer for each prompt: it is called with one item by itself, too, and
+            refused if that changes its number. A function of two arguments gets the number of each
+            item's prompt ``[item]`` as the second. For other positions, a name or a unit, make a
+            `Custom`.
 
     Raises:
-        ValueError: There is no metric of that name, or it was made for another number of prompts.
+        ValueError: It takes other arguments than these; and when it is read, if it gives an item
+            another number alone than among others.
+
+    Example:
+        >>> from mlp_interp import load_model, patch, prompts
+        >>> model = load_model("nano")
+        >>> contrast = prompts.ioi(model, n=2, seed=0)
+        >>> entropy = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum((1, 2))
+        >>> patch(model, contrast, entropy, sites="resid_pre").clean.dims
+        ('prompt',)
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        arguments = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in ones do not say
+        arguments = []
+    wanted = [a for a in arguments if a.default is a.empty and a.kind in _BY_PLACE]
+    if len(wanted) not in (1, 2):
+        raise ValueError(
+            f"metric={name!r} is a function of {len(wanted)} arguments; wanted one of the logits "
+            "[item, 1, d_vocab], or of these and the number of each item's prompt [item]"
+        )
+    given = function if len(wanted) == 2 else _OfLogits(function, name)
+    return Custom(name=name.strip("<>"), unit="", function=given)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfLogits:
+    """A function of logits alone, which must give each item the number that it has by itself."""
+
+    function: Callable[[Tensor], Tensor]
+    name: str
+
+    def __call__(self, logits: Tensor, prompts: Tensor) -> Tensor:
+        values = self.function(logits)
+        if len(logits) > 1 and isinstance(values, Tensor) and values.shape == prompts.shape:
+            self._check_alone(logits[-1:].detach(), values[-1:].detach())
+        return values
+
+    @torch.no_grad()
+    def _check_alone(self, logits: Tensor, value: Tensor) -> None:
+        try:
+            alone = self.function(logits)
+            same = torch.allclose(alone, value, rtol=1e-3, atol=1e-4, equal_nan=True)
+        except (IndexError, RuntimeError) as error:
+            raise self._not_itself() from error
+        if not same:
+            raise self._not_itself()
+
+    def _not_itself(self) -> ValueError:
+        return ValueError(
+            f"metric={self.name!r} gives an item another number alone than among others; wanted a "
+            "function of each item's own logits, or one that takes the numbers of their prompts as "
+            "its second argument"
+        )
+
+
+def metric_for(metric: Any, pairs: Pairs) -> Metric:
+    """The metric, the one of that name for these pairs, or one of a function.
+
+    A function is taken as by `of_function`.
+
+    Raises:
+        ValueError: There is no metric of that name, or it was made for another number of prompts;
+            a function that takes other arguments.
     """
     if isinstance(metric, Metric):
         metric.check_prompts(len(pairs.answers))
@@ -217,11 +301,10 @@ def metric_for(metric: Any, pairs: Pairs) -> Metric:
         "kl": kl,
     }
     if callable(metric) and not isinstance(metric, type):
-        raise ValueError(
-            f"metric={getattr(metric, '__name__', metric)!r} is a function; wanted metrics.Custom("
-            "name='mine', unit='logits', function=...), whose function takes logits [item, read, "
-            "d_vocab] and the number of each item's prompt, and gives one number an item"
-        )
+        return of_function(metric)
     if not isinstance(metric, str) or metric not in makers:
-        raise ValueError(f"metric={metric!r}; wanted a Metric or one of {', '.join(METRICS)}")
+        raise ValueError(
+            f"metric={metric!r}; wanted a Metric, a function of logits, or one of "
+            f"{', '.join(METRICS)}"
+        )
     return makers[metric]()

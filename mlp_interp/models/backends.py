@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mlp_interp.models.families import HOOKED, rotary_base
 from mlp_interp.models.protocol import Model
@@ -34,7 +36,7 @@ def _quiet() -> Iterator[None]:
 
 def boot_hooked(
     hf_model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -71,7 +73,8 @@ def boot_hooked(
             **options,
         )
         model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
-        _attach(model, copy.deepcopy(tokenizer))
+        if tokenizer is not None:
+            _attach(model, copy.deepcopy(tokenizer))
         model.load_and_process_state_dict(
             family.convert(hf_model, cfg),
             fold_ln=folded,
@@ -84,7 +87,7 @@ def boot_hooked(
 
 def boot_bridge(
     hf_model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -97,7 +100,7 @@ def boot_bridge(
     hf_model.set_attn_implementation("eager")  # the only one whose scores the bridge can hook
     # The library reloads, perhaps from the hub, any tokenizer that has a BOS token and does not
     # prepend it. So it gets a copy without one, which is given back afterwards.
-    without_bos = copy.deepcopy(tokenizer)
+    without_bos = _of_nothing() if tokenizer is None else copy.deepcopy(tokenizer)
     without_bos.bos_token = None
     with _quiet():
         model = TransformerBridge.boot_transformers(
@@ -109,10 +112,18 @@ def boot_bridge(
         )
         if folded:
             model.enable_compatibility_mode()
-    if tokenizer.bos_token is not None:
+    if tokenizer is None:
+        model.tokenizer = None
+    elif tokenizer.bos_token is not None:
         model.tokenizer.bos_token = tokenizer.bos_token
         model.cfg.default_prepend_bos = True  # as HookedTransformer has it, and all of this package
     return model
+
+
+def _of_nothing() -> PreTrainedTokenizerBase:
+    """A tokenizer without words, for a library that would else ask the hub for one."""
+    nothing = Tokenizer(WordLevel({"": 0}, unk_token=""))
+    return PreTrainedTokenizerFast(tokenizer_object=nothing, eos_token="")
 
 
 def _attach(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -46,10 +46,11 @@ def load_model(
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     processing: Processing = "folded",
     backend: Backend = "auto",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    label: str | None = None,
 ) -> Any:
     """Load a model as a TransformerLens model, ready for every analysis.
 
@@ -62,8 +63,8 @@ def load_model(
         revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
         device: Where to put it, ``"cpu"`` or ``"cuda"``; None takes CUDA if there is one, else
             the CPU.
-        dtype: Data type of the weights. Attributions need float32 to add up: GPT-NeoX has large
-            key and value biases.
+        dtype: Data type of the weights, also by name (``"bfloat16"``). Attributions need float32
+            to add up: GPT-NeoX has large key and value biases.
         processing: ``"folded"`` folds LayerNorm scales and value biases into the weights that
             follow and centres what writes to the stream and the unembedding, as TransformerLens
             does by default; ``"raw"`` leaves the trained weights. (Where norms do not subtract the
@@ -71,7 +72,9 @@ def load_model(
         backend: ``"hooked"`` for `HookedTransformer` (TransformerLens 3 only), ``"bridge"`` for
             `TransformerBridge`, ``"auto"`` for the first that the installed library has and that
             computes what the model's config asks for.
-        tokenizer: For a model in memory; else read from beside the weights.
+        tokenizer: For a model in memory; else read from beside the weights. Without one a model
+            takes token ids, and no texts.
+        label: What results call the model; None for its name, or that of its directory.
 
     Returns:
         A `HookedTransformer` or `TransformerBridge` in evaluation mode.
@@ -89,19 +92,17 @@ def load_model(
     if processing not in ("folded", "raw"):
         raise ValueError(f"processing={processing!r}; wanted 'folded' or 'raw'")
     backend, device = _backend(backend), _device(device)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}; wanted a floating torch dtype, such as torch.float32")
+    dtype = _dtype(dtype)
     source: Any = None
     if isinstance(name, torch.nn.Module):
-        if tokenizer is None:
-            raise ValueError("tokenizer=None: a model in memory wants its tokenizer beside it")
         if revision is not None:
             raise ValueError(f"revision={revision!r}: only models on the hub have revisions")
-        hf_model, label = _in_memory(name, dtype), name.config.name_or_path or "memory"
+        hf_model, own = _in_memory(name, dtype), name.config.name_or_path or "memory"
     else:
-        source, label = _resolve(str(name), revision)
+        source, own = _resolve(str(name), revision)
         hf_model = _read(source, revision, dtype)
         tokenizer = _read_tokenizer(source, revision) if tokenizer is None else tokenizer
+    label = own if label is None else label
     boot = boot_hooked if _able(backend, hf_model.config, label) == "hooked" else boot_bridge
     _refuse_nan(hf_model, label)
     model = boot(hf_model, tokenizer, device=device, dtype=dtype, folded=processing == "folded")
@@ -147,6 +148,13 @@ def reload_source(model: Any) -> PreTrainedModel | None:
         return None
     revision = _loaded[model]["revision"]
     return _read(source, None if revision == "main" else revision, torch.float32)
+
+
+def _dtype(dtype: Any) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}; wanted a floating torch dtype, such as torch.float32")
+    return found
 
 
 def _device(device: Any) -> torch.device:
@@ -247,16 +255,11 @@ def _read(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedMo
     return model
 
 
-def _read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _read_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     with _explained(source, revision):
         tokenizer = AutoTokenizer.from_pretrained(source, **_options(revision))
     # Where there are no tokenizer files, the library makes up a tokenizer that knows nothing.
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            f"name={source!r} holds no tokenizer; wanted its files beside the weights, or the "
-            "argument tokenizer"
-        )
-    return tokenizer
+    return tokenizer if tokenizer("a", add_special_tokens=False)["input_ids"] else None
 
 
 def _options(revision: str | None) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def right_padded(model: Model, given: Any, attention_mask: Any = None) -> Padded
         ([[0, 5, 6], [0, 7, 0]], 2)
     """
     tokens, attrs = tokens_of(given)
-    if tokens is not given:
+    if hasattr(given, "tokens"):
         if attention_mask is not None:
             raise ValueError(
                 "attention_mask beside a corpus, which is packed; wanted None, or tokens"
@@ -141,7 +141,8 @@ def right_padded(model: Model, given: Any, attention_mask: Any = None) -> Padded
     if attention_mask is None:
         padding = _recognised(getattr(model, "tokenizer", None), tokens)
     else:
-        padding = _masked(attention_mask, tokens.shape)
+        mask = torch.as_tensor(attention_mask)
+        padding = _masked(mask[None] if mask.ndim == 1 else mask, tokens.shape)
     return packed(tokens, padding, attrs)
 
 

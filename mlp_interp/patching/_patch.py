@@ -18,7 +18,7 @@ from mlp_interp.interchange import (
     outcome_dataset,
 )
 from mlp_interp.interchange.grid import Positions
-from mlp_interp.metrics import Metric
+from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Forward
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
@@ -32,7 +32,7 @@ __all__ = ["patch"]
 def patch(
     model: Model,
     contrast: Contrast,
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     sites: str | Sequence[str] = "resid_pre",
     direction: Direction = "denoising",
@@ -56,7 +56,8 @@ def patch(
     Args:
         model: The model.
         contrast: Clean and corrupted prompts, whose pairs may differ in length.
-        metric: One of `mlp_interp.metrics.METRICS`, or a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a `Metric`, or a function of the last logits
+            (`mlp_interp.metrics.of_function`).
         sites: Where: some of ``resid_pre resid_post attn_out mlp_out`` (by layer and position), of
             ``z q k v pattern`` (by layer and head), or of ``pre post`` (by layer and neuron). The
             sites of one call are of one of these kinds.

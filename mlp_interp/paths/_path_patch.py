@@ -22,7 +22,7 @@ from mlp_interp.interchange import (
     merged,
     outcome_dataset,
 )
-from mlp_interp.metrics import Metric
+from mlp_interp.metrics import MetricLike
 from mlp_interp.metrics.rows import batches
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
@@ -45,7 +45,7 @@ __all__ = ["path_patch"]
 def path_patch(
     model: Model,
     contrast: Contrast,
-    metric: str | Metric = "logit_difference",
+    metric: MetricLike = "logit_difference",
     *,
     senders: Labels = "head",
     receivers: Labels = "logits",
@@ -75,7 +75,8 @@ def path_patch(
     Args:
         model: The model.
         contrast: Clean and corrupted prompts, whose pairs may differ in length.
-        metric: One of `mlp_interp.metrics.METRICS`, or a `Metric`.
+        metric: One of `mlp_interp.metrics.METRICS`, a `Metric`, or a function of the last logits
+            (`mlp_interp.metrics.of_function`).
         senders: Whose outputs are exchanged, one after the other. ``"head"`` is the embedding, all
             heads and MLPs, ``"component"`` the embedding, all attention and MLP outputs, as far as
             they write before receivers read; or a list of ``embed``, ``3.attn``, ``L3H5``,

@@ -3,8 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -15,8 +17,11 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import check_text, tokenizer_of
+from mlp_interp.results import tokens_of
 
-__all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side"]
+__all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side", "tokens_to_run"]
+
+_LONGEST_NAME = 250  # of a file: a longer text is none, and to ask would be an error
 
 # Without names: two sets of prompts need not be as many, nor as long.
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Int[Tensor, "_ _"]
@@ -79,8 +84,8 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
 
     Args:
         model: The model.
-        given: A `Corpus`; tokens ``[batch, pos]``, padded or not; a list of texts, which begin with
-            BOS; or of lists or tensors of token ids.
+        given: A `Corpus`; tokens ``[batch, pos]``, padded or not, or ``[pos]``, of torch or numpy;
+            a text or a list of them, which begin with BOS; a list of lists or tensors of token ids.
         attention_mask: Beside tokens ``[batch, pos]``: 1 where text is, 0 where padding is; None
             tells it by the rule of `mlp_interp.models.padding`.
 
@@ -94,7 +99,9 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
     """
     if isinstance(given, Padded):
         return given
-    if not isinstance(given, list | tuple):  # a text alone may be meant for a corpus's name
+    if isinstance(given, str):
+        given = [_no_name(given)]
+    if not isinstance(given, list | tuple):
         return right_padded(model, given, attention_mask)
     if attention_mask is not None:
         raise ValueError("attention_mask beside texts, whose lengths are known; wanted None")
@@ -103,7 +110,39 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
     lengths = torch.tensor([len(row) for row in rows])[:, None]
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     padding = Padding(torch.arange(longest) < lengths, "padded at the end")
-    return packed(tokens, padding, {"data": f"{len(rows)} texts of {longest} tokens"})
+    bos = {"bos": "each"} if any(isinstance(text, str) for text in given) else {}
+    return packed(tokens, padding, {"data": f"{len(rows)} texts of {longest} tokens", **bos})
+
+
+def tokens_to_run(model: Model, given: Any) -> Int[Tensor, "batch pos"]:
+    """Token ids ``[batch, pos]`` that are run as they are; or those of texts of one length.
+
+    Raises:
+        ValueError: Texts of several lengths; or as `texts_of`.
+    """
+    if not isinstance(given, str | list | tuple):
+        tokens, _ = tokens_of(given)
+        return tokens
+    padded = padded_texts(model, given)
+    if padded.padding is not None:
+        raise ValueError(
+            f"tokens={padded.attrs['data']}; wanted texts of one length, or cache_for, which pads"
+        )
+    return padded.tokens
+
+
+def _no_name(text: str) -> str:
+    """A text, unless it is what a corpus is called.
+
+    Raises:
+        ValueError: It is the name of the embedded corpus, or of a file.
+    """
+    if text == "nano" or (len(text) < _LONGEST_NAME and Path(text).is_file()):
+        raise ValueError(
+            f"tokens={text!r} is the name of a corpus; wanted load_corpus({text!r}, model), or the "
+            "list of one text"
+        )
+    return text
 
 
 def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True) -> Texts:
@@ -122,7 +161,7 @@ def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True)
     """
     weights, tokenizer = Weights.of(model), getattr(model, "tokenizer", None)
     bos = getattr(tokenizer, "bos_token_id", None)
-    if isinstance(prompts, Tensor) or hasattr(prompts, "tokens"):
+    if isinstance(prompts, Tensor | np.ndarray) or hasattr(prompts, "tokens"):
         padded = right_padded(model, prompts)
         weights.checked(padded.tokens)
         about = f"{len(padded.tokens)} texts" if padded.padding is None else str(padded.padding)
@@ -146,7 +185,7 @@ def _encoded(model: Model, given: Any, what: str, prepend_bos: bool) -> list[int
     if isinstance(given, str) and given:
         check_text(given, what=what)
         return encode_prompt(tokenizer_of(model), given, prepend_bos=prepend_bos)
-    row = given.tolist() if isinstance(given, Tensor) else given
+    row = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     if isinstance(row, list | tuple) and row and all(type(token) is int for token in row):
         return list(row)
     raise ValueError(f"{what}={given!r}; wanted a text, or tokens [prompt, pos]")

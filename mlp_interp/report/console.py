@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from mlp_interp.attribution import attribute_logits, top
+from mlp_interp.attribution import attribute_logits
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.tokenizing import (
@@ -15,6 +15,7 @@ from mlp_interp.prompts.tokenizing import (
     tokenizer_of,
 )
 from mlp_interp.residual import Level, cache_for
+from mlp_interp.tables import top
 
 
 @torch.no_grad()

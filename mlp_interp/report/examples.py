@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mlp_interp import prompts as tasks
 from mlp_interp.ablation import ablate_direct
-from mlp_interp.attribution import attribute_logits, attribute_sources, top
+from mlp_interp.attribution import attribute_logits, attribute_sources
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import Level, cache_for, needed
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
+from mlp_interp.tables import top
 
 TASKS = {
     "ioi": "Indirect objects: who was given something?",

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mlp_interp.attribution import top
 from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
 from mlp_interp.report.examples import ShownExample
 from mlp_interp.report.format import number, with_error
+from mlp_interp.tables import top
 
 ROWS = 8
 

@@ -64,11 +64,12 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
 def cache_for(
     model: Model, tokens: Any, *, attention_mask: Any = None, level: Level = "component"
 ) -> Any:
-    """Run the model and cache just what `decompose` needs at this level.
+    """Run the model and cache just what `decompose` needs at this level, and at coarser ones.
 
     Args:
         model: The model.
-        tokens: Tokens ``[batch, pos]``, padded or not, texts, or a list of token ids for each.
+        tokens: Tokens ``[batch, pos]``, padded or not, a text or several, or a list of token ids
+            for each.
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`.
         level: As in `decompose`.
@@ -87,7 +88,9 @@ def cache_for(
         )
     weights, texts = Weights.of(model), padded_texts(model, tokens, attention_mask)
     ran = weights.checked(texts.tokens)
-    _, cache = model.run_with_cache(ran, names_filter=needed(model, level=level))
+    # A little more than the heads or neurons themselves, so that one cache serves every level.
+    names = {*needed(model, level=level), *needed(model, level="component")}
+    _, cache = model.run_with_cache(ran, names_filter=list(names))
     cache.cache_dict["tokens"] = ran
     # Also where nothing is padding, for a text may end in what pads others.
     real = torch.ones_like(ran) if texts.real is None else texts.real.to(ran)

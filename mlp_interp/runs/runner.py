@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
+from mlp_interp.prompts.texts import tokens_to_run
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.recorded import Run
 from mlp_interp.sites import GATED, Site, did_you_mean
@@ -25,7 +26,7 @@ _ALWAYS = ("embed", "resid_pre", "resid_post")  # every run keeps these
 @torch.no_grad()
 def run(
     model: Model,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Any,
     *,
     sites: Site | str | Sequence[Site | str] = "all",
     edits: Edit | Sequence[Edit] = (),
@@ -37,15 +38,16 @@ def run(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        tokens: Token ids.
+        tokens: Token ids ``[batch, pos]`` or ``[pos]``, which are run as they are; or a text, or
+            several of one length in tokens, which begin with BOS.
         sites: What to keep beside the streams: ``"all"`` (attention patterns are then computed
             where they are asked for); or sites, labels (``"3.mlp"``, ``"L3H5"``: whole
             activations), hook names, and names alone (``"post"``) for all layers.
         edits: What to do on the way; those of one place in the order given.
 
     Raises:
-        ValueError: The tokens are not ones that the model can take, a site cannot be kept, or an
-            edit does not fit this model and these tokens.
+        ValueError: The tokens are not ones that the model can take, or texts of several lengths; a
+            site cannot be kept, or an edit does not fit this model and these tokens.
 
     Example:
         >>> from mlp_interp import load_model
@@ -56,7 +58,7 @@ def run(
         >>> bool((silenced.final - clean.final).abs().max() > 0)
         True
     """
-    return Runner.of(model).run(tokens, sites=sites, edits=edits)
+    return Runner.of(model).run(tokens_to_run(model, tokens), sites=sites, edits=edits)
 
 
 def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> list[Site]:

@@ -15,11 +15,14 @@ from mlp_interp.models.indices import indices, integers
 from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
 from mlp_interp.steering.directions.result import direction_dims
 
-__all__ = ["LayerVectors", "add", "hold", "project_out", "scale"]
+__all__ = ["Direction", "LayerVectors", "add", "hold", "labelled", "project_out", "scale"]
+
+Direction = xr.DataArray | Tensor | np.ndarray | Sequence[float]
+"""A direction of this package, or a bare vector of the stream."""
 
 
 def add(
-    direction: xr.DataArray,
+    direction: Direction,
     coefficient: SupportsFloat = 1.0,
     *,
     layers: int | Sequence[int] | None = None,
@@ -28,7 +31,8 @@ def add(
     """Add a direction to the activations where it belongs.
 
     Args:
-        direction: A direction of this package.
+        direction: A direction of this package; or a vector ``[d_model]`` of yours, a tensor, an
+            array or a list, which is one of ``resid_post`` and wants `layers`.
         coefficient: What it is multiplied by, as it is: its own length counts. Coefficient 1 of a
             `mean_difference` is one difference of means; negative ones turn the other way.
         layers: At which of its layers; several add each layer's own direction there. None wants a
@@ -50,6 +54,7 @@ def add(
         >>> edit.site.label, edit.action.name
         ('3.resid_post', 'add')
     """
+    direction = labelled(direction, layers)
     vectors = LayerVectors.of(direction)
     times = float(coefficient)
     if not np.isfinite(times):
@@ -63,7 +68,7 @@ def add(
 
 
 def project_out(
-    direction: xr.DataArray,
+    direction: Direction,
     *,
     layers: int | Sequence[int] | None = None,
     everywhere: bool = False,
@@ -72,7 +77,8 @@ def project_out(
     """Remove from activations what lies along a direction.
 
     Args:
-        direction: A direction of this package, without positions of its own.
+        direction: A direction of this package, without positions of its own; or a vector of yours,
+            as in `add`.
         layers: At which of its layers; None wants a direction of one layer.
         everywhere: Not only where the direction belongs, but from all that writes to the stream:
             the embedding and every attention and MLP output. No layer can then read or write along
@@ -95,6 +101,7 @@ def project_out(
         >>> len(project_out(value)), len(project_out(value, everywhere=True))
         (1, 9)
     """
+    direction = labelled(direction, layers)
     vectors = LayerVectors.of(direction)
     if "pos" in direction.dims:
         raise ValueError("direction has positions; wanted one without to project out")
@@ -154,6 +161,37 @@ def scale(component: Site | str, factor: SupportsFloat, *, positions: Indices = 
     return [Edit.scale(place, float(factor), positions=positions)]
 
 
+def labelled(direction: Any, layers: int | Sequence[int] | None) -> xr.DataArray:
+    """A direction as it is; of a bare vector, that direction at the output of each of the layers.
+
+    Raises:
+        ValueError: It is no vector of finite numbers, or has no layers, counted from 0.
+    """
+    if isinstance(direction, xr.DataArray):
+        return direction
+    try:
+        vector = torch.as_tensor(direction).detach().cpu().double().numpy()
+    except (TypeError, ValueError, RuntimeError):
+        vector = np.empty(0)
+    if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
+        shape = tuple(getattr(direction, "shape", ()))
+        raise ValueError(
+            f"direction={type(direction).__name__} {shape}; wanted a DataArray of "
+            "mlp_interp.steering, or a finite vector [d_model]"
+        )
+    listed = integers("layers", layers)
+    if not listed or min(listed) < 0:
+        raise ValueError(
+            f"layers={layers} with a bare vector; wanted those, from 0, to whose outputs it belongs"
+        )
+    return xr.DataArray(
+        np.tile(vector, (len(listed), 1)),
+        dims=direction_dims("resid_post"),
+        coords={"layer": list(listed)},
+        attrs={"site": "resid_post"},
+    )
+
+
 @dataclass(frozen=True)
 class LayerVectors:
     """A direction as vectors by layer: one, or one for each head."""
@@ -164,14 +202,12 @@ class LayerVectors:
     n_layers: int | None
 
     @classmethod
-    def of(cls, direction: Any) -> "LayerVectors":
+    def of(cls, direction: xr.DataArray) -> "LayerVectors":
         """Read a direction.
 
         Raises:
             ValueError: It is no direction of this package.
         """
-        if not isinstance(direction, xr.DataArray):
-            raise ValueError(f"direction={type(direction).__name__}; wanted a DataArray")
         site = direction.attrs.get("site")
         if site not in (*STREAM, *HEADS, *NEURONS, *GATED):
             raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any
 import xarray as xr
 from markupsafe import Markup
 
-from mlp_interp.checkpoint import whole_file
 from mlp_interp.prompts.display import visible
 from mlp_interp.views._neuron_parts import (
     ablation,
@@ -20,6 +19,7 @@ from mlp_interp.views._neuron_parts import (
     weights,
     words,
 )
+from mlp_interp.views._page import save_html
 from mlp_interp.views.document import render_document, shared
 from mlp_interp.views.numbers import number, percent
 
@@ -48,14 +48,7 @@ class Page:
         Raises:
             ValueError: The path does not end in ``.html``, or its folder is not there.
         """
-        path = Path(path)
-        if path.suffix != ".html":
-            raise ValueError(f"path must end in .html, got {str(path)!r}")
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"path must lie in a folder that exists, got {str(path)!r}")
-        with whole_file(path) as part:
-            part.write_text(self.document, encoding="utf-8")
-        return path
+        return save_html(self.document, path)
 
     def _repr_html_(self) -> str:
         """A frame, so that the page's look stays its own."""

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlp_interp.checkpoint import whole_file
 from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, to_json
 
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # as in the plots
@@ -16,10 +18,12 @@ body { margin: 8px; font: 14px/1.5 system-ui, sans-serif; background: white; col
 figure { margin: 0; } figcaption { color: #555; font-size: 13px; margin-top: 6px; }
 .mlp-view[data-view=AttentionHeads] { max-width: 760px; }
 """
-# Inside Jupyter the frame is as high as what it shows; elsewhere `frameElement` is null or closed.
+# Inside Jupyter the frame is as high as what it shows, with the body's margins: the document is
+# never lower than its frame, so its own height could only grow. Elsewhere `frameElement` is null or
+# closed.
 FIT = """
 new ResizeObserver(() => {
-  try { frameElement.style.height = document.documentElement.scrollHeight + 4 + "px"; } catch {}
+  try { frameElement.style.height = document.body.offsetHeight + 20 + "px"; } catch {}
 }).observe(document.body);
 """
 
@@ -63,6 +67,21 @@ class View:
             'runPacked("circuitsvis").then(() => mountViews(document));</script></body></html>'
         )
 
+    def save(self, path: str | Path) -> Path:
+        """Write `html` to a file, all of it or nothing.
+
+        Raises:
+            ValueError: The path does not end in ``.html``, or its folder is not there.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from mlp_interp.views import tokens
+            >>> with TemporaryDirectory() as folder:
+            ...     tokens(["a", "b"], [0.5, -1.0]).save(f"{folder}/view.html").name
+            'view.html'
+        """
+        return save_html(self.html(), path)
+
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
         return (
@@ -74,6 +93,22 @@ class View:
         """Name and size; a notebook draws the view instead."""
         size = len(self.props.get("tokens", ()))
         return f"View({self.component}, {size} tokens)"
+
+
+def save_html(document: str, path: str | Path) -> Path:
+    """Write a document to a file, all of it or nothing.
+
+    Raises:
+        ValueError: The path does not end in ``.html``, or its folder is not there.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise ValueError(f"path must end in .html, got {str(path)!r}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"path must lie in a folder that exists, got {str(path)!r}")
+    with whole_file(path) as part:
+        part.write_text(document, encoding="utf-8")
+    return path
 
 
 def as_numbers(name: str, values: Any, ndim: int) -> np.ndarray:

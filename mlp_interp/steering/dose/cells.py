@@ -23,7 +23,7 @@ from mlp_interp.models.padding import Padded
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
-from mlp_interp.steering.edits import LayerVectors, add, project_out
+from mlp_interp.steering.edits import LayerVectors, add, labelled, project_out
 from mlp_interp.steering.generation import Continuing
 
 __all__ = ["CLEAN", "Action", "DoseCell", "DoseGrid", "costs", "readings", "texts_in"]
@@ -83,6 +83,7 @@ class DoseGrid:
             )
         if not {*values} - {0.0}:
             raise ValueError(f"coefficients={values}; wanted at least one besides 0")
+        direction = labelled(direction, layers)
         vectors = LayerVectors.of(direction)
         listed = tuple(
             n for n, _ in vectors.at(list(vectors.by_layer) if layers is None else layers)

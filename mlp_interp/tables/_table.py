@@ -1,0 +1,238 @@
+"""One table for all results: the largest entries, what they are, and how sure they are."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from mlp_interp.models.indices import count
+from mlp_interp.prompts.display import visible
+from mlp_interp.results import mean_and_error_over
+from mlp_interp.tables.ranking import DRAWS, UNITS, chosen, labels_of, values_of
+
+__all__ = ["Table", "table"]
+
+# What else of a result is shown beside what is ranked, where it has that.
+_BESIDE: Mapping[str, Sequence[str]] = {
+    "kl_total": ("kl_direct", "kl_later"),
+    "kl_mean": ("delta_loss_mean", "top1_change_rate"),
+    "perplexity": ("delta_loss",),
+    "normalized": ("raw",),
+    "fraction": ("mean", "activation_volume"),
+    "value_norm_folded": ("cosine", "closest_embed_text", "closest_unembed_text"),
+    "promoted_logit": ("promoted_text",),
+    "suppressed_logit": ("suppressed_text",),
+}
+_DIGITS = 4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """The largest entries of a result, as text in a terminal and a table in a notebook.
+
+    Attributes:
+        frame: A row for each entry, as a pandas DataFrame; errors are in columns ``*_se``.
+        caption: What is in it: quantity, unit, how many of how many, mean of what.
+    """
+
+    frame: pd.DataFrame
+    caption: str
+
+    def __repr__(self) -> str:
+        body = self._shown().to_string(index=False) if len(self.frame) else "nothing"
+        return f"{self.caption}\n{body}"
+
+    def _repr_html_(self) -> str:
+        shown = self._shown()
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in shown.columns)
+        rows = "".join(
+            "<tr>"
+            + "".join(_cell(text, name) for text, name in zip(row, shown.columns, strict=True))
+            + "</tr>"
+            for row in shown.itertuples(index=False)
+        )
+        return (
+            f'<table><caption style="text-align:left">{escape(self.caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+    def _shown(self) -> pd.DataFrame:
+        """Texts: each number beside its error."""
+        frame = self.frame
+        columns: dict[str, list[str]] = {}
+        for name in frame.columns:
+            if name.endswith("_se") and name.removesuffix("_se") in frame:
+                continue
+            columns[name] = [_text(value) for value in frame[name]]
+            if (error := f"{name}_se") in frame:
+                pairs = zip(columns[name], frame[error], strict=True)
+                columns[name] = [f"{text} ± {_error_text(se)}" for text, se in pairs]
+        return pd.DataFrame(columns)
+
+
+def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None = None) -> Table:
+    """The `k` largest entries of a result by absolute value, named, with errors and units.
+
+    Works on what every analysis gives: an entry is a component, a head or a neuron, an edge, a cell
+    of a patching grid. Entries are means over prompts, sequences or samples, and over positions
+    where the result is one share or effect for each component; their errors are standard errors,
+    over prompts where the result has prompts, else its own.
+
+    Args:
+        result: A result.
+        k: How many entries.
+        value: Which variable of a Dataset is ranked; None for what it is about: ``kl_total``,
+            ``normalized``, ``estimate``, the sites of `attribution_patch` together, and their kin.
+
+    Returns:
+        A `Table`: prints as text, shows as a table in a notebook, and has a pandas ``frame``.
+
+    Raises:
+        ValueError: No such variable, none that is known to be what the result is about, a result of
+            a single number, or `k` is not positive.
+
+    Example:
+        >>> from mlp_interp import load_model, patch, prompts
+        >>> model = load_model("nano")
+        >>> result = patch(model, prompts.ioi(model, n=4, seed=0), sites="z")
+        >>> heads = table(result, 2)
+        >>> heads.caption
+        'normalized, 0 corrupted, 1 clean: the 2 largest of 24, mean of 4 prompts ± standard error'
+        >>> heads.frame.columns.tolist()
+        ['component', 'normalized', 'normalized_se', 'raw', 'raw_se']
+    """
+    k = count("k", k)
+    sites = _sites(result) if value is None else []
+    names = sites or [str(chosen(result, value).name or "value")]
+    frames = [_entries(result, None if isinstance(result, xr.DataArray) else n) for n in names]
+    frame, main = frames[0], names[0]
+    if sites:
+        main = "estimate"
+        frame = pd.concat(
+            [
+                frame.rename(columns={name: main, f"{name}_se": f"{main}_se"})
+                for frame, name in zip(frames, names, strict=True)
+            ]
+        )
+    size = np.abs(np.asarray(frame[main], dtype=float))
+    known = np.flatnonzero(np.isfinite(size))
+    rows = frame.iloc[known[np.argsort(-size[known], kind="stable")][:k]].reset_index(drop=True)
+    return Table(_without_constant(rows), _caption(result, names[0], main, len(rows), len(known)))
+
+
+def _sites(result: xr.DataArray | xr.Dataset) -> list[str]:
+    """The variables that are named after sites: of estimates by site, which have no other name."""
+    if isinstance(result, xr.DataArray) or result.attrs.get("analysis") != "attribution patching":
+        return []
+    return [str(name) for name, held in result.items() if "layer" in held.dims]
+
+
+def _entries(result: xr.DataArray | xr.Dataset, value: str | None) -> pd.DataFrame:
+    """A row for each entry: what it is, what is ranked with its error, and what belongs beside."""
+    array = chosen(result, value)
+    if "stat" in array.dims:  # quartiles of one quantity are no entries beside its mean
+        array = array.sel(stat="mean")
+    main = str(array.name or "value")
+    over = _averaged(array)
+    if not {*array.dims} - {*over}:
+        raise ValueError(f"value={main!r} is one number, {array.dims}; wanted one with entries")
+    cells = [dim for dim in array.dims if dim not in over]
+    listed = {main: array}
+    if isinstance(result, xr.Dataset):
+        beside = [result[n].rename(n) for n in _BESIDE.get(main, ()) if n in result]
+        listed |= {str(held.name): held for held in beside if {*held.dims} <= {*array.dims}}
+    columns: dict[str, np.ndarray] = {}
+    for name, held in listed.items():
+        columns |= _measured(result, name, held, cells)
+    labels = _labels(array, cells)
+    return pd.DataFrame(labels | columns)
+
+
+def _averaged(array: xr.DataArray) -> list[Hashable]:
+    draws: list[Hashable] = [dim for dim in array.dims if dim in DRAWS]
+    whole = "component" in array.dims and "pos" in array.dims
+    return [*draws, "pos"] if whole else draws
+
+
+def _measured(
+    result: xr.DataArray | xr.Dataset, name: str, held: xr.DataArray, cells: Sequence[Hashable]
+) -> dict[str, np.ndarray]:
+    """Mean and error of a variable for each entry, in the order of `cells`."""
+    if held.dtype.kind not in "fiu":
+        return {name: _flat(held, cells)}
+    held = held.mean([dim for dim in held.dims if dim == "pos" and dim not in cells])
+    draws = [dim for dim in held.dims if dim not in cells]
+    if draws:
+        mean, error = mean_and_error_over(held, str(draws[0]))
+        known = held.sizes[draws[0]] > 1
+        return {name: _flat(mean, cells)} | ({f"{name}_se": _flat(error, cells)} if known else {})
+    own = f"{name.removesuffix('_mean').removesuffix('_rate')}_se"
+    names = [n for n in (f"{name}_se", own) if isinstance(result, xr.Dataset) and n in result]
+    errors = {f"{name}_se": _flat(result[n], cells) for n in names[:1]}
+    return {name: _flat(held, cells), **errors}
+
+
+def _flat(array: xr.DataArray, cells: Sequence[Hashable]) -> np.ndarray:
+    return array.transpose(*cells).values.ravel()
+
+
+def _labels(array: xr.DataArray, cells: list[Hashable]) -> dict[str, np.ndarray]:
+    """What each entry is: its component by label, and its place along all other dims."""
+    sizes = [array.sizes[dim] for dim in cells]
+    places = dict(zip(cells, np.indices(sizes).reshape(len(cells), -1), strict=True))
+    values = {dim: values_of(array, dim)[at] for dim, at in places.items()}
+    columns: dict[str, np.ndarray] = {}
+    named = labels_of(array, values) if "layer" in values else None
+    if named is not None:
+        columns["component"] = named
+        values = {dim: v for dim, v in values.items() if dim not in ("site", "layer", *UNITS)}
+    columns |= {str(dim): held for dim, held in values.items()}
+    if "pos" in columns and (tokens := _tokens(array)) is not None:
+        columns["token"] = np.array([visible(str(t)) for t in tokens[places["pos"]]])
+    return columns
+
+
+def _tokens(array: xr.DataArray) -> np.ndarray | None:
+    """What stands at each position, where it is one text."""
+    if "token" in array.coords and array["token"].dims == ("pos",):
+        return array["token"].values
+    return None
+
+
+def _without_constant(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without places that are the same in every result: a single position, or site."""
+    names = [name for name in ("pos", "site") if name in rows and "token" not in rows]
+    return rows.drop(columns=[name for name in names if len({*rows[name]}) == 1 < len(rows)])
+
+
+def _caption(result: xr.DataArray | xr.Dataset, name: str, main: str, k: int, n: int) -> str:
+    array = chosen(result, None if isinstance(result, xr.DataArray) else name)
+    unit = array.attrs.get("unit", result.attrs.get("unit"))
+    what = main if unit in (None, "") else f"{main}, {unit}"
+    draws = [dim for dim in array.dims if dim in DRAWS]
+    over = [f"{array.sizes[dim]} {dim}s" for dim in draws if array.sizes[dim] > 1]
+    if over:
+        over[0] = f"mean of {over[0]} ± standard error"
+    elif isinstance(result, xr.Dataset) and f"{name}_se" in result:
+        over = ["± standard error"]
+    return f"{what}: {', '.join([f'the {k} largest of {n}', *over])}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.{_DIGITS}g}" if value == value else "–"
+    return str(value)
+
+
+def _error_text(error: float) -> str:
+    return f"{error:.3g}" if error == error else "–"
+
+
+def _cell(text: str, name: Any) -> str:
+    left = name in ("component", "sender", "receiver", "token") or str(name).endswith("_text")
+    side = "left" if left else "right"
+    return f'<td style="text-align:{side}; white-space:pre">{escape(text)}</td>'

@@ -1,0 +1,127 @@
+"""The largest entries of a result: what is ranked, and what is averaged over."""
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import xarray as xr
+
+from mlp_interp.models.indices import count
+from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
+
+__all__ = ["DRAWS", "UNITS", "chosen", "labels_of", "top", "values_of"]
+
+DRAWS = ("prompt", "sequence", "sample", "draw")
+"""Dimensions along which entries are draws of one quantity, and are averaged."""
+
+UNITS: Mapping[Hashable, str] = {"head": "z", "neuron": "post"}
+"""Dimensions of single units, and the site that a quantity of theirs is of."""
+
+_SITES = (*STREAM, *HEADS, *NEURONS, "pattern")
+_RANKED = ("component", "sender", "receiver", "node", "site")
+# What a result is about, where it has several variables.
+_MAIN = (
+    *("kl_total", "kl_mean", "perplexity", "normalized", "average_indirect", "estimate"),
+    *("fraction", "value_norm_folded", "promoted_logit", "norm", "kl"),
+)
+
+
+def chosen(result: xr.DataArray | xr.Dataset, value: str | None) -> xr.DataArray:
+    """The variable that is ranked: the one named, or what the result is about.
+
+    Raises:
+        ValueError: There is none of that name, it holds no numbers, or none is known to be what the
+            result is about.
+    """
+    if isinstance(result, xr.DataArray):
+        if value is not None and value != result.name:
+            raise ValueError(
+                f"value={value!r} of a DataArray, {result.name!r}; wanted None, or a Dataset"
+            )
+        return result
+    numbers = [str(name) for name, held in result.items() if _is_number(held)]
+    if value is None:
+        value = next((name for name in _MAIN if name in numbers), None)
+        alone = [name for name in numbers if result[name].dims]
+        if value is None and len(alone) == 1:
+            value = alone[0]
+        if value is None:
+            raise ValueError(f"value=None of a result with {numbers}; wanted one of them")
+    if value not in numbers:
+        near = did_you_mean(str(value), numbers)
+        raise ValueError(f"value={value!r}{near}; wanted one of {numbers}")
+    return result[value].rename(value)
+
+
+def top(
+    result: xr.DataArray | xr.Dataset,
+    k: int = 10,
+    *,
+    dim: str | None = None,
+    value: str | None = None,
+) -> xr.DataArray:
+    """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
+
+    Args:
+        result: What is ranked: shares, effects, patching results. `table` prints them with their
+            errors.
+        k: How many.
+        dim: What is ranked: a dimension, or a coordinate with a label for each entry of several
+            (``component`` of a grid over layers and heads); None for the first that the result has
+            of ``component``, ``sender``, ``receiver``, ``node`` and ``site``.
+        value: Which variable of a Dataset; None for what it is about (``kl_total``, ``normalized``
+            and their kin).
+
+    Returns:
+        A DataArray along `dim` alone, with its coordinates.
+
+    Raises:
+        ValueError: `dim` or `value` is not in the result, or `k` is not positive.
+
+    Example:
+        >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
+        array(['b', 'c'], dtype='<U1')
+    """
+    array = _named(chosen(result, value))
+    known = [name for name in _RANKED if name in array.dims or name in array.coords]
+    dim = (known or [_RANKED[0]])[0] if dim is None else dim
+    over: tuple[Hashable, ...] = array.coords[dim].dims if dim in array.coords else (dim,)
+    if not over or not {*over} <= {*array.dims}:
+        raise ValueError(f"dim={dim!r} is not a dimension of the result {array.dims}")
+    k = count("k", k)
+    mean = array.mean([d for d in array.dims if d not in over], keep_attrs=True)
+    if over != (dim,):
+        mean = mean.stack({dim: over}, create_index=False)
+    order = np.argsort(-np.abs(mean.values), kind="stable")[:k]
+    return mean.isel({dim: order})
+
+
+def labels_of(array: xr.DataArray, values: Mapping[Hashable, np.ndarray]) -> np.ndarray | None:
+    """Labels such as ``L3H5`` and ``3.resid_pre``; None for what is of whole layers only."""
+    unit = next((dim for dim in UNITS if dim in values), None)
+    name = str(array.name) if str(array.name) in _SITES else UNITS.get(unit)
+    names = values.get("site", [name] * len(values["layer"]))
+    if names[0] is None:
+        return None
+    places = [{}] * len(names) if unit is None else [{str(unit): int(i)} for i in values[unit]]
+    each = zip(names, values["layer"], places, strict=True)
+    return np.array([Site(str(name), int(layer), **place).label for name, layer, place in each])
+
+
+def _named(array: xr.DataArray) -> xr.DataArray:
+    """With a label for each head or neuron by layer, where it has none."""
+    unit = next((str(dim) for dim in UNITS if dim in array.dims), None)
+    if "component" in array.coords or unit is None or "layer" not in array.dims:
+        return array
+    values = np.meshgrid(values_of(array, "layer"), values_of(array, unit), indexing="ij")
+    labels = labels_of(array, {"layer": values[0].ravel(), unit: values[1].ravel()})
+    grid = np.array(labels).reshape(values[0].shape)
+    return array.assign_coords(component=(("layer", unit), grid))
+
+
+def values_of(array: xr.DataArray, dim: Hashable) -> np.ndarray:
+    """The labels along a dimension, which are its numbers where it has none."""
+    return array[dim].values if dim in array.coords else np.arange(array.sizes[dim])
+
+
+def _is_number(held: xr.DataArray) -> bool:
+    return held.dtype.kind in "fiu"

@@ -1,0 +1,138 @@
+"""Tables: the largest entries of every result, with names, errors and units."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from random_models import unchecked
+
+import mlp_interp as mi
+
+
+@pytest.fixture(scope="module")
+def results():
+    """One result of every analysis of components, of nano."""
+    model = mi.load_model("nano", device="cpu")
+    contrast = mi.prompts.facts(model, n=3, seed=0)
+    run = mi.run(model, contrast.clean_tokens)
+    tokens = contrast.clean_tokens
+    return {
+        "shares": mi.attribute_logits(model, run, contrast, level="head"),
+        "sources": mi.attribute_sources(model, run, contrast),
+        "cells": mi.patch(model, contrast, sites=["resid_pre", "mlp_out"]),
+        "heads": mi.patch(model, contrast, sites=["z", "q"]),
+        "neurons": mi.patch(model, contrast, sites="post", layers=[1], neurons=[2, 5]),
+        "estimates": mi.attribution_patch(model, contrast, sites=["z", "mlp_out", "post"]),
+        "edges": mi.edge_attribution(model, contrast),
+        "paths": mi.path_patch(model, contrast, receivers=["2.mlp"]),
+        "importance": mi.subupdate_importance(model, tokens),
+        "ablation": mi.ablate_total(model, tokens),
+        "ranges": mi.ablate_ranges(model, tokens),
+        "norms": mi.norms(model, tokens),
+        "activity": mi.neurons.activity(model, tokens),
+        "weights": mi.neurons.neuron_weights(model),
+    }
+
+
+def test_every_result_has_a_table(results):
+    for name, result in results.items():
+        table = mi.table(result, 3)
+        assert 2 <= len(table.frame) <= 3, name
+        main = table.caption.split(",")[0].split(":")[0]
+        assert table.frame[main].abs().is_monotonic_decreasing, name
+        assert len(repr(table).splitlines()) == len(table.frame) + 2, name
+        assert table._repr_html_().count("<tr>") == len(table.frame) + 1, name
+
+
+def test_entries_are_named_as_everywhere(results):
+    def names(of):
+        return set(mi.table(results[of], 10**6).frame["component"])
+
+    layers = range(4)
+    heads = {f"L{layer}H{head}" for layer in layers for head in range(6)}
+    assert names("cells") == {f"{n}.{s}" for n in layers for s in ("resid_pre", "mlp")}
+    assert names("heads") == heads | {f"{head}.q" for head in heads}
+    assert names("neurons") == {"L1N2", "L1N5"}
+    assert names("importance") == {f"{n}.{s}" for n in layers for s in ("attn", "mlp")}
+    assert "L2N5" in names("activity") & names("weights")
+    assert {"L0H0", "1.mlp", "L2N7"} <= names("estimates")
+    assert {"sender", "receiver"} <= {*mi.table(results["edges"], 5).frame.columns}
+
+
+def test_numbers_are_means_with_their_errors(results):
+    result = results["heads"].normalized
+    row = mi.table(result, 1).frame.iloc[0]
+    layer, head = int(row.component[1]), int(row.component[3])
+    values = result.sel(site="q" if "." in row.component else "z", layer=layer, head=head)
+    assert row.normalized == pytest.approx(float(values.mean()))
+    assert row.normalized_se == pytest.approx(float(values.std(ddof=1) / np.sqrt(3)))
+    assert abs(row.normalized) == pytest.approx(np.abs(result.mean("prompt").values).max())
+
+
+def test_errors_of_the_result_itself(results):
+    result = results["importance"]
+    table = mi.table(result, 2)
+    best = result.isel(component=int(result.kl_total.argmax("component")))
+    assert table.frame["component"].tolist()[0] == str(best.component.values)
+    for name in ("kl_total", "kl_direct", "kl_later"):
+        for column in (name, f"{name}_se"):
+            assert table.frame[column].tolist()[0] == pytest.approx(float(best[column]))
+    assert table.caption == "kl_total, nats: the 2 largest of 8, ± standard error"
+
+
+def test_another_variable(results):
+    table = mi.table(results["importance"], 1, value="delta_loss_direct")
+    assert table.caption.startswith("delta_loss_direct, nats per token")
+    with pytest.raises(ValueError, match=r"value='kl_totl' \(did you mean 'kl_total'\?\)"):
+        mi.table(results["importance"], value="kl_totl")
+
+
+def test_positions_have_their_tokens(nano):
+    trace = mi.causal_trace(nano, "The capital of France is", subject="France")
+    frame = mi.table(trace, 30).frame
+    assert dict(zip(frame.pos, frame.token, strict=True))[4] == " France"
+
+
+def test_what_is_not_finite_is_not_ranked():
+    values = xr.DataArray([np.nan, 2.0, -3.0, np.inf], {"component": [*"abcd"]}, name="x")
+    table = mi.table(values)
+    assert table.frame.component.tolist() == ["c", "b"]
+    assert "2 largest of 2" in table.caption
+    assert repr(mi.table(values[:1])).endswith("nothing")
+
+
+def test_tokens_cannot_break_the_page():
+    bad = "</td><script>alert(1)</script>"
+    page = mi.table(xr.DataArray([1.0, 2.0], {"component": [bad, "b"]}, name="x"))._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mi.table(xr.DataArray([1.0], dims="component"), 0), "k=0; wanted at least 1"),
+        (lambda: mi.table(xr.DataArray([1.0], dims="prompt")), "is one number"),
+        (lambda: mi.table(xr.DataArray(1.0)), "is one number"),
+        (lambda: mi.table(xr.Dataset({"a": ("x", [1.0]), "b": ("x", [1.0])})), "wanted one of"),
+        (lambda: mi.table(xr.Dataset({"a": ("x", ["t"])})), r"value=None of a result with \[\]"),
+        (lambda: mi.table(xr.DataArray([1.0], dims="x", name="a"), value="b"), "of a DataArray"),
+    ],
+)
+def test_what_has_no_table(make, message):
+    with pytest.raises(ValueError, match=message):
+        unchecked(make)()
+
+
+def test_the_largest_of_a_grid_are_named(results):
+    assert mi.top(results["heads"], 2).component.values[0].startswith("L")
+    assert mi.top(results["activity"], 2).component.values[0].startswith("L")
+    assert mi.top(results["importance"], 1).name == "kl_total"
+    with pytest.raises(ValueError, match="value=None of a result with"):
+        mi.top(results["estimates"])
+
+
+def test_a_table_is_a_frame(results):
+    frame = mi.table(results["weights"], 4).frame
+    assert isinstance(frame, pd.DataFrame)
+    assert {"closest_embed_text", "cosine"} <= {*frame.columns}
