@@ -68,6 +68,21 @@ def test_gradients_pass(kind, name):
     assert torch.autograd.gradcheck(lambda x: reader(x, torch.arange(2)), streams, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-4, 0.1, 30.0, 3000.0])
+def test_kl_is_the_same_with_gradients_and_without(kind, size, monkeypatch):
+    """Without it walks over the vocabulary once, in blocks, for all items."""
+    monkeypatch.setattr("mlp_interp.models.scan._ROWS", 3)
+    model, generator = kind(), torch.Generator().manual_seed(0)
+    reference = torch.randn(3, 2, 32, generator=generator)
+    prompts = torch.tensor([2, 0, 0, 1, 2])
+    streams = reference[prompts] + size * torch.randn(5, 2, 32, generator=generator)
+    reader = metrics.kl(positions=(2, 4)).reader(model, reference)
+    with_gradients = reader(streams.clone().requires_grad_(), prompts)
+    assert with_gradients.requires_grad
+    found = reader(streams, prompts)
+    torch.testing.assert_close(found, with_gradients.detach(), rtol=1e-4, atol=1e-12)
+
+
 def test_kl_of_the_clean_run_is_zero_and_over_several_positions_their_mean(kind):
     model = kind(dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)

@@ -61,6 +61,7 @@ class LogitChange:
     targets: Int[Tensor, " row"]
 
     @classmethod
+    @torch.no_grad()
     def of(
         cls,
         unembed: Unembed,
@@ -106,6 +107,57 @@ class LogitChange:
         flat = change.reshape(-1, *change.shape[-2:])
         (found,) = _walk(self, [_Way.of(self, flat)])
         return Effects(*(x.view(change.shape[:-1]) for x in found))
+
+    @torch.no_grad()
+    def kl(
+        self, change: Float[Tensor, "item d_model"], rows: Int[Tensor, " item"]
+    ) -> Float[Tensor, " item"]:
+        """KL(clean || changed), nats, of changes each of which is one of some row."""
+        weight, expected = self.unembed.weight, self.expected[rows]
+        mean = (change * expected).sum(-1)
+        largest = change.norm(dim=-1) * (self.unembed.largest + expected.norm(dim=-1))
+        total = torch.zeros_like(mean)
+        for block, products in scan(weight, change[:, None], -mean[:, None]):
+            p = (self.logits[:, block] - self.total).exp_()
+            for some, t in products:
+                t = excess_by_row(t[:, 0], largest[some])
+                total[some] += t.mul_(p[rows[some]]).sum(-1)
+
+        def whole(items: Bool[Tensor, " item"]) -> Float[Tensor, "some d_vocab"]:
+            return change[items] @ weight - mean[items][:, None]
+
+        return self.kl_of(total, largest, rows, whole)
+
+    def kl_of(
+        self,
+        excess: Float[Tensor, "*items"],
+        largest: Float[Tensor, "*items"],
+        rows: Int[Tensor, "*items"],
+        whole: Callable[[Tensor], Tensor],
+        unsure: Bool[Tensor, "*items"] | None = None,
+    ) -> Float[Tensor, "*items"]:
+        """KL(clean || changed), nats, from what came together of changes.
+
+        Args:
+            excess: ``sum_v p_v (expm1(t_v) - t_v)``.
+            largest: A bound on the size of any ``t_v``.
+            rows: The row that each is a change of.
+            whole: Gives the centred changes ``[some, d_vocab]`` of those in a mask again, for those
+                few in which ``exp(t)`` leaves the range of the data type, or ``expm1(t) - t``
+                cancels.
+            unsure: Which are to be computed again anyway.
+        """
+        kl = torch.log1p(excess)
+        # exp(t) overflowed; or the effect is small but its bound is not, because some token's
+        # direction is very long. Both are rare.
+        wrong = ~torch.isfinite(kl) | ((largest >= SMALL) & (excess < CANCELS))
+        wrong = wrong if unsure is None else wrong | unsure
+        for some in wrong.nonzero().split(rows_for(self.unembed)):
+            chosen = torch.zeros_like(wrong)
+            chosen[tuple(some.T)] = True
+            logits, total = self.logits[rows[chosen]], self.total[rows[chosen]]
+            kl[chosen] = kl_from_change((logits - total).exp_(), whole(chosen), logits=logits)
+        return kl.clamp_min(0)
 
     def effects_by_norm(self, changes: BothNorms) -> tuple[Effects, Effects]:
         """Effects with the norm's scale taken anew, and with the clean one: from one product."""
@@ -242,21 +294,11 @@ class Tally:
         Args:
             t_target: Centred change of the next token's logit.
             t_top: Centred change of the likeliest token's logit.
-            whole: Gives the centred changes ``[some, d_vocab]`` of the rows in a mask again, for
-                those few in which ``exp(t)`` leaves the range of the data type, or ``expm1(t) - t``
-                cancels.
+            whole: As in `LogitChange.kl_of`.
         """
-        clean, kl = self.clean, torch.log1p(self.excess)
-        # exp(t) overflowed; or the effect is small but its bound is not, because some token's
-        # direction is very long. Both are rare.
-        wrong = self.unsure | ~torch.isfinite(kl)
-        wrong |= (self.largest >= SMALL) & (self.excess < CANCELS)
-        for some in wrong.nonzero().split(rows_for(clean.unembed)):
-            rows = torch.zeros_like(wrong)
-            rows[tuple(some.T)] = True
-            logits, total = clean.logits[some[:, 1]], clean.total[some[:, 1]]
-            kl[rows] = kl_from_change((logits - total).exp_(), whole(rows), logits=logits)
-        kl = kl.clamp_min(0)
+        clean = self.clean
+        rows = torch.arange(len(clean.top), device=self.excess.device).expand_as(self.excess)
+        kl = clean.kl_of(self.excess, self.largest, rows, whole, self.unsure)
         loss = torch.where(clean.targets >= 0, kl - t_target, torch.nan)
         top = clean.logits.gather(-1, clean.top[:, None])[:, 0] + t_top
         # The same logit comes out of two products of different shapes: allow for their rounding.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.metrics.change import rows_for
+from mlp_interp.metrics.change import LogitChange, rows_for
 from mlp_interp.metrics.divergence import kl_from_change
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
@@ -231,19 +231,30 @@ class KL(Metric):
     """KL(clean || run) at the positions read, averaged over them: from the change of the logits."""
 
     def reader(self, model: Model, reference: Float[Tensor, "prompt read d_model"]) -> Reader:
-        """Keeps the clean distributions, and unembeds only changes of the normalised stream."""
+        """Keeps the clean logits, and unembeds only changes of the normalised stream."""
         unembed = Unembed.of(model)
         normalized = unembed.normalize(reference)
-        logits = normalized @ unembed.weight + unembed.bias
-        p = logits.softmax(-1)
-        expected = p @ unembed.weight.T
+        prompts, reads = normalized.shape[:2]
+        row_of = torch.arange(prompts * reads, device=normalized.device).view(prompts, reads)
+        clean = LogitChange.of(
+            unembed, normalized.flatten(0, 1), torch.full_like(row_of, -1).flatten()
+        )
+
+        def differentiable(change: Tensor, rows: Tensor) -> Tensor:
+            logits, total = clean.logits[rows], clean.total[rows]
+            mean = (change * clean.expected[rows]).sum(-1, keepdim=True)
+            t = change @ unembed.weight - mean
+            return kl_from_change((logits - total).exp(), t, logits=logits)
+
+        in_pieces = _in_pieces(differentiable, unembed, reads)
 
         def read(streams: Tensor, prompts: Tensor) -> Tensor:
-            change = unembed.normalize(streams) - normalized[prompts]
-            t = change @ unembed.weight - (change * expected[prompts]).sum(-1, keepdim=True)
-            return kl_from_change(p[prompts], t, logits=logits[prompts]).mean(-1)
+            change, rows = unembed.normalize(streams) - normalized[prompts], row_of[prompts]
+            if change.requires_grad:
+                return in_pieces(change, rows).mean(-1)
+            return clean.kl(change.flatten(0, 1), rows.flatten()).view(rows.shape).mean(-1)
 
-        return _in_pieces(read, unembed, len(self.positions))
+        return read
 
 
 def _in_pieces(read: Reader, unembed: Unembed, positions: int) -> Reader:
