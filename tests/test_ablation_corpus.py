@@ -302,3 +302,16 @@ def test_groups_that_begin_alike_share_their_runs(kind, rows):
         alone = runner.edited(clean, total.edits_for(runner.weights, clean, sites, stand))
         expected = runner.unembed.normalize(alone) - runner.unembed.normalize(clean.final)
         torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_a_batch_in_which_no_token_counts_adds_nothing(kind, rows, analysis):
+    """Short texts, each in a batch of its own: there is nothing to take away from them."""
+    model, run = kind(), ANALYSES[analysis]
+    mask = torch.ones_like(rows)
+    mask[3:5, 2:] = 0
+    kept = [0, 1, 2, 5, 6]
+    found = run(model, rows, attention_mask=mask, first=3, sweep=batches(1))
+    expected = run(model, rows[kept], attention_mask=mask[kept], first=3, sweep=batches(1))
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-7)

@@ -4,6 +4,7 @@ Everything is computed from the *change* of the logits (`mlp_interp.metrics.dive
 walk over the vocabulary for all changes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,7 +105,7 @@ class LogitChange:
         Args:
             change: Changed minus clean normalised stream, any number of changes per row.
         """
-        flat = change.reshape(-1, *change.shape[-2:])
+        flat = change.reshape(math.prod(change.shape[:-2]), *change.shape[-2:])
         (found,) = _walk(self, [_Way.of(self, flat)])
         return Effects(*(x.view(change.shape[:-1]) for x in found))
 

@@ -72,7 +72,7 @@ def distributions(
 ) -> Iterator[tuple[Int[Tensor, " some"], LogitChange]]:
     """Clean distributions of as many rows at a time as the memory allows, and which rows."""
     pieces = -(-len(targets) // rows_for(unembed))
-    for rows in torch.arange(len(targets), device=normalized.device).tensor_split(max(1, pieces)):
+    for rows in torch.arange(len(targets)).tensor_split(max(1, pieces)):
         yield rows, LogitChange.of(unembed, normalized[rows], targets[rows])
 
 

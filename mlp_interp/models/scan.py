@@ -59,7 +59,7 @@ def scan(
     """
     rows, d_model = vectors.shape[-2:]
     flat, added = vectors.reshape(-1, d_model), offset.reshape(-1, 1)
-    step = together(rows) * rows
+    step = together(rows) * max(1, rows)
 
     def products(block: slice) -> Iterator[tuple[slice, Tensor]]:
         part = weight[:, block]
