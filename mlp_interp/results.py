@@ -205,12 +205,23 @@ def load(path: str | Path) -> xr.DataArray | xr.Dataset:
     """Read back what `save` wrote: a DataArray if one was saved, else a Dataset.
 
     Raises:
-        ValueError: There is no such file, or its suffix is neither ``.nc`` nor ``.zarr``.
+        ValueError: There is no such file, its suffix is neither ``.nc`` nor ``.zarr``, or it holds
+            several results, as a report's.
     """
     path = _checked(path)
     if not path.exists():
         raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
-    return _read(path, "zarr" if path.suffix == ".zarr" else "h5netcdf")
+    engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
+    result = _read(path, engine)
+    if isinstance(result, xr.Dataset) and not result.variables:
+        with xr.open_datatree(path, engine=engine) as tree:
+            held = ", ".join(tree.children)
+        if held:
+            raise ValueError(
+                f"path={str(path)!r} holds several results, {held}; wanted a file of one: "
+                "xarray.open_datatree reads this"
+            )
+    return result
 
 
 def _read(file: Any, engine: str = "h5netcdf") -> xr.DataArray | xr.Dataset:

@@ -1,5 +1,6 @@
 """The command line: exit status, one-line errors, help that teaches."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from mlp_interp import models
 from mlp_interp.cli import app
+from mlp_interp.results import load
 
 PROMPT = "The capital of France is"
 
@@ -64,6 +66,31 @@ def test_shares_sum_to_the_logit_difference(level):
     assert "logit(' Paris') - logit(' Rome')" in result.output
 
 
+def test_neurons_are_named_at_their_level():
+    result = run("attribute", PROMPT, "-a", "Paris", "-l", "neuron", "-k", 3)
+    names = [line.split()[0] for line in result.output.splitlines() if line.startswith("  L")]
+    assert len(names) == 3
+    assert all("N" in name for name in names)
+    assert "24 of head" in result.output
+
+
+def test_shares_as_json_and_as_a_file(tmp_path):
+    out = tmp_path / "shares.nc"
+    result = run("attribute", PROMPT, "-a", "Paris", "-f", "Rome", "-k", 2, "--json", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["answer"], found["foil"], found["rank"]) == (" Paris", " Rome", 1)
+    *parts, total = (row["share"] for row in found["shares"])
+    assert sum(parts) == pytest.approx(total, abs=1e-5)
+    assert load(out).sum().item() == pytest.approx(total, abs=1e-5)
+    assert found["about"]["model"] == "nano"
+
+
+def test_characters_of_several_tokens_are_shown_whole():
+    result = run("attribute", "The 😀 שלום is", "-a", "Paris", "-k", 1)
+    assert "'<|endoftext|>The 😀 שלום is'" in result.output
+
+
 def test_report_writes_three_files(tmp_path):
     out = tmp_path / "r.html"
     result = run("report", "-n", 2, "-t", 16, "--prompts", 2, "--device", "cpu", "-o", out)
@@ -78,6 +105,11 @@ def test_report_writes_three_files(tmp_path):
         (["check", "pythia-71m"], "nearest name"),
         (["attribute", PROMPT, "-a", "Paris Rome"], "answer="),
         (["attribute", " ", "-a", "Paris"], "prompt must hold some text"),
+        (["attribute", PROMPT, "-a", ""], "answer is empty; wanted a word"),
+        (["attribute", "bad \udcff", "-a", "Paris"], "is no valid Unicode at 4"),
+        (["attribute", PROMPT, "-a", "Paris", "-o", "x.csv"], "--out must end in .nc"),
+        (["patch", "--task", "ioi", "-n", 10**9], "wanted at most 100,000 pairs"),
+        (["report", "-n", 10**8], "wanted at most 1,000,000,000 in memory"),
         (["report", "--out", "report.pdf"], "must end in .html"),
         (["report", "--corpus", "missing.jsonl"], "missing.jsonl"),
         (["report", "--revision", "step1"], "revision"),

@@ -13,6 +13,7 @@ from mlp_interp.results import (
     mean_and_error,
     mean_and_error_over,
     save,
+    save_groups,
     strings,
     to_numpy,
     tokens_of,
@@ -167,3 +168,11 @@ def test_mean_over_a_dimension_is_that_of_tensors():
     found = mean_and_error_over(xr.DataArray(values.numpy(), dims=("x", "prompt")), "prompt")
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours.values, theirs.numpy(), rtol=1e-14)
+
+
+def test_a_file_of_several_results_is_not_read_as_an_empty_one(tmp_path):
+    one = xr.Dataset({"x": ("a", [1.0])})
+    path = save_groups({"first": one, "other/part": one}, tmp_path / "all.nc")
+    with pytest.raises(ValueError, match=r"holds several results, first, other; .*open_datatree"):
+        load(path)
+    assert load(save(xr.Dataset(), tmp_path / "none.nc")).sizes == {}

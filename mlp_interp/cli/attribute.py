@@ -1,6 +1,7 @@
 """`mlp-interp attribute`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from mlp_interp.cli.options import (
     Processing,
     ProcessingOption,
     RevisionOption,
+    check_file,
     clear_errors,
     load,
 )
@@ -47,6 +49,11 @@ def attribute(
     revision: RevisionOption = None,
     processing: ProcessingOption = Processing.folded,
     backend: BackendOption = Backend.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write every share to a .nc file (xarray, netCDF), too."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Show what each component adds directly to the logit of an answer.
@@ -59,10 +66,16 @@ def attribute(
       mlp-interp attribute "The capital of France is" -a Paris -f Rome --level neuron --top 30
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug):
-        from mlp_interp.report.console import attribution_table
+        if out is not None:
+            if out.suffix != ".nc":
+                raise ValueError(f"--out must end in .nc, got {str(out)!r}")
+            check_file("--out", out)
+
+        from mlp_interp.report.console import attributed
+        from mlp_interp.results import save
 
         loaded = load(model, revision, device, processing, backend)
-        lines = attribution_table(
-            loaded, prompt, answer, foil, level=level.value, top_k=top, prepend_bos=bos
-        )
-    typer.echo("\n".join(lines))
+        found = attributed(loaded, prompt, answer, foil, level=level.value, prepend_bos=bos)
+        if out is not None:
+            save(found.shares, out)
+    typer.echo(found.json(top) if as_json else "\n".join(found.lines(top)))

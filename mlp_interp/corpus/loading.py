@@ -20,6 +20,8 @@ from mlp_interp.prompts.tokenizing import tokenizer_of
 
 __all__ = ["load_corpus"]
 
+_MOST_TOKENS = 10**9  # 8 GB
+
 
 def load_corpus(
     source: str | Path | Iterable[Any],
@@ -86,9 +88,10 @@ def load_corpus(
 
     Raises:
         ValueError: No such file; a suffix that is not read; damaged data (the text names the
-            line); too few tokens (it says how many there are); `length` beyond the model's context;
-            options that are not known; a tokenizer that does not belong to the model; a `file`
-            that is there but was made of something else (it says what differs).
+            line); too few tokens (it says how many there are), or too many for memory; `length`
+            beyond the model's context; options that are not known; a tokenizer that does not belong
+            to the model; a `file` that is there but was made of something else (it says what
+            differs).
         ConnectionError: The hub could not be reached.
 
     Warns:
@@ -113,6 +116,12 @@ def load_corpus(
 
 
 def _in_memory(job: Job) -> Corpus:
+    wanted = (job.options.sequences or 0) * job.length
+    if wanted > _MOST_TOKENS:
+        raise ValueError(
+            f"sequences={job.options.sequences} of {job.length} tokens are {wanted:,}; wanted at "
+            f"most {_MOST_TOKENS:,} in memory, or a file=... to keep them in"
+        )
     rows: list[np.ndarray] = []
     attrs = job.run(rows)
     tokens = torch.from_numpy(np.stack(rows).astype(np.int64))

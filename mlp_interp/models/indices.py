@@ -126,17 +126,18 @@ def integers(name: str, given: Any) -> tuple[int, ...] | None:
     return listed
 
 
-def count(name: str, given: Any, *, least: int = 1, hint: str = "") -> int:
+def count(name: str, given: Any, *, least: int = 1, most: int | None = None, hint: str = "") -> int:
     """How many there are of something.
 
     Args:
         name: Of the argument, for the error.
         given: An integer of Python, numpy or torch.
         least: How many there must be.
+        most: How many there may be; None for any number.
         hint: What else the error should say.
 
     Raises:
-        ValueError: It is no integer, or below `least`.
+        ValueError: It is no integer, below `least` or above `most`.
 
     Example:
         >>> count("k", 3.0)
@@ -148,6 +149,8 @@ def count(name: str, given: Any, *, least: int = 1, hint: str = "") -> int:
         raise ValueError(f"{name}={number!r}; wanted an integer from {least}{hint}")
     if number < least:
         raise ValueError(f"{name}={number}; wanted at least {least}{hint}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={number}; wanted at most {most:,}{hint}")
     return number
 
 

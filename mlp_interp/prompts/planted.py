@@ -23,6 +23,8 @@ __all__ = ["Split", "contrast_of_task"]
 
 Split = Literal["heldout", "train"]
 
+_MOST = 100_000  # more would be written for hours before it is known whether there are so many
+
 # How many times as many examples as wanted are written to find enough of one length.
 _TRIES = (1, 2, 4, 8)
 
@@ -35,7 +37,7 @@ def contrast_of_task(
     Raises:
         ValueError: The task has not so many, or its words are not single tokens.
     """
-    n, seed = count("n", n), checked_seed(seed)
+    n, seed = count("n", n, most=_MOST, hint=" pairs"), checked_seed(seed)
     words = _Words(tokenizer_of(model))
     found = _of_one_length(task, words, n=n, seed=seed, split=split, name=tokenizer_name(model))
     contrast = Contrast.of(

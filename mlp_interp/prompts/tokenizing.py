@@ -82,11 +82,18 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
 
 
 def check_text(text: str, *, what: str) -> None:
-    """Refuse a prompt with a NUL, which no file of results can hold: before any work.
+    """Refuse a prompt that no file of results can hold: with a NUL, or not Unicode.
 
     Raises:
-        ValueError: There is one; `what` names the prompt in the text.
+        ValueError: It is one; `what` names the prompt in the text.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that a terminal could not decode end up so
+        raise ValueError(
+            f"{what}={text!r} is no valid Unicode at {error.start}; wanted text, in UTF-8 where it "
+            "comes as bytes"
+        ) from None
     if "\0" in text:
         raise ValueError(
             f"{what}={text!r} holds a NUL at {text.index(chr(0))}; wanted a text without, which "
