@@ -10,6 +10,7 @@ import pytest
 import torch
 from random_models import (
     BACKENDS,
+    FEW,
     KINDS,
     VOCABULARY,
     assert_same_state,
@@ -38,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(params=[pytest.param(k.values, id=k.id, marks=k.marks) for k in KINDS])
 def model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
     """Every kind of model in turn."""
+    return kind(*request.param)
+
+
+@pytest.fixture(params=[pytest.param(k.values, id=k.id, marks=k.marks) for k in FEW])
+def some_model(request: pytest.FixtureRequest, kind: Callable[..., Any]) -> Any:
+    """Every architecture, class and processing, for tests that take seconds of each model."""
     return kind(*request.param)
 
 

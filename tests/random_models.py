@@ -32,18 +32,20 @@ ARCHITECTURES, PROCESSINGS = ("parallel", "sequential", "gpt2", "llama"), ("fold
 SLOW = pytest.mark.slow
 
 
-def pairwise(*axes: Sequence[str]) -> list[Any]:
+def pairwise(*axes: Sequence[str], together: int = 2) -> list[Any]:
     """Parameters of a test: every combination of some axes' values, most of them slow.
 
     Those that are not hold every value of each axis together with every value of each other axis:
     that is where things go wrong. Three values that are wrong only together are for `test-all`.
+    With `together` 1 they hold every value of each axis, for what takes long and is made of what is
+    tested of all pairs elsewhere.
     """
     every = [*product(*axes)]
-    missing = {pair for values in every for pair in _pairs(values)}
+    missing = {part for values in every for part in _parts(values, together)}
     always = set()
     while missing:
-        best = max(every, key=lambda values: len(missing & _pairs(values)))
-        missing -= _pairs(best)
+        best = max(every, key=lambda values: len(missing & _parts(values, together)))
+        missing -= _parts(best, together)
         always.add(best)
     return [
         pytest.param(*values, id="-".join(values), marks=[] if values in always else [SLOW])
@@ -51,12 +53,15 @@ def pairwise(*axes: Sequence[str]) -> list[Any]:
     ]
 
 
-def _pairs(values: Sequence[str]) -> set[Any]:
-    return set(combinations(enumerate(values), 2))
+def _parts(values: Sequence[str], together: int) -> set[Any]:
+    return set(combinations(enumerate(values), together))
 
 
 KINDS = pairwise(ARCHITECTURES, BACKENDS, PROCESSINGS)
 """Every kind of model: (architecture, class, processing)."""
+
+FEW = pairwise(ARCHITECTURES, BACKENDS, PROCESSINGS, together=1)
+"""The same, more of them slow."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -136,7 +136,8 @@ def test_every_batch_is_resampled_in_its_own_way(kind, rows, monkeypatch):
 
 
 @pytest.mark.parametrize("which", ["mlp", "attn", "both"])
-def test_ranges_are_what_plain_hooks_give(model, rows, which):
+def test_ranges_are_what_plain_hooks_give(some_model, rows, which):
+    model = some_model
     found = ablate_ranges(model, rows, kind=which, sweep=batches(4))
     names = ["attn", "mlp"] if which == "both" else [which]
     cache, counted = reference.full_cache(model, rows), reference.counted(rows)

@@ -349,7 +349,8 @@ def both_engines(model):
     return Runner.of(model), Runner(HookForward(Weights.of(model)))
 
 
-def test_the_runner_gives_what_plain_hooks_give(model, tokens):
+def test_the_runner_gives_what_plain_hooks_give(some_model, tokens):
+    model = some_model
     clean_logits = reference.hooked_logits(model, tokens, {})
     cache = reference.full_cache(model, tokens)
     sites = [Site("z", 1, head=2), Site("post", 0), Site("pattern", 2), Site("embed")]
@@ -413,7 +414,8 @@ def test_counts_say_what_changed(kind, backend, tokens):
         assert runner.run(tokens, edits=edits[2:3]).fired == (Fired(1, 0),)
 
 
-def test_values_of_another_run_are_put_in_their_places(model, tokens):
+def test_values_of_another_run_are_put_in_their_places(some_model, tokens):
+    model = some_model
     other_tokens = tokens.flip(0)
     other = reference.full_cache(model, other_tokens)
     sites = [Site("z", 1), Site("pattern", 2), Site("mlp_out", 0)]
@@ -693,8 +695,9 @@ HELD = {
 }  # fmt: skip
 
 
-def test_generation_is_the_models_own_with_the_same_hooks(model, tokens):
+def test_generation_is_the_models_own_with_the_same_hooks(some_model, tokens):
     """Greedy, with keys and values remembered, without, and through hooks."""
+    model = some_model
     prompt = tokens[:2, :5]
     lean, hooks = both_engines(model)
     plain = continued(model, prompt, {}, 4)

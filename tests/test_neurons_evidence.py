@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from contrasts import exactness
-from random_models import KINDS, VOCABULARY, build, unchecked
+from random_models import FEW, VOCABULARY, build, unchecked
 
 import mlp_interp as mi
 from mlp_interp import Site
@@ -48,7 +48,7 @@ def mean_and_error(values):
     return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
 
 
-@pytest.mark.parametrize(("architecture", "backend", "processing"), KINDS)
+@pytest.mark.parametrize(("architecture", "backend", "processing"), FEW)
 @pytest.mark.parametrize("baseline", ["mean", 0.75])
 def test_all_of_it_is_what_plain_hooks_say(kind, architecture, backend, processing, baseline):
     model = kind(architecture, backend, processing, torch.float64)

@@ -65,7 +65,8 @@ def space_of(model, *, length=3, prompt=(0, 5)):
     return Space(forward_of(model), rows, vocabulary_of(model, None), length)
 
 
-def test_what_is_driven_is_what_the_model_computes(model, tokens):
+def test_what_is_driven_is_what_the_model_computes(some_model, tokens):
+    model = some_model
     for label, read in itertools.product(SITES, (1, 4)):
         value, score = target_of(model, label, read=read).of_tokens(tokens, batch_size=3)
         expected = activations(model, label, tokens, direction_for(model, label), read)
@@ -353,7 +354,8 @@ def test_no_hook_reaches_the_gradient_but_the_search_by_trial_goes_on(backend):
     assert drawn["activation"][0] > drawn["trace"][:, 0].max()
 
 
-def test_continuations_are_greedy(model):
+def test_continuations_are_greedy(some_model):
+    model = some_model
     prompt = torch.tensor([3, 4])
     found = driven(
         model, "L1N3", method="coordinate", **{**QUICK, "max_new_tokens": 5}, prompt=prompt

@@ -14,7 +14,8 @@ from mlp_interp.residual import cache_for
 
 
 @pytest.mark.parametrize(("direction", "freeze"), [("denoising", "all"), ("noising", "attention")])
-def test_all_senders_together_are_activation_patching(model, direction, freeze):
+def test_all_senders_together_are_activation_patching(some_model, direction, freeze):
+    model = some_model
     contrast = contrast_of()
     receivers = {"q": "L2H1.q", "mlp": "1.mlp", "neuron": "L1N7", "logits": "logits"}
     found = paths.path_patch(

@@ -263,7 +263,8 @@ def effects_by_loop(model: Any, task: FewShot) -> np.ndarray:
     return effects
 
 
-def test_mediation_is_that_of_a_loop(model):
+def test_mediation_is_that_of_a_loop(some_model):
+    model = some_model
     expected = effects_by_loop(model, TASK)
     found = head_effects(model, TASK, batch_size=2)
     np.testing.assert_allclose(found.values, expected.mean(-1), atol=2e-4)

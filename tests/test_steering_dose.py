@@ -67,8 +67,9 @@ def hooks_for(site, layer, coefficient):
 
 
 @pytest.mark.parametrize("site", ["resid_post", "z"])
-def test_as_plain_hooks_give_it(model, tokens, rows, difference, site):
+def test_as_plain_hooks_give_it(some_model, tokens, rows, difference, site):
     """Effect and cost, against one library pass for each cell and float64 log-softmaxes."""
+    model = some_model
     found = dose_response(
         model,
         tokens,

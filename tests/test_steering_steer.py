@@ -73,7 +73,8 @@ def test_edits_taken_off_inside_of_the_block_are_named(kind, backend, tokens, wa
     model.reset_hooks()
 
 
-def test_every_site_as_a_runner_edits_it(model, tokens):
+def test_every_site_as_a_runner_edits_it(some_model, tokens):
+    model = some_model
     for name in EDITABLE:
         edits = [Edit.scale(site_of(name), 0.3), Edit.add(site_of(name), 0.5, positions=[-1, 2])]
         before = log_probs(model(tokens))
@@ -86,7 +87,8 @@ def test_every_site_as_a_runner_edits_it(model, tokens):
 
 
 @pytest.mark.parametrize("where", ["all", "prompt", "new"])
-def test_generation_as_a_runners(model, tokens, where):
+def test_generation_as_a_runners(some_model, tokens, where):
+    model = some_model
     prompt = tokens[:3, :5]
     plain = generated(model, prompt, cache=True)
     turned = 0
