@@ -368,6 +368,8 @@ class _Readout:
             long_name = "share of logit(answer) - logit(foil)"
         else:
             chosen, bias = directions(weights, ids)
+        if weights.cap is not None:
+            long_name += ", before the cap on logits"
         return cls(chosen, bias, names, long_name, contrast)
 
     def attrs(self, cache: Cache) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Architecture:
         before_4: Whether that is so with TransformerLens 3 alone.
         causal: The end of its class's name.
         config: The end of its config's.
+        cap: What its logits are bounded by.
         written: Whether there is a module that gives what an MLP writes, and no more.
     """
 
@@ -40,6 +41,7 @@ class Architecture:
     before_4: bool = False
     causal: str = "ForCausalLM"
     config: str = "Config"
+    cap: float | None = None
     written: bool = True
 
     @property
@@ -129,9 +131,9 @@ ARCHITECTURES = [
     Architecture(
         "Gemma 2",
         "Gemma2",
-        {**_SHARED, "head_dim": 12},
-        refused=_LOGITS,
-        why="a cap on its logits",
+        {**_SHARED, "head_dim": 12, "final_logit_softcapping": 3.0, "sliding_window": 4},
+        "hooks",
+        cap=3.0,
     ),
     Architecture(
         "Cohere",

@@ -63,7 +63,11 @@ def test_all_levels_are_hugging_faces(case):
         assert decompose(loaded, cache, level=level).error() < 1e-4
     readout = mi.Unembed.of(loaded).logits(cache["blocks.1.hook_resid_post"]).log_softmax(-1)
     torch.testing.assert_close(readout, clean, atol=1e-4, rtol=0)
-    gap = clean[:, -1, 5] - clean[:, -1, 6]
+    with torch.no_grad():
+        logits = source(TOKENS).logits[:, -1]
+    if architecture.cap is not None:  # shares are of what is capped
+        logits = architecture.cap * torch.atanh(logits / architecture.cap)
+    gap = logits[:, 5] - logits[:, 6]
     shares = mi.attribute_logits(loaded, cache, 5, 6, level="head")
     np.testing.assert_allclose(shares.sum("component").isel(pos=-1), gap, atol=1e-4)
     if architecture.written:
@@ -72,6 +76,10 @@ def test_all_levels_are_hugging_faces(case):
         assert kl.min() > 1e-4
         found = mi.ablate_total(loaded, TOKENS, ["0.mlp"], first=0)
         np.testing.assert_allclose(found.kl.squeeze("component"), kl, rtol=1e-3, atol=1e-5)
+    if architecture.cap is not None:
+        assert "before the cap" in shares.long_name
+        with pytest.raises(ValueError, match="capped at 3"):
+            mi.ablate_direct(loaded, cache, "neuron", method="second_order")
 
 
 def test_patches_and_gradients_are_the_same_by_hooks(case):

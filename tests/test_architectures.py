@@ -118,19 +118,6 @@ def test_the_embedding_is_what_the_model_writes_and_not_its_table():
 
 
 @needs_hooked
-def test_what_cannot_be_read_is_refused_by_name():
-    model, message = hooked(output_logits_soft_cap=30.0), "output_logits_soft_cap"
-    tokens, contrast = torch.arange(8)[None], contrast_of()
-    for call in (
-        lambda: mi.ablate_total(model, tokens, "component"),
-        lambda: mi.patch(model, contrast, sites=["mlp_out"]),
-        lambda: mi.run(model, tokens, edits=[Edit.set("1.attn", 0.0)]).logits(-1),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
-@needs_hooked
 @pytest.mark.parametrize(
     "options",
     [

@@ -106,6 +106,11 @@ def ablate_direct(
     single_neurons = all(len(m) == 1 and m[0].kind == "neuron" for m in named.values())
     if method == "second_order" and not single_neurons:
         raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
+    if method == "second_order" and unembed.cap is not None:
+        raise ValueError(
+            f"method='second_order' with model={model.cfg.model_name!r}, whose logits are capped "
+            f"at {unembed.cap:g}; wanted 'exact'"
+        )
     sites = list(dict.fromkeys(site for members in named.values() for site in members))
     residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
     ran = _ran(weights, cache, tokens, residual)

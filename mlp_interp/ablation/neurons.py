@@ -110,6 +110,10 @@ class _Neurons:
 
 def _measure(clean: LogitChange, layer: _Neurons) -> Effects:
     """Exact effects of a layer's neurons, ``[neuron, row]``."""
+    if clean.unembed.cap is not None:  # nothing is linear, and each neuron is read for itself
+        rows = range(layer.along.shape[1])
+        pieces = [clean.row(row).effects(layer.changes(row)[:, None]) for row in rows]
+        return joined(pieces, dim=1)
     # Neurons of like size together: then one choice of formula serves a whole chunk.
     order = layer.size().amax(-1).argsort()
     sorted_effects = joined([_exact(clean, layer[some]) for some in order.split(_TOGETHER)])

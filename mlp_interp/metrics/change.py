@@ -16,7 +16,7 @@ from torch import Tensor
 from mlp_interp.metrics.divergence import CANCELS, SMALL, excess_by_row, kl_from_change
 from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models.scan import blocks, scan
-from mlp_interp.models.unembed import Unembed
+from mlp_interp.models.unembed import Unembed, capped, capped_change
 
 __all__ = ["Effects", "LogitChange", "Tally", "rows_for"]
 
@@ -73,7 +73,8 @@ class LogitChange:
         weight, bias = unembed.weight, unembed.bias
         logits = normalized.new_empty(len(normalized), unembed.d_vocab)
         for block in blocks(unembed.d_vocab):
-            logits[:, block] = torch.addmm(bias[block], normalized, weight[:, block])
+            products = torch.addmm(bias[block], normalized, weight[:, block])
+            logits[:, block] = capped(products, unembed.cap)
         best, top = logits.topk(2, dim=-1)
         size, expected = torch.zeros_like(best[:, :1]), torch.zeros_like(normalized)
         for block in blocks(unembed.d_vocab):
@@ -106,6 +107,9 @@ class LogitChange:
             change: Changed minus clean normalised stream, any number of changes per row.
         """
         flat = change.reshape(math.prod(change.shape[:-2]), *change.shape[-2:])
+        if self.unembed.cap is not None and len(flat):
+            each = zip(*(self._capped(one) for one in flat), strict=True)
+            return Effects(*(torch.stack(x).view(change.shape[:-1]) for x in each))
         (found,) = _walk(self, [_Way.of(self, flat)])
         return Effects(*(x.view(change.shape[:-1]) for x in found))
 
@@ -162,6 +166,8 @@ class LogitChange:
 
     def effects_by_norm(self, changes: BothNorms) -> tuple[Effects, Effects]:
         """Effects with the norm's scale taken anew, and with the clean one: from one product."""
+        if self.unembed.cap is not None:
+            return self.effects(changes.recomputed), self.effects(changes.frozen)
         frozen = _Way.of(self, changes.frozen)
         anew = _Way.of(self, changes.recomputed, changes.along, changes.back)
         part = changes.along[..., 0] * frozen.tally.largest
@@ -169,6 +175,16 @@ class LogitChange:
         # The first one's products are used up when it is done with them.
         recompute, freeze = _walk(self, [anew, frozen])
         return recompute, freeze
+
+    def _capped(self, change: Float[Tensor, "row d_model"]) -> Effects:
+        """Effects of one change a row where logits are capped, and nothing is linear in it."""
+        moved = capped_change(self.logits, change @ self.unembed.weight, self.unembed.cap)
+        p = self.p
+        t = moved - (p * moved).sum(-1, keepdim=True)
+        kl = kl_from_change(p, t, logits=self.logits)
+        t_target = t.gather(-1, self.targets.clamp_min(0)[:, None])[:, 0]
+        loss = torch.where(self.targets >= 0, kl - t_target, torch.nan)
+        return Effects(kl, loss, ((self.logits + t).argmax(-1) != self.top).to(kl.dtype))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mlp_interp.metrics.change import LogitChange, rows_for
 from mlp_interp.metrics.divergence import kl_from_change
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.models.unembed import Unembed, directions
+from mlp_interp.models.unembed import Unembed, capped, capped_change, directions
 
 __all__ = ["KL", "Continuation", "Custom", "Linear", "Metric", "Reader"]
 
@@ -103,6 +103,15 @@ class Linear(Metric):
         norm = weights.final_norm
         columns, biases = directions(weights, self.tokens)
         coefficients = columns.new_tensor(self.coefficients)
+        cap = weights.cap
+
+        def read_capped(streams: Tensor, prompts: Tensor) -> Tensor:
+            normalized = norm.standardize(streams[:, 0])
+            logits = torch.einsum("id,ikd->ik", normalized, columns[prompts]) + biases[prompts]
+            return capped(logits, cap) @ coefficients
+
+        if cap is not None:
+            return read_capped
         direction = torch.einsum("pkd,k->pd", columns, coefficients)
         bias = biases @ coefficients
 
@@ -242,15 +251,20 @@ class KL(Metric):
 
         def differentiable(change: Tensor, rows: Tensor) -> Tensor:
             logits, total = clean.logits[rows], clean.total[rows]
-            mean = (change * clean.expected[rows]).sum(-1, keepdim=True)
-            t = change @ unembed.weight - mean
-            return kl_from_change((logits - total).exp(), t, logits=logits)
+            p = (logits - total).exp()
+            if unembed.cap is None:
+                mean = (change * clean.expected[rows]).sum(-1, keepdim=True)
+                t = change @ unembed.weight - mean
+            else:
+                t = capped_change(logits, change @ unembed.weight, unembed.cap)
+                t = t - (p * t).sum(-1, keepdim=True)
+            return kl_from_change(p, t, logits=logits)
 
         in_pieces = _in_pieces(differentiable, unembed, reads)
 
         def read(streams: Tensor, prompts: Tensor) -> Tensor:
             change, rows = unembed.normalize(streams) - normalized[prompts], row_of[prompts]
-            if change.requires_grad:
+            if change.requires_grad or unembed.cap is not None:
                 return in_pieces(change, rows).mean(-1)
             return clean.kl(change.flatten(0, 1), rows.flatten()).view(rows.shape).mean(-1)
 

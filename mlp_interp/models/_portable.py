@@ -88,6 +88,7 @@ def portable(forward: Forward, device: str | torch.device | None = None) -> Forw
         numbers["pos_embed"] = SimpleNamespace(W_pos=weights.W_pos.to(target))
     cfg = weights.model.cfg
     config = SimpleNamespace(**{name: getattr(cfg, name) for name in _CONFIG})
+    config.output_logits_soft_cap = weights.cap
     config.n_key_value_heads = weights.n_kv_heads
     config.uses_rms_norm = weights.norm.kind == "rms"
     config.final_rms = weights.final_norm != weights.norm

@@ -18,10 +18,17 @@ from mlp_interp.models.weights import Weights
 from mlp_interp.models.writes import sum_error, summed_sites
 from mlp_interp.sites import Site
 
-__all__ = ["Unembed", "check_readout", "directions", "mean_direction", "readout_error"]
+__all__ = [
+    "Unembed",
+    "capped",
+    "capped_change",
+    "check_readout",
+    "directions",
+    "mean_direction",
+    "readout_error",
+]
 
-# What of a configuration changes logits after the unembedding, or the norm before it.
-_CAPS = ("output_logits_soft_cap", "final_logit_softcapping")
+# What of a configuration changes logits after the unembedding, and the readout does not read.
 _OTHERS = {"logit_scale": 1}
 
 # Whether the readout is the model's, and the mean column of W_U, each with what tells that they
@@ -45,6 +52,8 @@ class Unembed:
         weight: ``W'``, ``[d_model, d_vocab]``.
         bias: ``b'``, ``[d_vocab]``.
         norm: How the stream is normalised.
+        cap: What logits are bounded by at last, see `Weights.cap`: all else about the readout is of
+            logits before that.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, on folding.
@@ -63,6 +72,7 @@ class Unembed:
     weight: Float[Tensor, "d_model d_vocab"]
     bias: Float[Tensor, " d_vocab"]
     norm: Norm
+    cap: float | None = None
 
     @classmethod
     @torch.no_grad()
@@ -100,7 +110,7 @@ class Unembed:
         # as they are then saves a copy of the largest matrix of the model.
         if norm.kind == "layer" and float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
             folded = folded - mean
-        return cls(folded, affine.b @ weights.W_U + weights.b_U, norm), mean
+        return cls(folded, affine.b @ weights.W_U + weights.b_U, norm, weights.cap), mean
 
     @property
     def d_vocab(self) -> int:
@@ -128,7 +138,7 @@ class Unembed:
 
     def logits(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_vocab"]:
         """Logits of a residual stream."""
-        return self.normalize(x) @ self.weight + self.bias
+        return capped(self.normalize(x) @ self.weight + self.bias, self.cap)
 
     def directions(self, tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest d_model"]:
         """Columns of ``W'``: the direction in the stream that raises each token's logit.
@@ -138,6 +148,27 @@ class Unembed:
         """
         _check_ids(tokens, self.d_vocab)
         return self.weight.T[tokens.to(self.weight.device)]
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits under a cap, if there is one: ``cap tanh(logits / cap)``."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def capped_change(logits: Tensor, change: Tensor, cap: float | None) -> Tensor:
+    """How logits under a cap change.
+
+    Computed from the change, so that small ones keep full relative precision.
+
+    Args:
+        logits: Under the cap.
+        change: Of what the cap is put on.
+        cap: None for no cap.
+    """
+    if cap is None:
+        return change
+    clean, moved = logits / cap, torch.tanh(change / cap)
+    return cap * moved * (1 - clean.square()) / (1 + clean * moved)
 
 
 def directions(
@@ -236,8 +267,7 @@ def check_readout(weights: Weights) -> None:
 def _mismatch(weights: Weights) -> str | None:
     """What is wrong with the readout, or None."""
     cfg = weights.model.cfg
-    caps = [name for name in _CAPS if (getattr(cfg, name, None) or 0) > 0]
-    names = caps + [n for n, usual in _OTHERS.items() if getattr(cfg, n, None) not in (None, usual)]
+    names = [n for n, usual in _OTHERS.items() if getattr(cfg, n, None) not in (None, usual)]
     sites = summed_sites(weights)
     logits, cache = _probed(weights, sites)
     _, share = _readout_error(weights, logits, cache[sites[-1].hook_name])
@@ -248,8 +278,7 @@ def _mismatch(weights: Weights) -> str | None:
             "adds to its stream other vectors than its embeddings, heads and neurons write: they "
             f"differ by {apart:.1e} of the stream; wanted a model whose stream is their sum"
         )
-    # A cap hides where logits are small, and bites where they are not.
-    if share <= tolerance and not caps:
+    if share <= tolerance:
         return None
     why = f" (its configuration has {', '.join(names)})" if names else ""
     return (

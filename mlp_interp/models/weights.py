@@ -277,6 +277,13 @@ class Weights:
         return Affine(affine.w / self._divisor, affine.b / self._divisor)
 
     @property
+    def cap(self) -> float | None:
+        """What logits are bounded by (Gemma 2), as ``cap tanh(x / cap)``; None for nothing."""
+        names = ("output_logits_soft_cap", "final_logit_softcapping")
+        caps = (float(getattr(self.model.cfg, name, None) or 0) for name in names)
+        return next((cap for cap in caps if cap > 0), None)
+
+    @property
     def _divisor(self) -> float:
         """What logits are divided by at last (Granite)."""
         return float(getattr(self.model.cfg, "logits_scaling", None) or 1)

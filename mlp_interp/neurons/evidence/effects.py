@@ -50,7 +50,15 @@ def losses(
         targets: The token that follows, -1 where unknown.
         changes: Changed less clean normalised stream.
         tokens: The promoted tokens.
+
+    Raises:
+        ValueError: The model caps its logits.
     """
+    if unembed.cap is not None:
+        raise ValueError(
+            f"the model's logits are capped at {unembed.cap:g}; wanted a model without a cap, "
+            "where promoted tokens are read off one direction"
+        )
     columns: list[Losses] = []
     for rows, clean in distributions(unembed, normalized, targets):
         change = changes[:, rows]
