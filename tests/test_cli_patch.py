@@ -113,7 +113,7 @@ def test_texts_are_shown_and_never_run(tmp_path):
         (["--task", "ioi", "--metric", "bits"], "metric='bits'"),
         (["--task", "ioi", "--out", "p.pdf"], "must end in .html"),
         (["--task", "ioi", "--out", "missing/p.html"], "folder that exists"),
-        ([*OWN[:-1], "Rome Paris"], "foils"),
+        ([*OWN[:-1], "Rome Paris"], "--foil ' Rome Paris' is 2 tokens, of which --metric logit_d"),
         ([*OWN[:5], "The capital is", *OWN[6:]], "length"),
     ],
 )

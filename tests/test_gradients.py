@@ -255,7 +255,7 @@ def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
         ({"baseline": "mean"}, "baseline='mean'; wanted 'corrupted' or 'zero'"),
         ({"baseline": "zero"}, "baseline='zero' with direction='denoising' and steps=1"),
         ({"baseline": "zero", "direction": "noising", "steps": 2}, "steps=2; wanted 'noising'"),
-        ({"metric": "loss"}, "metric='loss'; wanted a Metric or one of"),
+        ({"metric": "loss"}, "metric='loss'; wanted a Metric, a function of logits, or one of"),
         ({"metric": kl(positions=(9,))}, r"reads positions=\(9,\); wanted some from -9 to 8"),
         (
             {"metric": logit_difference(torch.tensor([1]), torch.tensor([2]))},

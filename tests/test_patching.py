@@ -245,7 +245,10 @@ def test_facts_localise_at_the_subject(nano):
         ({"sites": "mlp_out", "window": 0}, "window=0"),
         ({"engine": "warp"}, "engine='warp'; wanted 'auto' or 'hooks'"),
         ({"memory": 0.0}, r"memory=0\.0"),
-        ({"metric": "accuracy"}, "metric='accuracy'; wanted a Metric or one of logit_difference"),
+        (
+            {"metric": "accuracy"},
+            "metric='accuracy'; wanted a Metric, a function of logits, or one of logit_difference",
+        ),
         (
             {"metric": metrics.kl(positions=[7])},
             r"reads positions=\(7,\); wanted some from -7 to 6",

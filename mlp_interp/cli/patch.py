@@ -52,14 +52,14 @@ def patch(
     ] = None,
     answer: Annotated[
         str | None,
-        typer.Option("--answer", "-a", help="the word, one token (a leading space is added),"),
+        typer.Option("--answer", "-a", help="the word (a leading space is added),"),
     ] = None,
     foil: Annotated[str | None, typer.Option("--foil", "-f", help="and the other word.")] = None,
     metric: Annotated[
         str,
         typer.Option(
-            help="logit_difference, logit, log_probability, probability, probability_difference "
-            "or kl."
+            help="logit_difference, logit, log_probability, probability, probability_difference, "
+            "kl, or answer_log_probability, for words of several tokens."
         ),
     ] = "logit_difference",
     direction: Annotated[
@@ -110,13 +110,14 @@ def patch(
         texts = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}
         _check(task, texts, out)
 
-        from mlp_interp.cli.patching import contrast_for, grids, table
+        from mlp_interp.cli.patching import check_words, contrast_for, grids, table
         from mlp_interp.cli.patching_page import write
 
         names = [name.strip() for given in sites for name in given.split(",") if name.strip()]
         wanted = grids(names)
         loaded = load(model, revision, device, processing, backend)
         contrast = contrast_for(loaded, task, texts, count=count, seed=seed)
+        check_words(contrast, metric)
         results = {
             family: one(loaded, contrast, metric, direction.value, progress=sys.stderr.isatty())
             for family, one in wanted.items()

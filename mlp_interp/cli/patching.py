@@ -12,7 +12,7 @@ from mlp_interp.interchange.grid import FAMILIES
 from mlp_interp.models.protocol import Model
 from mlp_interp.patching import patch
 from mlp_interp.prompts import Contrast
-from mlp_interp.prompts.tokenizing import is_single_token, tokenizer_of
+from mlp_interp.prompts.tokenizing import encode, tokenizer_of
 from mlp_interp.results import ratio_of_means
 from mlp_interp.sites import Site
 
@@ -53,11 +53,34 @@ def contrast_for(
         model,
         clean,
         corrupted,
-        *(
-            f" {word}" if word[:1] != " " and is_single_token(tokenizer, f" {word}") else word
-            for word in (answer, foil)
-        ),
+        *(_spaced(tokenizer, word) for word in (answer, foil)),
     )
+
+
+def check_words(contrast: Contrast, metric: str) -> None:
+    """Refuse words of several tokens with a metric that reads the first of them.
+
+    Raises:
+        ValueError: There is one.
+    """
+    words = {
+        "answer": (contrast.answer_text, contrast.answer_tokens),
+        "foil": (contrast.foil_text, contrast.foil_tokens),
+    }
+    for name, (texts, tokens) in words.items():
+        if metric != "answer_log_probability" and len(tokens[0]) > 1:
+            raise ValueError(
+                f"--{name} {texts[0]!r} is {len(tokens[0])} tokens, of which --metric {metric} "
+                "reads the first; wanted one token, or --metric answer_log_probability"
+            )
+
+
+def _spaced(tokenizer: Any, word: str) -> str:
+    """A word behind a space, unless that makes more tokens of it."""
+    if not word or word.startswith(" "):
+        return word
+    spaced = f" {word}"
+    return spaced if len(encode(tokenizer, spaced)) <= len(encode(tokenizer, word)) else word
 
 
 def grids(sites: Sequence[str]) -> dict[str, Callable[..., xr.Dataset]]:

@@ -7,9 +7,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.models.forward import Forward, Observer, Projections, UnsupportedModel, keep
+from mlp_interp.models.forward import (
+    EmbeddedAt,
+    Forward,
+    Observer,
+    Projections,
+    UnsupportedModel,
+    keep,
+)
+from mlp_interp.models.own_mode import own_mode
+from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
-from mlp_interp.models.remember import has_hooks, remembered
+from mlp_interp.models.remember import has_hooks, remembered, without_hooks
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import ACTIVATIONS, GATED, Site
 
@@ -26,6 +35,32 @@ class HookForward:
     def __init__(self, weights: Weights) -> None:
         """Wrap a model; nothing is read yet."""
         self.weights = weights
+
+    def embeddings(self, at: EmbeddedAt = "resid_pre") -> Float[Tensor, "token d_model"]:
+        """As `Forward.embeddings`: rows of ``W_E``, some times a number (Gemma, Granite).
+
+        Raises:
+            ValueError: The model makes other vectors of tokens (BLOOM, which normalises them).
+        """
+        weights = self.weights
+        tokens = probe_tokens(weights, length=8)
+        sites = [Site(at, 0 if at == "resid_pre" else None)]
+        if at == "resid_pre" and weights.has_pos_embed:
+            sites.append(Site("pos_embed"))
+        with own_mode(), without_hooks(weights.model), torch.no_grad():
+            _, cache = weights.model.run_with_cache(
+                tokens, names_filter=[site.hook_name for site in sites], return_type=None
+            )
+        written, *positions = (cache[site.hook_name] for site in sites)
+        written = written - sum(positions)
+        rows = weights.W_E[tokens]
+        factor = float((written * rows).sum() / rows.square().sum())
+        if float((written - factor * rows).norm()) > 1e-3 * float(written.norm()):
+            raise ValueError(
+                f"model={weights.model.cfg.model_name!r} begins its stream with other vectors than "
+                "rows of W_E; wanted a model that does, perhaps times a number"
+            )
+        return weights.W_E if abs(factor - 1) < 1e-5 else factor * weights.W_E
 
     @torch.no_grad()
     def embed(

@@ -10,7 +10,7 @@ used, so a model with a feature that is not implemented here is refused instead 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
 __all__ = ["Forward", "KVCache", "Observer", "UnsupportedModel", "keep"]
+
+EmbeddedAt = Literal["resid_pre", "embed"]
 
 Observer = Callable[[str, int, Tensor], Tensor]
 """Sees each activation as ``(site name, layer, activation)``; gives back what goes on instead."""
@@ -172,6 +174,10 @@ class Forward:
         except (AttributeError, RuntimeError) as error:
             raise UnsupportedModel(f"model={model.cfg.model_name!r}: {error}") from error
         return forward
+
+    def embeddings(self, at: EmbeddedAt = "resid_pre") -> Float[Tensor, "token d_model"]:
+        """What each token begins its stream with, positions apart; or what ``hook_embed`` shows."""
+        return self.weights.W_E
 
     def embed(
         self, tokens: Int[Tensor, "batch pos"], *, first: int = 0, observe: Observer = keep

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mlp_interp.models.caches import cached, cached_tokens
+from mlp_interp.models.engine import forward_of
 from mlp_interp.models.indices import indices, integers
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.weights import Weights
@@ -193,7 +194,8 @@ def padding_in(
     elif tokens is not None and tokens.shape in (shape, (1, shape[1])):
         padding = _recognised(tokenizer, tokens.expand(shape))
     elif embed.hook_name in names and pad is not None and pad < len(weights.W_E):
-        is_pad = (cached(cache, embed) == weights.W_E[pad]).all(-1)
+        row = forward_of(weights.model).embeddings("embed")[pad]
+        is_pad = torch.isclose(cached(cache, embed), row, atol=1e-6).all(-1)
         padding = _recognised(tokenizer, torch.where(is_pad, pad, pad + 1))
     if padding is None or bool(padding.real.all()):
         return None

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models.caches import cached, cached_tokens
+from mlp_interp.models.engine import forward_of
 from mlp_interp.models.protocol import Cache
 from mlp_interp.models.weights import Weights
 from mlp_interp.sites import Site
@@ -33,17 +34,19 @@ def tokens_in(weights: Weights, cache: Cache) -> Int[Tensor, "batch pos"]:
             f"cache lacks {names}, off which its tokens could be read; wanted one of them, or the "
             "tokens"
         )
-    return _nearest(weights, cached(cache, site))
+    at = "embed" if site.name == "embed" else "resid_pre"
+    return _nearest(forward_of(weights.model).embeddings(at), cached(cache, site))
 
 
 def _nearest(
-    weights: Weights, embedded: Float[Tensor, "batch pos d_model"]
+    embeddings: Float[Tensor, "token d_model"], embedded: Float[Tensor, "batch pos d_model"]
 ) -> Int[Tensor, "batch pos"]:
-    W_E = weights.W_E
-    squares = W_E.square().sum(-1)
-    rows = embedded.flatten(0, 1).to(W_E)
-    tokens = torch.cat([(squares - 2 * some @ W_E.T).argmin(-1) for some in rows.split(_ROWS)])
-    error = (W_E[tokens] - rows).abs().amax(-1)
+    squares = embeddings.square().sum(-1)
+    rows = embedded.flatten(0, 1).to(embeddings)
+    tokens = torch.cat(
+        [(squares - 2 * some @ embeddings.T).argmin(-1) for some in rows.split(_ROWS)]
+    )
+    error = (embeddings[tokens] - rows).abs().amax(-1)
     wrong = (error > 1e-3 * rows.abs().amax(-1)).nonzero()[:, 0].tolist()
     if wrong:
         batch, pos = divmod(wrong[0], embedded.shape[1])

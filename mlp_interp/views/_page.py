@@ -22,9 +22,10 @@ figure { margin: 0; } figcaption { color: #555; font-size: 13px; margin-top: 6px
 # never lower than its frame, so its own height could only grow. Elsewhere `frameElement` is null or
 # closed.
 FIT = """
-new ResizeObserver(() => {
+const fit = () => {
   try { frameElement.style.height = document.body.offsetHeight + 20 + "px"; } catch {}
-}).observe(document.body);
+};
+new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
 """
 
 

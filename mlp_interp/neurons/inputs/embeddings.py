@@ -83,7 +83,7 @@ def expected_embedding_generate(
     check_room(tokens.shape[1], max_new_tokens, int(model.cfg.n_ctx))
     check_weights(model)
     forward = forward_of(model)
-    W_E = forward.weights.W_E
+    W_E = forward.embeddings()
 
     def mean_embedding(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_model"]:
         if temperature == 0:

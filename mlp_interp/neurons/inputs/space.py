@@ -37,8 +37,8 @@ class Space:
     @cached_property
     def rows(self) -> Float[Tensor, "candidate d_model"]:
         """Embeddings of the vocabulary, as the norms keep them."""
-        W_E = self.forward.weights.W_E
-        return single(self.norm.keep(W_E[self.vocabulary.to(W_E.device)]))
+        embeddings = self.forward.embeddings()
+        return single(self.norm.keep(embeddings[self.vocabulary.to(embeddings.device)]))
 
     @property
     def norm(self) -> Norm:

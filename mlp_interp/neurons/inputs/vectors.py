@@ -162,10 +162,11 @@ def read_aloud(
 ) -> Int[Tensor, "batch step"]:
     """Most likely tokens that continue a stream, one after the other."""
     found = [torch.empty(len(stream), 0, dtype=torch.long, device=stream.device)]
+    embeddings = forward.embeddings()
 
     def most_likely(logits: Tensor) -> Tensor:
         found.append(logits.argmax(-1, keepdim=True))
-        return forward.weights.W_E[found[-1][:, 0]]
+        return embeddings[found[-1][:, 0]]
 
     for _ in fed_back(forward, unembed, stream, most_likely, steps=steps):
         pass
