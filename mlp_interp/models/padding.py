@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.models.caches import cached, cached_tokens
@@ -194,8 +194,7 @@ def padding_in(
     elif tokens is not None and tokens.shape in (shape, (1, shape[1])):
         padding = _recognised(tokenizer, tokens.expand(shape))
     elif embed.hook_name in names and pad is not None and pad < len(weights.W_E):
-        row = forward_of(weights.model).embeddings("embed")[pad]
-        is_pad = torch.isclose(cached(cache, embed), row, atol=1e-6).all(-1)
+        is_pad = torch.isclose(cached(cache, embed), _embedded(weights, pad), atol=1e-6).all(-1)
         padding = _recognised(tokenizer, torch.where(is_pad, pad, pad + 1))
     if padding is None or bool(padding.real.all()):
         return None
@@ -330,6 +329,18 @@ def places(
     wanted &= real
     chosen = wanted.any(0).nonzero()[:, 0]
     return tuple(chosen.tolist()), wanted[:, chosen]
+
+
+def _embedded(weights: Weights, token: int) -> Float[Tensor, " d_model"]:
+    """What ``hook_embed`` shows of a token."""
+    seen: list[Tensor] = []
+
+    def observe(_name: str, _layer: int, x: Tensor) -> Tensor:
+        seen.append(x[0, 0])
+        return x
+
+    forward_of(weights.model).embed(torch.tensor([[token]], device=weights.device), observe=observe)
+    return seen[0]
 
 
 def _distinct(positions: Any) -> tuple[int, ...]:
