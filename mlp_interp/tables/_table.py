@@ -48,15 +48,18 @@ class Table:
 
     def _repr_html_(self) -> str:
         shown = self._shown()
-        head = "".join(f"<th>{escape(str(name))}</th>" for name in shown.columns)
+        head = "".join(_cell(str(name), name, "th") for name in shown.columns)
         rows = "".join(
             "<tr>"
-            + "".join(_cell(text, name) for text, name in zip(row, shown.columns, strict=True))
+            + "".join(
+                _cell(text, name, "td") for text, name in zip(row, shown.columns, strict=True)
+            )
             + "</tr>"
             for row in shown.itertuples(index=False)
         )
         return (
-            f'<table><caption style="text-align:left">{escape(self.caption)}</caption>'
+            '<table><caption style="text-align:left; white-space:nowrap">'
+            f"{escape(self.caption)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         )
 
@@ -232,7 +235,8 @@ def _error_text(error: float) -> str:
     return f"{error:.3g}" if error == error else "–"
 
 
-def _cell(text: str, name: Any) -> str:
+def _cell(text: str, name: Any, tag: str) -> str:
     left = name in ("component", "sender", "receiver", "token") or str(name).endswith("_text")
     side = "left" if left else "right"
-    return f'<td style="text-align:{side}; white-space:pre">{escape(text)}</td>'
+    style = f"text-align:{side}; white-space:pre; padding:2px 8px"
+    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
