@@ -202,3 +202,13 @@ def test_edits_that_reach_are_let_through(name):
     runner = mi.Runner(HookForward(Weights.of(model)))
     found = runner.run(tokens, edits=Edit.scale(Site(name, 1), 0.5))
     assert bool((found.final != runner.run(tokens).final).any())
+
+
+@needs_hooked
+def test_a_model_that_cannot_predict_what_it_reads_has_no_losses():
+    model = hooked(d_vocab_out=30)
+    tokens = torch.tensor([[3, 5, 7, 9]])
+    assert mi.subupdate_importance(model, tokens).kl_total.notnull().all()
+    for analysis in (mi.subupdate_importance, mi.ablate_total):
+        with pytest.raises(ValueError, match="tokens hold 40, which a model of 30 logits cannot"):
+            analysis(model, torch.tensor([[3, 5, 40, 9]]))

@@ -70,7 +70,16 @@ def distributions(
     normalized: Float[Tensor, "row d_model"],
     targets: Int[Tensor, " row"],
 ) -> Iterator[tuple[Int[Tensor, " some"], LogitChange]]:
-    """Clean distributions of as many rows at a time as the memory allows, and which rows."""
+    """Clean distributions of as many rows at a time as the memory allows, and which rows.
+
+    Raises:
+        ValueError: The model cannot predict one of the targets.
+    """
+    if len(targets) and int(targets.max()) >= unembed.d_vocab:
+        raise ValueError(
+            f"tokens hold {int(targets.max())}, which a model of {unembed.d_vocab} logits cannot "
+            "predict, so it has no loss; wanted tokens that it both reads and predicts"
+        )
     pieces = -(-len(targets) // rows_for(unembed))
     for rows in torch.arange(len(targets)).tensor_split(max(1, pieces)):
         yield rows, LogitChange.of(unembed, normalized[rows], targets[rows])
