@@ -78,6 +78,7 @@ def test_errors_of_the_result_itself(results):
         for column in (name, f"{name}_se"):
             assert table.frame[column].tolist()[0] == pytest.approx(float(best[column]))
     assert table.caption == "kl_total, nats: the 2 largest of 8, ± standard error"
+    assert mi.table(results["ablation"], 3).caption.endswith("the 3 largest of 8, ± standard error")
 
 
 def test_another_variable(results):

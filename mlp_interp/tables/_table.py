@@ -124,7 +124,8 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
     size = np.abs(np.asarray(frame[main], dtype=float))
     known = np.flatnonzero(np.isfinite(size))
     rows = frame.iloc[known[np.argsort(-size[known], kind="stable")][:k]].reset_index(drop=True)
-    return Table(_without_constant(rows), _caption(result, names[0], main, len(rows), len(known)))
+    caption = _caption(result, names[0], rows, main, len(known))
+    return Table(_without_constant(rows), caption)
 
 
 def _sites(result: xr.DataArray | xr.Dataset) -> list[str]:
@@ -212,7 +213,9 @@ def _without_constant(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=[name for name in names if len({*rows[name]}) == 1 < len(rows)])
 
 
-def _caption(result: xr.DataArray | xr.Dataset, name: str, main: str, k: int, n: int) -> str:
+def _caption(
+    result: xr.DataArray | xr.Dataset, name: str, rows: pd.DataFrame, main: str, n: int
+) -> str:
     array = chosen(result, None if isinstance(result, xr.DataArray) else name)
     unit = array.attrs.get("unit", result.attrs.get("unit"))
     what = main if unit in (None, "") else f"{main}, {unit}"
@@ -220,9 +223,9 @@ def _caption(result: xr.DataArray | xr.Dataset, name: str, main: str, k: int, n:
     over = [f"{array.sizes[dim]} {dim}s" for dim in draws if array.sizes[dim] > 1]
     if over:
         over[0] = f"mean of {over[0]} ± standard error"
-    elif isinstance(result, xr.Dataset) and f"{name}_se" in result:
+    elif f"{main}_se" in rows:
         over = ["± standard error"]
-    return f"{what}: {', '.join([f'the {k} largest of {n}', *over])}"
+    return f"{what}: {', '.join([f'the {len(rows)} largest of {n}', *over])}"
 
 
 def _text(value: Any) -> str:
