@@ -21,7 +21,7 @@ from mlp_interp.prompts.checks import (
     check_whole,
 )
 from mlp_interp.prompts.display import contrast_html, contrast_text
-from mlp_interp.prompts.pairs import tokenize_pairs
+from mlp_interp.prompts.pairs import padded_rows, tokenize_pairs
 from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_name, tokenizer_of
 
 __all__ = ["Contrast"]
@@ -302,22 +302,16 @@ class Contrast:
                 f"tokens={[list(some) for some in tokens]}; wanted at least one for each of "
                 f"{len(self)} prompts"
             )
-        rows = {
-            which: [[*row, *more[:-1]] for row, more in zip(self.rows(which), tokens, strict=True)]
+        clean, corrupted = (
+            [[*row, *more[:-1]] for row, more in zip(self.rows(which), tokens, strict=True)]
             for which in ("clean", "corrupted")
-        }
-        device, lengths = self.clean_tokens.device, list(map(len, rows["clean"]))
+        )
+        device, lengths = self.clean_tokens.device, list(map(len, clean))
         added = max(lengths) - self.length
-
-        def padded(which: str) -> Tensor:
-            return torch.tensor(
-                [[*row, *[0] * (max(lengths) - len(row))] for row in rows[which]], device=device
-            )
-
         return replace(
             self,
-            clean_tokens=padded("clean"),
-            corrupted_tokens=padded("corrupted"),
+            clean_tokens=padded_rows(clean).to(device),
+            corrupted_tokens=padded_rows(corrupted).to(device),
             subject=None if self.subject is None else pad(self.subject, (0, added)),
             lengths=torch.tensor(lengths, device=device),
         )

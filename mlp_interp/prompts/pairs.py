@@ -25,7 +25,7 @@ from mlp_interp.prompts.tokenizing import (
     word_tokens,
 )
 
-__all__ = ["encode_prompt", "phrase_positions", "tokenize_pairs"]
+__all__ = ["encode_prompt", "padded_rows", "phrase_positions", "tokenize_pairs"]
 
 _WHOLE = {"answers": "answer_tokens", "foils": "foil_tokens"}
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -73,8 +73,8 @@ def tokenize_pairs(
         for prompt, row in enumerate(rows):
             _check_vocabulary(model, max(row), what=f"{name}[{prompt}]")
     return {
-        "clean_tokens": _padded(clean),
-        "corrupted_tokens": _padded(corrupted),
+        "clean_tokens": padded_rows(clean),
+        "corrupted_tokens": padded_rows(corrupted),
         "lengths": torch.tensor([len(row) for row in clean]),
         **{name: torch.tensor([tokens[0] for tokens in found]) for name, found in ids.items()},
         **{_WHOLE[name]: tuple(map(tuple, found)) for name, found in ids.items()},
@@ -175,7 +175,8 @@ def _check_lengths(
             )
 
 
-def _padded(rows: list[list[int]]) -> Int[Tensor, "prompt pos"]:
+def padded_rows(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
+    """Token ids of several lengths as one tensor, with 0 after the shorter ones."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
 

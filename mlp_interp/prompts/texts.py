@@ -15,7 +15,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.padding import Padded, Padding, packed, right_padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
-from mlp_interp.prompts.pairs import encode_prompt
+from mlp_interp.prompts.pairs import encode_prompt, padded_rows
 from mlp_interp.prompts.tokenizing import check_text, tokenizer_of
 from mlp_interp.results import tokens_of
 
@@ -106,9 +106,8 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
     if attention_mask is not None:
         raise ValueError("attention_mask beside texts, whose lengths are known; wanted None")
     rows = texts_of(model, given, what="tokens").rows
-    longest = max(map(len, rows))
+    tokens, longest = padded_rows(rows), max(map(len, rows))
     lengths = torch.tensor([len(row) for row in rows])[:, None]
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     padding = Padding(torch.arange(longest) < lengths, "padded at the end")
     bos = {"bos": "each"} if any(isinstance(text, str) for text in given) else {}
     return packed(tokens, padding, {"data": f"{len(rows)} texts of {longest} tokens", **bos})
