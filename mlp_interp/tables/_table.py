@@ -110,37 +110,39 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
     """
     k = count("k", k)
     sites = _sites(result) if value is None else []
-    names = sites or [str(chosen(result, value).name or "value")]
-    frames = [_entries(result, None if isinstance(result, xr.DataArray) else n) for n in names]
-    frame, main = frames[0], names[0]
-    if sites:
-        main = "estimate"
-        frame = pd.concat(
-            [
-                frame.rename(columns={name: main, f"{name}_se": f"{main}_se"})
-                for frame, name in zip(frames, names, strict=True)
-            ]
-        )
+    arrays = sites or [chosen(result, value)]
+    main = "estimate" if sites else _name(arrays[0])
+    frame = pd.concat(
+        [
+            _entries(result, array).rename(
+                columns={_name(array): main, f"{_name(array)}_se": f"{main}_se"}
+            )
+            for array in arrays
+        ]
+    )
     size = np.abs(np.asarray(frame[main], dtype=float))
     known = np.flatnonzero(np.isfinite(size))
     rows = frame.iloc[known[np.argsort(-size[known], kind="stable")][:k]].reset_index(drop=True)
-    caption = _caption(result, names[0], rows, main, len(known))
+    caption = _caption(result, arrays[0], rows, main, len(known))
     return Table(_without_constant(rows), caption)
 
 
-def _sites(result: xr.DataArray | xr.Dataset) -> list[str]:
+def _name(array: xr.DataArray) -> str:
+    return str(array.name or "value")
+
+
+def _sites(result: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
     """The variables that are named after sites: of estimates by site, which have no other name."""
     if isinstance(result, xr.DataArray) or result.attrs.get("analysis") != "attribution patching":
         return []
-    return [str(name) for name, held in result.items() if "layer" in held.dims]
+    return [held for held in result.values() if "layer" in held.dims]
 
 
-def _entries(result: xr.DataArray | xr.Dataset, value: str | None) -> pd.DataFrame:
+def _entries(result: xr.DataArray | xr.Dataset, array: xr.DataArray) -> pd.DataFrame:
     """A row for each entry: what it is, what is ranked with its error, and what belongs beside."""
-    array = chosen(result, value)
     if "stat" in array.dims:  # quartiles of one quantity are no entries beside its mean
         array = array.sel(stat="mean")
-    main = str(array.name or "value")
+    main = _name(array)
     over = _averaged(array)
     if not {*array.dims} - {*over}:
         raise ValueError(f"value={main!r} is one number, {array.dims}; wanted one with entries")
@@ -214,9 +216,8 @@ def _without_constant(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _caption(
-    result: xr.DataArray | xr.Dataset, name: str, rows: pd.DataFrame, main: str, n: int
+    result: xr.DataArray | xr.Dataset, array: xr.DataArray, rows: pd.DataFrame, main: str, n: int
 ) -> str:
-    array = chosen(result, None if isinstance(result, xr.DataArray) else name)
     unit = array.attrs.get("unit", result.attrs.get("unit"))
     what = main if unit in (None, "") else f"{main}, {unit}"
     draws = [dim for dim in array.dims if dim in DRAWS]
