@@ -12,8 +12,8 @@ from random_models import BACKENDS, build, unchecked
 
 import mlp_interp as mi
 from mlp_interp.neurons import antipodal_pairs, nearest_neurons, neuron_weights, promoted_tokens
-from mlp_interp.neurons.weights.vocabulary import texts
 from mlp_interp.neurons.weights.volume import activation_volume, cap_share
+from mlp_interp.prompts.reading import texts
 from mlp_interp.sites import Site
 
 RAW = ("receptor_norm", "value_norm", "bias", "cosine")  # what processing changes
@@ -22,7 +22,7 @@ RAW = ("receptor_norm", "value_norm", "bias", "cosine")  # what processing chang
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """The tests' models fit into one piece; several must give the same."""
-    monkeypatch.setattr("mlp_interp.neurons.weights.vocabulary._TOKENS", 77)
+    monkeypatch.setattr("mlp_interp.models.vocabulary._TOKENS", 77)
     monkeypatch.setattr("mlp_interp.neurons.weights.statistics._VECTORS", 24)
     monkeypatch.setattr("mlp_interp.neurons.weights.similar._ROWS", 20)
 

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.models.finite import check_weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
-from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.inputs.vectors import (
     decoded,
     fed_back,
@@ -16,7 +16,7 @@ from mlp_interp.neurons.inputs.vectors import (
     prompt_tokens,
     vocabulary_of,
 )
-from mlp_interp.neurons.weights.vocabulary import ids_and_texts
+from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.runs.generation import check_room
 

@@ -7,10 +7,10 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
+from mlp_interp.models.finite import check_weights
 from mlp_interp.models.options import check_counts
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.inputs.ascent import ascend
 from mlp_interp.neurons.inputs.optima import Optima
 from mlp_interp.neurons.inputs.options import AscentOptions

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.neurons.inputs.space import Space
 from mlp_interp.neurons.inputs.target import AscentTarget
 from mlp_interp.neurons.inputs.vectors import decoded, nearest, read_aloud
-from mlp_interp.neurons.weights.vocabulary import ids_and_texts
+from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.results import strings, to_numpy, variable
 from mlp_interp.runs import Runner
 

@@ -16,9 +16,9 @@ from mlp_interp.models.forward import KVCache
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
-from mlp_interp.neurons.weights.vectors import unit
-from mlp_interp.neurons.weights.vocabulary import readable
+from mlp_interp.models.vectors import unit
 from mlp_interp.prompts.pairs import encode_prompt
+from mlp_interp.prompts.reading import readable
 from mlp_interp.prompts.tokenizing import decode, tokenizer_of
 from mlp_interp.results import single
 

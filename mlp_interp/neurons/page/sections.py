@@ -7,7 +7,7 @@ import xarray as xr
 
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.similar import nearest_neurons
-from mlp_interp.neurons.weights.vocabulary import texts
+from mlp_interp.prompts.reading import texts
 from mlp_interp.results import variable
 from mlp_interp.sites import NEURONS, Site
 

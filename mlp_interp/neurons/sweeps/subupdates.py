@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.neurons.weights.vectors import unit
+from mlp_interp.models.vectors import unit
 
 __all__ = ["SubUpdates"]
 

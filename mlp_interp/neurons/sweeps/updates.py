@@ -9,9 +9,9 @@ import xarray as xr
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.models import Weights
+from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.checks import check_weights
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.results import variable
 

@@ -13,7 +13,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_counts, checked_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.weights.vectors import Vectors, unit
+from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.results import single, to_numpy
 from mlp_interp.sites import Site, SiteLike, component_coords
 

@@ -15,15 +15,10 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons.weights.vectors import Receptor, Vectors, unit
-from mlp_interp.neurons.weights.vocabulary import (
-    Best,
-    LogitMoments,
-    TokenDirections,
-    absolute,
-    texts,
-)
+from mlp_interp.models.vectors import Receptor, Vectors, unit
+from mlp_interp.models.vocabulary import Best, LogitMoments, TokenDirections, absolute
 from mlp_interp.neurons.weights.volume import activation_volume
+from mlp_interp.prompts.reading import texts
 from mlp_interp.results import to_numpy, variable
 from mlp_interp.sites import SiteLike, component_coords
 

@@ -15,7 +15,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import activity, neuron_weights, outliers, promoted_tokens
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.neurons.sweeps.updates import doubling, finished
-from mlp_interp.neurons.weights.vocabulary import texts
+from mlp_interp.prompts.reading import texts
 from mlp_interp.report.store import Part, Store
 from mlp_interp.sites import Site
 

@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.models import Weights
+from mlp_interp.models.finite import check_finite
 from mlp_interp.models.norm import Norm
-from mlp_interp.models.weights import Affine
-from mlp_interp.neurons.checks import check_finite
+from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.results import single
 
 __all__ = ["Receptor", "Vectors", "unit"]
