@@ -235,7 +235,7 @@ def test_a_forward_that_computes_something_else_is_refused(kind, backend, monkey
     """Each line of the lean forward that is broken is caught by the comparison with the model."""
     model = kind("parallel", backend, "raw")
     for name, broken in {
-        "Rotary": lambda *tables: Rotary(),
+        "rotary_at": lambda *given: Rotary(),
         "_fold": lambda norm, weight, bias: (weight.T.contiguous(), bias),
         "_attention_scale": lambda weights: 1.0,
     }.items():

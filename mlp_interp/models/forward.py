@@ -18,10 +18,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.models.attention import attention_scale as _attention_scale
+from mlp_interp.models.attention import attention_unsupported
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.probe import probe_tokens
 from mlp_interp.models.protocol import Model
-from mlp_interp.models.rotary import Rotary
+from mlp_interp.models.rotary import Rotary, rotary_at
 from mlp_interp.models.weights import Affine, Weights
 from mlp_interp.sites import Site
 
@@ -375,18 +377,7 @@ class Forward:
 
     def rotary(self, positions: Int[Tensor, " row"], like: Tensor) -> Rotary:
         """The rotary embedding at these positions, in the data type and on the device of `like`."""
-        model = self.weights.model
-        if model.cfg.positional_embedding_type != "rotary":
-            return Rotary()
-        if hasattr(model, "rotary_emb"):  # TransformerBridge keeps Hugging Face's module
-            cos, sin = model.rotary_emb._original_component(like, positions[None])
-            return Rotary(cos[0, :, None], sin[0, :, None])
-        attn = model.blocks[0].attn
-        cos, sin = (
-            table.to(positions.device)[positions, None].to(like)
-            for table in (attn.rotary_cos, attn.rotary_sin)
-        )
-        return Rotary(cos, sin)
+        return rotary_at(self.weights.model, positions, like)
 
     def _block(
         self,
@@ -495,14 +486,6 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     return every.tril(keys - queries)
 
 
-def _attention_scale(weights: Weights) -> float:
-    cfg = weights.model.cfg
-    if not cfg.use_attn_scale:
-        return 1.0
-    # TransformerLens writes -1 for "the usual square root".
-    return 1.0 / (cfg.attn_scale if cfg.attn_scale > 0 else weights.d_head**0.5)
-
-
 def _unsupported(weights: Weights) -> str | None:
     """Why the lean forward cannot stand in for this model, or None."""
     cfg = weights.model.cfg
@@ -510,23 +493,6 @@ def _unsupported(weights: Weights) -> str | None:
         f"has activation {cfg.act_fn!r}": (weights.has_mlps and cfg.act_fn not in _ACTIVATIONS),
         "has mixture-of-experts MLPs": bool(cfg.num_experts),
         "normalises what attention and MLP write": weights.post_norms,
-        "has local attention": cfg.use_local_attn or _window(weights) is not None,
-        "scales attention by layer": cfg.scale_attn_by_inverse_layer_idx,
-        f"has positions of type {cfg.positional_embedding_type!r}": (
-            cfg.positional_embedding_type not in ("rotary", "standard")
-        ),
-        # The bridge, which keeps Hugging Face's tables, says so of models that do not.
-        "rotates adjacent pairs": (
-            cfg.rotary_adjacent_pairs and not hasattr(weights.model, "rotary_emb")
-        ),
-        "caps attention scores": cfg.attn_scores_soft_cap > 0,
-        "attends in both directions": cfg.attention_dir != "causal",
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def _window(weights: Weights) -> int | None:
-    """How many tokens back some layer attends, where that is less than the context."""
-    source: Any = getattr(weights.model, "original_model", None)
-    window = getattr(getattr(source, "config", None), "sliding_window", None)
-    return window if window is not None and window < int(weights.model.cfg.n_ctx) else None
+    of_attention = attention_unsupported(weights)
+    return next((reason for reason, holds in reasons.items() if holds), of_attention)

@@ -15,6 +15,7 @@ from mlp_interp.corpus.reducers.moments import Moments as Moments
 from mlp_interp.corpus.reducers.sizes import Loss as Loss
 from mlp_interp.corpus.reducers.sizes import Norms as Norms
 from mlp_interp.corpus.reducers.together import CoActivation as CoActivation
+from mlp_interp.corpus.reducers.token_means import TokenMeans as TokenMeans
 from mlp_interp.corpus.reducers.units import UnitReducer as UnitReducer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Shape",
     "SiteReducer",
     "State",
+    "TokenMeans",
     "TopExamples",
     "UnitReducer",
     "quantiles",
