@@ -33,6 +33,7 @@ from .patching import causal_trace as causal_trace
 from .patching import patch as patch
 from .paths import path_patch as path_patch
 from .prompts import Contrast as Contrast
+from .prompts import by_place as by_place
 from .residual import cache_for as cache_for
 from .residual import decompose as decompose
 from .residual import norms as norms

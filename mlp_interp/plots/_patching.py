@@ -39,7 +39,7 @@ def patching(
     mean of ratios; the title says so. Other variables are means over prompts.
 
     Args:
-        result: What `patching.patch` returns, or `gradients.as_grid`.
+        result: What `patching.patch` returns, or `gradients.as_grid`, or `by_place` of either.
         variable: "normalized", "raw", or another variable with the same dimensions (centred at 0).
         prompt: Draw this prompt alone; None draws all, with the standard error in the hover
             text. Positions at which prompts have different tokens then show the first prompt's,
@@ -89,6 +89,8 @@ class _Cells:
         style.need(result, variable, maker=MAKER)
         style.need_dims(result[variable], "layer", "prompt", maker=MAKER)
         count = result.sizes["prompt"]
+        if "place" in result.dims:
+            result = tokens.of_places(result)
         if prompt is not None:
             if not 0 <= prompt < count:
                 raise ValueError(f"prompt must be 0 to {count - 1}, got {prompt}")

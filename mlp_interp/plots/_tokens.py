@@ -66,6 +66,13 @@ def axis(result: xr.Dataset) -> Axis:
     return Axis(places, labels, hover)
 
 
+def of_places(result: xr.Dataset) -> xr.Dataset:
+    """A result by place as one by position, whose tokens are the places' names."""
+    names = [str(name).replace(" ", "\N{NO-BREAK SPACE}") for name in result["place"].values]
+    by_position = result.drop_vars("place").rename(place="pos")
+    return by_position.assign_coords(pos=range(len(names)), token=("pos", names))
+
+
 def visible(token: str) -> str:
     """A token as it can stand on an axis: spaces and line ends drawn, markup escaped."""
     return style.plain(token.replace(" ", "·").replace("\n", "⏎"))

@@ -5,6 +5,7 @@ with the tokenizer of nano and with those of real models: only words that are si
 are exchanged, or asked for.
 """
 
+from mlp_interp.prompts._places import by_place, places
 from mlp_interp.prompts.contrast import Contrast
 from mlp_interp.prompts.sentences import agreement, facts, ioi, refusal, sentiment
 from mlp_interp.prompts.sequences import antonyms, counting, greater_than, induction
@@ -13,11 +14,13 @@ __all__ = [
     "Contrast",
     "agreement",
     "antonyms",
+    "by_place",
     "counting",
     "facts",
     "greater_than",
     "induction",
     "ioi",
+    "places",
     "refusal",
     "sentiment",
 ]
