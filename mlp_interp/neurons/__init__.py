@@ -4,6 +4,8 @@ A neuron reads the normalised stream through its *receptor* (its column of ``W_i
 fires, adds its *value vector* (its row of ``W_out``) to the stream.
 """
 
+from mlp_interp.neurons.evidence.in_texts import activations as activations
+from mlp_interp.neurons.evidence.verdict import verdict as verdict
 from mlp_interp.neurons.evidence.verify import verify_neuron as verify_neuron
 from mlp_interp.neurons.inputs.embeddings import (
     expected_embedding_generate as expected_embedding_generate,
@@ -21,6 +23,7 @@ from mlp_interp.neurons.weights.statistics import promoted_tokens as promoted_to
 
 __all__ = [
     "AscentOptions",
+    "activations",
     "activity",
     "antipodal_pairs",
     "expected_embedding_generate",
@@ -31,5 +34,6 @@ __all__ = [
     "outliers",
     "promoted_tokens",
     "update_shares",
+    "verdict",
     "verify_neuron",
 ]

@@ -8,12 +8,13 @@ from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
-from mlp_interp.views._tokens import token_values, tokens
+from mlp_interp.views._tokens import activations, token_values, tokens
 
 __all__ = [
     "Comparison",
     "Page",
     "View",
+    "activations",
     "attention",
     "compare",
     "neuron",

@@ -4,6 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
 from mlp_interp.views._page import NEGATIVE, POSITIVE, View, as_numbers, as_texts
 
 MAX_TOKENS = 2_000
@@ -91,6 +94,47 @@ def token_values(token_strs: Sequence[str], rows: Mapping[str, Any], *, caption:
         "negativeBounds": [-bound for bound in bounds],
     }
     return View("ColoredTokensMulti", props, caption, height=200 + 26 * (len(texts) // 16))
+
+
+def activations(result: xr.Dataset, *, limit: float | None = None, caption: str = "") -> View:
+    """What neurons do in texts: every token coloured by the activation there.
+
+    Args:
+        result: What `neurons.activations` returns.
+        limit: The activation of full colour, of one neuron; by default the largest shown.
+        caption: One sentence to put below; by default what was measured on which model.
+
+    Returns:
+        The texts, one below the other; of several neurons, the name above the text chooses.
+
+    Raises:
+        ValueError: The result is another one, or `tokens` refuses what it holds.
+
+    Example:
+        >>> from mlp_interp import load_model, neurons
+        >>> activations(neurons.activations(load_model("nano"), "L0N433", "Il aime le pain."))
+        View(ColoredTokens, 8 tokens)
+    """
+    held = getattr(result, "get", {}.get)("activation")
+    if held is None or {*held.dims} != {"component", "prompt", "pos"} or "token" not in held.coords:
+        raise ValueError(
+            f"result={type(result).__name__}; wanted the Dataset of neurons.activations"
+        )
+    strs: list[str] = []
+    columns: list[np.ndarray] = []
+    for _, prompt in held.transpose("prompt", "component", "pos").groupby("prompt", squeeze=False):
+        real = prompt.isel(prompt=0, pos=prompt.notnull().any(["prompt", "component"]).values)
+        end = ["\n"] if strs else []
+        strs += [*end, *map(str, real["token"].values)]
+        columns += [np.zeros((real.sizes["component"], len(end))), real.values]
+    rows = np.concatenate(columns, axis=1)
+    named = [str(name) for name in held["component"].values]
+    caption = caption or f"{held.attrs.get('long_name', '')}, {result.attrs.get('model', '')}"
+    if len(named) == 1:
+        return tokens(strs, rows[0], limit=limit, caption=caption)
+    if limit is not None:
+        raise ValueError(f"limit={limit} of several neurons; wanted None: each has its own")
+    return token_values(strs, dict(zip(named, rows, strict=True)), caption=caption)
 
 
 def show_as_text(token: str) -> str:
