@@ -11,9 +11,10 @@ from browser import needs_browser, open_page
 
 from mlp_interp import load_model
 from mlp_interp.corpus import load_corpus
-from mlp_interp.report import build, compute, content, render, summarise
+from mlp_interp.report import Work, build, compute, render, sections, summarise
+from mlp_interp.report.format import with_error
+from mlp_interp.report.sections import importance, neurons, norms, ranges
 from mlp_interp.report.store import Store
-from mlp_interp.report.summary import with_error
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -31,7 +32,7 @@ def corpus(model):
 @pytest.fixture(scope="module")
 def computed(model, corpus, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("parts"), "x")
-    return compute(model, corpus, store=store, prompts=3, progress=False)
+    return compute(Work(model, corpus, store, prompts=3, progress=False))
 
 
 @pytest.fixture
@@ -42,13 +43,15 @@ def calls(computed, monkeypatch):
     def done(name, result):
         return lambda *args, **options: asked.append(name) or result
 
-    def ranges(*args, kind, **options):
-        return done(f"ranges/{kind}", computed.ranges[kind])()
+    def of_kind(*args, kind, **options):
+        return done(f"ranges/{kind}", computed.found["ranges"][kind])()
 
-    monkeypatch.setattr(content, "norms", done("norms", computed.norms))
-    monkeypatch.setattr(content, "subupdate_importance", done("importance", computed.importance))
-    monkeypatch.setattr(content, "ablate_ranges", ranges)
-    monkeypatch.setattr(content, "measure", done("neurons", computed.neurons))
+    found = computed.found
+    monkeypatch.setattr(norms, "norms", done("norms", found["norms"]))
+    monkeypatch.setattr(importance, "subupdate_importance", done("importance", found["importance"]))
+    monkeypatch.setattr(ranges, "ablate_ranges", of_kind)
+    measured = replace(neurons.NEURONS, compute=done("neurons", found["neurons"]))
+    monkeypatch.setitem(sections.SECTIONS, "neurons", measured)
     return asked
 
 
@@ -62,13 +65,21 @@ def written(model, corpus, computed, tmp_path_factory):
 
 def with_effects(content, **rows):
     """The same content with other effects: label=(direct, total)."""
-    importance = content.importance.sel(component=list(rows)).copy(deep=True)
+    importance = content.found["importance"].sel(component=list(rows)).copy(deep=True)
     for label, (direct, total) in rows.items():
         values = {"kl_direct": direct, "kl_total": total, "kl_later": total - direct}
         errors = {"kl_direct_se": 0.01, "kl_total_se": 0.01, "kl_later_se": 0.02}
         for name, value in (values | errors).items():
             importance[name].loc[{"component": label}] = value
-    return replace(content, importance=importance)
+    return replace(content, found={**content.found, "importance": importance})
+
+
+def told(content):
+    """What the report says of importance, in its summary and its section."""
+    return [
+        *summarise(content).sentences,
+        *sections.SECTIONS["importance"].sentences(content.found["importance"]),
+    ]
 
 
 def test_three_files_and_nothing_else(written):
@@ -91,7 +102,7 @@ def test_data_holds_every_result(written):
 
 
 def test_examples_say_where_their_prompts_come_from(computed):
-    example = computed.examples[0]
+    example = computed.found["attribution"][0]
     for shares in (*example.shares.values(), example.sources):
         assert (shares.attrs["task"], shares.attrs["seed"]) == ("ioi", 0)
         assert shares.attrs["split"] == "heldout"
@@ -100,10 +111,10 @@ def test_examples_say_where_their_prompts_come_from(computed):
 def test_numbers_are_those_of_the_data(written):
     numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
     importance = xr.open_dataset(written.data, group="importance", engine="h5netcdf")
-    for label, row in numbers["sub_updates"].items():
+    for label, row in numbers["importance"]["sub_updates"].items():
         assert row["total"] == pytest.approx(float(importance["kl_total"].sel(component=label)))
     best = str(importance["component"].values[np.argmax(importance["kl_total"].values)])
-    assert numbers["most_important_total"] == best
+    assert numbers["importance"]["most_important_total"] == best
     assert best in written.summary.sentences[0]
 
 
@@ -111,8 +122,7 @@ def test_every_part_is_there_in_order(written):
     page = written.page.read_text(encoding="utf-8")
     anchors = re.findall(r'<section id="(\w+)">', page)
     assert anchors == [
-        "answer", "card", "norms", "importance", "scatter", "ranges", "excerpt", "attribution",
-        "neurons",
+        "answer", *sections.SECTIONS, "card",
     ]  # fmt: skip
     assert page.count('id="plotly"') == page.count('id="circuitsvis"') == 1
 
@@ -136,14 +146,18 @@ def test_the_page_draws_itself(written, tmp_path):
 
 @needs_browser
 def test_text_of_the_corpus_is_text(computed, tmp_path):
-    tokens = [HOSTILE, *computed.excerpt.tokens[1:]]
-    example = computed.examples[0]
+    excerpt = computed.found["excerpt"]
+    tokens = [HOSTILE, *excerpt.tokens[1:]]
+    example = computed.found["attribution"][0]
     example = replace(example, tokens=[HOSTILE, *example.tokens[1:]], answer=HOSTILE, foil="<b>x")
     bad = replace(
         computed,
         corpus={**computed.corpus, "data": HOSTILE},
-        excerpt=replace(computed.excerpt, tokens=tokens),
-        examples=[example],
+        found={
+            **computed.found,
+            "excerpt": replace(excerpt, tokens=tokens),
+            "attribution": [example],
+        },
         notes=[HOSTILE],
     )
     page = render(bad, summarise(bad)).replace("<details>", "<details open>")
@@ -162,12 +176,12 @@ def test_headline_tells_both_ways(computed):
     assert "it is 1.attn with 0.900 ± 0.010 nats" in summary.sentences[1]
     assert "72% of the total effect" in summary.sentences[2]
     assert "most of it from 0.mlp (3.500 ± 0.020 of its 4 nats)" in summary.sentences[2]
-    assert summary.numbers["share_through_later_layers"] == pytest.approx(3.6 / 5)
+    assert summary.numbers["importance"]["share_through_later_layers"] == pytest.approx(3.6 / 5)
 
 
 def test_headline_tells_of_repair(computed):
     made = with_effects(computed, **{"0.mlp": (2.0, 1.0), "1.attn": (0.5, 0.6)})
-    text = " ".join(summarise(made).sentences)
+    text = " ".join(told(made))
     assert "Later layers make up for what is removed" in text
     assert "56% of itself smaller" in text
     assert (
@@ -181,15 +195,17 @@ def test_repair_is_told_by_the_error_of_the_difference(computed):
     """Direct and total rise and fall together over sequences; each alone may be far less sure."""
     made = with_effects(computed, **{"0.mlp": (2.0, 1.9), "1.attn": (0.5, 0.6)})
     for name in ("kl_direct_se", "kl_total_se"):
-        made.importance[name][:] = 1.0
-    assert "make up most" in " ".join(summarise(made).sentences)
+        made.found["importance"][name][:] = 1.0
+    assert "make up most" in " ".join(told(made))
     for error in (0.06, float("nan")):
-        made.importance["kl_later_se"][:] = error
-        assert "make up most" not in " ".join(summarise(made).sentences)
+        made.found["importance"]["kl_later_se"][:] = error
+        assert "make up most" not in " ".join(told(made))
 
 
 def test_most_is_more_than_half(computed):
-    labels = [label for label in computed.importance.component.values if label != "embed"][:3]
+    labels = [label for label in computed.found["importance"].component.values if label != "embed"][
+        :3
+    ]
     made = with_effects(computed, **dict.fromkeys(labels, (1.0, 2.0)))
     text = summarise(made).sentences[2]
     assert "the largest part from" in text
@@ -209,7 +225,7 @@ def test_headline_without_any_effect(computed):
 
 
 def test_rounding_in_the_last_layer_is_no_effect(computed):
-    rows = {row.label: row for row in summarise(computed).rows}
+    rows = {row.label: row for row in importance.rows(computed.found["importance"])}
     assert rows["3.mlp"].later == rows["3.attn"].later == 0.0
 
 
@@ -228,14 +244,14 @@ def test_values_are_as_long_as_their_errors(value, error, text):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_path, monkeypatch):
-    out, whole = tmp_path / "r.html", content.ablate_ranges
+    out, whole = tmp_path / "r.html", ranges.ablate_ranges
 
     def interrupted(*args, kind, **options):
         if kind == "attn":
             raise KeyboardInterrupt
-        return whole(kind=kind)
+        return whole(model, corpus, kind=kind)
 
-    monkeypatch.setattr(content, "ablate_ranges", interrupted)
+    monkeypatch.setattr(ranges, "ablate_ranges", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(model, corpus, out=out, prompts=2, progress=False)
     kept = tmp_path / "r.html.parts"
@@ -244,10 +260,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_p
     ]  # fmt: skip
     assert not out.exists()
 
-    monkeypatch.setattr(content, "ablate_ranges", whole)
+    monkeypatch.setattr(ranges, "ablate_ranges", whole)
     calls.clear()
     written = build(model, corpus, out=out, prompts=2, progress=False)
-    assert written.reused == ["norms", "importance", "ranges/mlp"]
+    assert written.reused == ["importance", "norms", "ranges/mlp"]
     assert calls == ["ranges/attn", "ranges/both", "neurons"]
     assert not kept.exists()
 
@@ -267,12 +283,13 @@ def test_prompts_of_the_corpus_where_no_task_fits(model, corpus, calls, tmp_path
 
     for task in ("ioi", "facts", "agreement"):
         monkeypatch.setattr(f"mlp_interp.prompts.{task}", refuse)
-    found = compute(model, corpus, store=Store(tmp_path, "x"), prompts=3, progress=False)
-    assert [example.name for example in found.examples] == ["corpus"]
+    found = compute(Work(model, corpus, Store(tmp_path, "x"), prompts=3, progress=False))
+    examples = found.found["attribution"]
+    assert [example.name for example in examples] == ["corpus"]
     assert len(found.notes) == 3
     page = render(found, summarise(found))
     assert "no such words" in page
-    shares = found.examples[0].shares
+    shares = examples[0].shares
     for level in ("head", "neuron"):
         np.testing.assert_allclose(
             shares[level].sum("component"), shares["component"].sum("component"), atol=1e-3

@@ -9,16 +9,18 @@ import pytest
 import torch
 import xarray as xr
 from browser import needs_browser, open_page
+from markupsafe import escape
 from random_models import VOCABULARY
 
 from mlp_interp import load_corpus, neurons
 from mlp_interp.corpus import Corpus, _sweep
 from mlp_interp.corpus.reducers import TopExamples
-from mlp_interp.report import build, compute, content, render, summarise
+from mlp_interp.report import Work, build, compute, render, summarise
 from mlp_interp.report.format import percent
-from mlp_interp.report.neurons import Neurons, measure, numbers, sentences, shown
-from mlp_interp.report.neurons import compute as measuring
-from mlp_interp.report.neurons.words import layers
+from mlp_interp.report.sections import SECTIONS
+from mlp_interp.report.sections.neurons import Neurons, measure, numbers, sentences, shown
+from mlp_interp.report.sections.neurons import compute as measuring
+from mlp_interp.report.sections.neurons.words import layers
 from mlp_interp.report.store import Store
 from mlp_interp.sites import Site
 
@@ -33,7 +35,7 @@ def corpus(nano):
 
 @pytest.fixture(scope="module")
 def measured(nano, corpus, tmp_path_factory):
-    return measure(nano, corpus, Store(tmp_path_factory.mktemp("parts"), "x"), progress=False)
+    return measure(Work(nano, corpus, Store(tmp_path_factory.mktemp("parts"), "x"), progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +51,14 @@ def whole(nano, measured, tmp_path_factory):
     """A report of which all but the neurons was computed on two sequences."""
     few = load_corpus("nano", nano, sequences=2, length=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "measure", lambda *args, **options: measured)
+        done = replace(SECTIONS["neurons"], compute=lambda work: measured)
+        patch.setitem(SECTIONS, "neurons", done)
         store = Store(tmp_path_factory.mktemp("other"), "x")
-        return compute(nano, few, store=store, prompts=1, progress=False)
+        return compute(Work(nano, few, store, prompts=1, progress=False))
 
 
 def page_of(whole, found):
-    made = replace(whole, neurons=found)
+    made = replace(whole, found={**whole.found, "neurons": found})
     return render(made, summarise(made))
 
 
@@ -197,7 +200,7 @@ def test_who_fires_unusually_often_is_shown(nano, corpus, measured, tmp_path):
 
 def test_two_passes_over_the_corpus(nano, corpus, measured, tmp_path, monkeypatch):
     asked = shards(monkeypatch)
-    measure(nano, corpus, Store(tmp_path, "x"), progress=False)
+    measure(Work(nano, corpus, Store(tmp_path, "x"), progress=False))
     examples = measured.examples.sizes["component"]
     assert asked == [(0, 4), (1, 4), (0, 1 + examples), (1, 1 + examples)]
 
@@ -213,7 +216,7 @@ def test_an_interrupted_pass_goes_on(nano, corpus, measured, tmp_path, monkeypat
 
     monkeypatch.setattr(TopExamples, "see", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measure(nano, corpus, store, progress=False)
+        measure(Work(nano, corpus, store, progress=False))
     monkeypatch.setattr(TopExamples, "see", see)
     assert store.batches.is_dir()
     assert {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.nc")} == {
@@ -229,18 +232,18 @@ def test_an_interrupted_pass_goes_on(nano, corpus, measured, tmp_path, monkeypat
 
     monkeypatch.setattr(Store, "get", stopped)
     with pytest.raises(KeyboardInterrupt):
-        measure(nano, corpus, again, progress=False)
+        measure(Work(nano, corpus, again, progress=False))
     monkeypatch.setattr(Store, "get", get)
     assert again.reused == ["neurons/activity", "neurons/weights", "neurons/outliers"]
     assert [index for index, _ in asked] == [1]
 
     asked.clear()
     last = Store(tmp_path, "x")
-    found = measure(nano, corpus, last, progress=False)
+    found = measure(Work(nano, corpus, last, progress=False))
     assert asked == []
     assert last.reused == [f"neurons/{name}" for name in NAMES[:4]]
-    parts, wholes = dict(found.parts()), dict(measured.parts())
-    assert [*parts] == [*wholes] == [f"neurons/{name}" for name in NAMES]
+    parts, wholes = vars(found), vars(measured)
+    assert [*parts] == [*wholes] == NAMES
     for name, part in parts.items():
         assert part.equals(wholes[name]), name
 
@@ -260,13 +263,13 @@ def test_files(nano, whole, measured, tmp_path, monkeypatch):
     assert [*told["outliers"]] == [*measured.outliers["component"].values]
     assert [*told["examples"]] == [*measured.examples["component"].values]
     for sentence in sentences(measured):
-        assert sentence in written.summary.sentences
+        assert escape(sentence) in written.page.read_text(encoding="utf-8")
     assert written.page.stat().st_size < 4_000_000
 
 
 def test_the_section_holds_tables_figures_and_texts(whole, measured):
     html = page_of(whole, measured)
-    section = html[html.index('<section id="neurons">') : html.index("<footer>")]
+    section = html[html.index('<section id="neurons">') : html.index('<section id="card">')]
     assert section.count('class="plot"') == 5
     assert section.count("<summary>") == 1 + measured.examples.sizes["component"]
     rows = re.findall(r'<tr><th scope="row">(\w+)</th>', section)
@@ -312,7 +315,7 @@ def test_without_tokenizer(kind, tmp_path):
 
 def test_shortest_sequences(nano, tmp_path):
     few = load_corpus("nano", nano, sequences=1, length=2)
-    found = measure(nano, few, Store(tmp_path, "x"), progress=False)
+    found = measure(Work(nano, few, Store(tmp_path, "x"), progress=False))
     assert shown(found)["layers"]
     assert all("nan" not in sentence for sentence in sentences(found))
 

@@ -7,6 +7,18 @@ its two halves.
 from mlp_interp.report._build import Written, build
 from mlp_interp.report.content import Content, compute
 from mlp_interp.report.page import render
+from mlp_interp.report.section import Block, Section, Work
 from mlp_interp.report.summary import Summary, summarise
 
-__all__ = ["Content", "Summary", "Written", "build", "compute", "render", "summarise"]
+__all__ = [
+    "Block",
+    "Content",
+    "Section",
+    "Summary",
+    "Work",
+    "Written",
+    "build",
+    "compute",
+    "render",
+    "summarise",
+]

@@ -12,6 +12,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.protocol import Model
 from mlp_interp.report.content import compute
 from mlp_interp.report.page import render
+from mlp_interp.report.section import Work
 from mlp_interp.report.store import Store
 from mlp_interp.report.summary import Summary, summarise
 from mlp_interp.results import save_groups
@@ -91,15 +92,8 @@ def build(
     store = Store(
         page.with_name(page.name + ".parts"), fingerprint(model, corpus.tokens, {"version": 1})
     )
-    content = compute(
-        model,
-        corpus,
-        store=store,
-        prompts=prompts,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    work = Work(model, corpus, store, prompts, seed, batch_size, progress)
+    content = compute(work)
     summary = summarise(content)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     _write(page, render(content, summary, made=f"Made on {now}."))

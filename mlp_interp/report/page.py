@@ -1,41 +1,25 @@
 """One self-contained HTML page from the results of a report."""
 
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import numpy as np
-import plotly.offline
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from mlp_interp import plots, views
-from mlp_interp.report import neurons
 from mlp_interp.report.content import Content
-from mlp_interp.report.examples import ShownExample
-from mlp_interp.report.figure import drawing
 from mlp_interp.report.format import percent, with_error
+from mlp_interp.report.section import Section
 from mlp_interp.report.summary import Summary
-from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, pack
-from mlp_interp.views.document import POLICY, look, shared, without_controls
-
-WHAT = {"mlp": "MLPs", "attn": "attention", "both": "both"}
-CONTENTS = [
-    ("card", "Model and data"),
-    ("norms", "Norms"),
-    ("importance", "Importance"),
-    ("scatter", "Direct or later"),
-    ("ranges", "Several layers"),
-    ("excerpt", "In the text"),
-    ("attribution", "Logit attribution"),
-    ("neurons", "Neurons"),
-]
+from mlp_interp.views.bundle import circuitsvis
+from mlp_interp.views.document import environment, render_document
 
 
 def render(content: Content, summary: Summary, *, made: str = "") -> str:
     """The page as HTML.
 
-    Every text is escaped by the template, and all data goes through `script_safe`: what a corpus or
-    a tokenizer holds is shown and never run.
+    Every text is escaped by the templates, and all data goes through `script_safe`: what a corpus
+    or a tokenizer holds is shown and never run.
 
     Args:
         content: The results.
@@ -45,96 +29,40 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
     Returns:
         A complete document without any reference to another file or server.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "with_error": with_error,
-        "signed": _signed,
-        "share": _share,
-        "percent": percent,
-    }
-    template = environment.from_string(_text("template.html"))
+    filters = {"with_error": with_error, "signed": _signed, "share": _share, "percent": percent}
+    templates = environment(filters, _template)
     attrs = content.check.attrs
-    largest = max((max(row.direct, row.total) for row in summary.rows), default=1.0)
-    page = template.render(
+    sections = {
+        section.name: _section(templates, section, found) for section, found in content.sections()
+    }
+    titles = {section.name: section.title for section, _ in content.sections()}
+    return render_document(
+        _text("template.html"),
         title=f"What does each sub-update of {attrs['model']} do?",
         provenance=", ".join([*_named(attrs), str(content.corpus.get("data", "corpus"))]),
-        policy=POLICY,
-        style=Markup(shared("style.css") + _text("style.css")),
-        script=Markup(UNPACK + MOUNT + shared("page.js")),
+        filters=filters,
+        own_style=Markup(_text("style.css")),
         summary=summary,
-        largest=largest,
-        contents=CONTENTS,
+        largest=max((max(row.direct, row.total) for row in summary.rows), default=1.0),
+        contents=titles | {"card": "Model and data"},
+        sections=sections,
         cards=_cards(content),
         notes=content.notes,
-        figures=_figures(content),
-        excerpt=Markup(_excerpt(content).fragment()),
-        examples=[_example(example) for example in content.examples],
-        neurons=neurons.shown(content.neurons),
-        colophon=f"mlp_interp {metadata.version('mlp-interp')}. {made}".strip(),
-        plotly=pack(plotly.offline.get_plotlyjs()),
         circuitsvis=circuitsvis(),
-        look=look(),
+        made=made,
     )
-    return without_controls(page)
 
 
-def _figures(content: Content) -> dict[str, Any]:
-    drawn: dict[str, Any] = {
-        "norms": drawing(plots.norms(content.norms)),
-        "scatter": drawing(plots.direct_vs_total(content.importance)),
-        "ranges": [
-            drawing(
-                plots.ranges(result), f"Perplexity without {WHAT[kind]}", width=None, height=380
-            )
-            for kind, result in content.ranges.items()
-        ],
-    }
-    for quantity in ("kl", "delta_loss", "top1"):
-        drawn[quantity] = drawing(plots.importance(content.importance, quantity=quantity))
-    drawn["kl_log"] = drawing(plots.importance(content.importance, log=True))
-    return drawn
+def _section(templates: Environment, section: Section, found: Any) -> Markup:
+    shown = {"intro": "", "blocks": (), "sentences": section.sentences(found)} | dict(
+        section.show(found)
+    )
+    return Markup(templates.get_template(section.template).render(shown))
 
 
-def _excerpt(content: Content) -> views.View:
-    effects = content.excerpt.effects
-    rows = {
-        f"without {label}": effects.sel(component=label).values
-        for label in effects["component"].values
-    }
-    return views.token_values(content.excerpt.tokens, rows, caption="Rise of the loss, in nats.")
-
-
-def _example(example: ShownExample) -> dict[str, Any]:
-    shares = example.shares
-    total = float(shares["component"].sum("component").mean())
-    what = "logit difference" if example.foil else "logit"
-    by_token = example.sources.isel(prompt=0).sum("component").values
-    heads = ", ".join(map(str, example.sources["component"].values))
-    return {
-        "title": example.title,
-        "headline": f"mean {what} {total:+.2f}",
-        "prompt": "".join(example.tokens),
-        "answer": example.answer,
-        "foil": example.foil,
-        "count": shares["component"].sizes["prompt"],
-        "component": drawing(plots.attribution(shares["component"])),
-        "head": drawing(plots.heads(shares["head"])),
-        "neurons": f"{int((shares['neuron']['kind'] == 'neuron').sum()):,}",
-        "neuron": drawing(plots.neurons(shares["neuron"], top=20)),
-        "sources": drawing(plots.sources(example.sources, tokens=example.tokens)),
-        "tokens": Markup(
-            views.tokens(
-                example.tokens, by_token, caption=f"Logits, summed over {heads}."
-            ).fragment()
-        ),
-        "attention": Markup(
-            views.attention(
-                example.tokens,
-                example.patterns.values,
-                names=[str(label) for label in example.patterns["component"].values],
-            ).fragment()
-        ),
-    }
+def _template(name: str) -> str:
+    """The source of a section's template: it lies beside the section's module."""
+    return _text(f"sections/{name}")
 
 
 def _cards(content: Content) -> dict[str, dict[str, str]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import plotly.offline
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import ChoiceLoader, DictLoader, Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlp_interp.views.bundle import UNPACK, pack, to_json
+from mlp_interp.views.bundle import MOUNT, UNPACK, pack, to_json
 
-__all__ = ["POLICY", "look", "render_document", "shared", "without_controls"]
+__all__ = ["environment", "render_document", "shared"]
 
 # The browser itself refuses every request: whatever a corpus holds, a page stays by itself.
 POLICY = (
@@ -45,25 +45,40 @@ def render_document(
         filters: For the template, besides Jinja's own.
         **context: What the template shows.
     """
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        loader=DictLoader({"document.html": shared("document.html")}),
-    )
-    environment.filters |= dict(filters or {})
-    page = environment.from_string(template).render(
-        title=title,
-        provenance=provenance,
-        policy=POLICY,
-        style=Markup(shared("style.css")),
-        script=Markup(UNPACK + shared("page.js")),
-        colophon=f"mlp_interp {metadata.version('mlp-interp')}",
-        plotly=pack(plotly.offline.get_plotlyjs()),
-        look=look(),
-        **context,
+    page = (
+        environment(filters)
+        .from_string(template)
+        .render(
+            title=title,
+            provenance=provenance,
+            policy=POLICY,
+            style=Markup(shared("style.css")),
+            script=Markup(UNPACK + MOUNT + shared("page.js")),
+            colophon=f"mlp_interp {metadata.version('mlp-interp')}",
+            plotly=pack(plotly.offline.get_plotlyjs()),
+            look=look(),
+            **context,
+        )
     )
     return without_controls(page)
+
+
+def environment(
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    read: Callable[[str], str | None] = lambda name: None,
+) -> Environment:
+    """What templates are rendered with: all that they show is escaped.
+
+    Args:
+        filters: For the templates, besides Jinja's own.
+        read: Gives the source of a template by its name, besides ``document.html``.
+    """
+    known = ChoiceLoader(
+        [DictLoader({"document.html": shared("document.html")}), FunctionLoader(read)]
+    )
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=known)
+    made.filters |= dict(filters or {})
+    return made
 
 
 def without_controls(html: str) -> str:

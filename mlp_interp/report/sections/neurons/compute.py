@@ -1,6 +1,5 @@
 """What the report says of neurons, computed: two passes over the corpus, and the weights."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +15,8 @@ from mlp_interp.neurons import activity, neuron_weights, outliers, promoted_toke
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.neurons.sweeps.updates import doubling, finished
 from mlp_interp.prompts.reading import texts
-from mlp_interp.report.store import Part, Store
+from mlp_interp.report.section import Work
+from mlp_interp.report.store import Store
 from mlp_interp.sites import Site
 
 TOKENS = 5
@@ -53,33 +53,23 @@ class Neurons:
     updates: xr.Dataset
     examples: xr.Dataset
 
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """Every result with the name of its group in the netCDF file."""
-        for name, part in vars(self).items():
-            yield f"neurons/{name}", part
 
-
-def measure(
-    model: Model, corpus: Any, store: Store, *, batch_size: int = 16, progress: bool = True
-) -> Neurons:
+def measure(work: Work) -> Neurons:
     """Run the analyses of neurons: one pass over the corpus for how often they fire, one more.
 
     The second pass takes updates apart and finds examples of those neurons that the first, and the
     weights, show to be extreme.
 
     Args:
-        model: The model.
-        corpus: The `Corpus` to measure on.
-        store: Keeps each finished part, and the finished shards of a pass that is not finished.
-        batch_size: Sequences per forward pass.
-        progress: Show progress bars on stderr.
+        work: What to measure on; its store keeps each finished part, and the finished shards of a
+            pass that is not finished.
 
     Raises:
         ValueError: What the analyses raise for bad input.
     """
-    run = SweepOptions(batch_size=batch_size, progress=progress, checkpoint=store.batches)
+    model, corpus, store, run = work.model, work.corpus, work.store, work.sweep()
     active = _get(store, "activity", lambda: activity(model, corpus, histogram=False, sweep=run))
-    weights = _get(store, "weights", lambda: _weights(model, progress))
+    weights = _get(store, "weights", lambda: _weights(model, work.progress))
     far = _get(store, "outliers", lambda: _outliers(model, active))
 
     @cache

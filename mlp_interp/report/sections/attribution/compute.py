@@ -10,11 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp import prompts as tasks
-from mlp_interp.ablation import ablate_direct
 from mlp_interp.attribution import attribute_logits, attribute_sources
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.residual import Level, cache_for, needed
+from mlp_interp.residual import Level, needed
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 from mlp_interp.tables import top
@@ -25,8 +24,6 @@ TASKS = {
     "agreement": "Agreement: singular or plural verb, across a distractor?",
 }
 HEADS_SHOWN = 6
-EXCERPT_ROWS = 3
-EXCERPT_TOKENS = 160
 
 
 @dataclass(frozen=True)
@@ -52,20 +49,6 @@ class ShownExample:
     shares: dict[str, xr.DataArray]
     sources: xr.DataArray
     patterns: xr.DataArray
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """A piece of the corpus with the effect of sub-updates on the prediction of each token.
-
-    Attributes:
-        tokens: The tokens as text.
-        effects: Rise of the loss at each token when a sub-update is removed, [component, pos]; the
-            first token is never predicted and has 0.
-    """
-
-    tokens: list[str]
-    effects: xr.DataArray
 
 
 def from_tasks(model: Model, count: int, seed: int) -> tuple[list[ShownExample], list[str]]:
@@ -122,29 +105,3 @@ def _cache(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Any:
     names = {site.hook_name for site in sites}
     names.update(*(needed(model, level=level) for level in get_args(Level)))
     return model.run_with_cache(tokens.to(weights.device), names_filter=sorted(names))[1]
-
-
-def excerpt(model: Model, corpus: Any, importance: xr.Dataset) -> Excerpt:
-    """The first sequence, and what removing each of the strongest sub-updates does to its tokens.
-
-    Direct effects: later layers do not react. Aligned with the token that is predicted, not with
-    the position that predicts it.
-    """
-    tokens = corpus.tokens[:1, :EXCERPT_TOKENS]
-    chosen = importance.isel(component=np.isin(importance["kind"].values, ("attn", "mlp")))
-    strongest = top(chosen["kl_direct"], EXCERPT_ROWS)["component"].values
-    cache = cache_for(model, tokens)
-    result = ablate_direct(model, cache, [str(label) for label in strongest])
-    effects = result["delta_loss"].isel(prompt=0).transpose("component", "pos")
-    length = tokens.shape[1]
-    aligned = np.zeros((len(strongest), length))
-    aligned[:, 1:] = effects.values[:, : length - 1]
-    return Excerpt(
-        corpus.token_text(0)[:length],
-        xr.DataArray(
-            aligned,
-            dims=("component", "pos"),
-            coords={"component": list(map(str, strongest)), "pos": np.arange(length)},
-            attrs={**effects.attrs, "unit": "nats", "long_name": "rise of the token's loss"},
-        ),
-    )

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.report.format import percent
-from mlp_interp.report.neurons.compute import Neurons
+from mlp_interp.report.sections.neurons.compute import Neurons
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from mlp_interp import plots, views
 from mlp_interp.report.figure import drawing
 from mlp_interp.report.format import percent, with_error
-from mlp_interp.report.neurons.compute import EACH_SIDE, Neurons
-from mlp_interp.report.neurons.words import layers
+from mlp_interp.report.sections.neurons.compute import EACH_SIDE, Neurons
+from mlp_interp.report.sections.neurons.words import layers
 
 # A browser draws these at once on any machine, and they are small beside the page's libraries.
 LAYERS = 8
@@ -31,6 +31,9 @@ def shown(neurons: Neurons) -> dict[str, Any]:
     places = _evenly(few, "pos", PLACES)
     points = _some_neurons(few)
     return {
+        "heading": "What do the neurons do?",
+        "intro": "A neuron reads the stream through its receptor and, where its activation before "
+        "the nonlinearity is above zero, fires: then it adds its value vector to the stream.",
         "layers": layers(neurons),
         "size": neurons.activity.sizes["neuron"],
         "beyond": neurons.activity.attrs["outliers_beyond"],
