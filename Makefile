@@ -24,7 +24,7 @@ FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
 
 .PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 \
-	real-page pythia bench bench-real notebook clean
+	real-page pythia bench bench-real gallery notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -114,6 +114,9 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 
 bench-real: $(VENV)/.installed-real ## The same of a trained model, against bare Hugging Face
 	$(VENV)/bin/python tests/bench/real.py
+
+gallery: $(VENV)/.installed-dev ## Pictures of the docs anew, with a headless Chromium: gallery, report
+	$(VENV)/bin/python tests/gallery.py
 
 notebook: $(VENV)/.installed ## JupyterLab on the demos
 	$(VENV)/bin/python $(FILL) -c constraints.txt $(PIP_ARGS) -e '.[notebook]'

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import gallery
 import pytest
 import real_page
 
@@ -42,3 +43,11 @@ def test_the_tables_of_a_real_model_are_those_measured():
     page = real_page.PAGE.read_text()
     figures = json.loads(real_page.FIGURES.read_text())
     assert real_page.page_with(page, real_page.tables(figures)) == page
+
+
+def test_the_gallery_has_every_figure_and_the_calls_that_made_them():
+    assert not gallery.missing()
+    assert gallery.page() == gallery.PAGE.read_text()
+    assert all(
+        (gallery.PICTURES / f"{name}.png").exists() for name in gallery.PLOTS | gallery.VIEWS
+    )

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from mlp_interp.views._page import FIT, NEGATIVE, POSITIVE, STYLE
+from mlp_interp.views._page import FIT, NEGATIVE, POSITIVE, STYLE, save_html
 
 MAX_ROWS = 200
 WAYS = ("plain", "edited")
@@ -50,6 +51,14 @@ class Comparison:
             f"<style>{STYLE}</style></head><body>{self.fragment()}<script>{FIT}</script></body>"
             "</html>"
         )
+
+    def save(self, path: str | Path) -> Path:
+        """Write `html` to a file, all of it or nothing.
+
+        Raises:
+            ValueError: The path does not end in ``.html``, or its folder is not there.
+        """
+        return save_html(self.html(), path)
 
     def _repr_html_(self) -> str:
         """A frame, so that its look stays its own."""

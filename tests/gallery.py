@@ -1,0 +1,192 @@
+"""Pictures of every figure and view, with the call that makes it: docs/gallery.md.
+
+python tests/gallery.py                 # all of them, and the page
+python tests/gallery.py importance      # these alone, and the page
+
+Wants a headless Chromium. The page shows the calls that made its pictures, on nano.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from browser import OPTIONS, PROGRAM
+
+import mlp_interp as mi
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "_static" / "gallery"
+PAGE = ROOT / "docs" / "gallery.md"
+WIDE = 740
+
+# What all calls start from; the page shows it, too.
+START = """
+import mlp_interp as mi
+
+model = mi.load_model("nano")
+corpus = mi.load_corpus("nano", model, sequences=32, length=64)
+task = mi.prompts.ioi(model, n=16, seed=0)
+clean = mi.run(model, task.clean_tokens)
+"""
+
+PLOTS = {
+    "importance": "mi.plots.importance(mi.subupdate_importance(model, corpus))",
+    "direct_vs_total": "mi.plots.direct_vs_total(mi.subupdate_importance(model, corpus))",
+    "ranges": 'mi.plots.ranges(mi.ablate_ranges(model, corpus, kind="mlp"))',
+    "norms": "mi.plots.norms(mi.norms(model, corpus))",
+    "attribution": "mi.plots.attribution(mi.attribute_logits(model, clean, task))",
+    "heads": 'mi.plots.heads(mi.attribute_logits(model, clean, task, level="head"))',
+    "neurons": 'mi.plots.neurons(mi.attribute_logits(model, clean, task, level="neuron"))',
+    "sources": "mi.plots.sources(mi.attribute_sources(model, clean, task))",
+    "patching": """
+grid = mi.patch(model, task, sites=["resid_pre", "mlp_out"])
+mi.plots.patching(grid, prompt=0)""",
+    "causal_trace": (
+        'mi.plots.causal_trace(mi.causal_trace(model, "The capital of France is", "France"))'
+    ),
+    "estimate": """
+exact = mi.patch(model, task, sites="z")
+compared = mi.gradients.compare(exact, mi.attribution_patch(model, task))
+mi.plots.estimate(compared.exact, compared.estimate)""",
+    "edges": "mi.plots.edges(mi.edge_attribution(model, task))",
+    "activation_fractions": "mi.plots.activation_fractions(mi.neurons.activity(model, corpus))",
+    "activity_by_position": "mi.plots.activity_by_position(mi.neurons.activity(model, corpus))",
+    "receptor_value": "mi.plots.receptor_value(mi.neurons.activity(model, corpus))",
+    "activation_histogram": (
+        'mi.plots.activation_histogram(mi.neurons.activity(model, corpus), "L3N506")'
+    ),
+    "update_shares": "mi.plots.update_shares(mi.neurons.update_shares(model, corpus))",
+    "dose_response": """
+asked, harmless = mi.steering.by_answer(mi.prompts.refusal(model, n=32, seed=0), " Sorry")
+refusal = mi.steering.mean_difference(model, asked, harmless)
+doses = mi.steering.dose_response(
+    model, asked, mi.steering.Refusal(), direction=refusal, coefficients=[-1, -0.5, 0, 0.5, 1],
+    layers=2, corpus=corpus, generation=mi.steering.GenerationOptions(max_new_tokens=4),
+)
+mi.plots.dose_response(doses)""",
+}
+
+VIEWS = {
+    "tokens": """
+lost = mi.ablate_total(model, task.clean_tokens, ["2.mlp"])
+kl = lost.kl.isel(component=0, prompt=0)
+mi.views.tokens(task.token_text()[0], kl, caption="KL without 2.mlp")""",
+    "token_values": """
+shares = mi.attribute_logits(model, clean, task, positions=None)[0]
+words = ["embed", "0.mlp", "3.mlp"]
+mi.views.token_values(task.token_text()[0], {w: shares.sel(component=w) for w in words})""",
+    "attention": """
+_, cache = model.run_with_cache(task.clean_tokens[:1])
+mi.views.attention(task.token_text()[0], cache["pattern", 1][0])""",
+    "activations": """
+texts = ["Il aime le pain.", "He likes the bread.", "Elle voit le chat."]
+mi.views.activations(mi.neurons.activations(model, "L0N433", texts))""",
+    "neuron": 'mi.views.neuron(mi.neurons.neuron_page(model, "L3N506", corpus))',
+    "compare": """
+short = mi.steering.GenerationOptions(max_new_tokens=16)
+found = mi.steering.generate_compare(
+    model, ["Claire", "Tom"], mi.steering.hold("L0N433", 5.7), generation=short
+)
+mi.views.compare(found)""",
+}
+
+INTRO = """\
+# Gallery
+
+Every figure and view with the call that made it, on the embedded model. Figures are plotly's: point
+at a mark for its name, its value and its error; `figure.write_html("figure.html")` keeps one. Views
+show themselves in a notebook, and `view.save("view.html")` keeps them. `make gallery` draws this page
+anew.
+
+All calls start from this:
+
+```python
+{start}
+```
+"""
+
+
+def code_of(call: str) -> str:
+    """A call as the page shows it."""
+    return call.strip()
+
+
+def value_of(call: str, names: dict[str, object]) -> object:
+    """What the last expression of a call is."""
+    *before, last = re.split(r"\n(?=mi\.)", "\n" + code_of(call))
+    exec("\n".join(before), names)
+    return eval(last.strip(), names)
+
+
+def picture(shown: object, path: Path) -> None:
+    """A screenshot of a figure, or of a view, at the width of a notebook."""
+    with tempfile.TemporaryDirectory() as folder:
+        page, height = Path(folder) / "page.html", 420
+        if hasattr(shown, "write_html"):
+            height = int(shown.layout.height or height) + 20
+            shown.update_layout(width=WIDE - 20).write_html(page, config={"displayModeBar": False})
+        else:
+            shown.save(page)
+            height = min(int(getattr(shown, "height", 900)), 900)
+        shoot(page, path, wide=WIDE, high=height)
+
+
+def shoot(page: Path, path: Path, *, wide: int, high: int) -> None:
+    """A screenshot of the top of a page."""
+    command = [
+        str(PROGRAM), *(o for o in OPTIONS if "logging" not in o), "--hide-scrollbars",
+        f"--screenshot={path}", f"--window-size={wide},{high}", page.as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def page() -> str:
+    """The page, with every picture."""
+    parts = [INTRO.format(start=START.strip())]
+    for module, calls in (("plots", PLOTS), ("views", VIEWS)):
+        parts.append(f"## {module.capitalize()}\n")
+        parts += [
+            f"### `mi.{module}.{name}`\n\n![{name}](_static/gallery/{name}.png)\n\n"
+            f"```python\n{code_of(call)}\n```\n"
+            for name, call in calls.items()
+        ]
+    return "\n".join(parts)
+
+
+def main(wanted: list[str]) -> None:
+    """Draw the pictures and write the page."""
+    calls = {**PLOTS, **VIEWS}
+    unknown = {*wanted} - {*calls}
+    if unknown:
+        raise SystemExit(f"no figure {sorted(unknown)}; wanted some of {sorted(calls)}")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    names: dict[str, object] = {}
+    exec(START, names)
+    for name in wanted or calls:
+        picture(value_of(calls[name], names), PICTURES / f"{name}.png")
+        print(name, flush=True)
+    PAGE.write_text(page())
+    if not wanted:
+        report()
+
+
+def report() -> None:
+    """The top of the report on nano, for the README."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "report.html"
+        subprocess.run([sys.executable, "-m", "mlp_interp", "report", "--out", out], check=True)
+        shoot(out, ROOT / "docs" / "_static" / "report.png", wide=1200, high=1100)
+
+
+def missing() -> set[str]:
+    """Public figures and views that the page lacks."""
+    there = {f"plots.{name}" for name in PLOTS} | {f"views.{name}" for name in VIEWS}
+    public = {f"plots.{name}" for name in mi.plots.__all__}
+    public |= {f"views.{name}" for name in mi.views.__all__ if name.islower()}
+    return public ^ there
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
