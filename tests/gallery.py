@@ -62,8 +62,14 @@ mi.plots.estimate(compared.exact, compared.estimate)""",
 asked, harmless = mi.steering.by_answer(mi.prompts.refusal(model, n=32, seed=0), " Sorry")
 refusal = mi.steering.mean_difference(model, asked, harmless)
 doses = mi.steering.dose_response(
-    model, asked, mi.steering.Refusal(), direction=refusal, coefficients=[-1, -0.5, 0, 0.5, 1],
-    layers=2, corpus=corpus, generation=mi.steering.GenerationOptions(max_new_tokens=4),
+    model,
+    asked,
+    mi.steering.Refusal(),
+    direction=refusal,
+    coefficients=[-1, -0.5, 0, 0.5, 1],
+    layers=2,
+    corpus=corpus,
+    generation=mi.steering.GenerationOptions(max_new_tokens=4),
 )
 mi.plots.dose_response(doses)""",
 }
@@ -97,8 +103,8 @@ INTRO = """\
 
 Every figure and view with the call that made it, on the embedded model. Figures are plotly's: point
 at a mark for its name, its value and its error; `figure.write_html("figure.html")` keeps one. Views
-show themselves in a notebook, and `view.save("view.html")` keeps them. `make gallery` draws this page
-anew.
+show themselves in a notebook, and `view.save("view.html")` keeps them. `make gallery` draws this
+page anew.
 
 All calls start from this:
 
