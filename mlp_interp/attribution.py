@@ -24,7 +24,8 @@ from mlp_interp.models.slices import check_whole
 from mlp_interp.models.unembed import directions, mean_direction
 from mlp_interp.models.writes import frozen_scale
 from mlp_interp.prompts import Contrast
-from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
+from mlp_interp.prompts.single import one_each
+from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import to_numpy
 from mlp_interp.runs import Run
@@ -351,7 +352,7 @@ class _Readout:
         if contrast is not None:
             foils = contrast.foils if foils is None else foils
             answers = contrast.answers
-        ids = _ids(weights, answers, n_prompts, "answers")
+        ids = one_each(weights, answers, n_prompts, "answers")
         names = {"answer": ("prompt", _strings(weights.model, ids))}
         long_name = "share of the answer's logit"
         if isinstance(foils, str) and foils == "mean":
@@ -359,7 +360,7 @@ class _Readout:
             chosen, bias = chosen - mean, bias - mean_bias
             long_name += " less the mean logit"
         elif foils is not None:
-            foil_ids = _ids(weights, foils, n_prompts, "foils")
+            foil_ids = one_each(weights, foils, n_prompts, "foils")
             if bool((foil_ids == ids).any()):
                 raise ValueError("foils equal answers in some prompt; wanted two different tokens")
             (chosen, wrong), (bias, wrong_bias) = directions(weights, torch.stack([ids, foil_ids]))
@@ -385,30 +386,6 @@ class _Readout:
             found = [name for name, side in sides.items() if torch.equal(side.to(ran.device), ran)]
             attrs.update({"prompts": found[0]} if found else {})
         return attrs
-
-
-def _ids(weights: Weights, tokens: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
-    listed = tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens
-    single = isinstance(listed, int | str)
-    if not single and not isinstance(listed, Sequence):
-        raise ValueError(f"{name}={tokens!r}; wanted token ids or single-token strings")
-    many = [listed] * n if single else list(listed)
-    for token in many:
-        if isinstance(token, bool) or not isinstance(token, int | str | np.integer):
-            raise ValueError(
-                f"{name} holds {token!r}; wanted integer token ids or single-token strings"
-            )
-    if len(many) != n:
-        raise ValueError(f"{name} has {len(many)} tokens for {n} prompts; wanted one each, or one")
-    ids = [
-        single_token(tokenizer_of(weights.model), token, what=name)
-        if isinstance(token, str)
-        else int(token)
-        for token in many
-    ]
-    if any(not 0 <= i < weights.d_vocab for i in ids):
-        raise ValueError(f"{name}={ids} has ids outside the vocabulary of {weights.d_vocab}")
-    return torch.tensor(ids, device=weights.device)
 
 
 def _strings(model: Model, ids: Int[Tensor, " prompt"]) -> list[str]:

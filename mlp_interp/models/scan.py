@@ -1,14 +1,16 @@
 """One walk over the vocabulary, in blocks that stay in the processor's cache."""
 
+import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["blocks", "scan", "together"]
+__all__ = ["Largest", "blocks", "scan", "together"]
 
 _TOKENS = 1024
+_PIECE = 64
 _ROWS = 384
 """Of a block of products: 1.5 MiB in float32, for each thread that shares in it."""
 
@@ -71,3 +73,53 @@ def scan(
 
     for block in blocks(weight.shape[-1]):
         yield block, products(block)
+
+
+class Largest:
+    """The largest numbers of each row, while blocks of the vocabulary go by.
+
+    Example:
+        >>> x, found = torch.arange(8.0).view(2, 4), Largest(2)
+        >>> best = [found.add(block, x[:, block]).tolist() for block in blocks(4, 2)]
+        >>> best, found.result()[1].tolist()
+        ([[1.0, 5.0], [3.0, 7.0]], [[3, 2], [3, 2]])
+    """
+
+    def __init__(self, k: int) -> None:
+        """Nothing seen yet; `k` are wanted of each row."""
+        self.k = k
+        self._bound: Tensor | None = None  # k-th largest of what pieces of blocks have as maxima
+        self._found: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, numbers, tokens
+
+    def add(self, block: slice, x: Float[Tensor, "*row block"]) -> Float[Tensor, "*row"]:
+        """Look at the numbers of some tokens.
+
+        Of most pieces of a block nothing is among the largest, which their own maxima tell.
+
+        Returns:
+            The largest of the block.
+        """
+        width = math.gcd(x.shape[-1], _PIECE)
+        pieces = x.view(-1, x.shape[-1] // width, width)
+        best = pieces.amax(-1)
+        seen = best if self._bound is None else torch.cat([self._bound, best], -1)
+        self._bound = seen.topk(min(self.k, seen.shape[-1]), -1).values
+        least = self._bound[:, -1]
+        if self._bound.shape[-1] < self.k:
+            least = torch.full_like(least, -torch.inf)
+        rows, places = (best >= least[:, None]).nonzero(as_tuple=True)
+        some = pieces[rows, places]
+        where, at = (some >= least[rows, None]).nonzero(as_tuple=True)
+        tokens = block.start + places[where] * width + at
+        self._found.append((rows[where], some[where, at], tokens))
+        self._shape = x.shape[:-1]
+        return best.amax(-1).view(self._shape)
+
+    def result(self) -> tuple[Float[Tensor, "*row k"], Int[Tensor, "*row k"]]:
+        """The largest numbers, in order, and whose they are; of equal ones the first tokens."""
+        rows, numbers, tokens = (torch.cat(x) for x in zip(*self._found, strict=True))
+        order = numbers.sort(descending=True, stable=True).indices
+        order = order[rows[order].sort(stable=True).indices]
+        begins = torch.searchsorted(rows[order], torch.arange(self._shape.numel()).to(rows))
+        first = order[begins[:, None] + torch.arange(self.k).to(rows)]
+        return numbers[first].view(*self._shape, self.k), tokens[first].view(*self._shape, self.k)
