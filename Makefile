@@ -19,6 +19,8 @@ RUN := $(VENV)/bin/python -m
 # One thread per process: WORKERS of them and the demos share the cores, and threads that wait for
 # each other keep others from working.
 ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Every test process and every notebook imports torch and more: compiled once, not each time.
+unexport PYTHONDONTWRITEBYTECODE
 # Each worker has neighbouring tests, which share models and results; who is done takes from others.
 FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
