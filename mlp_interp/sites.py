@@ -18,10 +18,12 @@ import numpy as np
 __all__ = [
     "ACTIVATIONS",
     "EDITED",
+    "FAMILIES",
     "GATED",
     "HEADS",
     "NEURONS",
     "STREAM",
+    "Family",
     "Kind",
     "Site",
     "SiteLike",
@@ -42,6 +44,16 @@ NEURONS = ("pre", "post")
 
 GATED = ("pre_linear",)
 """The same that only gated MLPs have: what the activation of the gate, `pre`, is multiplied by."""
+
+Family = Literal["stream", "head", "neuron"]
+
+FAMILIES: dict[Family, tuple[str, ...]] = {
+    "stream": STREAM,
+    "head": (*HEADS, "pattern"),
+    "neuron": (*NEURONS, *GATED),
+}
+"""Sites by what they hold at a layer and position: one vector, one a head, or one number a neuron.
+Sites of one family share the axes of their results."""
 
 ACTIVATIONS = tuple("resid_pre q k v pattern z attn_out pre post mlp_out resid_post".split())
 """What every block computes, in that order; the pattern is ``[batch, head, pos, source]``."""

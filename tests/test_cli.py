@@ -105,7 +105,7 @@ def test_report_writes_three_files(tmp_path):
         (["check", "pythia-71m"], "nearest name"),
         (["attribute", PROMPT, "-a", "Paris Rome"], "answer="),
         (["attribute", " ", "-a", "Paris"], "prompt must hold some text"),
-        (["attribute", PROMPT, "-a", ""], "answer is empty; wanted a word"),
+        (["attribute", PROMPT, "-a", ""], "--answer must hold some text"),
         (["attribute", "bad \udcff", "-a", "Paris"], "is no valid Unicode at 4"),
         (["attribute", PROMPT, "-a", "Paris", "-o", "x.csv"], "--out must end in .nc"),
         (["patch", "--task", "ioi", "-n", 10**9], "wanted at most 100,000 pairs"),

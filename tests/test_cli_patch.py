@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from mlp_interp import patch, prompts
 from mlp_interp.cli import app
-from mlp_interp.cli.patching import TASKS
-from mlp_interp.metrics import METRICS
+from mlp_interp.cli.early import METRICS, TASKS
 
 OWN = [
     "--clean", "The capital of France is", "--answer", "Paris",
@@ -107,10 +106,10 @@ def test_texts_are_shown_and_never_run(tmp_path):
         ([], "mlp-interp patch --task ioi"),
         (OWN[:4], "missing --corrupted, --foil"),
         ([*OWN, "--task", "ioi"], "not both"),
-        (["--task", "ioj"], "task='ioj'; wanted one of"),
-        (["--task", "ioi", "--sites", "resid_mid"], "sites='resid_mid'; wanted some of"),
-        (["--task", "ioi", "--sites", ","], "sites=''"),
-        (["--task", "ioi", "--metric", "bits"], "metric='bits'"),
+        (["--task", "ioj"], "--task 'ioj' (did you mean 'ioi'?); wanted one of"),
+        (["--task", "ioi", "--sites", "resid_mid"], "--sites 'resid_mid' (parallel blocks"),
+        (["--task", "ioi", "--sites", ","], "--sites ''"),
+        (["--task", "ioi", "--metric", "bits"], "--metric 'bits'"),
         (["--task", "ioi", "--out", "p.pdf"], "must end in .html"),
         (["--task", "ioi", "--out", "missing/p.html"], "folder that exists"),
         ([*OWN[:-1], "Rome Paris"], "--foil ' Rome Paris' is 2 tokens, of which --metric logit_d"),

@@ -10,7 +10,7 @@ from mlp_interp.nano import words
 from mlp_interp.nano.tasks import examples, task_names
 from mlp_interp.prompts import planted
 
-TASKS = tuple(sorted(set(prompts.__all__) - {"Contrast"}))
+TASKS = tuple(sorted(set(prompts.__all__) - {"Contrast", "by_place", "places"}))
 
 
 def tokenizer_with(whole):

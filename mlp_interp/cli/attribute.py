@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.early import check_model, check_text
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
@@ -70,6 +71,11 @@ def attribute(
             if out.suffix != ".nc":
                 raise ValueError(f"--out must end in .nc, got {str(out)!r}")
             check_file("--out", out)
+        texts = {"the prompt": prompt, "--answer": answer, "--foil": foil}
+        for name, text in texts.items():
+            if text is not None:
+                check_text(name, text)
+        check_model(model)
 
         from mlp_interp.report.console import attributed
         from mlp_interp.results import save

@@ -6,23 +6,30 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.early import check_corpus, check_model
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
     CorpusOption,
     DebugOption,
     DeviceOption,
+    Errors,
+    ErrorsOption,
+    FieldOption,
     LengthOption,
     ModelOption,
     Processing,
     ProcessingOption,
     RevisionOption,
     SequencesOption,
+    SplitOption,
+    SubsetOption,
     check_data,
     check_file,
     check_folder,
     clear_errors,
     load,
+    source_of,
 )
 
 _GO_ON = "interrupted; the same command goes on with what is finished"
@@ -32,9 +39,13 @@ def neuron(
     label: Annotated[
         str, typer.Argument(metavar="NEURON", help="As researchers write it: L3N669.")
     ],
-    corpus: CorpusOption = "nano",
+    corpus: CorpusOption = ["nano"],  # noqa: B006 (typer copies it)
     sequences: SequencesOption = None,
     length: LengthOption = None,
+    field: FieldOption = "text",
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    errors: ErrorsOption = Errors.refuse,
     ablate: Annotated[
         int, typer.Option(min=1, help="Sequences on which the neuron is taken away.")
     ] = 32,
@@ -77,6 +88,10 @@ def neuron(
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug, interrupted=_GO_ON):
         page, numbers = _check(label, out, data, checkpoint)
+        check_model(model)
+        check_corpus(corpus)
+        text = {"sequences": sequences, "length": length, "seed": seed, "field": field}
+        text |= {"split": split, "subset": subset, "errors": errors.value}
 
         from mlp_interp.cli.neuron_page import build
         from mlp_interp.corpus import SweepOptions
@@ -84,7 +99,7 @@ def neuron(
         written = build(
             load(model, revision, device, processing, backend),
             label,
-            {"source": corpus, "sequences": sequences, "length": length, "seed": seed},
+            {"source": source_of(corpus), **text},
             page=page,
             data=numbers,
             sweep=SweepOptions(

@@ -29,6 +29,13 @@ class Backend(StrEnum):
     bridge = "bridge"
 
 
+class Errors(StrEnum):
+    """What becomes of a corpus with documents that are damaged."""
+
+    refuse = "raise"
+    skip = "skip"
+
+
 # Help texts that several commands share.
 MODEL_HELP = (
     "'nano' (comes with the package), 'smollm2' (comes by pip), a Pythia name such as "
@@ -47,14 +54,24 @@ ProcessingOption = Annotated[
 ]
 BackendOption = Annotated[Backend, typer.Option(help="TransformerLens class to load with.")]
 CorpusOption = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--corpus",
         "-c",
         help="'nano' (held-out text of the nano model), a .txt, .jsonl, .jsonl.zst or .parquet "
-        "file, a folder or a quoted glob of such files, or a Hugging Face data set such as "
-        "'NeelNanda/pile-10k'.",
+        "file, a folder or a quoted glob of such files (also given several times), or a Hugging "
+        "Face data set such as 'NeelNanda/pile-10k'.",
     ),
+]
+FieldOption = Annotated[
+    str, typer.Option(help="The field of .jsonl, .parquet and data sets that holds the text.")
+]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Split of a data set. Default: 'train'; of nano, 'heldout'.")
+]
+SubsetOption = Annotated[str | None, typer.Option(help="Configuration of a Hugging Face data set.")]
+ErrorsOption = Annotated[
+    Errors, typer.Option(help="Documents that are damaged: refuse the corpus, or skip and count.")
 ]
 SequencesOption = Annotated[
     int | None,
@@ -93,6 +110,11 @@ def load(
     )
 
 
+def source_of(names: list[str]) -> str | list[str]:
+    """What `load_corpus` takes: one name as it is, several as a list of files."""
+    return names[0] if len(names) == 1 else names
+
+
 @contextmanager
 def clear_errors(debug: bool, *, interrupted: str = "interrupted") -> Iterator[None]:
     """Bad input becomes one line on stderr and exit status 2, unless --debug asks for more."""
@@ -104,9 +126,12 @@ def clear_errors(debug: bool, *, interrupted: str = "interrupted") -> Iterator[N
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc(file=sys.stderr)
-        from mlp_interp.prompts.display import visible
+        line = " ".join(str(error).split())
+        if not line.isprintable():  # loads torch, for which there need be no reason yet
+            from mlp_interp.prompts.display import visible
 
-        typer.echo(f"error: {visible(' '.join(str(error).split()))}", err=True)
+            line = visible(line)
+        typer.echo(f"error: {line}", err=True)
         raise typer.Exit(BAD_INPUT) from None
 
 
@@ -140,9 +165,9 @@ def check_data(option: str, path: Path) -> None:
     Raises:
         ValueError: As `check_file`; of folders a zarr store may be replaced by another.
     """
-    from mlp_interp.results import is_store
-
     if path.is_dir() and path.suffix == ".zarr":
+        from mlp_interp.results import is_store  # loads torch
+
         if path.is_symlink() or not is_store(path):
             raise ValueError(
                 f"{option} wanted a zarr store or nothing yet, got a folder of other things: "

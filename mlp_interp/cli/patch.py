@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.early import (
+    METRICS,
+    TASKS,
+    check_known,
+    check_model,
+    check_sites,
+    check_text,
+)
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
@@ -37,8 +45,7 @@ def patch(
         typer.Option(
             "--task",
             "-t",
-            help="A planted task: ioi, facts, agreement, sentiment, greater_than, antonyms, "
-            "induction, counting or refusal.",
+            help=f"A planted task: {', '.join(TASKS)}.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--n", "-n", min=1, help="How many pairs of a task.")] = 8,
@@ -108,12 +115,16 @@ def patch(
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug):
         texts = {"clean": clean, "corrupted": corrupted, "answer": answer, "foil": foil}
+        task = None if task is None else task.replace("-", "_")
+        names = [name.strip() for given in sites for name in given.split(",") if name.strip()]
         _check(task, texts, out)
+        check_known("--metric", metric, METRICS)
+        check_sites(names)
+        check_model(model)
 
         from mlp_interp.cli.patching import check_words, contrast_for, grids, table
         from mlp_interp.cli.patching_page import write
 
-        names = [name.strip() for given in sites for name in given.split(",") if name.strip()]
         wanted = grids(names)
         loaded = load(model, revision, device, processing, backend)
         contrast = contrast_for(loaded, task, texts, count=count, seed=seed)
@@ -139,6 +150,11 @@ def _check(task: str | None, texts: dict[str, str | None], out: Path) -> None:
             "wanted --task (for example: mlp-interp patch --task ioi), or all of --clean, "
             f"--corrupted, --answer and --foil; missing {', '.join(missing)}"
         )
+    if task is not None:
+        check_known("--task", task, TASKS)
+    for name, text in texts.items():
+        if text is not None:
+            check_text(f"--{name}", text)
     if out.suffix != ".html":
         raise ValueError(f"--out must end in .html, got {str(out)!r}")
     for path in (out, out.with_suffix(".nc")):

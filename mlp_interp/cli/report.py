@@ -5,21 +5,28 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.early import check_corpus, check_model
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
     CorpusOption,
     DebugOption,
     DeviceOption,
+    Errors,
+    ErrorsOption,
+    FieldOption,
     LengthOption,
     ModelOption,
     Processing,
     ProcessingOption,
     RevisionOption,
     SequencesOption,
+    SplitOption,
+    SubsetOption,
     check_file,
     clear_errors,
     load,
+    source_of,
 )
 
 _GO_ON = "interrupted; the same command goes on with what is finished"
@@ -27,9 +34,13 @@ _GO_ON = "interrupted; the same command goes on with what is finished"
 
 def report(
     model: ModelOption = "nano",
-    corpus: CorpusOption = "nano",
+    corpus: CorpusOption = ["nano"],  # noqa: B006 (typer copies it)
     sequences: SequencesOption = None,
     length: LengthOption = None,
+    field: FieldOption = "text",
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    errors: ErrorsOption = Errors.refuse,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The page; .nc and .json files go beside it.")
     ] = Path("report.html"),
@@ -59,12 +70,24 @@ def report(
             raise ValueError(f"--out must end in .html, got {str(out)!r}")
         for suffix in (".html", ".nc", ".json"):
             check_file("--out", out.with_suffix(suffix))
+        check_model(model)
+        check_corpus(corpus)
 
         from mlp_interp.corpus import load_corpus
         from mlp_interp.report import build
 
         loaded = load(model, revision, device, processing, backend)
-        text = load_corpus(corpus, loaded, sequences=sequences, length=length, seed=seed)
+        text = load_corpus(
+            source_of(corpus),
+            loaded,
+            sequences=sequences,
+            length=length,
+            seed=seed,
+            field=field,
+            split=split,
+            subset=subset,
+            errors=errors.value,
+        )
         written = build(loaded, text, out=out, prompts=prompts, seed=seed, batch_size=batch_size)
     if written.reused:
         typer.echo(f"taken over from an interrupted run: {', '.join(written.reused)}", err=True)

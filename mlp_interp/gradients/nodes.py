@@ -20,7 +20,6 @@ from mlp_interp.interchange import (
     components,
     in_order,
 )
-from mlp_interp.interchange.grid import FAMILIES
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models.indices import distinct
 from mlp_interp.models.options import check_choice
@@ -28,7 +27,7 @@ from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import GATED, did_you_mean
+from mlp_interp.sites import FAMILIES, GATED, did_you_mean
 
 __all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
 

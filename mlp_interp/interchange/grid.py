@@ -9,21 +9,11 @@ import numpy as np
 from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, did_you_mean
+from mlp_interp.sites import FAMILIES, Family, did_you_mean
 
-__all__ = ["FAMILIES", "Cell", "Family", "Grid", "Positions", "grid_of"]
+__all__ = ["Cell", "Grid", "Positions", "grid_of"]
 
 Positions = Literal["each", "all"] | Sequence[int]
-Family = Literal["stream", "head", "neuron"]
-
-FAMILIES: dict[Family, tuple[str, ...]] = {
-    "stream": STREAM,
-    "head": (*HEADS, "pattern"),
-    "neuron": (*NEURONS, *GATED),
-}
-"""Sites by what they hold at a layer and position: one vector, one a head, or one number a neuron.
-Sites of one family share the axes of their results."""
-
 _WINDOWED = ("attn_out", "mlp_out")
 
 
