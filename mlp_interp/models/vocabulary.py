@@ -13,7 +13,7 @@ from mlp_interp.models.unembed import Unembed
 from mlp_interp.models.weights import Weights
 from mlp_interp.results import single
 
-__all__ = ["Best", "LogitMoments", "TokenDirections", "absolute"]
+__all__ = ["Best", "LogitMoments", "Ranks", "TokenDirections", "absolute"]
 
 _TOKENS = 4096
 """Tokens at a time: their products with some hundred vectors stay in a core's cache."""
@@ -64,6 +64,10 @@ class TokenDirections:
         norms = torch.cat(pieces)
         check_finite(name, norms)
         return cls(matrix, mean, torch.where(norms > 0, 1 / norms, 0))
+
+    def columns(self, tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest d_model"]:
+        """Some tokens' directions, less the mean."""
+        return single(self.matrix.T[tokens]) - self.mean
 
     def read(
         self, vectors: Float[Tensor, "neuron d_model"]
@@ -131,3 +135,38 @@ class LogitMoments:
         """The three; skew and kurtosis are NaN where all numbers are zero."""
         second, third, fourth = torch.stack(self._sums).sum(0) / self._count
         return torch.stack([second, third / second**1.5, fourth / second**2 - 3])
+
+
+class Ranks:
+    """How many tokens come before some that were chosen, for each vector.
+
+    Args:
+        chosen: The tokens of each vector.
+        numbers: Theirs, as a product of each vector with the token.
+        sign: 1 where tokens with larger numbers come before, -1 where those with smaller ones do.
+    """
+
+    def __init__(
+        self,
+        chosen: Int[Tensor, "neuron chosen"],
+        numbers: Float[Tensor, "neuron chosen"],
+        sign: Float[Tensor, "neuron chosen"],
+    ) -> None:
+        self.chosen, self.sign, self.numbers = chosen, sign, numbers * sign
+        self.before = torch.zeros_like(self.numbers)
+
+    def add(self, tokens: slice, x: Float[Tensor, "neuron token"]) -> None:
+        """Look at the numbers of further tokens."""
+        ones, larger = x.new_ones(x.shape[1]), torch.empty_like(x)
+        for column, sign in enumerate(self.sign.T[:, :, None]):
+            signed = x if bool((sign == 1).all()) else x * sign
+            torch.gt(signed, self.numbers[:, column, None], out=larger)
+            self.before[:, column] += larger @ ones
+        self._leave_out_own(tokens, x)
+
+    def _leave_out_own(self, tokens: slice, x: Float[Tensor, "neuron token"]) -> None:
+        # Here its number is of another product than the one given, and may differ in the last bit.
+        place = self.chosen - tokens.start
+        here = (place >= 0) & (place < x.shape[1])
+        own = x.gather(1, place.clamp(0, x.shape[1] - 1)) * self.sign
+        self.before -= (here & (own > self.numbers)).to(x.dtype)

@@ -18,14 +18,15 @@ def readable(text: str) -> str:
 def texts(model: Model, tokens: np.ndarray) -> np.ndarray:
     """How tokens read, as an array of the same shape.
 
-    Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``.
+    Ids beyond the tokenizer's (a padded vocabulary), or without one, read as ``#50300``; where
+    there is no token (an id of -1) there is no text.
     """
     tokenizer = getattr(model, "tokenizer", None)
     known = 0 if tokenizer is None else len(tokenizer)
     ids, places = np.unique(tokens, return_inverse=True)
     listed = ids.tolist()
-    read = [token for token in listed if token < known]
-    known_text = dict(zip(read, token_strings(tokenizer, read), strict=True))
+    read = [token for token in listed if 0 <= token < known]
+    known_text = {-1: ""} | dict(zip(read, token_strings(tokenizer, read), strict=True))
     text = [readable(known_text.get(token, f"#{token}")) for token in listed]
     return np.array(text, dtype=object)[places.reshape(tokens.shape)]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
 from mlp_interp.corpus.reducers.units import UnitReducer
+from mlp_interp.models.options import check_choice
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import HEADS, Site, SiteLike, neuron_of
 
@@ -32,6 +33,7 @@ class TopExamples(UnitReducer):
         k: How many of each unit.
         before: How many tokens of context before each.
         after: How many after it.
+        by: ``"value"``: the largest activations; ``"size"``: the largest of either sign.
         site: As in `SiteReducer`; a site with neurons or ``d_model``.
         layers: As in `SiteReducer`.
         first: As in `SiteReducer`.
@@ -58,11 +60,13 @@ class TopExamples(UnitReducer):
     k: int = 10
     before: int = 10
     after: int = 5
+    by: str = "value"
     takes_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.k, self.before, self.after)
+        check_choice("by", self.by, ("value", "size"))
         if self.site in HEADS:
             raise ValueError(f"site={self.site!r}; wanted one whose units are single numbers")
 
@@ -75,7 +79,9 @@ class TopExamples(UnitReducer):
         """Each sequence's best among those that are kept."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
         x = self.picked(x)
-        best = batch.filled(x, -torch.inf, self.first).amax(1).cpu().to(mine["activation"].dtype)
+        key = x if self.by == "value" else torch.abs(x, out=batch.scratch(x, x.dtype))
+        best = batch.filled(key, -torch.inf, self.first).amax(1)
+        best = best.cpu().to(mine["activation"].dtype)
         better = (best.amax(0) > mine["activation"][:, -1]).nonzero()[:, 0]
         for units in better.split(_UNITS):
             # Those kept, then the batch's in their order: a stable sort keeps the first of equals.
@@ -93,7 +99,9 @@ class TopExamples(UnitReducer):
         (unit,) = self.sizes(shape)
         attrs = {"long_name": f"largest activations at {self.site}", "unit": "activation"}
         dims = ("layer", unit, "example")
-        return _dataset(state, dims, self.coords(shape), self.before, attrs)
+        # What they are ordered by has lost its sign where that is their size.
+        signed = state | {"activation": state["around"][..., self.before]}
+        return _dataset(signed, dims, self.coords(shape), self.before, attrs)
 
     def _keep(
         self,
@@ -113,7 +121,8 @@ class TopExamples(UnitReducer):
         sequence = order[unit, place] - self.k
         columns = x[sequence.to(x.device), :, units[unit].to(x.device)].cpu()
         left_out = ~batch.counts(self.first)[sequence.to(x.device)].cpu()
-        activation, pos = columns.masked_fill(left_out, -torch.inf).max(1)
+        key = columns if self.by == "value" else columns.abs()
+        activation, pos = key.masked_fill(left_out, -torch.inf).max(1)
         found = _around(columns, batch.text[sequence], pos, self.before, self.after)
         found |= {"activation": activation, "sequence": batch.first + sequence, "pos": pos}
         for name, value in chosen.items():
