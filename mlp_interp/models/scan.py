@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Largest", "blocks", "scan", "together"]
+__all__ = ["Largest", "blocks", "scan", "together", "top_tokens"]
 
 _TOKENS = 1024
 _PIECE = 64
@@ -123,3 +123,39 @@ class Largest:
         begins = torch.searchsorted(rows[order], torch.arange(self._shape.numel()).to(rows))
         first = order[begins[:, None] + torch.arange(self.k).to(rows)]
         return numbers[first].view(*self._shape, self.k), tokens[first].view(*self._shape, self.k)
+
+
+def top_tokens(
+    weight: Float[Tensor, "d_model d_vocab"],
+    vectors: Float[Tensor, "row d_model"],
+    bias: Float[Tensor, " d_vocab"] | None = None,
+) -> Int[Tensor, " row"]:
+    """The token with the largest product with each vector; of equal ones the first.
+
+    Args:
+        weight: As in `scan`.
+        vectors: One a row.
+        bias: What is added to each token's products; None for nothing.
+
+    Example:
+        >>> top_tokens(torch.eye(3), torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]))
+        tensor([1, 0])
+    """
+    best = vectors.new_full((len(vectors),), -torch.inf)
+    top = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+    for tokens, products in scan(weight, vectors[:, None], vectors.new_zeros(len(vectors), 1)):
+        for rows, product in products:
+            here = product[:, 0] if bias is None else product[:, 0] + bias[tokens]
+            at = _places(here)
+            value = here.gather(1, at[:, None])[:, 0]
+            better = value > best[rows]
+            best[rows] = torch.where(better, value, best[rows])
+            top[rows] = torch.where(better, at + tokens.start, top[rows])
+    return top
+
+
+def _places(x: Float[Tensor, "row token"]) -> Int[Tensor, " row"]:
+    """Where the largest number of each row is; numpy finds it many times faster than torch."""
+    if x.device.type != "cpu" or x.requires_grad:
+        return x.argmax(-1)
+    return torch.from_numpy(x.numpy().argmax(-1))

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
-from mlp_interp.corpus.reducers.base import add, mean_and_error_of_sums, pieces
+from mlp_interp.corpus.reducers.base import add, pieces
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.writes import frozen
+from mlp_interp.neurons.sweeps.means import add_means, means, sums
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 from mlp_interp.results import single, to_numpy, variable
 from mlp_interp.sites import Site
@@ -82,15 +82,9 @@ class UpdateShares(SiteReducer):
     def empty(self, shape: Shape) -> State:
         """Sums over sequences, over tokens, and how many tokens need how many neurons."""
         layers = len(self.chosen(shape))
-        zeros: State = {"sequences": torch.zeros(layers, dtype=torch.int64)}
-        for name in _ABOUT:
-            size = (layers, len(self.points)) if name == "cosine" else (layers,)
-            zeros |= {
-                name: torch.zeros(size, dtype=torch.float64),
-                f"{name}_squares": torch.zeros(size, dtype=torch.float64),
-            }
         return {
-            **zeros,
+            **sums(_ABOUT, layers),
+            **sums(["cosine"], layers, (len(self.points),)),
             "needed_by_tokens": torch.zeros(layers, shape.d_mlp + 1, dtype=torch.int64),
             "tokens": torch.zeros(layers, dtype=torch.int64),
             "update": torch.zeros(layers, shape.d_model, dtype=torch.float64),
@@ -108,7 +102,7 @@ class UpdateShares(SiteReducer):
             rows = part.flatten(0, 1).to(W_out.dtype)
             updates = SubUpdates(rows, W_out, self.order)
             found = self._measured(updates)
-            _add_means(mine, found, updates.real, len(part))
+            add_means(mine, found, updates.real, len(part))
             counted = updates.real.nonzero()[:, 0]
             needed = found["needed"][counted].to(torch.int64)
             add(mine["needed_by_tokens"], needed.bincount(minlength=rows.shape[1] + 1))
@@ -122,7 +116,8 @@ class UpdateShares(SiteReducer):
         counts = to_numpy(state["needed_by_tokens"])
         counted = counts.sum(-1)
         median = (counts.cumsum(-1) * 2 >= counted[:, None]).argmax(-1)
-        variables = _means(state) | _constant(state, torch.from_numpy(counted))
+        variables = means(state, _ABOUT, {"cosine": ("k",)})
+        variables |= _constant(state, torch.from_numpy(counted))
         variables["needed_median"] = variable(
             "layer", median, unit="neurons", long_name="median over tokens of the neurons needed"
         )
@@ -174,37 +169,6 @@ class UpdateShares(SiteReducer):
             high = torch.where(enough, middle, high)
             low = torch.where(enough, low, middle)
         return high
-
-
-def _add_means(
-    mine: State, found: dict[str, Tensor], real: Bool[Tensor, " token"], sequences: int
-) -> None:
-    """Average over the tokens of each sequence that have an update; add sequences that have any."""
-    weight = real.view(sequences, -1).double()
-    counted = weight.sum(1)
-    some = counted > 0
-    add(mine["sequences"], some.sum())
-    for name, value in found.items():
-        value = value.double().view(sequences, -1, *value.shape[1:])
-        mean = torch.einsum("sp...,sp->s...", value, weight)[some]
-        mean = mean / counted[some].view(-1, *[1] * (mean.ndim - 1))
-        add(mine[name], mean.sum(0))
-        add(mine[f"{name}_squares"], mean.square().sum(0))
-
-
-def _means(state: State) -> dict[str, xr.Variable]:
-    """Means over sequences with their errors, layer by layer: each has its own count."""
-    variables: dict[str, xr.Variable] = {}
-    for name, (unit, about) in _ABOUT.items():
-        rows = zip(state[name], state[f"{name}_squares"], state["sequences"], strict=True)
-        mean, error = zip(*(mean_and_error_of_sums(*row) for row in rows), strict=True)
-        dims = ("layer", "k") if name == "cosine" else "layer"
-        for key, values, said in (
-            (name, mean, f"{about}; mean over tokens"),
-            (f"{name}_se", error, f"standard error of {name}, over sequences"),
-        ):
-            variables[key] = variable(dims, np.stack(values), unit=unit, long_name=said)
-    return variables
 
 
 def _constant(state: State, counted: Int[Tensor, " layer"]) -> dict[str, xr.Variable]:

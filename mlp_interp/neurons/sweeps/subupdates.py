@@ -44,11 +44,15 @@ class SubUpdates:
 
     def cosine(self, k: int | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
         """Cosine of the update to the sum of its k largest sub-updates; 0 where one is zero."""
+        return (unit(self.sum(k)) * self.direction).sum(-1)
+
+    def sum(self, k: int | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """The sum of the k largest sub-updates."""
         # One product for each k asked for; the sub-updates themselves would be as large as
         # [token, neuron, d_model].
         most = k[:, None].to(self.rank.dtype) if isinstance(k, Tensor) else k
         largest = torch.lt(self.rank, most, out=self._largest).mul_(self.post)
-        return (unit(largest @ self.W_out) * self.direction).sum(-1)
+        return largest @ self.W_out
 
 
 def _rank(size: Float[Tensor, "token neuron"]) -> Int[Tensor, "token neuron"]:
