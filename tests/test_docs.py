@@ -9,7 +9,7 @@ import pytest
 import real_page
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("questions", "runs", "from_transformerlens", "own_model", "contributing")
+PAGES = ("questions", "runs", "from_transformerlens", "own_model", "contributing", "memories")
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)
 

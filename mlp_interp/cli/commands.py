@@ -7,6 +7,7 @@ import typer
 
 from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
+from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
 from mlp_interp.cli.patch import patch
 from mlp_interp.cli.report import report
@@ -44,6 +45,7 @@ def main(
       mlp-interp attribute "The capital of France is" --answer Paris --foil Rome
       mlp-interp patch --task ioi              writes patch.html
       mlp-interp neuron L3N506                 writes L3N506.html
+      mlp-interp memories
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -54,3 +56,4 @@ app.command(short_help="Check that a model computes what it should.")(check)
 app.command(short_help="Show what adds to the logit of an answer.")(attribute)
 app.command(short_help="Exchange activations between two runs; write one HTML page.")(patch)
 app.command(short_help="Show all about one neuron; write one HTML page.")(neuron)
+app.command(short_help="Show whether texts go on as neurons say.")(memories)

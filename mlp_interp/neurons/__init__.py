@@ -12,6 +12,10 @@ from mlp_interp.neurons.inputs.embeddings import (
 )
 from mlp_interp.neurons.inputs.maximize import maximize as maximize
 from mlp_interp.neurons.inputs.options import AscentOptions as AscentOptions
+from mlp_interp.neurons.memories.composition import composition as composition
+from mlp_interp.neurons.memories.events import update_events as update_events
+from mlp_interp.neurons.memories.memories import memories as memories
+from mlp_interp.neurons.memories.pursuit import pursue as pursue
 from mlp_interp.neurons.page.page import neuron_page as neuron_page
 from mlp_interp.neurons.sweeps.activity import activity as activity
 from mlp_interp.neurons.sweeps.activity import outliers as outliers
@@ -26,13 +30,17 @@ __all__ = [
     "activations",
     "activity",
     "antipodal_pairs",
+    "composition",
     "expected_embedding_generate",
     "maximize",
+    "memories",
     "nearest_neurons",
     "neuron_page",
     "neuron_weights",
     "outliers",
     "promoted_tokens",
+    "pursue",
+    "update_events",
     "update_shares",
     "verdict",
     "verify_neuron",

@@ -9,6 +9,7 @@ from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
 from mlp_interp.plots._importance import direct_vs_total, importance
+from mlp_interp.plots._memories import memories, update_events
 from mlp_interp.plots._neurons import (
     activation_fractions,
     activity_by_position,
@@ -34,11 +35,13 @@ __all__ = [
     "estimate",
     "heads",
     "importance",
+    "memories",
     "neurons",
     "norms",
     "patching",
     "ranges",
     "receptor_value",
     "sources",
+    "update_events",
     "update_shares",
 ]

@@ -101,8 +101,8 @@ def composition(
         >>> model = load_model("nano")
         >>> corpus = load_corpus("nano", model, sequences=8, length=32)
         >>> share = composition(model, corpus)["compositional"].mean("layer")
-        >>> [round(float(share.sel(memories=name)), 1) for name in ("any", "dominant")]
-        [0.0, 0.5]
+        >>> [round(float(share.sel(memories=name)), 1) for name in ("any", "positive")]
+        [0.2, 0.4]
     """
     weights = Weights.of(model)
     weights.check_names(["post"], argument="neurons")
@@ -234,5 +234,7 @@ class Composition(UpdatesReducer):
         return ~torch.stack(found, dim=1)
 
     def _parts(self, updates: Updates, says: Int[Tensor, " token"]) -> Bool[Tensor, "token k"]:
+        if not self.points:
+            return says.new_zeros(len(says), 0, dtype=torch.bool)
         parts = SubUpdates(updates.post, updates.value, "norm")
         return torch.stack([updates.says(parts.sum(k)) == says for k in self.points], dim=1)

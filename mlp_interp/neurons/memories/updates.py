@@ -148,11 +148,20 @@ class UpdatesReducer(SiteReducer):
         batch.notes[self, layer, site.name] = self._rows(x)
         if site.name == "resid_post":
             names = ("post", "bias", "mlp_out", "resid_pre", "resid_post")
-            *kept, read, left = (batch.notes.pop((self, layer, name)) for name in names)
-            whole = self.stream == "read" and batch.weights.parallel
-            before = read if whole else left - kept[-1]
+            post, bias, written, read, left = (
+                batch.notes.pop((self, layer, name)) for name in names
+            )
+            apart = self.stream == "read" and batch.weights.parallel
             updates = Updates(
-                layer, batch.weights, batch.readout(), *kept, before, self._counts(batch), len(x)
+                layer=layer,
+                weights=batch.weights,
+                unembed=batch.readout(),
+                post=post,
+                bias=bias,
+                written=written,
+                before=read if apart else left - written,
+                counts=self._counts(batch),
+                texts=len(x),
             )
             mine = {name: value[self.row(site)] for name, value in state.items()}
             batch.notes[self, layer] = self.updated(mine, updates)

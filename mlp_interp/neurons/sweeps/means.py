@@ -54,7 +54,7 @@ def add_means(
     some = counted > 0
     add(mine[sequences], some.sum())
     for name, value in found.items():
-        value = value.double().view(texts, -1, *value.shape[1:])
+        value = value.double().view(*weight.shape, *value.shape[1:])
         mean = torch.einsum("sp...,sp->s...", value, weight)[some]
         mean = mean / counted[some].view(-1, *[1] * (mean.ndim - 1))
         add(mine[name], mean.sum(0))
