@@ -58,6 +58,8 @@ mi.plots.estimate(compared.exact, compared.estimate)""",
         'mi.plots.activation_histogram(mi.neurons.activity(model, corpus), "L3N506")'
     ),
     "update_shares": "mi.plots.update_shares(mi.neurons.update_shares(model, corpus))",
+    "memories": "mi.plots.memories(mi.neurons.memories(model, corpus))",
+    "update_events": "mi.plots.update_events(mi.neurons.update_events(model, corpus, sample=4))",
     "dose_response": """
 asked, harmless = mi.steering.by_answer(mi.prompts.refusal(model, n=32, seed=0), " Sorry")
 refusal = mi.steering.mean_difference(model, asked, harmless)
