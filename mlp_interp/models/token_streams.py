@@ -71,7 +71,9 @@ TokenSource = Literal["embed", "extended"] | TokenStreams
 
 
 @torch.no_grad()
-def streams_of(model: Model, source: Any = "extended") -> TokenStreams:
+def streams_of(
+    model: Model, source: Any = "extended", *, tokens: Int[Tensor, " token"] | None = None
+) -> TokenStreams:
     """The streams that somebody asked for.
 
     ``"embed"``: the token embedding, which is all that block 0 reads (with learned positions, less
@@ -84,6 +86,7 @@ def streams_of(model: Model, source: Any = "extended") -> TokenStreams:
     Args:
         model: The model.
         source: One of these two words, or `TokenStreams` of this model.
+        tokens: Of which tokens, for the two words; None for the whole vocabulary.
 
     Raises:
         ValueError: It is none of these, of another model, or the model's MLPs cannot be run on
@@ -109,7 +112,11 @@ def streams_of(model: Model, source: Any = "extended") -> TokenStreams:
         return source
     if source not in ("embed", "extended"):
         raise ValueError(f"source={source!r}; wanted 'embed', 'extended' or TokenStreams")
-    embedded = single(forward_of(model).embeddings())
+    embedded = forward_of(model).embeddings()
+    if tokens is None:
+        tokens, embedded = torch.arange(len(embedded), device=embedded.device), single(embedded)
+    else:
+        embedded = single(embedded[tokens])
     first = not weights.has_pos_embed
     layers = range(weights.n_layers)
     streams, exact = dict.fromkeys(layers, embedded), dict.fromkeys(layers, False)
@@ -122,7 +129,6 @@ def streams_of(model: Model, source: Any = "extended") -> TokenStreams:
         about += "" if weights.parallel else ", without what MLP 0 makes of attention"
     about += "" if first else "; learned positions are left out"
     exact[0] = first
-    tokens = torch.arange(len(embedded), device=embedded.device)
     return TokenStreams(str(source), tokens, streams, exact, about, made_of(model))
 
 

@@ -1,0 +1,101 @@
+"""The two circuits of each head of a layer as cores of the size of the head."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlp_interp.heads._spectra import frames, root, signs
+from mlp_interp.heads._vocabulary import Vocabulary
+from mlp_interp.models.heads import Heads
+
+__all__ = ["DRAWS", "NEAR", "Circuits", "rotations"]
+
+DRAWS = 24
+"""Random matrices for each layer's chance level."""
+NEAR = 32
+"""Over how many distances, from 1 to less than this, rotations are averaged."""
+
+_TOKENS = 1024
+"""Tokens whose own entries are compared with the others of their rows."""
+
+
+def rotations(heads: Heads, distance: int | None) -> Float[Tensor, "distance d_head d_head"]:
+    """What stands between query and key: at one distance, or at each of the near ones."""
+    near = min(NEAR, int(heads.weights.model.cfg.n_ctx))
+    return heads.relative(range(1, near) if distance is None else [distance]).double()
+
+
+@dataclass(frozen=True)
+class Circuits:
+    """OV and QK circuits of one layer's heads.
+
+    The OV table of a head has, for each token attended to, the change of each token's logit:
+    ``X V O W'``, with rows ``X`` what stands for tokens and ``W'`` the readout, both less their
+    means over tokens; the QK table has the scores ``X Q R K^T X^T``. Neither is ever made: what is
+    asked of them are eigenvalues, means and variances, which cores and covariances give.
+
+    Attributes:
+        heads: The layer's.
+        vocabulary: The tokens.
+        seed: Of chance levels and of the tokens that are looked at.
+    """
+
+    heads: Heads
+    vocabulary: Vocabulary
+    seed: int
+
+    def copying(self) -> tuple[Tensor, Tensor, float]:
+        """Sum of the OV eigenvalues and share of negative ones (`signs`); chance's deviation."""
+        O, V = self.heads.O.double(), self.heads.V.double()  # noqa: E741
+        moved = O @ self.vocabulary.moments(self.heads.layer).readout
+        return *signs(moved @ V), self._chance(moved, V)
+
+    def duplicates(self) -> tuple[Tensor, float]:
+        """Sum of the QK eigenvalues of tokens with themselves; chance's standard deviation."""
+        covariance = self.vocabulary.moments(self.heads.layer).covariance
+        between = rotations(self.heads, None).mean(0)
+        Q, K = self.heads.Q.double(), self.heads.K.double()
+        met = between @ K.mT @ covariance
+        return signs(met @ Q)[0], self._chance(met, Q)
+
+    def copying_z(self) -> Float[Tensor, " head"]:
+        """How far tokens' own logits stand out of their rows of the OV table, in deviations.
+
+        The mean over some tokens; the mean and variance of each row are exact.
+        """
+        vocabulary, layer = self.vocabulary, self.heads.layer
+        some = vocabulary.drawn(_TOKENS, self.seed)
+        rows = vocabulary.rows(layer, some) @ self.heads.V  # [head, token, d_head]
+        O = self.heads.O  # noqa: E741
+        written = vocabulary.directions(some) @ O.mT
+        mean = vocabulary.directions_mean().float() @ O.mT
+        spread = (O.double() @ vocabulary.directions_covariance() @ O.double().mT).float()
+        own = (rows * (written - mean[:, None])).sum(-1)
+        deviation = torch.einsum("htd,hde,hte->ht", rows, spread, rows).clamp_min(0).sqrt()
+        return (own / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)).mean(-1)
+
+    def copying_top(self) -> Float[Tensor, " head"]:
+        """Share of tokens whose own logit is the largest of their row: all of the OV table."""
+        vocabulary, layer = self.vocabulary, self.heads.layer
+        size, found = len(vocabulary.share), []
+        written = vocabulary.directions()
+        for O, V in zip(self.heads.O, self.heads.V, strict=True):  # noqa: E741
+            columns = (written @ O.T).T.contiguous()
+            right = 0
+            for start in range(0, size, _TOKENS):
+                some = torch.arange(start, min(start + _TOKENS, size), device=columns.device)
+                rows = vocabulary.rows(layer, some) @ V
+                right += int(((rows @ columns).argmax(-1) == some).sum())
+            found.append(right / size)
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _chance(self, left: Float[Tensor, "head k d_model"], right: Tensor) -> float:
+        """Deviation of `signs` where the right side points somewhere else, equally stretched."""
+        generator = torch.Generator().manual_seed(self.seed + self.heads.layer)
+        norm, (d_model, k) = self.heads.weights.norm, right.shape[-2:]
+        which: Int[Tensor, " draw"] = torch.arange(DRAWS) % len(left)
+        drawn = frames(norm, d_model, k, DRAWS, generator).to(left.device)
+        stretched = drawn @ root(right.mT @ right)[which]
+        return float(signs(left[which] @ stretched)[0].square().mean().sqrt())

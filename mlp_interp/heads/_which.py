@@ -1,0 +1,68 @@
+"""Which heads are asked about, and how long distances reach."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlp_interp.models import Weights
+from mlp_interp.models.indices import count
+from mlp_interp.results import strings
+from mlp_interp.sites import Site
+
+__all__ = ["by_layer", "checked_distances", "head_coords", "listed_heads"]
+
+
+def listed_heads(weights: Weights, heads: Any, *, argument: str = "heads") -> list[Site]:
+    """The heads that somebody named, or all of them.
+
+    Args:
+        weights: The model's.
+        heads: Labels (``"L1H3"``), `Site` objects or pairs ``(layer, head)``, one or several; None
+            for all.
+        argument: What the caller calls them, for errors.
+
+    Raises:
+        ValueError: One is no head of the model, one comes twice, or there are none.
+    """
+    if heads is None:
+        layers, units = range(weights.n_layers), range(weights.n_heads)
+        return [Site("z", layer, head=head) for layer in layers for head in units]
+    if isinstance(heads, str | Site) or _is_pair(heads):
+        heads = [heads]
+    found = [weights.place(head, kind="head", argument=argument) for head in heads]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(
+            f"{argument}={[site.label for site in found]}; wanted at least one head, each once"
+        )
+    return found
+
+
+def _is_pair(heads: Any) -> bool:
+    return isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(i, int) for i in heads)
+
+
+def by_layer(sites: Sequence[Site]) -> dict[int, list[int]]:
+    """Places among some heads, by their layers."""
+    found: dict[int, list[int]] = {}
+    for place, site in enumerate(sites):
+        found.setdefault(site.layer or 0, []).append(place)
+    return found
+
+
+def checked_distances(weights: Weights, distances: Any, *, least: int = 2) -> int:
+    """How many distances, from 0, a kernel reaches.
+
+    Raises:
+        ValueError: It is no integer from `least` to the context's length.
+    """
+    return count("distances", distances, least=least, most=int(weights.model.cfg.n_ctx))
+
+
+def head_coords(sites: Sequence[Site], dim: str = "head") -> dict[str, Any]:
+    """Coordinates of a dimension of heads of any layers: labels, layers and indices."""
+    return {
+        dim: strings([site.label for site in sites]),
+        f"{dim}_layer": (dim, np.array([site.layer for site in sites])),
+        f"{dim}_index": (dim, np.array([site.unit for site in sites])),
+    }
