@@ -1,6 +1,7 @@
 from . import circuits as circuits
 from . import corpus as corpus
 from . import gradients as gradients
+from . import heads as heads
 from . import lens as lens
 from . import metrics as metrics
 from . import neurons as neurons

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.heads._spectra import frames, root, signs
+from mlp_interp.heads._spectra import elsewhere, signs
 from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.models.heads import Heads
 
@@ -94,8 +94,6 @@ class Circuits:
     def _chance(self, left: Float[Tensor, "head k d_model"], right: Tensor) -> float:
         """Deviation of `signs` where the right side points somewhere else, equally stretched."""
         generator = torch.Generator().manual_seed(self.seed + self.heads.layer)
-        norm, (d_model, k) = self.heads.weights.norm, right.shape[-2:]
-        which: Int[Tensor, " draw"] = torch.arange(DRAWS) % len(left)
-        drawn = frames(norm, d_model, k, DRAWS, generator).to(left.device)
-        stretched = drawn @ root(right.mT @ right)[which]
-        return float(signs(left[which] @ stretched)[0].square().mean().sqrt())
+        drawn = elsewhere(self.heads.weights.norm, right, DRAWS, generator)
+        which = torch.arange(DRAWS) % len(left)
+        return float(signs(left[which] @ drawn)[0].square().mean().sqrt())

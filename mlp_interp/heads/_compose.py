@@ -69,30 +69,30 @@ def compose(
 ) -> xr.Dataset:
     """How much of what each head writes the queries, keys and values of later heads can read.
 
-    With ``A = V O`` of a writer and ``B`` of a reader (``Q R K^T`` for its queries, ``K R^T Q^T`` for
-    its keys, ``V O`` for its values), the score is ``|A B| / (|A| |B|)`` with Frobenius norms: Q-, K-
-    and V-composition. By itself it says nothing: it depends on the ranks of both. So `z` compares
-    its square with what it would be if the writer pointed anywhere, equally stretched: under a
-    random rotation of one against the other, mean and variance are known exactly for any spectra.
-    Heads that compose by accident of a common subspace, in which all heads write, have large `z`
-    too, and a negative one says that a reader avoids a writer.
+    With ``A = V O`` of a writer and ``B`` of a reader (``Q R K^T`` for its queries, ``K R^T Q^T``
+    for its keys, ``V O`` for its values), the score is ``|A B| / (|A| |B|)`` with Frobenius norms:
+    Q-, K- and V-composition. By itself it says nothing: it depends on the ranks of both. So `z`
+    compares its square with what it would be if the writer pointed anywhere, equally stretched:
+    under a random rotation of one against the other, mean and variance are known exactly for any
+    spectra. Heads that compose by accident of a common subspace, in which all heads write, have
+    large `z` too, and a negative one says that a reader avoids a writer.
 
     Weights alone say that a path exists, not that text takes it: see `induction`, `path_patch`.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
         writers: Labels of heads, one or several; None for all.
-        readers: Labels of what reads (``"L1H3.k"``), or ``"q"``, ``"k"`` or ``"v"`` for those of all
-            heads; one or several; None for all of all three.
-        measure: ``"frobenius"``; or ``"overlap"``, of the spaces alone: ``A`` and ``B`` are replaced
-            by projections on the directions that hold `energy` of each.
+        readers: Labels of what reads (``"L1H3.k"``), or ``"q"``, ``"k"`` or ``"v"`` for those of
+            all heads; one or several; None for all of all three.
+        measure: ``"frobenius"``; or ``"overlap"``, of the spaces alone: ``A`` and ``B`` are
+            replaced by projections on the directions that hold `energy` of each.
         distance: Between query and key, whose rotation stands between the two; None for the
             average over distances 1 to 31 of the Gram matrix. Values have none.
         energy: For the overlap, the share of the squared norm.
 
     Returns:
-        A Dataset over ``writer, reader`` with ``score`` and ``z``, NaN where the reader comes before
-        or beside the writer, and over ``reader`` and ``writer`` their layers and heads.
+        A Dataset over ``writer, reader`` with ``score`` and ``z``, NaN where the reader comes
+        before or beside the writer, and over ``reader`` and ``writer`` their layers and heads.
         ``attrs["expected"]`` is the score whose square is the mean under rotations.
 
     Raises:
@@ -109,7 +109,7 @@ def compose(
         >>> from mlp_interp import load_model
         >>> found = compose(load_model("nano"), writers="L0H0", readers=["L1H2.k", "L1H2.v"])
         >>> found.z.values.round().tolist()
-        [[87.0, -8.0]]
+        [[87.0, -10.0]]
     """
     weights = Weights.of(model)
     check_choice("measure", measure, ("frobenius", "overlap"))
@@ -172,9 +172,9 @@ def _readers(weights: Weights, given: Any) -> list[Site]:
             continue
         site = reader if isinstance(reader, Site) else Site.parse(reader)
         good = site.name in KINDS and site.head is not None and site.layer is not None
-        if not good or site.layer >= weights.n_layers or site.unit >= weights.n_heads:
+        if not good or (site.layer or 0) >= weights.n_layers or site.unit >= weights.n_heads:
             raise ValueError(
-                f"readers={site.label!r}; wanted 'q', 'k', 'v', or those of a head of the model, as "
+                f"readers={site.label!r}; wanted 'q', 'k', 'v', or those of a head, as "
                 f"'L1H0.k' (layers to {weights.n_layers - 1}, heads to {weights.n_heads - 1})"
             )
         found.append(site)

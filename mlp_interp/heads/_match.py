@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.heads._circuits import rotations
-from mlp_interp.heads._spectra import frames, root, signs
+from mlp_interp.heads._spectra import elsewhere, signs
 from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.heads._which import by_layer, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
@@ -29,8 +29,8 @@ class Matching:
     """Score tables of one layer's readers with keys that another layer's heads wrote.
 
     Where ``X`` are the tokens that queries read and ``Y`` those that the writers read, the table of
-    a reader and a writer is ``X Q R K^T O^T V^T Y^T``: the score that a query's token gives to a key
-    to which the writer brought another token. It is never made.
+    a reader and a writer is ``X Q R K^T O^T V^T Y^T``: the score that a query's token gives to a
+    key to which the writer brought another token. It is never made.
 
     Attributes:
         writers: The earlier layer's heads.
@@ -65,13 +65,11 @@ class Matching:
     def chance(self, seed: int) -> float:
         """Deviation of `positivity` where writers write somewhere else, equally stretched."""
         generator = torch.Generator().manual_seed(seed + self.readers.layer)
-        weights, O = self.writers.weights, self.writers.O.double()  # noqa: E741
-        d_model, k = weights.d_model, O.shape[1]
-        keys, queries = self.sides()
-        pairs = torch.arange(_DRAWS) % (len(keys) * len(O))
-        r, w = pairs // len(O), pairs % len(O)
-        drawn = frames(weights.norm, d_model, k, _DRAWS, generator).to(O.device)
-        written = drawn @ root(O @ O.mT)[w]  # [draw, d_model, d_head]
+        _, queries = self.sides()
+        draws = torch.arange(_DRAWS)
+        w, r = draws % queries.shape[1], draws // queries.shape[1] % len(queries)
+        norm = self.writers.weights.norm
+        written = elsewhere(norm, self.writers.O.double().mT, _DRAWS, generator)
         core = self.readers.K.double()[r].mT @ written @ queries[r, w]
         return float(signs(core)[0].square().mean().sqrt())
 

@@ -62,8 +62,7 @@ def kernels(heads: Heads, moments: Moments, distances: int) -> Kernels:
         query=scale**2 * torch.einsum("htd,hde,hte->ht", towards, of_q, towards),
         key=scale**2 * torch.einsum("htd,hde,hte->ht", turned, of_k, turned),
         both=scale**2 * torch.einsum("hde,htde->ht", of_q, met),
-        bias=scale
-        * torch.einsum("hd,tde,he->ht", heads.b_q.double(), between, heads.b_k.double()),
+        bias=scale * torch.einsum("hd,tde,he->ht", heads.b_q.double(), between, heads.b_k.double()),
     )
 
 

@@ -81,11 +81,11 @@ def roles(
           -1 for one that lowers it. ``suppression``: the negative part. ``copying_z``: by how many
           standard deviations of its row a token's own logit stands out, on the average over 1,024
           tokens. ``copying_top1`` with `scan`;
-        - ``duplicate``: the same sum for the QK table: whether tokens look for themselves (rotations
-          averaged over distances 1 to 31);
-        - ``self``, ``previous``: attention by position alone, see `positions`, and ``spread_query``,
-          ``spread_key``, ``spread_both``: root mean square over the distances. NaN where a model
-          adds learned positions;
+        - ``duplicate``: the same sum for the QK table: whether tokens look for themselves
+          (rotations averaged over distances 1 to 31);
+        - ``self``, ``previous``: attention by position alone, see `positions`, and
+          ``spread_query``, ``spread_key``, ``spread_both``: root mean square over the distances.
+          NaN where a model adds learned positions;
         - ``norm_ov``, ``norm_qk``, ``rank_ov``, ``rank_qk``, ``stable_rank_ov``,
           ``stable_rank_qk``;
 
@@ -124,7 +124,10 @@ def roles(
     }
     for name in ("copying", "duplicate"):
         variables[f"{name}_null"] = variable(
-            "layer", stacked[f"{name}_null"], unit="share", long_name=f"deviation of {name} by chance"
+            "layer",
+            stacked[f"{name}_null"],
+            unit="share",
+            long_name=f"deviation of {name} by chance",
         )
     exact = [int(vocabulary.streams.exact[layer]) for layer in listed]
     variables["exact"] = variable("layer", exact, unit="1", long_name="whether nothing is left out")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mlp_interp.models.norm import Norm
 
-__all__ = ["frames", "root", "signs", "singular_values"]
+__all__ = ["elsewhere", "root", "signs", "singular_values"]
 
 
 def signs(core: Float[Tensor, "*any k k"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
@@ -33,9 +33,19 @@ def singular_values(
     return torch.linalg.svdvals(root(left) @ root(right))
 
 
-def frames(
-    norm: Norm, d_model: int, k: int, draws: int, generator: torch.Generator
+def elsewhere(
+    norm: Norm, matrices: Float[Tensor, "head d_model k"], draws: int, generator: torch.Generator
 ) -> Float[Tensor, "draw d_model k"]:
-    """Random orthonormal vectors of the space that norms let through, in double precision."""
+    """Matrices of the same singular values that point anywhere in what norms let through.
+
+    One for each head in turn. They depend on the basis of their k columns as the given ones do.
+    """
+    d_model, k = matrices.shape[1:]
     drawn = torch.randn(draws, k, d_model, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(norm.keep(drawn).mT)[0]
+    frames = torch.linalg.qr(norm.keep(drawn).mT)[0].to(matrices.device)
+    values, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    # Signs of eigenvectors are arbitrary: let what the matrix makes of them have one.
+    images = matrices @ vectors
+    largest = images.gather(1, images.abs().argmax(1, keepdim=True))
+    stretched = (values.clamp_min(0).sqrt()[:, None] * largest.sign() * vectors).mT
+    return frames @ stretched[torch.arange(draws) % len(matrices)]

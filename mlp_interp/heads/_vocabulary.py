@@ -154,9 +154,7 @@ class Vocabulary:
     def _summed(self, layer: int) -> Moments:
         size = self.weights.d_model
         mean, written = (self.share.new_zeros(size, dtype=torch.float64) for _ in range(2))
-        second, readout = (
-            self.share.new_zeros(size, size, dtype=torch.float64) for _ in range(2)
-        )
+        second, readout = (self.share.new_zeros(size, size, dtype=torch.float64) for _ in range(2))
         for some in self._blocks():
             rows = self.rows(layer, some)
             weighed, directions = rows * self.share[some, None], self.directions(some)
@@ -184,7 +182,9 @@ def _shares(weights: Weights, tokens: Tensor, frequencies: Any) -> Float[Tensor,
     if frequencies is None:
         return torch.full((len(tokens),), 1 / len(tokens), device=tokens.device)
     given = torch.as_tensor(frequencies, dtype=torch.float32, device=tokens.device)
-    if given.shape != (weights.d_vocab,) or not bool((given >= 0).all() & (given[tokens] > 0).any()):
+    if given.shape != (weights.d_vocab,) or not bool(
+        (given >= 0).all() & (given[tokens] > 0).any()
+    ):
         raise ValueError(
             f"frequencies={tuple(given.shape)}; wanted one number from 0 for each of the "
             f"{weights.d_vocab} tokens, some above"

@@ -149,7 +149,9 @@ def _extended(weights: Weights, embedded: Tensor) -> Tensor:
             f"source='extended': the MLPs of model={weights.model.cfg.model_name!r} are only known "
             "within its own forward pass; wanted source='embed', or token streams of a corpus"
         )
-    constant = single(weights.parameter(0, "b_O")) + _constant(weights)
+    # Of what heads write only what norms let through: no layer reads the rest.
+    constant = Heads.of(weights, 0, scores=False).constant.sum(0)
+    constant = constant + single(weights.parameter(0, "b_O"))
     if not weights.has_mlps or not isinstance(forward, Forward):
         return embedded + constant
     read = embedded if weights.parallel else embedded + constant
@@ -159,9 +161,3 @@ def _extended(weights: Weights, embedded: Tensor) -> Tensor:
         written = forward.mlp(0, read[some].to(weights.dtype))
         out[some] = embedded[some] + constant + single(written)
     return out
-
-
-def _constant(weights: Weights) -> Float[Tensor, " d_model"]:
-    """What the heads of block 0 write whatever they attend to, with the mean over d_model."""
-    heads = Heads.of(weights, 0, scores=False)
-    return torch.einsum("hd,hdm->m", heads.b_v, single(weights.parameter(0, "W_O")))

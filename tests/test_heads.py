@@ -1,0 +1,249 @@
+"""Heads from weights: tables that are never made, against tables that are."""
+
+import numpy as np
+import pytest
+import torch
+from random_models import HAS_HOOKED
+
+import mlp_interp as mi
+from mlp_interp import heads as of_heads
+from mlp_interp.heads._compose import _compared, _Side
+from mlp_interp.heads._vocabulary import Vocabulary
+from mlp_interp.models import Unembed, Weights
+from mlp_interp.models.heads import Heads
+from mlp_interp.models.token_streams import streams_of
+
+
+def tokens_of(model, source, layer):
+    """Normalised streams, doubles, as heads of a layer read them."""
+    return Weights.of(model).norm.standardize(streams_of(model, source).stream(layer)).double()
+
+
+@pytest.fixture
+def small(kind, backend):
+    return kind("parallel", backend, "raw")
+
+
+def test_kernels_are_the_moments_of_the_whole_table(small):
+    heads = Heads.of(Weights.of(small), 1)
+    share = torch.rand(300, generator=torch.Generator().manual_seed(0)).double()
+    share /= share.sum()
+    found = of_heads.positions(small, distances=5, heads=["L1H2"], frequencies=share)
+    rows = tokens_of(small, "extended", 1)
+    q, k = rows @ heads.Q[2].double() + heads.b_q[2], rows @ heads.K[2].double() + heads.b_k[2]
+    for distance, between in enumerate(heads.relative(range(5)).double()):
+        table = heads.scale * q @ between @ k.T
+        mean = share @ table @ share
+        of_query, of_key = table @ share - mean, share @ table - mean
+        rest = table - mean - of_query[:, None] - of_key
+        here = found.sel(head="L1H2", distance=distance)
+        for name, part in {
+            "query": share @ of_query.square(),
+            "key": of_key.square() @ share,
+            "both": share @ rest.square() @ share,
+        }.items():
+            assert float(here[f"spread_{name}"]) == pytest.approx(float(part.sqrt()), rel=1e-4)
+        assert float(here.score) == pytest.approx(float(mean), rel=1e-4, abs=1e-5)
+        bias = heads.scale * heads.b_q[2].double() @ between @ heads.b_k[2].double()
+        assert float(here.bias) == pytest.approx(float(bias), rel=1e-4, abs=1e-5)
+
+
+def test_copying_and_match_are_of_whole_tables(small):
+    weights = Weights.of(small)
+    found = of_heads.roles(small, scan=True, sample=64, seed=3)
+    pairs = of_heads.match(small, sample=64, seed=3)
+    tokens = Vocabulary.of(small, "extended", sample=64, seed=3).streams.tokens
+    reads = [tokens_of(small, "extended", layer)[tokens] for layer in range(3)]
+    reads = [x - x.mean(0) for x in reads]
+    W = Unembed.of(small).weight.T.double()
+    # The mean over the tokens is a row and a column of the table that no spectrum knows of.
+    W = W[tokens] - W.mean(0)
+    held = [Heads.of(weights, layer) for layer in range(3)]
+    for layer, heads in enumerate(held):
+        rows = tokens_of(small, "extended", layer)[tokens]
+        for head in range(4):
+            table = rows @ heads.V[head].double() @ heads.O[head].double() @ W.T
+            top = (table.argmax(1) == torch.arange(64)).double().mean()
+            here = found.sel(layer=layer, head=head)
+            assert float(here.copying_top1) == pytest.approx(float(top))
+            own = (table.diagonal() - table.mean(1)) / table.std(1, correction=0)
+            assert float(here.copying_z) == pytest.approx(float(own.mean()), rel=1e-3)
+            table = reads[layer] @ heads.V[head].double() @ heads.O[head].double() @ W.T
+            values = torch.linalg.eigvals(table - table.mean(1, keepdim=True))
+            positive = float(values.real.sum() / values.abs().sum())
+            assert float(here.copying) == pytest.approx(positive, abs=1e-4)
+    first, second = held[0], held[2]
+    between = second.relative(range(1, 32)).double().mean(0)
+    keys = reads[0] @ first.V[1].double() @ first.O[1].double() @ second.K[3].double()
+    table = reads[2] @ second.Q[3].double() @ between @ keys.T
+    values = torch.linalg.eigvals(table)
+    expected = float(values.real.sum() / values.abs().sum())
+    at = pairs["match"].sel(writer="L0H1", reader="L2H3")
+    assert float(at) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="the library's composition scores are of this class")
+@pytest.mark.parametrize("kind_of", ["Q", "K", "V"])
+def test_composition_at_distance_0_is_the_library_s(nano, kind_of):
+    theirs = nano.all_composition_scores(kind_of).detach().numpy()
+    ours = of_heads.compose(nano, readers=kind_of.lower(), distance=0)
+    np.testing.assert_allclose(
+        ours.score.fillna(0).values, theirs.reshape(ours.score.shape), atol=1e-6
+    )
+
+
+def test_composition_over_distances_is_the_mean_of_squares(small):
+    every = [of_heads.compose(small, readers="k", distance=i) for i in range(1, 32)]
+    heads = Heads.of(Weights.of(small), 2)
+    sizes = [
+        (heads.K[1] @ between.mT @ heads.Q[1].mT).norm() ** 2
+        for between in heads.relative(range(1, 32))
+    ]
+    at = {"writer": "L0H2", "reader": "L2H1.k"}
+    squares = [float(x.score.sel(at)) ** 2 for x in every]
+    mean = np.average(squares, weights=[float(x) for x in sizes]) ** 0.5
+    found = of_heads.compose(small, writers="L0H2", readers="L2H1.k")
+    assert found.score.item() == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("measure", ["frobenius", "overlap"])
+def test_chance_of_composition_is_that_of_random_rotations(measure):
+    generator = torch.Generator().manual_seed(0)
+    size, draws = 24, 2000
+    scales = torch.tensor([3.0, 2.0, 1.0, 0.5])
+    thin = [torch.randn(size, 4, generator=generator) * scales for _ in range(2)]
+    turns = torch.linalg.qr(torch.randn(draws, size, size, generator=generator))[0]
+    inner = torch.eye(4).double()
+    writer = _Side.of((turns @ thin[0]), inner.expand(draws, 4, 4), measure, 0.9)
+    reader = _Side.of(thin[1][None], inner[None], measure, 0.9)
+    _, z = _compared(writer, reader, size)
+    assert abs(float(z.mean())) < 0.1
+    assert abs(float(z.std()) - 1) < 0.1
+
+
+def turned(heads, layer):
+    """The same heads with their own spaces in another basis, where no rotation stands between."""
+    from dataclasses import replace
+
+    generator = torch.Generator().manual_seed(layer)
+    turn = torch.linalg.qr(
+        torch.randn(heads.V.shape[0], *heads.V.shape[2:] * 2, generator=generator)
+    )
+    turn = turn[0]
+    values = {"V": heads.V @ turn, "b_v": (heads.b_v[:, None] @ turn)[:, 0], "O": turn.mT @ heads.O}
+    plain = turn.clone()
+    rotated = 4  # of the small models' queries and keys; their other entries may be turned
+    plain[:, :rotated], plain[:, :, :rotated] = 0, 0
+    plain[:, :rotated, :rotated] = torch.eye(rotated)
+    rest = torch.linalg.qr(plain[:, rotated:, rotated:])[0]
+    plain[:, rotated:, rotated:] = rest
+    for name in "QK":
+        values[name] = getattr(heads, name) @ plain
+        bias = getattr(heads, f"b_{name.lower()}")
+        values[f"b_{name.lower()}"] = (bias[:, None] @ plain)[:, 0]
+    return replace(heads, **values)
+
+
+def everything(model):
+    """All that weights alone say of a model's heads, as one vector for each."""
+    return {
+        "roles": of_heads.roles(model).drop_vars("component").to_array(),
+        "positions": of_heads.positions(model, distances=8).to_array(),
+        "compose": of_heads.compose(model).to_array(),
+        "match": of_heads.match(model).to_array(),
+    }
+
+
+def assert_same(first, second):
+    for name, values in first.items():
+        other = second[name].values
+        np.testing.assert_allclose(other, values.values, rtol=2e-3, atol=1e-3, err_msg=name)
+
+
+def test_the_basis_of_a_head_s_space_changes_nothing(small, monkeypatch):
+    before, of = everything(small), Heads.of.__func__
+    again = classmethod(lambda cls, w, layer, **o: turned(of(cls, w, layer, **o), layer))
+    monkeypatch.setattr(Heads, "of", again)
+    assert_same(before, everything(small))
+
+
+def test_processing_and_class_change_nothing(kind):
+    from random_models import BACKENDS
+
+    models = [kind("parallel", b, p) for b in BACKENDS for p in ("raw", "folded")]
+    first = everything(models[0])
+    for model in models[1:]:
+        assert_same(first, everything(model))
+
+
+def test_shared_keys_sequential_blocks_and_added_positions(kind, backend):
+    llama = everything(kind("llama", backend, "raw"))
+    assert all(np.isfinite(x.values).any() for x in llama.values())
+    sequential = of_heads.roles(kind("sequential", backend, "raw"))
+    assert sequential.attrs["exact"] == 0
+    assert "MLP 0" in sequential.attrs["approximation"]
+    assert sequential.exact.values.tolist() == [1, 0, 0]
+    gpt2 = kind("gpt2", backend, "raw")
+    found = of_heads.roles(gpt2)
+    assert bool(found.previous.isnull().all())
+    assert bool(found.copying.notnull().all())
+    assert "positions are left out" in found.attrs["approximation"]
+    assert bool(of_heads.compose(gpt2).z.notnull().any())
+    for analysis in (of_heads.positions, of_heads.induction):
+        with pytest.raises(ValueError, match="adds learned positions to its embedding"):
+            analysis(gpt2)
+
+
+def test_what_is_planted_in_nano_is_in_its_weights(nano):
+    found = of_heads.roles(nano)
+    assert float(found.previous.sel(layer=0, head=0)) > 0.98
+    others = found.previous.stack(at=("layer", "head"))
+    assert float(others.drop_sel(at=(0, 0)).max()) < 0.2
+    assert bool((found.copying.sel(layer=1) > 0.98).all())
+    z = of_heads.compose(nano).z.stack(pair=("writer", "reader")).dropna("pair")
+    planted = [("L0H0", f"L1H{head}.k") for head in range(6)]
+    assert float(z.sel(pair=planted).min()) > 60
+    assert float(z.drop_sel(pair=planted).max()) < 25
+    matched = of_heads.match(nano)["match"]
+    assert float(matched.sel(writer="L0H0", reader=[f"L1H{h}" for h in range(6)]).min()) > 0.98
+    assert float(np.abs(matched.drop_sel(writer="L0H0")).max()) < 0.6
+
+
+def test_streams_of_a_corpus_are_a_source(nano):
+    corpus = mi.load_corpus("nano", nano, sequences=64, length=64)
+    streams = mi.corpus.token_streams(nano, corpus, least=5)
+    found = of_heads.roles(nano, source=streams, layers=[1])
+    assert found.attrs["source"] == "corpus"
+    assert bool((found.copying > 0.7).all())
+
+
+def test_bad_questions_from_weights(nano):
+    for error, call in [
+        ("heads='L9H0'", lambda: of_heads.positions(nano, heads="L9H0")),
+        (r"heads=\['L0H0', 'L0H0'\]", lambda: of_heads.positions(nano, heads=["L0H0"] * 2)),
+        ("distances=1; wanted at least 2", lambda: of_heads.positions(nano, distances=1)),
+        ("distances=9999", lambda: of_heads.roles(nano, distances=9999)),
+        (r"layers=\[7\]", lambda: of_heads.roles(nano, layers=7)),
+        ("source='unembed'", lambda: of_heads.roles(nano, source="unembed")),
+        ("sample=1; wanted at least 2", lambda: of_heads.roles(nano, sample=1)),
+        ("seed=-1", lambda: of_heads.roles(nano, seed=-1)),
+        ("frequencies=.3,.", lambda: of_heads.positions(nano, frequencies=torch.ones(3))),
+        ("readers='L1H9.k'", lambda: of_heads.compose(nano, readers="L1H9.k")),
+        ("readers='1.mlp'", lambda: of_heads.compose(nano, readers="1.mlp")),
+        ("measure='spectral'", lambda: of_heads.compose(nano, measure="spectral")),
+        ("energy=2", lambda: of_heads.compose(nano, energy=2)),
+        ("distance=999", lambda: of_heads.compose(nano, distance=999)),
+        ("writers=.'L0H0', 'L0H0'", lambda: of_heads.match(nano, writers=["L0H0", (0, 0)])),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            unwrapped(call)
+
+
+def unwrapped(call):
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    try:
+        return call()
+    finally:
+        config.update("jaxtyping_disable", False)
