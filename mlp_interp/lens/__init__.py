@@ -1,6 +1,9 @@
 """What the model would say if it stopped at each layer."""
 
+from mlp_interp.lens._over import over as over
 from mlp_interp.lens._read import read as read
+from mlp_interp.lens.fitted import linear as linear
+from mlp_interp.lens.fitted import mean as mean
 from mlp_interp.lens.lens import Lens as Lens
 from mlp_interp.lens.lens import decoder as decoder
 from mlp_interp.lens.lens import logit as logit

@@ -28,6 +28,8 @@ ABOUT = {
     "depth": ("layer", "first layer from which on the likeliest token stays the final one"),
     "first": ("layer", "first layer at which the target is the likeliest"),
     "logit_difference": ("logits", "logit(target) - logit(foil), at the layer's own scale"),
+    "kl_pairs": ("nats", "KL(layer‖other)"),
+    "agreement_pairs": ("fraction", "both have the same likeliest token"),
     "cosine_input": ("cosine", "the stream and the embedding of the token that stands there"),
     "rank_embedding": ("tokens", "how many tokens' embeddings are closer to the stream"),
 }
@@ -112,7 +114,7 @@ def finished(
     if "top_id" in found:
         found["top_text"] = (found["top_id"].dims, read_tokens(model, found["top_id"].values))
     for name, values in found.data_vars.items():
-        unit, long_name = ABOUT[str(name).removesuffix("_se")]
+        unit, long_name = ABOUT[str(name).removesuffix("_se").removesuffix("_quantile")]
         values.attrs = {"unit": unit, "long_name": long_name}
     found = with_sites(found, Weights.of(model).n_layers)
     return found.assign_attrs(

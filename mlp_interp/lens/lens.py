@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.models._checksum import checksum
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
@@ -90,6 +91,11 @@ class Lens:
                 f"{theirs.get('revision', 'unknown')}; wanted one of model={ours['model']!r}, "
                 f"revision {ours['revision']}, or of the same weights"
             )
+
+    def digest(self) -> str:
+        """Tells it from others of its kind, by its numbers."""
+        parts = [x for x in (self.weight, self.bias) if x is not None]
+        return "".join(str(checksum(x)) for x in parts) or "none"
 
     def named(self, **attrs: Any) -> "Lens":
         """The same with more said about how it was made."""
