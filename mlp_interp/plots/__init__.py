@@ -9,6 +9,7 @@ from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
 from mlp_interp.plots._importance import direct_vs_total, importance
+from mlp_interp.plots._lens import lens, lens_depth, trajectory
 from mlp_interp.plots._memories import memories, update_events
 from mlp_interp.plots._neurons import (
     activation_fractions,
@@ -35,6 +36,8 @@ __all__ = [
     "estimate",
     "heads",
     "importance",
+    "lens",
+    "lens_depth",
     "memories",
     "neurons",
     "norms",
@@ -42,6 +45,7 @@ __all__ = [
     "ranges",
     "receptor_value",
     "sources",
+    "trajectory",
     "update_events",
     "update_shares",
 ]
