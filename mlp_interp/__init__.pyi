@@ -46,5 +46,6 @@ from .runs import Runner as Runner
 from .runs import run as run
 from .sites import Site as Site
 from .steering import steer as steer
+from .tables import compare as compare
 from .tables import table as table
 from .tables import top as top

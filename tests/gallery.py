@@ -1,7 +1,7 @@
 """Pictures of every figure and view, with the call that makes it: docs/gallery.md.
 
 python tests/gallery.py                 # all of them, and the page
-python tests/gallery.py importance      # these alone, and the page
+python tests/gallery.py plots.heads     # these alone, and the page
 
 Wants a headless Chromium. The page shows the calls that made its pictures, on nano.
 """
@@ -51,6 +51,10 @@ exact = mi.patch(model, task, sites="z")
 compared = mi.gradients.compare(exact, mi.attribution_patch(model, task))
 mi.plots.estimate(compared.exact, compared.estimate)""",
     "edges": "mi.plots.edges(mi.edge_attribution(model, task))",
+    "compare": """
+texts = {"ioi": task, "facts": mi.prompts.facts(model, n=16, seed=0)}
+heads = {name: mi.patch(model, pairs, sites="z") for name, pairs in texts.items()}
+mi.plots.compare(mi.compare(heads), top=12)""",
     "activation_fractions": "mi.plots.activation_fractions(mi.neurons.activity(model, corpus))",
     "activity_by_position": "mi.plots.activity_by_position(mi.neurons.activity(model, corpus))",
     "receptor_value": "mi.plots.receptor_value(mi.neurons.activity(model, corpus))",
@@ -156,7 +160,7 @@ def page() -> str:
     for module, calls in (("plots", PLOTS), ("views", VIEWS)):
         parts.append(f"## {module.capitalize()}\n")
         parts += [
-            f"### `mi.{module}.{name}`\n\n![{name}](_static/gallery/{name}.png)\n\n"
+            f"### `mi.{module}.{name}`\n\n![{name}](_static/gallery/{module}.{name}.png)\n\n"
             f"```python\n{code_of(call)}\n```\n"
             for name, call in calls.items()
         ]
@@ -165,7 +169,7 @@ def page() -> str:
 
 def main(wanted: list[str]) -> None:
     """Draw the pictures and write the page."""
-    calls = {**PLOTS, **VIEWS}
+    calls = every()
     unknown = {*wanted} - {*calls}
     if unknown:
         raise SystemExit(f"no figure {sorted(unknown)}; wanted some of {sorted(calls)}")
@@ -173,7 +177,7 @@ def main(wanted: list[str]) -> None:
     names: dict[str, object] = {}
     exec(START, names)
     for name in wanted or calls:
-        picture(value_of(calls[name], names), PICTURES / f"{name}.png")
+        picture(value_of(calls[name], names), picture_of(name))
         print(name, flush=True)
     PAGE.write_text(page())
     if not wanted:
@@ -188,12 +192,22 @@ def report() -> None:
         shoot(out, ROOT / "docs" / "_static" / "report.png", wide=1200, high=1100)
 
 
+def every() -> dict[str, str]:
+    """All calls, as ``plots.heads``."""
+    by_module = {"plots": PLOTS, "views": VIEWS}
+    return {f"{m}.{name}": call for m, calls in by_module.items() for name, call in calls.items()}
+
+
+def picture_of(name: str) -> Path:
+    """Where the picture of a figure or view lies."""
+    return PICTURES / f"{name}.png"
+
+
 def missing() -> set[str]:
     """Public figures and views that the page lacks."""
-    there = {f"plots.{name}" for name in PLOTS} | {f"views.{name}" for name in VIEWS}
     public = {f"plots.{name}" for name in mi.plots.__all__}
     public |= {f"views.{name}" for name in mi.views.__all__ if name.islower()}
-    return public ^ there
+    return public ^ {*every()}
 
 
 if __name__ == "__main__":

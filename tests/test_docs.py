@@ -48,6 +48,5 @@ def test_the_tables_of_a_real_model_are_those_measured():
 def test_the_gallery_has_every_figure_and_the_calls_that_made_them():
     assert not gallery.missing()
     assert gallery.page() == gallery.PAGE.read_text()
-    assert all(
-        (gallery.PICTURES / f"{name}.png").exists() for name in gallery.PLOTS | gallery.VIEWS
-    )
+    for name in gallery.every():
+        assert gallery.picture_of(name).exists(), name

@@ -11,6 +11,7 @@ from mlp_interp.plots._edges import edges
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._lens import lens, lens_depth, trajectory
 from mlp_interp.plots._memories import memories, update_events
+from mlp_interp.plots._models import compare
 from mlp_interp.plots._neurons import (
     activation_fractions,
     activity_by_position,
@@ -30,6 +31,7 @@ __all__ = [
     "activity_by_position",
     "attribution",
     "causal_trace",
+    "compare",
     "direct_vs_total",
     "dose_response",
     "edges",

@@ -12,7 +12,7 @@ import xarray as xr
 from mlp_interp.models.indices import count
 from mlp_interp.prompts.display import visible
 from mlp_interp.results import mean_and_error_over
-from mlp_interp.tables.ranking import DRAWS, UNITS, chosen, labels_of, values_of
+from mlp_interp.tables.ranking import DRAWS, UNITS, averaged, chosen, error_of, labels_of, values_of
 
 __all__ = ["Table", "table"]
 
@@ -143,7 +143,7 @@ def _entries(result: xr.DataArray | xr.Dataset, array: xr.DataArray) -> pd.DataF
     if "stat" in array.dims:  # quartiles of one quantity are no entries beside its mean
         array = array.sel(stat="mean")
     main = _name(array)
-    over = _averaged(array)
+    over = averaged(array)
     if not {*array.dims} - {*over}:
         raise ValueError(f"value={main!r} is one number, {array.dims}; wanted one with entries")
     cells = [dim for dim in array.dims if dim not in over]
@@ -158,12 +158,6 @@ def _entries(result: xr.DataArray | xr.Dataset, array: xr.DataArray) -> pd.DataF
     return pd.DataFrame(labels | columns)
 
 
-def _averaged(array: xr.DataArray) -> list[Hashable]:
-    draws: list[Hashable] = [dim for dim in array.dims if dim in DRAWS]
-    whole = "component" in array.dims and "pos" in array.dims
-    return [*draws, "pos"] if whole else draws
-
-
 def _measured(
     result: xr.DataArray | xr.Dataset, name: str, held: xr.DataArray, cells: Sequence[Hashable]
 ) -> dict[str, np.ndarray]:
@@ -176,9 +170,8 @@ def _measured(
         mean, error = mean_and_error_over(held, str(draws[0]))
         known = held.sizes[draws[0]] > 1
         return {name: _flat(mean, cells)} | ({f"{name}_se": _flat(error, cells)} if known else {})
-    own = f"{name.removesuffix('_mean').removesuffix('_rate')}_se"
-    names = [n for n in (f"{name}_se", own) if isinstance(result, xr.Dataset) and n in result]
-    errors = {f"{name}_se": _flat(result[n], cells) for n in names[:1]}
+    own = error_of(result, name)
+    errors = {} if own is None else {f"{name}_se": _flat(own, cells)}
     return {name: _flat(held, cells), **errors}
 
 

@@ -8,7 +8,17 @@ import xarray as xr
 from mlp_interp.models.indices import count
 from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
 
-__all__ = ["DRAWS", "UNITS", "chosen", "labels_of", "top", "values_of"]
+__all__ = [
+    "DRAWS",
+    "UNITS",
+    "averaged",
+    "chosen",
+    "error_of",
+    "labels_of",
+    "named",
+    "top",
+    "values_of",
+]
 
 DRAWS = ("prompt", "sequence", "sample", "draw")
 """Dimensions along which entries are draws of one quantity, and are averaged."""
@@ -81,7 +91,7 @@ def top(
         >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
         array(['b', 'c'], dtype='<U1')
     """
-    array = _named(chosen(result, value))
+    array = named(chosen(result, value))
     known = [name for name in _RANKED if name in array.dims or name in array.coords]
     dim = (known or [_RANKED[0]])[0] if dim is None else dim
     over: tuple[Hashable, ...] = array.coords[dim].dims if dim in array.coords else (dim,)
@@ -107,7 +117,7 @@ def labels_of(array: xr.DataArray, values: Mapping[Hashable, np.ndarray]) -> np.
     return np.array([Site(str(name), int(layer), **place).label for name, layer, place in each])
 
 
-def _named(array: xr.DataArray) -> xr.DataArray:
+def named(array: xr.DataArray) -> xr.DataArray:
     """With a label for each head or neuron by layer, where it has none."""
     unit = next((str(dim) for dim in UNITS if dim in array.dims), None)
     if "component" in array.coords or unit is None or "layer" not in array.dims:
@@ -116,6 +126,20 @@ def _named(array: xr.DataArray) -> xr.DataArray:
     labels = labels_of(array, {"layer": values[0].ravel(), unit: values[1].ravel()})
     grid = np.array(labels).reshape(values[0].shape)
     return array.assign_coords(component=(("layer", unit), grid))
+
+
+def error_of(result: xr.DataArray | xr.Dataset, name: str) -> xr.DataArray | None:
+    """The standard error that a result has of one of its variables, which is a mean already."""
+    own = f"{name.removesuffix('_mean').removesuffix('_rate')}_se"
+    names = [n for n in (f"{name}_se", own) if isinstance(result, xr.Dataset) and n in result]
+    return result[names[0]] if names else None
+
+
+def averaged(array: xr.DataArray) -> list[Hashable]:
+    """What entries are means over: draws, and positions of shares and effects of components."""
+    draws: list[Hashable] = [dim for dim in array.dims if dim in DRAWS]
+    whole = "component" in array.dims and "pos" in array.dims
+    return [*draws, "pos"] if whole else draws
 
 
 def values_of(array: xr.DataArray, dim: Hashable) -> np.ndarray:
