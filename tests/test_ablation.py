@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from random_models import unchecked
+from random_models import ARCHITECTURES, BACKENDS, PROCESSINGS, pairwise, unchecked
 
 from mlp_interp import ablate_direct, ablate_total, norms, subupdate_importance
 from mlp_interp.ablation.baselines import stand_in
@@ -34,7 +34,10 @@ HOOKED = {k: v for k, v in GROUPS.items() if k not in ("1.b_O", "0.b_out", "mixe
 }
 MEASURES = ("kl", "delta_loss", "top1_changed")
 BASELINES = ("zero", "mean", "resample")
-WAYS = [*((baseline, 1) for baseline in BASELINES), ("mean", 0), ("zero", 3)]
+WAYS = {baseline: (baseline, 1) for baseline in BASELINES} | {
+    "mean of all": ("mean", 0),
+    "zero from 3": ("zero", 3),
+}
 """Baselines, and from which position on tokens count."""
 
 
@@ -69,13 +72,15 @@ def agree(found, expected, **tolerances):
         )
 
 
-@pytest.mark.parametrize(("baseline", "first"), WAYS)
-@pytest.mark.parametrize("architecture", ["parallel", "gpt2"])
-@pytest.mark.parametrize("processing", ["folded", "raw"])
+@pytest.mark.parametrize(
+    ("way", "architecture", "backend", "processing"),
+    pairwise([*WAYS], ("parallel", "gpt2"), BACKENDS, PROCESSINGS),
+)
 def test_direct_ablation_is_brute_force_in_float64(
-    kind, architecture, processing, backend, baseline, first, tokens
+    kind, way, architecture, backend, processing, tokens
 ):
     """Take the vectors out of the stream, unembed again, compare log-softmaxes."""
+    baseline, first = WAYS[way]
     model = kind(architecture, backend, processing, torch.float64)
     cache, vectors = everything(model, tokens)
     final = reference.final_stream(model, cache)
@@ -138,8 +143,15 @@ def test_float32_agrees_with_float64(kind, backend, tokens):
     assert bool((narrow.kl >= 0).all())
 
 
-@pytest.mark.parametrize(("baseline", "first"), WAYS)
-def test_total_ablation_is_what_plain_hooks_give(model, baseline, first, tokens):
+@pytest.mark.parametrize(
+    ("way", "architecture", "backend", "processing"),
+    pairwise([*WAYS], ARCHITECTURES, BACKENDS, PROCESSINGS),
+)
+def test_total_ablation_is_what_plain_hooks_give(
+    kind, way, architecture, backend, processing, tokens
+):
+    model = kind(architecture, backend, processing)
+    baseline, first = WAYS[way]
     cache, counted = reference.full_cache(model, tokens), reference.counted(tokens, first)
     clean = reference.hooked_logits(model, tokens, {})
     found = ablate_total(model, tokens, HOOKED, first=first, baseline=baseline, seed=2)

@@ -9,7 +9,7 @@ import reference
 import scipy.stats
 import torch
 import xarray as xr
-from random_models import unchecked
+from random_models import BACKENDS, unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
 from mlp_interp.ablation import corpus, importance, total
@@ -203,10 +203,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     xr.testing.assert_identical(again, whole)
 
 
-def test_other_options_models_and_tokens_do_not_reuse_batches(
-    kind, rows, tmp_path, monkeypatch, backend
-):
-    model = kind("parallel", backend)
+def test_other_options_models_and_tokens_do_not_reuse_batches(kind, rows, tmp_path, monkeypatch):
+    model = kind("parallel")
     calls = counting(monkeypatch)
     run = lambda m=model, r=rows, f=subupdate_importance, size=7, **options: f(
         m, r, sweep=batches(size, checkpoint=tmp_path), **options
@@ -221,8 +219,9 @@ def test_other_options_models_and_tokens_do_not_reuse_batches(
         lambda: run(r=rows.flip(0)),
         lambda: run(r=rows[:, :5]),
         lambda: run(r=rows[:6]),
-        lambda: run(m=kind("parallel", backend, "raw")),
-        lambda: run(m=kind("sequential", backend)),
+        lambda: run(m=kind("parallel", processing="raw")),
+        lambda: run(m=kind("sequential")),
+        lambda: run(m=kind("parallel", BACKENDS[-1])),
         lambda: run(f=ablate_ranges, kind="mlp"),
         lambda: run(f=ablate_ranges, kind="attn"),
     ]

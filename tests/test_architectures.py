@@ -131,7 +131,7 @@ def test_the_embedding_is_what_the_model_writes_and_not_its_table():
 )
 def test_any_norm_is_what_direct_effects_and_gradients_go_through(options):
     """By the model's own final modules, autograd, and its own forward pass."""
-    model, contrast = hooked(**options), contrast_of()
+    model, contrast = hooked(**options), contrast_of(length=5)
     tokens, rows = contrast.clean_tokens, torch.arange(len(contrast))
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)

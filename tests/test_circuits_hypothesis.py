@@ -1,13 +1,14 @@
 """Average unexplained effects against plain hooks, their identities, and their errors."""
 
-from itertools import combinations, pairwise
+from itertools import combinations
+from itertools import pairwise as neighbours
 
 import numpy as np
 import pytest
 import reference
 import torch
 from contrasts import contrast_of
-from random_models import BACKENDS, unchecked
+from random_models import BACKENDS, PROCESSINGS, pairwise, unchecked
 from reference_paths import close
 
 from mlp_interp import metrics, paths
@@ -16,6 +17,7 @@ from mlp_interp.models import Weights
 
 NODES = ["L0H1", "L1H2.q", "L1H2.k", "L2H3.v", "1.attn", "0.mlp", "L1N5", "L1N40", "L2N0"]
 EVERYTHING = [f"{layer}.{kind}" for layer in range(3) for kind in ("attn", "mlp")]
+KINDS = pairwise(("parallel", "sequential", "gpt2"), BACKENDS, PROCESSINGS)
 
 
 def slow_circuit(model, contrast, nodes):
@@ -51,16 +53,15 @@ def slow_circuit(model, contrast, nodes):
     return (logits[rows, -1, contrast.answers] - logits[rows, -1, contrast.foils]).numpy()
 
 
-@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
-@pytest.mark.parametrize("processing", ["folded", "raw"])
-def test_every_circuit_is_what_hooks_give(kind, architecture, processing, backend):
+@pytest.mark.parametrize(("architecture", "backend", "processing"), KINDS)
+def test_every_circuit_is_what_hooks_give(kind, architecture, backend, processing):
     model = kind(architecture, backend, processing, torch.float64)
     contrast = contrast_of(4)
+    clean = slow_circuit(model, contrast, EVERYTHING)
     for nodes in (NODES, ["L2H1.q"], ["embed", "1.mlp", "logits"], EVERYTHING):
         found = evaluate_hypothesis(model, contrast, nodes=nodes, draws=0)
         circuit = slow_circuit(model, contrast, nodes)
         close(found.circuit, circuit)
-        clean = slow_circuit(model, contrast, EVERYTHING)
         close(found.clean, clean)
         close(found.aue, np.abs(clean - circuit).mean())
         close(found.ate, np.abs(clean - found.corrupted).mean())
@@ -115,7 +116,7 @@ def slow_chain(model, contrast, path):
     name, unit, _ = place(path[0])
     sent = placed(source[name], name, unit)
     frozen = {x: base[x] for x in held}
-    for _, label in pairwise(path):
+    for _, label in neighbours(path):
         name, unit, inputs = place(label)
         _, heard = run(frozen | sent, inputs)
         inner = slice(None) if name.endswith("mlp_out") else unit
@@ -127,9 +128,8 @@ def slow_chain(model, contrast, path):
     return (logits[rows, -1, contrast.answers] - logits[rows, -1, contrast.foils]).numpy()
 
 
-@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])
-@pytest.mark.parametrize("processing", ["folded", "raw"])
-def test_every_path_is_what_hooks_hand_on(kind, architecture, processing, backend):
+@pytest.mark.parametrize(("architecture", "backend", "processing"), KINDS)
+def test_every_path_is_what_hooks_hand_on(kind, architecture, backend, processing):
     model = kind(architecture, backend, processing, torch.float64)
     contrast = contrast_of()
     chains = [
@@ -162,7 +162,7 @@ def test_all_paths_through_some_nodes_are_the_circuit_of_those_nodes(kind, archi
         return layer[one] // 2 < layer[other] // 2
 
     inner = [c for size in range(len(nodes) + 1) for c in combinations(nodes, size)]
-    inner = [c for c in inner if all(hears(*pair) for pair in pairwise(c))]
+    inner = [c for c in inner if all(hears(*pair) for pair in neighbours(c))]
     found = evaluate_hypothesis(model, contrast, nodes=[["embed", *c] for c in inner], draws=0)
     # The queries of L1H2 hear the circuit, its keys and values are the other run's in both.
     close(found.circuit, evaluate_hypothesis(model, contrast, nodes=nodes, draws=0).circuit)

@@ -257,16 +257,19 @@ def test_documents_of_one_token(bos):
     assert silent(["a"] * 9, bos="none", length=2, sequences=2).attrs["documents_of_one_token"] == 4
 
 
-@pytest.mark.parametrize("piece", [64, 1000, 1 << 20])
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_very_long_lines(tmp_path, monkeypatch, suffix, piece):
-    text = "Hello,  the cat’s mat — été\n\n 世界 sat " * 9_000  # more than one chunk of any reader
-    path = write(tmp_path / f"a{suffix}", [*GOOD, json.dumps({"text": text}).encode(), *GOOD])
+@pytest.mark.parametrize("pieces", [[64, 1000], [1 << 20]], ids=["short", "long"])
+def test_very_long_lines(tmp_path, monkeypatch, pieces):
+    """Cut into short pieces as it is read, a shorter one does."""
+    repeats = 9_000 if pieces == [1 << 20] else 1_000  # more than one chunk of any reader
+    text = "Hello,  the cat’s mat — été\n\n 世界 sat " * repeats
     expected = load([*TEXTS, text, *TEXTS])
-    monkeypatch.setattr(files, "_PIECE", piece)
-    corpus = silent(path)
-    assert torch.equal(corpus.tokens, expected.tokens)
-    assert corpus.attrs["documents_used"] == expected.attrs["documents_used"]
+    for suffix in FORMATS:
+        path = write(tmp_path / f"a{suffix}", [*GOOD, json.dumps({"text": text}).encode(), *GOOD])
+        for piece in pieces:
+            monkeypatch.setattr(files, "_PIECE", piece)
+            corpus = silent(path)
+            assert torch.equal(corpus.tokens, expected.tokens)
+            assert corpus.attrs["documents_used"] == expected.attrs["documents_used"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])

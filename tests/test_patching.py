@@ -92,8 +92,8 @@ def test_patches_are_what_plain_hooks_give(kind, which, options, direction):
 
 
 @pytest.mark.parametrize("sites", [["resid_pre", "attn_out", "mlp_out"], ["z", "q"], ["k", "v"]])
-def test_every_kind_of_model_is_patched_as_by_its_own_hooks(model, sites):
-    contrast = contrast_of(length=6)
+def test_every_kind_of_model_is_patched_as_by_its_own_hooks(some_model, sites):
+    model, contrast = some_model, contrast_of(length=6)
     result = patch(model, contrast, sites=sites)
     assert result.engine == "lean"
     assert_as_hooks(model, contrast, result, some=7, atol=2e-4)

@@ -30,8 +30,9 @@ def test_every_value_is_that_of_three_hooked_passes(
         assert list(found.receiver.values) == list(sets)
         assert float(found.check_everything) < atol
         assert float(found.check_nothing) < atol
-        for name, receivers in sets.items():
-            for sender in early:
+        # Of every pair one of the two ways to freeze has a pass of its own.
+        for number, (name, receivers) in enumerate(sets.items()):
+            for sender in early[(number + (freeze == "all")) % 2 :: 2]:
                 expected = slow([sender], receivers, freeze)
                 close(found.raw.sel(receiver=name, sender=sender), expected, atol=atol)
         own = found.clean if direction == "noising" else found.corrupted
