@@ -2,6 +2,9 @@
 
 from mlp_interp.lens._over import over as over
 from mlp_interp.lens._read import read as read
+from mlp_interp.lens._tuned import tuned as tuned
+from mlp_interp.lens.files import load as load
+from mlp_interp.lens.files import save as save
 from mlp_interp.lens.fitted import linear as linear
 from mlp_interp.lens.fitted import mean as mean
 from mlp_interp.lens.lens import Lens as Lens

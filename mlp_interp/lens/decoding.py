@@ -72,7 +72,8 @@ class Decoded:
 
     def normalized(self, layer: int, rows: Rows) -> Float[Tensor, "row d_model"]:
         """What the readout is given of a layer at some positions, normalised."""
-        x = self.norm.keep(single(self.streams[layer][rows]))
+        x = single(self.streams[layer][rows])
+        x = self.norm.keep(x) if self.lens.centred else x
         return self.norm.standardize(self.lens.translate(x, layer))
 
     def reference(self, rows: Rows) -> Float[Tensor, "row d_model"]:

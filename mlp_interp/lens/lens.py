@@ -43,6 +43,8 @@ class Lens:
         blocks: How many of the model's last blocks are part of the lens.
         part: What of those blocks.
         ahead: How many tokens further on than the next the lens looks.
+        centred: Whether ``T`` is given ``D x``; translators of the tuned-lens package are given
+            ``x``, and so belong to raw weights alone.
         known: Tells the model that it belongs to from others (`sketch`).
         attrs: How it was made.
     """
@@ -53,6 +55,7 @@ class Lens:
     blocks: int = 0
     part: Part = "block"
     ahead: int = 0
+    centred: bool = True
     known: Float[Tensor, " number"] | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
 
