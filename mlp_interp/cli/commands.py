@@ -7,6 +7,7 @@ import typer
 
 from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
+from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
 from mlp_interp.cli.patch import patch
@@ -46,6 +47,7 @@ def main(
       mlp-interp patch --task ioi              writes patch.html
       mlp-interp neuron L3N506                 writes L3N506.html
       mlp-interp memories
+      mlp-interp lens "The capital of France is" writes lens.html
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -57,3 +59,5 @@ app.command(short_help="Show what adds to the logit of an answer.")(attribute)
 app.command(short_help="Exchange activations between two runs; write one HTML page.")(patch)
 app.command(short_help="Show all about one neuron; write one HTML page.")(neuron)
 app.command(short_help="Show whether texts go on as neurons say.")(memories)
+app.command(short_help="Show what each layer would say; write one HTML page.")(lens)
+app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)

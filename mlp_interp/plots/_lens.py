@@ -120,7 +120,7 @@ def lens_depth(result: xr.Dataset) -> go.Figure:
     each = result if several else result.expand_dims(lens=[str(result.attrs.get("lens", ""))])
     titles = [str(result[name].attrs.get("long_name", name)).split(", ")[0] for name in _LINES]
     figure = make_subplots(
-        1, 4, subplot_titles=[style.plain(title) for title in titles], horizontal_spacing=0.05
+        2, 2, subplot_titles=[style.plain(title) for title in titles], vertical_spacing=0.16
     )
     for number, name in enumerate(_LINES):
         for place, label in enumerate(each["lens"].values):
@@ -138,18 +138,20 @@ def lens_depth(result: xr.Dataset) -> go.Figure:
                 line_color=colour, legendgroup=str(label), showlegend=several and number == 0,
                 hovertemplate="layer %{x}: %{y:.3f} ± %{customdata:.3f}<extra></extra>",
             )  # fmt: skip
-            figure.add_trace(band, 1, number + 1)
-            figure.add_trace(points, 1, number + 1)
-    figure.update_xaxes(title="layer whose input is read", dtick=max(1, result.sizes["layer"] // 8))
+            at = {"row": number // 2 + 1, "col": number % 2 + 1}
+            figure.add_trace(band, **at)
+            figure.add_trace(points, **at)
+    figure.update_xaxes(dtick=max(1, result.sizes["layer"] // 8))
+    figure.update_xaxes(title="layer whose input is read", row=2)
     for number, name in enumerate(_LINES):
         unit = str(result[name].attrs.get("unit", ""))
-        figure.update_yaxes(title=unit, rangemode="tozero", row=1, col=number + 1)
+        figure.update_yaxes(title=unit, rangemode="tozero", row=number // 2 + 1, col=number % 2 + 1)
     figure.update_annotations(font_size=12)
     note = "bands: one standard error over sequences"
     figure = style.finish(
-        figure, "What layers say, over a corpus", result, note=note, height=400, width=1200
+        figure, "What layers say, over a corpus", result, note=note, height=620, width=820
     )
-    return figure.update_layout(legend={"x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"})
+    return figure.update_layout(legend={"x": 0, "xanchor": "left", "y": -0.12, "yanchor": "top"})
 
 
 def trajectory(
