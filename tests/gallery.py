@@ -64,6 +64,11 @@ mi.plots.compare(mi.compare(heads), top=12)""",
     "update_shares": "mi.plots.update_shares(mi.neurons.update_shares(model, corpus))",
     "memories": "mi.plots.memories(mi.neurons.memories(model, corpus))",
     "update_events": "mi.plots.update_events(mi.neurons.update_events(model, corpus, sample=4))",
+    "lens": 'mi.plots.lens(mi.lens.read(model, "The capital of France is"))',
+    "lens_depth": """
+lenses = {"logit": mi.lens.logit(model), "last block": mi.lens.decoder(model, 1)}
+mi.plots.lens_depth(mi.lens.over(model, corpus, lenses))""",
+    "trajectory": "mi.plots.trajectory(mi.lens.read(model, task, positions=-1))",
     "dose_response": """
 asked, harmless = mi.steering.by_answer(mi.prompts.refusal(model, n=32, seed=0), " Sorry")
 refusal = mi.steering.mean_difference(model, asked, harmless)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlp_interp.cli.early import check_corpus
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
@@ -20,6 +21,7 @@ from mlp_interp.cli.options import (
     check_file,
     clear_errors,
     load,
+    source_of,
 )
 
 LENS_HELP = (
@@ -156,12 +158,15 @@ def tune_lens(
         if out.suffix != ".safetensors":
             raise ValueError(f"--out must end in .safetensors, got {str(out)!r}")
         check_file("--out", out)
+        check_corpus(corpus)
 
         from mlp_interp.corpus import load_corpus
         from mlp_interp.lens import save, tuned
 
         loaded = load(model, revision, device, processing, backend)
-        texts = load_corpus(corpus, loaded, sequences=sequences, length=length, seed=seed)
+        texts = load_corpus(
+            source_of(corpus), loaded, sequences=sequences, length=length, seed=seed
+        )
         made = tuned(
             loaded,
             texts,
