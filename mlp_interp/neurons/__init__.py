@@ -12,11 +12,11 @@ from mlp_interp.neurons.inputs.embeddings import (
 )
 from mlp_interp.neurons.inputs.maximize import maximize as maximize
 from mlp_interp.neurons.inputs.options import AscentOptions as AscentOptions
-from mlp_interp.neurons.memories.composition import composition as composition
-from mlp_interp.neurons.memories.events import update_events as update_events
-from mlp_interp.neurons.memories.memories import memories as memories
-from mlp_interp.neurons.memories.pursuit import pursue as pursue
 from mlp_interp.neurons.page.page import neuron_page as neuron_page
+from mlp_interp.neurons.stores.composed import composition as composition
+from mlp_interp.neurons.stores.events import update_events as update_events
+from mlp_interp.neurons.stores.pursuit import pursue as pursue
+from mlp_interp.neurons.stores.triggers import memories as memories
 from mlp_interp.neurons.sweeps.activity import activity as activity
 from mlp_interp.neurons.sweeps.activity import outliers as outliers
 from mlp_interp.neurons.sweeps.updates import update_shares as update_shares

@@ -18,7 +18,7 @@ from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import mean_direction
-from mlp_interp.neurons.memories.updates import Updates, UpdatesReducer
+from mlp_interp.neurons.stores.updates import Updates, UpdatesReducer
 from mlp_interp.neurons.sweeps.means import add_means, means, sums
 
 __all__ = ["UpdateEvents", "update_events"]

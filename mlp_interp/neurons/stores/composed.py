@@ -19,7 +19,7 @@ from mlp_interp.models.options import checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import top_tokens
 from mlp_interp.models.vectors import Vectors
-from mlp_interp.neurons.memories.updates import Updates, UpdatesReducer
+from mlp_interp.neurons.stores.updates import Updates, UpdatesReducer
 from mlp_interp.neurons.sweeps.means import add_means, means, sums
 from mlp_interp.neurons.sweeps.subupdates import SubUpdates
 from mlp_interp.results import single

@@ -18,7 +18,7 @@ from mlp_interp.models.options import checked_count, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.models.vocabulary import TokenDirections
-from mlp_interp.neurons.memories.followers import Followers, judged
+from mlp_interp.neurons.stores.followers import Followers, judged
 from mlp_interp.prompts.reading import texts
 from mlp_interp.results import variable
 
