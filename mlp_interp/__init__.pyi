@@ -11,6 +11,7 @@ from . import prompts as prompts
 from . import steering as steering
 from . import tables as tables
 from . import views as views
+from . import weights as weights
 from .ablation import ablate_direct as ablate_direct
 from .ablation import ablate_ranges as ablate_ranges
 from .ablation import ablate_total as ablate_total

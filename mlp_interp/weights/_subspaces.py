@@ -1,0 +1,138 @@
+"""How much of what components write lies where others read: ranks and principal angles."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.models import Weights, describe
+from mlp_interp.models.heads import Heads
+from mlp_interp.models.protocol import Model
+from mlp_interp.models.vectors import Vectors
+from mlp_interp.results import variable
+from mlp_interp.weights.matrices import readout
+
+__all__ = ["subspaces"]
+
+_LABEL = re.compile(r"L(\d+)H(\d+)(?:\.(q|k|v))?|(\d+)\.mlp")
+
+
+@torch.no_grad()
+def subspaces(
+    model: Model,
+    writers: str | Sequence[str],
+    readers: str | Sequence[str],
+    *,
+    energy: float = 0.9,
+) -> xr.Dataset:
+    """The subspaces that components write to and read from, and the angles between them.
+
+    Of each matrix the fewest singular directions on the stream's side that hold a share of its
+    square. Between two such spaces the principal angles say how they lie: a cosine of 1 is a
+    direction that both have. Heads and MLPs of trained models share much of the stream, and large
+    spaces meet anywhere: `overlap_chance` is what random spaces of these dimensions have.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        writers: ``"L0H3"``, ``"2.mlp"`` or ``"embed"``, one or several.
+        readers: ``"L1H3.q"``, ``.k``, ``.v``, ``"2.mlp"`` (of gated ones the gate) or
+            ``"unembed"``.
+        energy: Share of the square that a space must hold.
+
+    Returns:
+        A Dataset along ``writer`` and ``reader``: ``cosine`` (with ``angle``) of the principal
+        angles, largest first, NaN beyond the smaller dimension; ``overlap``, the mean of their
+        squares over the smaller dimension, and ``overlap_chance``, its expectation for random
+        spaces, the larger dimension over that of the stream; ``writer_rank``, ``reader_rank``.
+
+    Raises:
+        ValueError: Labels of neither, or that the model does not have; `energy` not between 0 and
+            1; a model whose heads or MLPs do not write by themselves.
+
+    References:
+        Björck & Golub, "Numerical Methods for Computing Angles Between Linear Subspaces", 1973.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> found = subspaces(load_model("nano"), ["L0H0", "L0H1"], "L1H0.k")
+        >>> bool(found["overlap"][0, 0] > 2 * found["overlap_chance"][0, 0])
+        True
+    """
+    weights = Weights.of(model)
+    if not 0 < energy < 1:
+        raise ValueError(f"energy={energy!r}; wanted a share between 0 and 1")
+    write, read = (
+        {label: _space(_matrix(weights, what, label), energy) for label in _listed(what, given)}
+        for what, given in (("writers", writers), ("readers", readers))
+    )
+    dimensions = weights.d_model - (weights.norm.kind == "layer")
+    widest = min(max(len(x) for x in write.values()), max(len(x) for x in read.values()))
+    cosines = np.full((len(write), len(read), widest), np.nan)
+    overlap, chance = (np.empty(cosines.shape[:2]) for _ in range(2))
+    for i, a in enumerate(write.values()):
+        for j, b in enumerate(read.values()):
+            found = torch.linalg.svdvals(a @ b.T).clamp(0, 1).cpu().numpy()
+            cosines[i, j, : len(found)] = found
+            overlap[i, j] = np.mean(found**2)
+            chance[i, j] = max(len(a), len(b)) / dimensions
+    pair = ("writer", "reader")
+    variables = {
+        "cosine": variable((*pair, "angle"), cosines, unit="cosine", long_name="principal angles"),
+        "overlap": variable(pair, overlap, unit="fraction", long_name="mean squared cosine"),
+        "overlap_chance": variable(
+            pair, chance, unit="fraction", long_name="the same of random spaces, expected"
+        ),
+        **{
+            f"{name}_rank": variable(
+                name, [len(x) for x in spaces.values()], unit="dimensions", long_name="of the space"
+            )
+            for name, spaces in (("writer", write), ("reader", read))
+        },
+    }
+    attrs = {"analysis": "subspaces", "unit": "see each variable", "energy": energy, "exact": 1}
+    attrs |= {"long_name": "subspaces written and read", "data": "the weights alone"}
+    coords = {"writer": [*write], "reader": [*read]}
+    return xr.Dataset(variables, coords, {**describe(model), **attrs})
+
+
+def _listed(argument: str, given: Any) -> list[str]:
+    listed = [given] if isinstance(given, str) else [*given]
+    if not listed or len({*listed}) < len(listed):
+        raise ValueError(f"{argument}={listed!r}; wanted at least one label, each once")
+    return listed
+
+
+def _matrix(weights: Weights, argument: str, label: Any) -> Float[Tensor, "some d_model"]:
+    """The vectors of the stream that a component writes, or reads with.
+
+    Raises:
+        ValueError: There is no such component, or it does not do this.
+    """
+    writes = argument == "writers"
+    whole = "embed" if writes else "unembed"
+    if label == whole:
+        return weights.norm.keep(weights.W_E.float()) if writes else readout(weights)[1]
+    found = _LABEL.fullmatch(label) if isinstance(label, str) else None
+    if found and found[4] and int(found[4]) < weights.n_layers and weights.has_mlps:
+        vectors = Vectors.of(weights, int(found[4]))
+        return vectors.value_folded if writes else vectors.receptor.folded
+    known = found is not None and found[1] is not None and writes == (found[3] is None)
+    if not known or int(found[1]) >= weights.n_layers or int(found[2]) >= weights.n_heads:
+        wanted = "'L0H3', '2.mlp'" if writes else "'L1H3.q', 'L1H3.k', 'L1H3.v', '2.mlp'"
+        raise ValueError(f"{argument} has {label!r}; wanted {wanted} or {whole!r}, of the model's")
+    heads = Heads.of(weights, int(found[1]), scores=False)
+    head = int(found[2])
+    return heads.O[head] if writes else {"q": heads.Q, "k": heads.K, "v": heads.V}[found[3]][head].T
+
+
+def _space(vectors: Float[Tensor, "some d_model"], energy: float) -> Float[Tensor, "rank d_model"]:
+    """An orthonormal basis of the fewest directions that hold so much of the vectors' square."""
+    values, basis = torch.linalg.eigh(vectors.double().T @ vectors.double())
+    share = values.flip(0).clamp_min(0).cumsum(0) / values.clamp_min(0).sum()
+    rank = int((share < energy).sum()) + 1
+    return basis.T.flip(0)[:rank]

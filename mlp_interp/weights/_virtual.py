@@ -1,0 +1,134 @@
+"""Weights that no matrix of the model holds: between what one writes and what another reads."""
+
+import re
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.models import Weights
+from mlp_interp.models.protocol import Model
+from mlp_interp.models.token_streams import streams_of
+from mlp_interp.models.vectors import Vectors
+from mlp_interp.results import variable
+from mlp_interp.weights._table import ranked
+from mlp_interp.weights.factors import Ends, Factors, every
+from mlp_interp.weights.matrices import readout
+
+__all__ = ["virtual_weights"]
+
+_NEURONS = re.compile(r"L(\d+)(?:N(\d+))?")
+
+Side = tuple[Float[Tensor, "end d_model"], Ends, int]
+
+
+@torch.no_grad()
+def virtual_weights(
+    model: Model,
+    writer: str,
+    reader: str,
+    *,
+    k: int = 20,
+    best: int = 100,
+    side: Literal["high", "low"] = "high",
+    progress: bool = False,
+) -> xr.Dataset:
+    """What each unit that writes adds to each unit that reads, through the stream between them.
+
+    Neuron to neuron it is the value vector times the folded receptor of the other: by how much an
+    activation of 1 moves the other's pre-activation, for a norm that divides by 1. It is the direct
+    path alone; what attention and MLPs between make of it is another.
+
+    Chance: a vector of the same length in a random direction has products with standard deviation
+    ``null_sd``, the product of the lengths over the root of the dimensions.
+
+    Args:
+        model: A `HookedTransformer` or `TransformerBridge`.
+        writer: ``"embed"``: tokens; ``"L0"``: all neurons of a layer; ``"L0N5"``: one neuron.
+        reader: ``"L2"``: all neurons of a later layer (of gated ones the gate's receptor),
+            ``"L2N7"``: one; ``"unembed"``: tokens.
+        k: Readers to name for each writer.
+        best: The largest pairs of all.
+        side: As in `table`.
+        progress: Show a bar.
+
+    Returns:
+        A Dataset as of `table`, rows writers and columns readers, with ``null_sd`` of each row (for
+        readers of their root mean square length) and ``z``, the value over it.
+
+    Raises:
+        ValueError: A label of neither, that the model has not, or a reader that is not above its
+            writer; counts out of range; weights that are not finite.
+
+    Example:
+        >>> from mlp_interp import load_model
+        >>> found = virtual_weights(load_model("nano"), "L0", "L2", k=3, best=5)
+        >>> found["column_text"].shape, str(found["best_row_text"][0].values).startswith("L0N")
+        ((768, 3), True)
+    """
+    weights = Weights.of(model)
+    written, rows, at = _writer(weights, writer)
+    read, columns, above = _reader(weights, reader)
+    # In sequential blocks too, no MLP reads what itself or a later one writes.
+    if above <= at:
+        raise ValueError(
+            f"reader={reader!r} does not read what writer={writer!r} writes; wanted a later one"
+        )
+    dimensions = weights.d_model - (weights.norm.kind == "layer")
+    unit = f"{_UNITS[columns.kind]} per {'activation' if rows.kind == 'neuron' else 'token'}"
+    factors = Factors(written, read, rows, columns, {"unit": unit, "exact": 1})
+    found = ranked(model, factors, k=min(k, len(read)), best=best, side=side, progress=progress)
+    length = read.square().sum(1).mean().sqrt()
+    null = written.norm(dim=1) * length / dimensions**0.5
+    found["null_sd"] = variable(
+        "row", null, unit=unit, long_name="standard deviation in a random direction"
+    )
+    found["z"] = (found["value"] / found["null_sd"]).assign_attrs(unit="standard deviations")
+    return found.assign_attrs(analysis="virtual_weights", writer=writer, reader=reader)
+
+
+_UNITS = {"neuron": "pre-activation", "token": "logits"}
+
+
+def _writer(weights: Weights, label: Any) -> Side:
+    if label == "embed":
+        streams = streams_of(weights.model, "embed")
+        return weights.norm.keep(streams.stream(0)), Ends("token", streams.tokens), -1
+    layer, neuron = _place(weights, "writer", label, "'embed'")
+    return _some(Vectors.of(weights, layer).value_folded, weights, layer, neuron)
+
+
+def _reader(weights: Weights, label: Any) -> Side:
+    if label == "unembed":
+        ends = Ends("token", every(weights.d_vocab, weights))
+        return readout(weights)[1], ends, weights.n_layers
+    layer, neuron = _place(weights, "reader", label, "'unembed'")
+    return _some(Vectors.of(weights, layer).receptor.folded, weights, layer, neuron)
+
+
+def _some(vectors: Tensor, weights: Weights, layer: int, neuron: int | None) -> Side:
+    ids = every(len(vectors), weights)
+    if neuron is not None:
+        vectors, ids = vectors[neuron, None], ids[neuron, None]
+    return vectors, Ends("neuron", ids, layer), layer
+
+
+def _place(weights: Weights, argument: str, label: Any, other: str) -> tuple[int, int | None]:
+    """Layer and neuron of a label.
+
+    Raises:
+        ValueError: It is no such label, or the model has no such neuron.
+    """
+    weights.check_names(["post"], argument=argument)
+    found = _NEURONS.fullmatch(label) if isinstance(label, str) else None
+    layer = int(found[1]) if found else -1
+    neuron = int(found[2]) if found and found[2] else None
+    if found is None or layer >= weights.n_layers or (neuron or 0) >= weights.d_mlp:
+        raise ValueError(
+            f"{argument}={label!r}; wanted {other}, a layer's neurons as 'L0' to "
+            f"'L{weights.n_layers - 1}', or one of them as 'L0N{weights.d_mlp - 1}' (heads: "
+            "subspaces)"
+        )
+    return layer, neuron

@@ -1,0 +1,333 @@
+"""Weights as tables, against the whole matrices in float64 and against what models compute."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from random_models import BACKENDS, VOCABULARY, unchecked
+from torch import Tensor
+
+from mlp_interp import Unembed, load_corpus
+from mlp_interp.corpus import token_streams
+from mlp_interp.models import Weights
+from mlp_interp.models.heads import Heads
+from mlp_interp.models.token_streams import streams_of
+from mlp_interp.models.vectors import Vectors
+from mlp_interp.sites import Site
+from mlp_interp.weights import (
+    bigrams,
+    embedding_fidelity,
+    singular,
+    subspaces,
+    table,
+    virtual_weights,
+)
+from mlp_interp.weights._singular import _groups
+from mlp_interp.weights.matrices import factors_of
+from mlp_interp.weights.ranking import best_of_all, best_of_rows
+
+LABELS = ("direct", "L1H2.OV", "L0H1.QK", "L1.in", "L2.out", "L1N5.in", "L1N5.out")
+
+
+def labels_of(model: Any) -> list[str]:
+    gated = Weights.of(model).gated
+    return [x.replace(".in", ".linear") if gated else x for x in LABELS]
+
+
+def whole(model: Any, label: str, source: str = "extended") -> Tensor:
+    """A matrix as its definition has it, in float64."""
+    weights = Weights.of(model)
+    unembed, streams = Unembed.of(model), streams_of(model, source)
+    W = unembed.weight.double()
+    W = W - W.mean(1, keepdim=True)
+    bias = unembed.bias.double() - unembed.bias.double().mean()
+    if label == "direct":
+        return unembed.normalize(streams.stream(1).double()) @ W + bias
+    layer = int(label[1])
+    x = weights.norm.standardize(streams.stream(layer).double())
+    if "H" in label:
+        head, heads = int(label[3]), Heads.of(weights, layer, scores="QK" in label)
+        if label.endswith("OV"):
+            return x @ heads.V[head].double() @ heads.O[head].double() @ W
+        between = heads.relative(list(range(1, 32))).double().mean(0)
+        q = x @ heads.Q[head].double() + heads.b_q[head].double()
+        return heads.scale * q @ between @ (x @ heads.K[head].double() + heads.b_k[head]).T
+    vectors = Vectors.of(weights, layer)
+    read = vectors.linear or vectors.receptor
+    if label.endswith("out"):
+        found = vectors.value_folded.double() @ W
+        return found[5:6] if "N" in label else found
+    found = x @ read.folded.double().T + read.bias_folded.double()
+    return found[:, 5:6].T if "N" in label else found
+
+
+def test_tables_are_those_of_the_whole_matrix(some_model: Any) -> None:
+    for label in labels_of(some_model):
+        matrix = whole(some_model, label)
+        found = table(some_model, label, k=4, best=30)
+        top = matrix.topk(4, dim=1)
+        scale = float(matrix.abs().max())
+        np.testing.assert_allclose(found["value"], top.values, atol=2e-5 * scale)
+        at = torch.from_numpy(found["column"].values)
+        np.testing.assert_allclose(matrix.gather(1, at), top.values, atol=2e-5 * scale)
+        best = matrix.flatten().topk(30).values
+        np.testing.assert_allclose(found["best_value"], best, atol=2e-5 * scale)
+        here = matrix[found["best_row"].values % len(matrix), found["best_column"].values]
+        np.testing.assert_allclose(here, best, atol=2e-5 * scale)
+        np.testing.assert_allclose(found["mean"], matrix.mean(1), atol=2e-5 * scale)
+        np.testing.assert_allclose(found["sd"], matrix.std(1, correction=0), atol=2e-5 * scale)
+        if "diagonal" in found:
+            np.testing.assert_allclose(found["diagonal"], matrix.diag(), atol=2e-5 * scale)
+            z = (matrix.diag() - matrix.mean(1)) / matrix.std(1, correction=0)
+            np.testing.assert_allclose(found["diagonal_z"], z, atol=1e-3)
+        low = table(some_model, label, k=2, best=3, side="low")
+        np.testing.assert_allclose(
+            low["best_value"], matrix.flatten().topk(3, largest=False).values, atol=2e-5 * scale
+        )
+
+
+def test_processing_and_class_change_nothing(kind: Any) -> None:
+    models = [kind("parallel", BACKENDS[0], "folded"), kind("parallel", BACKENDS[-1], "raw")]
+    for label in LABELS:
+        folded, raw = (table(model, label, k=3, best=9) for model in models)
+        for name in ("value", "mean", "sd", "best_value"):
+            np.testing.assert_allclose(raw[name], folded[name], atol=1e-3)
+        assert folded.attrs["exact"] == raw.attrs["exact"]
+    for analysis, given in ((singular, ("L1H2.OV",)), (subspaces, ("L0H1", "L1H0.k"))):
+        folded, raw = (analysis(model, *given) for model in models)
+        name = "singular_value" if analysis is singular else "cosine"
+        np.testing.assert_allclose(raw[name], folded[name], atol=1e-3)
+
+
+def test_scores_of_the_first_layer_are_those_of_the_table(kind: Any, tokens: Tensor) -> None:
+    model = kind()
+    name = "blocks.0.attn.hook_attn_scores"
+    with torch.no_grad():
+        scores = model.run_with_cache(tokens, names_filter=[name])[1][name]
+    for distance in (0, 3):
+        factors = factors_of(Weights.of(model), "L0H2.QK", "embed", distance)
+        query, key = tokens[:, distance:], tokens[:, : tokens.shape[1] - distance]
+        expected = (factors.left[query] * factors.right[key]).sum(-1)
+        found = scores[:, 2].diagonal(-distance, 1, 2)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert factors.attrs["exact"] == 1
+
+
+def test_neurons_of_the_first_layer_read_what_the_table_says(kind: Any, tokens: Tensor) -> None:
+    model, site = kind(), Site("pre", 0).hook_name
+    with torch.no_grad():
+        pre = model.run_with_cache(tokens, names_filter=[site])[1][site]
+    factors = factors_of(Weights.of(model), "L0.in", "embed", None)
+    np.testing.assert_allclose(pre, factors.left[tokens] @ factors.right.T, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns", "k"), [(5, 7, 7), (400, 2100, 3), (3, 1024, 40)])
+def test_ranking_is_that_of_the_product(rows: int, columns: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    left = torch.randn(rows, 6, generator=generator)
+    right = torch.randn(columns, 6, generator=generator) - 9 * left.mean()
+    product = left @ right.T
+    found = best_of_rows(left, right, k)
+    np.testing.assert_allclose(found[0], product.topk(k, dim=1).values, atol=1e-5)
+    np.testing.assert_allclose(product.gather(1, found[1]), found[0], atol=1e-5)
+    for best in (1, k + 2, min(500, product.numel())):
+        values, row, column = best_of_all(left, right, found, best)
+        np.testing.assert_allclose(values, product.flatten().topk(best).values, atol=1e-5)
+        np.testing.assert_allclose(product[row, column], values, atol=1e-5)
+        assert len({*zip(row.tolist(), column.tolist(), strict=True)}) == best
+
+
+def test_one_row_may_hold_all_that_is_best() -> None:
+    left = torch.tensor([[1.0, 0.0], [0.0, 0.1]])
+    right = torch.stack([torch.arange(50.0), torch.ones(50)], dim=1)
+    values, rows, _ = best_of_all(left, right, best_of_rows(left, right, 2), 20)
+    assert values.tolist() == [*range(49, 29, -1)]
+    assert not rows.any()
+
+
+def test_singular_directions_are_those_of_the_centred_matrix(some_model: Any) -> None:
+    matrix = whole(some_model, "L1H2.OV")
+    matrix = matrix - matrix.mean(0) - matrix.mean(1, keepdim=True) + matrix.mean()
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = singular(some_model, "L1H2.OV", k=3, tokens=2)
+    np.testing.assert_allclose(found["singular_value"], s[:3], rtol=1e-4)
+    np.testing.assert_allclose(found["share"], (s**2 / (s**2).sum())[:3], rtol=1e-4)
+    assert found.attrs["rank"] == pytest.approx(float((s**2).sum() ** 2 / (s**4).sum()), rel=1e-4)
+    for i in range(3):
+        both = torch.cat([u[:, i], vh[i]])
+        turn = both[both.abs().argmax()].sign()
+        for end, vector in (("reads", u[:, i] * turn), ("writes", vh[i] * turn)):
+            for sign in (1, -1):
+                mine = found.isel(direction=i).sel(end=end, sign=sign)
+                at = (sign * vector).topk(2)
+                np.testing.assert_allclose(mine["entry"], sign * at.values, atol=1e-4)
+                np.testing.assert_array_equal(mine["id"], at.indices)
+
+
+def test_directions_of_equal_values_are_one_group() -> None:
+    assert _groups(torch.tensor([3.0, 2.0, 2.0 - 1e-4, 1.0])).tolist() == [0, 1, 1, 2]
+
+
+def test_equal_singular_values_have_no_tokens(monkeypatch: Any, nano: Any) -> None:
+    monkeypatch.setattr("mlp_interp.weights._singular._SAME", 1.0)
+    found = singular(nano, "L1H0.OV", k=2)
+    assert bool((found["id"] == -1).all())
+    assert bool(found["entry"].isnull().all())
+
+
+def test_virtual_weights_are_products_of_vectors(some_model: Any) -> None:
+    weights = Weights.of(some_model)
+    found = virtual_weights(some_model, "L0", "L2", k=2, best=5)
+    write, read = Vectors.of(weights, 0).value_folded, Vectors.of(weights, 2).receptor.folded
+    product = write @ read.T
+    np.testing.assert_allclose(found["value"], product.topk(2, dim=1).values, atol=1e-4)
+    dimensions = weights.d_model - (weights.norm.kind == "layer")
+    random = torch.randn(4000, weights.d_model, generator=torch.Generator().manual_seed(0))
+    random = weights.norm.keep(random)
+    random = random / random.norm(dim=1, keepdim=True) * read.square().sum(1).mean().sqrt()
+    assert float(found["null_sd"][0]) == pytest.approx(float((random @ write[0]).std()), rel=0.1)
+    assert dimensions in (31, 32)
+    one = virtual_weights(some_model, "L0N3", "L1N4", best=1)
+    assert one["value"].shape == (1, 1)
+    assert str(one["column_text"].values[0, 0]) == "L1N4"
+    tokens = virtual_weights(some_model, "embed", "L0N3", best=1)
+    assert tokens.sizes["row"] == VOCABULARY
+
+
+def test_angles_are_those_of_scipy(kind: Any) -> None:
+    model = kind()
+    found = subspaces(model, ["L0H1", "0.mlp", "embed"], ["L1H0.q", "2.mlp", "unembed"], energy=0.8)
+    heads = Heads.of(Weights.of(model), 0), Heads.of(Weights.of(model), 1)
+    bases = []
+    for matrix, rank in (
+        (heads[0].O[1], int(found["writer_rank"][0])),
+        (heads[1].Q[0].T, int(found["reader_rank"][0])),
+    ):
+        _, s, vh = torch.linalg.svd(matrix.double())
+        share = (s**2).cumsum(0) / (s**2).sum()
+        assert int((share < 0.8).sum()) + 1 == rank
+        bases.append(vh[:rank].T)
+    angles = np.cos(np.sort(scipy.linalg.subspace_angles(*(x.numpy() for x in bases))))
+    cosines = found["cosine"][0, 0].dropna("angle")
+    np.testing.assert_allclose(cosines, angles, atol=1e-5)
+    assert float(found["overlap"][0, 0]) == pytest.approx(float((angles**2).mean()), abs=1e-5)
+    assert bool((found["overlap"] <= 1).all())
+
+
+def test_bigrams_are_those_of_a_loop(some_model: Any, tokens: Tensor) -> None:
+    found = bigrams(some_model, tokens)
+    for path, source, layer in (("embed", "embed", 0), ("embed+0.mlp", "extended", 1)):
+        stream = streams_of(some_model, source).stream(layer)
+        logp = Unembed.of(some_model).logits(stream).double().log_softmax(-1)
+        loss = -torch.stack([logp[row[1:-1], row[2:]].mean() for row in tokens])
+        mine = found.sel(path=path)
+        assert float(mine["loss"]) == pytest.approx(float(loss.mean()), abs=1e-4)
+        assert float(mine["loss_se"]) == pytest.approx(float(loss.std() / 2), abs=1e-4)
+    pairs = [(int(a), int(b)) for row in tokens for a, b in zip(row[1:-1], row[2:], strict=True)]
+    first = [a for a, _ in pairs]
+    own = [-np.log(pairs.count(pair) / first.count(pair[0])) for pair in pairs]
+    assert float(found["bigram_loss"]) == pytest.approx(np.mean(own), abs=1e-6)
+    after = [b for _, b in pairs]
+    own = [-np.log(after.count(b) / len(after)) for b in after]
+    assert float(found["unigram_loss"]) == pytest.approx(np.mean(own), abs=1e-6)
+
+
+def test_padding_is_in_no_pair(kind: Any, tokens: Tensor) -> None:
+    expected = bigrams(kind(), tokens)
+    padded = torch.cat([tokens, torch.zeros_like(tokens[:, :3])], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, tokens.shape[1] :] = 0
+    found = bigrams(kind(), padded, attention_mask=mask)
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_all_coordinates_make_the_vector(kind: Any, tokens: Tensor) -> None:
+    found = embedding_fidelity(kind(), tokens, keep=[1, VOCABULARY], sample=16)
+    exact = found.sel(way="pseudoinverse", k=VOCABULARY)
+    np.testing.assert_allclose(exact[["value", "stream", "chance"]].to_dataarray(), 1, atol=1e-6)
+    assert bool((found["value"].sel(k=1) < 0.95).all())
+
+
+def test_nano_bigrams_and_copying(nano: Any) -> None:
+    corpus = load_corpus("nano", nano, sequences=64, length=64)
+    found = bigrams(nano, corpus)
+    direct, extended = found["loss"].values
+    assert direct > extended + 2
+    assert extended < float(found["unigram_loss"]) - 1
+    copied = [table(nano, f"L1H{h}.OV", k=1, best=1) for h in range(6)]
+    for one in copied:
+        assert one.attrs["exact"] == 1
+        assert float((one["column"][:, 0] == one["row_id"]).mean()) > 0.7
+        assert float(one["diagonal_z"].mean()) > 3.5
+    streams = token_streams(nano, corpus, layers=2, least=5)
+    means = table(nano, "L2H4.OV", source=streams, k=1, best=1)
+    assert means.sizes["row"] == len(streams.tokens)
+    assert means.attrs["exact"] == 0
+    assert "mean streams" in means.attrs["approximation"]
+    words = table(nano, "L2H4.OV", tokens=[" Paris", " London"], k=2, best=3)
+    assert [str(x) for x in words["row_text"].values] == [" Paris", " London"]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("call", "given", "options", "text"),
+    [
+        (table, "L1H2.VO", {}, "matrix='L1H2.VO'; wanted a label such as direct"),
+        (table, 7, {}, "matrix=7; wanted a label"),
+        (table, "L9.out", {}, "wanted a layer from 0 to 2"),
+        (table, "L1H9.OV", {}, "wanted a head from 0 to 3"),
+        (table, "L1N99.out", {}, "wanted a neuron from 0 to 63"),
+        (table, "L1N5.OV", {}, "wanted a head, as L1H3.OV"),
+        (table, "L1.QK", {}, "wanted a head"),
+        (table, "L1.gate", {}, "not gated; wanted L1.in"),
+        (table, "L1H2.OV", {"distance": 1}, "distance=1 with matrix='L1H2.OV'; wanted it with QK"),
+        (table, "L1H2.QK", {"distance": -1}, "distance=-1; wanted at least 0"),
+        (table, "L1H2.QK", {"distance": 64}, "distance=64; wanted at most 63"),
+        (table, "L1.out", {"k": 301}, "k=301; wanted an integer from 1 to 300"),
+        (table, "L1.out", {"best": 0}, "best=0; wanted an integer"),
+        (table, "L1.out", {"side": "top"}, "side='top'; wanted 'high' or 'low'"),
+        (table, "direct", {"source": "mlp"}, "source='mlp'"),
+        (table, "direct", {"tokens": [999]}, "tokens holds 999; wanted tokens that are rows"),
+        (table, "direct", {"tokens": []}, "tokens is empty"),
+        (singular, "L1H2.OV", {"k": 9}, "k=9; wanted an integer from 1 to 8"),
+        (singular, "L1H2.OV", {"tokens": 0}, "tokens=0"),
+        (embedding_fidelity, None, {"keep": [0]}, "keep=0"),
+        (embedding_fidelity, None, {"layers": 5}, "layers="),
+        (bigrams, torch.ones(2, 9, dtype=torch.long), {"paths": ["mlp"]}, "paths="),
+        (bigrams, torch.ones(2, 2, dtype=torch.long), {}, "first=1: a text of the corpus has no"),
+    ],
+)
+def test_what_is_refused(kind: Any, call: Any, given: Any, options: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        unchecked(call)(kind(), given, **options)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("call", "writer", "reader", "options", "text"),
+    [
+        (virtual_weights, "L2", "L2", {}, "reader='L2' does not read what writer='L2' writes"),
+        (virtual_weights, "L0H1", "L2", {}, "writer='L0H1'; wanted 'embed', a layer's neurons"),
+        (virtual_weights, "L0", "L9", {}, "reader='L9'"),
+        (virtual_weights, "L0N64", "L1", {}, "writer='L0N64'"),
+        (subspaces, "L0H1", "L1H0", {}, "readers has 'L1H0'; wanted 'L1H3.q'"),
+        (subspaces, "L0H1.q", "L1H0.q", {}, "writers has 'L0H1.q'"),
+        (subspaces, "L7H1", "L1H0.q", {}, "writers has 'L7H1'"),
+        (subspaces, [], "unembed", {}, "writers="),
+        (subspaces, "embed", "unembed", {"energy": 1}, "energy=1"),
+    ],
+)
+def test_pairs_that_are_refused(
+    kind: Any, call: Any, writer: Any, reader: Any, options: Any, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        unchecked(call)(kind(), writer, reader, **options)
+
+
+def test_gated_mlps_read_with_two_matrices(kind: Any) -> None:
+    with pytest.raises(ValueError, match="gated, and read with two matrices; wanted L1.gate or L1"):
+        table(kind("llama"), "L1.in")
+    assert table(kind("llama"), "L1.gate", k=1, best=1).attrs["exact"] == 0
