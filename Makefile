@@ -114,6 +114,7 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/lens.py
 	$(VENV)/bin/python tests/bench/sweep.py
 	$(VENV)/bin/python tests/bench/sweep.py --ray
+	$(VENV)/bin/python tests/bench/weights.py
 
 bench-real: $(VENV)/.installed-real ## The same of a trained model, against bare Hugging Face
 	$(VENV)/bin/python tests/bench/real.py

@@ -9,7 +9,15 @@ import pytest
 import real_page
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("questions", "runs", "from_transformerlens", "own_model", "contributing", "memories")
+PAGES = (
+    "questions",
+    "runs",
+    "from_transformerlens",
+    "own_model",
+    "contributing",
+    "memories",
+    "weights",
+)
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)
 

@@ -1,15 +1,17 @@
 """Weights as tables, against the whole matrices in float64 and against what models compute."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from browser import needs_browser, open_page
 from random_models import BACKENDS, VOCABULARY, unchecked
 from torch import Tensor
 
-from mlp_interp import Unembed, load_corpus
+from mlp_interp import Unembed, load_corpus, views
 from mlp_interp.corpus import token_streams
 from mlp_interp.models import Weights
 from mlp_interp.models.heads import Heads
@@ -225,7 +227,7 @@ def test_bigrams_are_those_of_a_loop(some_model: Any, tokens: Tensor) -> None:
         mine = found.sel(path=path)
         assert float(mine["loss"]) == pytest.approx(float(loss.mean()), abs=1e-4)
         assert float(mine["loss_se"]) == pytest.approx(float(loss.std() / 2), abs=1e-4)
-    pairs = [(int(a), int(b)) for row in tokens for a, b in zip(row[1:-1], row[2:], strict=True)]
+    pairs = [(int(a), int(b)) for row in tokens for a, b in pairwise(row[1:])]
     first = [a for a, _ in pairs]
     own = [-np.log(pairs.count(pair) / first.count(pair[0])) for pair in pairs]
     assert float(found["bigram_loss"]) == pytest.approx(np.mean(own), abs=1e-6)
@@ -328,6 +330,33 @@ def test_pairs_that_are_refused(
 
 
 def test_gated_mlps_read_with_two_matrices(kind: Any) -> None:
-    with pytest.raises(ValueError, match="gated, and read with two matrices; wanted L1.gate or L1"):
+    with pytest.raises(ValueError, match=r"two matrices; wanted L1\.gate or L1"):
         table(kind("llama"), "L1.in")
     assert table(kind("llama"), "L1.gate", k=1, best=1).attrs["exact"] == 0
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@needs_browser
+def test_the_page_of_a_table_shows_its_rows_and_tokens_stay_text(kind: Any, tmp_path: Any) -> None:
+    found = table(kind(), "L1H2.OV", k=3, best=2)
+    found["column_text"][0, 0] = HOSTILE
+    view = views.table(found.isel(row=slice(0, 8)), shown=5)
+    assert HOSTILE not in view.html()
+    page, said = open_page(view.html(), tmp_path)
+    assert not said
+    assert page.count("<tr>") == 1 + 5
+    assert "8 rows, the first 5 shown" in page
+    assert "<img" not in page.replace("&lt;img", "")
+    saved = view.save(tmp_path / "table.html")
+    assert saved.read_text() == view.html()
+
+
+def test_views_of_tables_refuse(kind: Any) -> None:
+    found = table(kind(), "L1.out", k=1, best=1)
+    assert repr(views.table(found)) == "Table(L1.out, 64 rows)"
+    with pytest.raises(ValueError, match="lacks value"):
+        views.table(found.drop_vars("value"))
+    with pytest.raises(ValueError, match="shown=0"):
+        views.table(found, shown=0)

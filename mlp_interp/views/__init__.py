@@ -8,16 +8,19 @@ from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
+from mlp_interp.views._table import Table, table
 from mlp_interp.views._tokens import activations, token_values, tokens
 
 __all__ = [
     "Comparison",
     "Page",
+    "Table",
     "View",
     "activations",
     "attention",
     "compare",
     "neuron",
+    "table",
     "token_values",
     "tokens",
 ]
