@@ -118,16 +118,16 @@ def _matrix(weights: Weights, argument: str, label: Any) -> Float[Tensor, "some 
     if label == whole:
         return weights.norm.keep(weights.W_E.float()) if writes else readout(weights)[1]
     found = _LABEL.fullmatch(label) if isinstance(label, str) else None
-    if found and found[4] and int(found[4]) < weights.n_layers and weights.has_mlps:
-        vectors = Vectors.of(weights, int(found[4]))
+    layer, head, side, mlp = found.groups() if found else (None, None, None, None)
+    if mlp and int(mlp) < weights.n_layers and weights.has_mlps:
+        vectors = Vectors.of(weights, int(mlp))
         return vectors.value_folded if writes else vectors.receptor.folded
-    known = found is not None and found[1] is not None and writes == (found[3] is None)
-    if not known or int(found[1]) >= weights.n_layers or int(found[2]) >= weights.n_heads:
+    known = layer is not None and head is not None and writes == (side is None)
+    if not known or int(layer or 0) >= weights.n_layers or int(head or 0) >= weights.n_heads:
         wanted = "'L0H3', '2.mlp'" if writes else "'L1H3.q', 'L1H3.k', 'L1H3.v', '2.mlp'"
         raise ValueError(f"{argument} has {label!r}; wanted {wanted} or {whole!r}, of the model's")
-    heads = Heads.of(weights, int(found[1]), scores=False)
-    head = int(found[2])
-    return heads.O[head] if writes else {"q": heads.Q, "k": heads.K, "v": heads.V}[found[3]][head].T
+    heads, at = Heads.of(weights, int(layer or 0), scores=False), int(head or 0)
+    return heads.O[at] if writes else {"q": heads.Q, "k": heads.K, "v": heads.V}[str(side)][at].T
 
 
 def _space(vectors: Float[Tensor, "some d_model"], energy: float) -> Float[Tensor, "rank d_model"]:

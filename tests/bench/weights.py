@@ -47,11 +47,11 @@ def main() -> None:
     def blocked() -> None:
         for rows in left.split(384):
             for start in range(0, VOCABULARY, BLOCK):
-                rows @ across[:, start : start + BLOCK]
+                torch.mm(rows, across[:, start : start + BLOCK])
 
     def written() -> None:
         for rows in left.split(512):
-            rows @ across
+            torch.mm(rows, across)
 
     def torchs() -> None:
         for rows in left.split(512):
