@@ -212,7 +212,8 @@ def picture_of(name: str) -> Path:
 def missing() -> set[str]:
     """Public figures and views that the page lacks."""
     public = {f"plots.{name}" for name in mi.plots.__all__}
-    public |= {f"views.{name}" for name in mi.views.__all__ if name.islower()}
+    shown = (name for name in mi.views.__all__ if name.islower() and name != "share")
+    public |= {f"views.{name}" for name in shown}
     return public ^ {*every()}
 
 

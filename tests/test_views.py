@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from browser import needs_browser, open_page
+from browser import PROGRAM, needs_browser, open_page
 
 from mlp_interp import views
+from mlp_interp.views import _page
 from mlp_interp.views._page import as_numbers
 from mlp_interp.views.bundle import to_json
 
@@ -118,6 +119,30 @@ def test_frames_in_one_page(tmp_path):
     assert [part.split(":")[:2] for part in seen] == [["7", "0"]] * 3
     heights = [int(part.split(":")[2].removesuffix("px")) for part in seen]
     assert all(30 < height < 160 for height in heights), heights  # lower than it begins
+
+
+def test_views_share_one_script(tmp_path, monkeypatch):
+    """Each is small, draws what it drew before, and says so where the script is not there."""
+    view = views.tokens(TOKENS, range(7))
+    alone = view.html()
+    monkeypatch.setattr(_page, "sharing", False)
+    shared = views.share()._repr_html_()
+    frame = view._repr_html_()
+    assert len(frame) < 10_000 < len(shared)
+    assert view.html() == alone
+    if PROGRAM is None:
+        return
+    count = (
+        "<script>setTimeout(() => { document.title = [...document.querySelectorAll('iframe')]"
+        ".map(f => f.contentDocument.querySelectorAll('.colored-tokens > span').length"
+        " + ':' + f.contentDocument.body.innerText.includes('share()')).join(' '); }, 12000)"
+        "</script>"
+    )
+    dom, console = open_page(shared + frame * 3 + count, tmp_path)
+    assert not console, console
+    assert re.search(r"<title>(.*?)</title>", dom)[1].split() == ["7:false"] * 3
+    dom, _ = open_page(frame + count, tmp_path)
+    assert re.search(r"<title>(.*?)</title>", dom)[1] == "0:true"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
+from mlp_interp.views._shared import share
 from mlp_interp.views._table import Table, table
 from mlp_interp.views._tokens import activations, token_values, tokens
 
@@ -20,6 +21,7 @@ __all__ = [
     "attention",
     "compare",
     "neuron",
+    "share",
     "table",
     "token_values",
     "tokens",

@@ -29,6 +29,23 @@ new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
 """
 
 
+# `views.share` puts the script into an element of this name, once in a notebook.
+SHARED = "mlp-interp-views"
+sharing = False
+# The script is above the frame, but the frame may be drawn first.
+BORROW = """
+async function borrowed(id) {
+  for (let tries = 0; tries < 40; tries++) {
+    const held = parent.document.getElementById(id);
+    if (held) return held.textContent;
+    await new Promise((done) => setTimeout(done, 250));
+  }
+  document.body.append("To draw this, run the cell with mi.views.share() again, above.");
+  throw new Error("no script to draw views with");
+}
+"""
+
+
 @dataclass(frozen=True)
 class View:
     """One circuitsvis component with its data.
@@ -60,13 +77,22 @@ class View:
 
     def html(self) -> str:
         """A complete document that draws the view and asks no server for anything."""
+        held = f'<script type="text/plain" id="circuitsvis">{circuitsvis()}</script>'
+        return self._document(held, 'runPacked("circuitsvis").then')
+
+    def _document(self, held: str, draw: str) -> str:
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>view</title>'
-            f"<style>{STYLE}</style></head><body>{self.fragment()}"
-            f'<script type="text/plain" id="circuitsvis">{circuitsvis()}</script>'
-            f"<script>{UNPACK}{MOUNT}{FIT}"
-            'runPacked("circuitsvis").then(() => mountViews(document));</script></body></html>'
+            f"<style>{STYLE}</style></head><body>{self.fragment()}{held}"
+            f"<script>{UNPACK}{MOUNT}{FIT}{draw}(() => mountViews(document));</script>"
+            "</body></html>"
         )
+
+    def _framed(self) -> str:
+        """The document in a frame, which may take the script from the page around it."""
+        if not sharing:
+            return self.html()
+        return self._document("", f'{BORROW}borrowed("{SHARED}").then(runText).then')
 
     def save(self, path: str | Path) -> Path:
         """Write `html` to a file, all of it or nothing.
@@ -86,7 +112,7 @@ class View:
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
         return (
-            f'<iframe srcdoc="{escape(self.html())}" title="{escape(self.component)}" '
+            f'<iframe srcdoc="{escape(self._framed())}" title="{escape(self.component)}" '
             f'style="width: 100%; height: {self.height}px; border: 0;"></iframe>'
         )
 
