@@ -112,6 +112,7 @@ bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
 	$(VENV)/bin/python tests/bench/patching.py
 	$(VENV)/bin/python tests/bench/gradients.py
 	$(VENV)/bin/python tests/bench/lens.py
+	$(VENV)/bin/python tests/bench/heads.py
 	$(VENV)/bin/python tests/bench/sweep.py
 	$(VENV)/bin/python tests/bench/sweep.py --ray
 	$(VENV)/bin/python tests/bench/weights.py

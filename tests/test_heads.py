@@ -7,7 +7,7 @@ from random_models import HAS_HOOKED
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
-from mlp_interp.heads._compose import _compared, _Side
+from mlp_interp.heads._sides import Side, compared
 from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.heads import Heads
@@ -114,9 +114,9 @@ def test_chance_of_composition_is_that_of_random_rotations(measure):
     thin = [torch.randn(size, 4, generator=generator) * scales for _ in range(2)]
     turns = torch.linalg.qr(torch.randn(draws, size, size, generator=generator))[0]
     inner = torch.eye(4).double()
-    writer = _Side.of((turns @ thin[0]), inner.expand(draws, 4, 4), measure, 0.9)
-    reader = _Side.of(thin[1][None], inner[None], measure, 0.9)
-    _, z = _compared(writer, reader, size)
+    writer = Side.of((turns @ thin[0]), inner.expand(draws, 4, 4), measure, 0.9)
+    reader = Side.of(thin[1][None], inner[None], measure, 0.9)
+    _, z = compared(writer, reader, [draws], size)
     assert abs(float(z.mean())) < 0.1
     assert abs(float(z.std()) - 1) < 0.1
 

@@ -1,19 +1,14 @@
 """Which heads read what which other heads write, more than chance would have it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 
-from mlp_interp.heads._circuits import rotations
-from mlp_interp.heads._spectra import root
-from mlp_interp.heads._which import by_layer, head_coords, listed_heads
+from mlp_interp.heads._sides import compared, sides_of
+from mlp_interp.heads._which import head_coords, listed_heads
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import index
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
@@ -25,36 +20,8 @@ __all__ = ["compose"]
 KINDS = ("q", "k", "v")
 Measure = Literal["frobenius", "overlap"]
 
-
-@dataclass(frozen=True)
-class _Side:
-    """Of some heads: factors whose Gram matrices say what they write, or read, and three traces.
-
-    Attributes:
-        factor: ``F`` with the Gram matrix ``F F^T``.
-        trace: Of the Gram matrix.
-        square: Trace of its square.
-    """
-
-    factor: Float[Tensor, "head d_model k"]
-    trace: Float[Tensor, " head"]
-    square: Float[Tensor, " head"]
-
-    @classmethod
-    def of(cls, matrix: Tensor, inner: Tensor, measure: str, energy: float) -> "_Side":
-        """Of Gram matrices ``W S W^T`` with a thin ``W`` and a small ``S``.
-
-        For the overlap their directions of largest weight, which hold a share of it, count alike.
-        """
-        factor = matrix.double() @ root(inner)
-        if measure == "overlap":
-            left, values, _ = torch.linalg.svd(factor, full_matrices=False)
-            squares = values.square()
-            before = squares.cumsum(-1) - squares
-            factor = left * (before < energy * squares.sum(-1, keepdim=True))[:, None]
-        gram = factor.mT @ factor
-        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return cls(factor.float(), trace, gram.square().sum((-2, -1)))
+_NUMBERS = 2**26
+"""Of all factors that are held at once."""
 
 
 @torch.no_grad()
@@ -119,25 +86,19 @@ def compose(
         distance = index("distance", distance, int(weights.model.cfg.n_ctx))
     writing = listed_heads(weights, writers, argument="writers")
     reading = _readers(weights, readers)
-    scored = any(site.name != "v" for site in reading)
-    shape = len(writing), len(reading)
-    score, z = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
+    order = sorted(range(len(writing)), key=lambda i: writing[i].layer or 0)
+    score, z = (
+        torch.full((len(writing), len(reading)), torch.nan, dtype=torch.float64) for _ in range(2)
+    )
+    options = {"measure": measure, "distance": distance, "energy": energy}
     m = weights.d_model - (weights.norm.kind == "layer")
-    earlier: list[tuple[int, list[int], _Side]] = []
-    for layer in range(weights.n_layers):
-        heads = Heads.of(weights, layer, scores=scored)
-        side = _reading(heads, [s for s in reading if s.layer == layer], measure, distance, energy)
-        if side is not None:
-            columns = [i for i, s in enumerate(reading) if s.layer == layer]
-            for _, rows, writer in earlier:
-                found = _compared(writer, side, m)
-                for target, value in zip((score, z), found, strict=True):
-                    target[torch.tensor(rows)[:, None], torch.tensor(columns)] = value.cpu()
-        rows = by_layer(writing).get(layer, [])
-        if rows:
-            units = [writing[i].unit for i in rows]
-            O, V = heads.O[units].mT, heads.V[units].double()  # noqa: E741
-            earlier.append((layer, rows, _Side.of(O, V.mT @ V, measure, energy)))
+    for places in _groups(weights, reading):
+        some = [reading[i] for i in places]
+        sides = sides_of(weights, [writing[i] for i in order], some, **options)
+        before = [sum((writing[i].layer or 0) < (site.layer or 0) for i in order) for site in some]
+        rows, columns = torch.tensor(order)[:, None], torch.tensor(places)
+        for target, value in zip((score, z), compared(*sides, before, m), strict=True):
+            target[rows, columns] = value.cpu()
     dims = ("writer", "reader")
     variables = {
         "score": variable(dims, score, unit="share", long_name=f"{measure} composition score"),
@@ -185,43 +146,13 @@ def _readers(weights: Weights, given: Any) -> list[Site]:
     return found
 
 
-def _reading(
-    heads: Heads, sites: Sequence[Site], measure: str, distance: int | None, energy: float
-) -> _Side | None:
-    """What some readers of one layer read, in their order."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    made = {name: _inner(heads, name, distance) for name in {site.name for site in sites}}
-    for site in sites:
-        matrix, inner = made[site.name]
-        parts.append((matrix[site.unit], inner[site.unit]))
-    if not parts:
-        return None
-    matrices, inner = (torch.stack(x) for x in zip(*parts, strict=True))
-    return _Side.of(matrices, inner, measure, energy)
-
-
-def _inner(heads: Heads, name: str, distance: int | None) -> tuple[Tensor, Tensor]:
-    """With which matrix queries, keys or values are read, and what is made of them after that."""
-    O = heads.O.double()  # noqa: E741
-    if name == "v":
-        return heads.V, O @ O.mT
-    matrix, other = (heads.Q, heads.K) if name == "q" else (heads.K, heads.Q)
-    between = rotations(heads, distance)
-    turned = between if name == "q" else between.mT
-    gram = other.double().mT @ other.double()
-    return matrix, torch.einsum("tde,hef,tgf->hdg", turned, gram, turned) / len(turned)
-
-
-def _compared(writer: _Side, reader: _Side, m: int) -> tuple[Tensor, Tensor]:
-    """Scores of all pairs, and how many deviations their squares are above the mean by chance."""
-    w, r = (side.factor.mT.flatten(0, 1) for side in (writer, reader))
-    products = (w @ r.T).square_()
-    each = products.view(len(writer.trace), -1, len(reader.trace), reader.factor.shape[-1])
-    together = each.sum((1, 3)).double()
-    t, u = writer.trace[:, None], reader.trace
-    tt, uu = writer.square[:, None], reader.square
-    variance = 2 * (m * tt - t**2) * (m * uu - u**2) / (m**2 * (m - 1) * (m + 2))
-    return (together / (t * u)).sqrt(), (together - t * u / m) / variance.clamp_min(0).sqrt()
+def _groups(weights: Weights, reading: Sequence[Site]) -> list[list[int]]:
+    """Places of the readers that are compared at once: all, or in large models those of a kind."""
+    numbers = (len(reading) + weights.n_layers * weights.n_heads) * weights.d_model * weights.d_head
+    if numbers <= _NUMBERS:
+        return [list(range(len(reading)))]
+    kinds = {site.name for site in reading}
+    return [[i for i, site in enumerate(reading) if site.name == kind] for kind in sorted(kinds)]
 
 
 def _reader_coords(sites: Sequence[Site]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mlp_interp.heads._repeated import Repeated
-from mlp_interp.models import Weights, describe, forward_of
+from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.indices import count, distinct
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
@@ -156,20 +156,22 @@ def detect(
         tokens, real, data = weights.checked(texts.tokens), texts.real, texts.attrs["data"]
     watch = _Watch(total={} if corpus is not None else None)
     masks = partial(_masks, kinds=kinds)
-    queries = _run(model, watch, masks, tokens, real, batch_size, progress)
     expected = torch.full((weights.n_layers, weights.n_heads, len(kinds)), torch.nan)
     repeating = [i for i, kind in enumerate(kinds) if kind in _REPEATING]
-    if repeating and drawn is not None:
-        control = _Watch()
-        same = masks(drawn.tokens[:1], None)
-        _run(model, control, lambda x, _: same, drawn.controls, None, batch_size, progress)
-        expected[:] = control.scores().mean(-1)
+    controls = [drawn.controls] if repeating and drawn is not None else []
+    mask = masks(tokens, real)
+    # Texts without a repetition are asked about the places of those with one.
+    mask = torch.cat([mask, *(mask[:1].expand(len(x), *mask.shape[1:]) for x in controls)])
+    queries = _run(model, watch, mask, torch.cat([tokens, *controls]), real, batch_size, progress)
+    every, queries, mask = watch.scores(), queries[: len(tokens)], mask[: len(tokens)]
+    if controls:
+        expected[:] = every[..., len(tokens) :].mean(-1)
     elif repeating:
-        expected[:] = _by_distance(watch, masks(tokens, real), tokens, real)
+        expected[:] = _by_distance(watch, mask, tokens, real)
     for i, kind in enumerate(kinds):
         if kind not in _REPEATING:
-            expected[:, :, i] = _uniform(masks(tokens, real)[..., i])
-    score, error = mean_and_error(_without(watch.scores(), queries))
+            expected[:, :, i] = _uniform(mask[..., i])
+    score, error = mean_and_error(_without(every[..., : len(tokens)], queries))
     dims = ("layer", "head", "kind")
     variables = {
         "score": variable(dims, score, unit="attention", long_name="mean attention on such keys"),
@@ -205,7 +207,7 @@ def _masks(
 def _run(
     model: Model,
     watch: _Watch,
-    masks: Any,
+    mask: Bool[Tensor, "batch pos source kind"],
     tokens: Int[Tensor, "batch pos"],
     real: Bool[Tensor, "batch pos"] | None,
     batch_size: int,
@@ -213,19 +215,32 @@ def _run(
 ) -> Int[Tensor, "batch kind"]:
     """Run texts and watch; how many queries of each kind each of them has."""
     forward, queries = forward_of(model), []
-    layers = range(forward.weights.n_layers)
-    starts = range(0, len(tokens), batch_size)
-    for start in tqdm(starts, desc="texts", disable=not progress):
-        some = tokens[start : start + batch_size]
-        there = None if real is None else real[start : start + batch_size].to(some.device)
-        mask = masks(some, there)
-        number = mask.any(2).sum(1)
-        share = mask / number.clamp_min(1)[:, None, None]
-        watch.weights = share.flatten(1, 2).expand(len(some), -1, -1)
-        watch.real = torch.ones(some.shape, device=some.device) if there is None else there.float()
-        queries.append(number.expand(len(some), -1).cpu())
-        forward.run(forward.embed(some), observe=watch, patterns=layers, stop=len(layers))
+    there = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
+    # In batches of one size, or nearly: the last one may else be of a single text.
+    parts = torch.arange(len(tokens)).chunk(-(-len(tokens) // batch_size))
+    for some in tqdm(parts, desc="texts", disable=not progress):
+        number = mask[some].any(2).sum(1)
+        watch.weights = (mask[some] / number.clamp_min(1)[:, None, None]).flatten(1, 2)
+        watch.real = there[some].float()
+        queries.append(number.cpu())
+        _patterns(forward, forward.embed(tokens[some]), watch)
     return torch.cat(queries)
+
+
+def _patterns(forward: Forward | HookForward, stream: Tensor, watch: _Watch) -> None:
+    """Show the attention patterns of all layers, and compute no more where that can be left."""
+    last = forward.weights.n_layers - 1
+    if not isinstance(forward, Forward):
+        forward.run(stream, observe=watch, patterns=range(last + 1))
+        return
+    stream = forward.run(stream, observe=watch, patterns=range(last), stop=last)
+    normalized = forward.normalize(stream)
+    positions = torch.arange(stream.shape[1], device=stream.device)
+    rotary = forward.rotary(positions, like=stream)
+    q = forward.queries(last, normalized)
+    k, _ = forward.keys_and_values(last, normalized)
+    q, k = (forward.turned(last, name, x, rotary) for name, x in (("q", q), ("k", k)))
+    watch("pattern", last, forward.scores(q, k).softmax(-1))
 
 
 def _without(scores: Tensor, queries: Int[Tensor, "batch kind"]) -> Tensor:

@@ -15,7 +15,7 @@ from mlp_interp.heads._key_path import KeyPath
 from mlp_interp.heads._match import Matching
 from mlp_interp.heads._positions import check_rotated, kernels
 from mlp_interp.heads._repeated import Repeated
-from mlp_interp.heads._vocabulary import Vocabulary
+from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import head_coords
 from mlp_interp.models import Unembed, Weights, describe
 from mlp_interp.models.heads import Heads
@@ -68,7 +68,7 @@ def induction(
     n: int = 64,
     period: int = 24,
     source: TokenSource = "extended",
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
 ) -> xr.Dataset:
     """The induction circuits of a model, with all the evidence: first from weights, then on data.
@@ -94,7 +94,7 @@ def induction(
         n: Random texts. Shares and knockouts are of the first 16.
         period: Different tokens in each.
         source: What stands for tokens, see `roles`.
-        sample: How many tokens stand for the vocabulary, drawn by `seed`; None for all.
+        sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
         seed: Of random texts, that draw, and chance levels.
 
     Returns:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlp_interp.heads._circuits import rotations
 from mlp_interp.heads._spectra import elsewhere, signs
-from mlp_interp.heads._vocabulary import Vocabulary
+from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import by_layer, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
@@ -99,7 +99,7 @@ def match(
     readers: Any = None,
     source: TokenSource = "extended",
     distance: int | None = None,
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
 ) -> xr.Dataset:
     """Whether a head looks for the token that an earlier head brought to its keys.
@@ -119,7 +119,7 @@ def match(
         readers: The same.
         source: What stands for the tokens: ``"embed"``, ``"extended"`` or `TokenStreams`.
         distance: Between query and key; None for the average rotation of distances 1 to 31.
-        sample: How many tokens stand for the vocabulary, drawn by `seed`; None for all.
+        sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
         seed: Of that draw and of the chance level.
 
     Returns:

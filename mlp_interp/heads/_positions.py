@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.heads._vocabulary import Moments, Vocabulary
+from mlp_interp.heads._vocabulary import SAMPLE, Moments, Vocabulary
 from mlp_interp.heads._which import by_layer, checked_distances, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
@@ -88,7 +88,7 @@ def positions(
     source: TokenSource = "extended",
     distances: int = 64,
     frequencies: Any = None,
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
 ) -> xr.Dataset:
     """The mean score of each head at each distance, from weights alone, and how tokens spread it.
@@ -110,7 +110,7 @@ def positions(
         distances: From 0 (the token itself) to less than this.
         frequencies: How often each token of the vocabulary comes, ``[d_vocab]``; None for all
             alike.
-        sample: How many tokens stand for the vocabulary, drawn by `seed`; None for all.
+        sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
         seed: Of that draw.
 
     Returns:

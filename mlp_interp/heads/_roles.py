@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from mlp_interp.heads._circuits import Circuits
 from mlp_interp.heads._positions import kernels
 from mlp_interp.heads._spectra import singular_values
-from mlp_interp.heads._vocabulary import Vocabulary
+from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import checked_distances
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
@@ -52,7 +52,7 @@ def roles(
     source: TokenSource = "extended",
     distances: int = 64,
     scan: bool = False,
-    sample: int | None = None,
+    sample: int | None = SAMPLE,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -69,7 +69,7 @@ def roles(
         distances: How far attention by position reaches.
         scan: Also find the share of tokens that raise their own logit most, for which all
             ``d_vocab x d_vocab`` entries are computed.
-        sample: How many tokens stand for the vocabulary, drawn by `seed`; None for all.
+        sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
         seed: Of that draw and of chance levels.
         progress: Show a progress bar.
 
