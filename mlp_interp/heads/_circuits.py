@@ -7,24 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.heads._spectra import elsewhere, signs
+from mlp_interp.heads._turns import rotations
 from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.models.heads import Heads
 
-__all__ = ["DRAWS", "NEAR", "Circuits", "rotations"]
+__all__ = ["Circuits"]
 
-DRAWS = 24
+_DRAWS = 24
 """Random matrices for each layer's chance level."""
-NEAR = 32
-"""Over how many distances, from 1 to less than this, rotations are averaged."""
-
 _TOKENS = 1024
 """Tokens whose own entries are compared with the others of their rows."""
-
-
-def rotations(heads: Heads, distance: int | None) -> Float[Tensor, "distance d_head d_head"]:
-    """What stands between query and key: at one distance, or at each of the near ones."""
-    near = min(NEAR, int(heads.weights.model.cfg.n_ctx))
-    return heads.relative(range(1, near) if distance is None else [distance]).double()
 
 
 @dataclass(frozen=True)
@@ -48,17 +40,15 @@ class Circuits:
 
     def copying(self) -> tuple[Tensor, Tensor, float]:
         """Sum of the OV eigenvalues and share of negative ones (`signs`); chance's deviation."""
-        O, V = self.heads.O.double(), self.heads.V.double()  # noqa: E741
-        moved = O @ self.vocabulary.moments(self.heads.layer).readout
-        return *signs(moved @ V), self._chance(moved, V)
+        moved = self.heads.O @ self.vocabulary.moments(self.heads.layer).readout.float()
+        return *signs((moved @ self.heads.V).double()), self._chance(moved, self.heads.V)
 
     def duplicates(self) -> tuple[Tensor, float]:
         """Sum of the QK eigenvalues of tokens with themselves; chance's standard deviation."""
-        covariance = self.vocabulary.moments(self.heads.layer).covariance
-        between = rotations(self.heads, None).mean(0)
-        Q, K = self.heads.Q.double(), self.heads.K.double()
-        met = between @ K.mT @ covariance
-        return signs(met @ Q)[0], self._chance(met, Q)
+        covariance = self.vocabulary.moments(self.heads.layer).covariance.float()
+        between = rotations(self.heads, None).mean(0).float()
+        met = between @ self.heads.K.mT @ covariance
+        return signs((met @ self.heads.Q).double())[0], self._chance(met, self.heads.Q)
 
     def copying_z(self) -> Float[Tensor, " head"]:
         """How far tokens' own logits stand out of their rows of the OV table, in deviations.
@@ -69,11 +59,11 @@ class Circuits:
         some = vocabulary.drawn(_TOKENS, self.seed)
         rows = vocabulary.rows(layer, some) @ self.heads.V  # [head, token, d_head]
         O = self.heads.O  # noqa: E741
-        written = vocabulary.directions(some) @ O.mT
+        written = vocabulary.directions_of(some, self.seed) @ O.mT
         mean = vocabulary.directions_mean().float() @ O.mT
-        spread = (O.double() @ vocabulary.directions_covariance() @ O.double().mT).float()
+        spread = O @ vocabulary.directions_covariance().float() @ O.mT
         own = (rows * (written - mean[:, None])).sum(-1)
-        deviation = torch.einsum("htd,hde,hte->ht", rows, spread, rows).clamp_min(0).sqrt()
+        deviation = (rows @ spread * rows).sum(-1).clamp_min(0).sqrt()
         return (own / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)).mean(-1)
 
     def copying_top(self) -> Float[Tensor, " head"]:
@@ -94,6 +84,6 @@ class Circuits:
     def _chance(self, left: Float[Tensor, "head k d_model"], right: Tensor) -> float:
         """Deviation of `signs` where the right side points somewhere else, equally stretched."""
         generator = torch.Generator().manual_seed(self.seed + self.heads.layer)
-        drawn = elsewhere(self.heads.weights.norm, right, DRAWS, generator)
-        which = torch.arange(DRAWS) % len(left)
-        return float(signs(left[which] @ drawn)[0].square().mean().sqrt())
+        drawn = elsewhere(self.heads.weights.norm, right, _DRAWS, generator)
+        which = torch.arange(_DRAWS) % len(left)
+        return float(signs((left[which] @ drawn).double())[0].square().mean().sqrt())

@@ -8,8 +8,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.heads._circuits import rotations
 from mlp_interp.heads._spectra import elsewhere, signs
+from mlp_interp.heads._turns import rotations
 from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import by_layer, head_coords, listed_heads
 from mlp_interp.models import Weights, describe

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.heads._turns import Turns
 from mlp_interp.heads._vocabulary import SAMPLE, Moments, Vocabulary
 from mlp_interp.heads._which import by_layer, checked_distances, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
@@ -48,20 +49,18 @@ def kernels(heads: Heads, moments: Moments, distances: int) -> Kernels:
     and of ``(q - E[q]) R (k - E[k])``.
     """
     between = heads.relative(range(distances)).double()
-    Q, K = heads.Q.double(), heads.K.double()
-    q = moments.mean @ Q + heads.b_q.double()
-    k = moments.mean @ K + heads.b_k.double()
-    of_q, of_k = (W.mT @ moments.covariance @ W for W in (Q, K))
+    covariance = moments.covariance.float()
+    q = moments.mean @ heads.Q.double() + heads.b_q.double()
+    k = moments.mean @ heads.K.double() + heads.b_k.double()
+    of_q, of_k = ((W.mT @ (covariance @ W)).double() for W in (heads.Q, heads.K))
     scale = heads.scale
     towards = torch.einsum("tde,he->htd", between, k)  # what queries are multiplied by
     turned = torch.einsum("hd,tde->hte", q, between)
-    # The covariance of keys, as queries meet it.
-    met = torch.einsum("tde,hef,tgf->htdg", between, of_k, between)
     return Kernels(
         mean=scale * torch.einsum("hd,htd->ht", q, towards),
         query=scale**2 * torch.einsum("htd,hde,hte->ht", towards, of_q, towards),
         key=scale**2 * torch.einsum("htd,hde,hte->ht", turned, of_k, turned),
-        both=scale**2 * torch.einsum("hde,htde->ht", of_q, met),
+        both=scale**2 * Turns.within(heads, between).traces(of_q, of_k),
         bias=scale * torch.einsum("hd,tde,he->ht", heads.b_q.double(), between, heads.b_k.double()),
     )
 

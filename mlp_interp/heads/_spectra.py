@@ -47,9 +47,12 @@ def elsewhere(
     One for each head in turn. They depend on the basis of their k columns as the given ones do.
     """
     d_model, k = matrices.shape[1:]
-    drawn = torch.randn(draws, k, d_model, generator=generator, dtype=torch.float64)
-    frames = torch.linalg.qr(norm.keep(drawn).mT)[0].to(matrices.device)
-    values, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    drawn = norm.keep(torch.randn(draws, k, d_model, generator=generator)).to(matrices)
+    # Orthonormal through the small Gram matrix: there are many more entries than vectors.
+    inside = torch.linalg.cholesky(drawn @ drawn.mT)
+    frames = torch.linalg.solve_triangular(inside, drawn, upper=False).mT
+    values, vectors = torch.linalg.eigh((matrices.mT @ matrices).double())
+    values, vectors = values.to(matrices), vectors.to(matrices)
     # Signs of eigenvectors are arbitrary: let what the matrix makes of them have one.
     images = matrices @ vectors
     largest = images.gather(1, images.abs().argmax(1, keepdim=True))

@@ -6,11 +6,19 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from mlp_interp.heads._circuits import rotations
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.rotary import rotary_at
 
-__all__ = ["Turns"]
+__all__ = ["NEAR", "Turns", "rotations"]
+
+NEAR = 32
+"""Over how many distances, from 1 to less than this, rotations are averaged."""
+
+
+def rotations(heads: Heads, distance: int | None) -> Float[Tensor, "distance d_head d_head"]:
+    """What stands between query and key: at one distance, or at each of the near ones."""
+    near = min(NEAR, int(heads.weights.model.cfg.n_ctx))
+    return heads.relative(range(1, near) if distance is None else [distance]).double()
 
 
 @dataclass(frozen=True)
@@ -22,16 +30,20 @@ class Turns:
 
     Attributes:
         basis: The eigenvectors, one a column; the identity where nothing is turned.
-        mean: Mean over the distances of the products of each two factors.
+        factors: By distance, what each eigenvector is multiplied by.
     """
 
     basis: Complex[Tensor, "d_head d_head"]
-    mean: Complex[Tensor, "d_head d_head"]
+    factors: Complex[Tensor, "distance d_head"]
 
     @classmethod
     def of(cls, heads: Heads, distance: int | None) -> "Turns":
         """Of one distance, or of the near ones."""
-        between = rotations(heads, distance)
+        return cls.within(heads, rotations(heads, distance))
+
+    @classmethod
+    def within(cls, heads: Heads, between: Float[Tensor, "distance d_head d_head"]) -> "Turns":
+        """Of the distances whose rotations these are."""
         basis = torch.eye(between.shape[-1], dtype=torch.complex128, device=between.device)
         rotary = rotary_at(
             heads.weights.model, torch.zeros(1, dtype=torch.int64, device=between.device), heads.Q
@@ -43,12 +55,24 @@ class Turns:
             basis[first, first] = basis[first, second] = 0.5**0.5
             basis[second, first], basis[second, second] = -(0.5**0.5) * 1j, 0.5**0.5 * 1j
         factors = torch.einsum("ik,tij,jk->tk", basis.conj(), between.to(basis.dtype), basis)
-        return cls(basis, factors.mT @ factors.conj() / len(factors))
+        return cls(basis, factors)
 
     def averaged(
         self, gram: Float[Tensor, "head d_head d_head"], *, forward: bool
     ) -> Float[Tensor, "head d_head d_head"]:
         """The mean of ``R G R^T``, or if not `forward` of ``R^T G R``."""
-        inside = self.basis.conj().mT @ gram.to(self.basis.dtype) @ self.basis
-        mean = self.mean if forward else self.mean.conj()
+        mean = self.factors.mT @ self.factors.conj() / len(self.factors)
+        inside, mean = self._inside(gram), mean if forward else mean.conj()
         return (self.basis @ (inside * mean) @ self.basis.conj().mT).real
+
+    def traces(
+        self,
+        first: Float[Tensor, "head d_head d_head"],
+        second: Float[Tensor, "head d_head d_head"],
+    ) -> Float[Tensor, "head distance"]:
+        """By distance, ``tr(A R B R^T)``."""
+        together = self._inside(first).mT * self._inside(second)
+        return torch.einsum("tk,hkl,tl->ht", self.factors, together, self.factors.conj()).real
+
+    def _inside(self, gram: Tensor) -> Complex[Tensor, "head d_head d_head"]:
+        return self.basis.conj().mT @ gram.to(self.basis.dtype) @ self.basis

@@ -145,6 +145,12 @@ class Vocabulary:
         self.directions_covariance()
         return self.known["directions"][1]
 
+    def directions_of(self, some: Tensor, seed: int) -> Float[Tensor, "token d_model"]:
+        """The same of tokens that were `drawn` with a seed, looked up once for all layers."""
+        if ("drawn", seed) not in self.known:
+            self.known["drawn", seed] = self.directions(some)
+        return self.known["drawn", seed]
+
     def drawn(self, number: int, seed: int) -> Int[Tensor, " token"]:
         """Places of some tokens, all of them where there are no more."""
         generator = torch.Generator().manual_seed(seed)
