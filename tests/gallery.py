@@ -62,6 +62,14 @@ mi.plots.compare(mi.compare(heads), top=12)""",
         'mi.plots.activation_histogram(mi.neurons.activity(model, corpus), "L3N506")'
     ),
     "update_shares": "mi.plots.update_shares(mi.neurons.update_shares(model, corpus))",
+    "roles": "mi.plots.roles(mi.heads.roles(model))",
+    "positions": "mi.plots.positions(mi.heads.positions(model, distances=16))",
+    "compose": 'mi.plots.compose(mi.heads.compose(model, readers="k"))',
+    "scores": """
+twice = mi.load_corpus("nano", model, sequences=1, length=24).tokens[:, 1:]
+twice = [[0, *twice[0].tolist(), *twice[0].tolist()]]
+parts = mi.heads.split_scores(model, twice, "L1H3", level="head", queries=-3)
+mi.plots.scores(parts, key=22)""",
     "memories": "mi.plots.memories(mi.neurons.memories(model, corpus))",
     "update_events": "mi.plots.update_events(mi.neurons.update_events(model, corpus, sample=4))",
     "lens": 'mi.plots.lens(mi.lens.read(model, "The capital of France is"))',

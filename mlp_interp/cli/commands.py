@@ -7,6 +7,7 @@ import typer
 
 from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
+from mlp_interp.cli.heads import heads, induction
 from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
@@ -48,6 +49,8 @@ def main(
       mlp-interp neuron L3N506                 writes L3N506.html
       mlp-interp memories
       mlp-interp lens "The capital of France is" writes lens.html
+      mlp-interp heads L1H3
+      mlp-interp induction
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -61,3 +64,5 @@ app.command(short_help="Show all about one neuron; write one HTML page.")(neuron
 app.command(short_help="Show whether texts go on as neurons say.")(memories)
 app.command(short_help="Show what each layer would say; write one HTML page.")(lens)
 app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)
+app.command(short_help="Show what heads do, by their weights.")(heads)
+app.command(short_help="Find the induction circuits.")(induction)

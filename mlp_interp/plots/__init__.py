@@ -8,6 +8,7 @@ magnitudes a sequential one; error bars are one standard error and say so.
 from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
+from mlp_interp.plots._heads import compose, positions, roles, scores
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._lens import lens, lens_depth, trajectory
 from mlp_interp.plots._memories import memories, update_events
@@ -32,6 +33,7 @@ __all__ = [
     "attribution",
     "causal_trace",
     "compare",
+    "compose",
     "direct_vs_total",
     "dose_response",
     "edges",
@@ -44,8 +46,11 @@ __all__ = [
     "neurons",
     "norms",
     "patching",
+    "positions",
     "ranges",
     "receptor_value",
+    "roles",
+    "scores",
     "sources",
     "trajectory",
     "update_events",
