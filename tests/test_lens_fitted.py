@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 import mlp_interp as mi
-from mlp_interp.lens import decoder, linear, logit, mean, over, read
+from mlp_interp.lens import decoder, linear, logit, mean, over, read, repetition
 from mlp_interp.lens.moments import solved
 
 ROWS = [[0, 5, 6, 7, 9, 4], [0, 8, 3, 9], [0, 1, 2, 3, 4, 5]]
@@ -134,6 +134,24 @@ def test_planted_decoder_of_nano(nano: Any) -> None:
     found = over(nano, corpus, lenses, layers=[2, 4])["kl_output"].sel(layer=2)
     for name, wanted in {"logit": 1.25, "block": 0.41, "attn": 0.49, "mlp": 1.15}.items():
         assert abs(float(found.sel(lens=name)) - wanted) < 0.1, name
+
+
+def test_nano_copies_in_layer_1_and_random_models_nowhere(nano: Any, kind: Any) -> None:
+    found = repetition(nano, n=8)
+    assert (found["rank"][:2] > 100).all()
+    assert (found["rank"][2:] == 0).all()
+    assert (found["probability"][2:] > 0.5).all()
+    assert (found["rank_chance"] > 100).all()
+    null = repetition(kind(), n=8, period=12)
+    assert (null["rank"] > 20).all()
+    # By hand, at one place.
+    tokens = torch.randint(1, 300, (8, 12), generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([torch.zeros(8, 1, dtype=torch.long), tokens, tokens], 1)
+    with torch.no_grad():
+        p = kind()(rows).softmax(-1)[:, 13:24].gather(-1, rows[:, 14:25, None])
+    assert abs(float(p.mean()) - float(null["probability"][3])) < 1e-5
+    with pytest.raises(ValueError, match="period=40; wanted at most 31"):
+        repetition(kind(), period=40)
 
 
 def test_bad_input(kind: Any) -> None:

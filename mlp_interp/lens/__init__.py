@@ -2,6 +2,7 @@
 
 from mlp_interp.lens._over import over as over
 from mlp_interp.lens._read import read as read
+from mlp_interp.lens._repetition import repetition as repetition
 from mlp_interp.lens._tuned import tuned as tuned
 from mlp_interp.lens.files import load as load
 from mlp_interp.lens.files import save as save

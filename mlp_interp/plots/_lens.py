@@ -138,9 +138,8 @@ def lens_depth(result: xr.Dataset) -> go.Figure:
                 line_color=colour, legendgroup=str(label), showlegend=several and number == 0,
                 hovertemplate="layer %{x}: %{y:.3f} ± %{customdata:.3f}<extra></extra>",
             )  # fmt: skip
-            at = {"row": number // 2 + 1, "col": number % 2 + 1}
-            figure.add_trace(band, **at)
-            figure.add_trace(points, **at)
+            figure.add_trace(band, number // 2 + 1, number % 2 + 1)
+            figure.add_trace(points, number // 2 + 1, number % 2 + 1)
     figure.update_xaxes(dtick=max(1, result.sizes["layer"] // 8))
     figure.update_xaxes(title="layer whose input is read", row=2)
     for number, name in enumerate(_LINES):
