@@ -11,6 +11,9 @@ RECORD ?=
 # `make real`: sequences of its report. Thirty layers have 1,395 ranges to take away, each a forward
 # pass: four short sequences take about twenty minutes on one core.
 REAL_SEQUENCES ?= 4
+# `make bench`: where it runs, and for `make bench-compare` an earlier build/bench.json.
+DEVICE ?= cpu
+BASE ?= build/bench-base.json
 
 VENV := .venv
 VENV4 := .venv-tl4
@@ -26,7 +29,7 @@ FAST := -n $(WORKERS) --dist worksteal
 ALL := $(FAST) -m "not bench"
 
 .PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 \
-	real-page pythia bench bench-real gallery notebook clean
+	real-page pythia bench bench-compare bench-real gallery notebook clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -106,16 +109,12 @@ docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/h
 	$(ALONE) $(RUN) sphinx -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
 
-bench: $(VENV)/.installed-dev ## Time and memory; wants a quiet machine
-	$(VENV)/bin/python tests/bench/run.py
-	$(VENV)/bin/python tests/bench/importance.py
-	$(VENV)/bin/python tests/bench/patching.py
-	$(VENV)/bin/python tests/bench/gradients.py
-	$(VENV)/bin/python tests/bench/lens.py
+bench: $(VENV)/.installed-dev ## Time and memory, half an hour; wants a quiet machine (DEVICE=cuda)
+	$(VENV)/bin/python tests/bench/everything.py --device $(DEVICE)
 	$(VENV)/bin/python tests/bench/heads.py
-	$(VENV)/bin/python tests/bench/sweep.py
-	$(VENV)/bin/python tests/bench/sweep.py --ray
-	$(VENV)/bin/python tests/bench/weights.py
+
+bench-compare: ## The last `make bench` beside another: BASE=path.json
+	$(VENV)/bin/python tests/bench/everything.py --base $(BASE)
 
 bench-real: $(VENV)/.installed-real ## The same of a trained model, against bare Hugging Face
 	$(VENV)/bin/python tests/bench/real.py

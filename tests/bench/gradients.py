@@ -1,28 +1,23 @@
 """Speed of gradients against the library's recipes and a bare Hugging Face body.
 
-``python tests/bench/gradients.py``: processor time of one thread, so that a busy machine counts for
+Processor time of one thread, so that a busy machine counts for
 little; medians over runs in turn; random weights of a Pythia shape; one pair of prompts that differ
 at every position after the first, which favours nobody. The bound is the ratio of floating-point
 operations in matrix products, counted as they run.
 """
 
-import argparse
-import gc
-import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import VOCABULARY, Row, Setting, compare, directory
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import GPTNeoXForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from run import VOCABULARY, Row, directory
 
 import mlp_interp as mi
 from mlp_interp import attribution_patch, edge_attribution
@@ -52,20 +47,11 @@ def operations(function: Callable[[], Any]) -> int:
     return counter.count
 
 
-def compare(what: str, ours: Callable[[], Any], theirs: Callable[[], Any], *, repeats: int) -> Row:
-    """Run both in turn: medians, the median ratio, and the largest difference of the results."""
-    difference = float((torch.as_tensor(ours()) - torch.as_tensor(theirs())).abs().max())
-    bound = operations(theirs) / operations(ours)
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(repeats):
-        for name, function in (("ours", ours), ("theirs", theirs)):
-            gc.collect()
-            start = time.process_time()
-            function()
-            times[name].append(time.process_time() - start)
-    ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
-    fast, slow = statistics.median(times["ours"]), statistics.median(times["theirs"])
-    return Row(what, ratio, fast, slow, f"{bound:.1f}x in products", difference)
+def counted(what: str, ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> Row:
+    """Processor times of both, with the ratio of their products."""
+    ours(), theirs()  # what is made once is not counted
+    bound = f"{operations(theirs) / operations(ours):.1f}x in products"
+    return compare(what, ours, theirs, repeats=repeats, bound=bound, clock=time.process_time)
 
 
 def pair(length: int) -> mi.Contrast:
@@ -183,20 +169,20 @@ def node_rows(model: Any, path: Path, contrast: mi.Contrast, repeats: int) -> li
     ours = lambda: attribution_patch(model, contrast, sites=SITES)
     sizes = f"{model.cfg.n_layers} layers, {len(SITES)} sites"
     rows = [
-        compare(
+        counted(
             f"attribution of {sizes}, against two forwards and a backward of the bare body",
             lambda: ours().z.values.sum() * 0,
             lambda: (
                 bare_body(body.gpt_neox, body.get_output_embeddings().weight, contrast).sum() * 0
             ),
-            repeats=2 * repeats,
+            2 * repeats,
         )
     ]
     if type(model).__name__ == "HookedTransformer":
         theirs = lambda: library_nodes(model, contrast)
         what = f"attribution of {sizes}, against the library's recipe"
         z = lambda: ours().z.values[..., 0]
-        rows.append(compare(what, z, theirs, repeats=repeats))
+        rows.append(counted(what, z, theirs, repeats))
     return rows
 
 
@@ -211,43 +197,21 @@ def edge_rows(model: Any, contrast: mi.Contrast, repeats: int) -> list[Row]:
         what, theirs = "edges, against the library's own attribution_patch", library_edges
         ours = lambda: edge_attribution(model, contrast).estimate.fillna(0).values.sum() * 0
     try:
-        return [compare(what, ours, lambda: theirs(model, contrast), repeats=repeats)]
+        return [counted(what, ours, lambda: theirs(model, contrast), repeats)]
     except NotImplementedError as error:
         print(f"  {what}: {error}")
         return []
 
 
-def rows(model: Any, path: Path, length: int, repeats: int) -> list[Row]:
-    """Everything that is compared, for one model."""
-    contrast = pair(length)
-    return [*node_rows(model, path, contrast, repeats), *edge_rows(model, contrast, repeats)]
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="70m")
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5, help="medians of so many")
-    options = parser.parse_args()
+def measured(setting: Setting) -> Iterator[Row]:
+    """Nodes and edges of both classes, on one thread of the processor."""
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, T={options.length}")
-    with tempfile.TemporaryDirectory() as root:
-        path = directory(options.shape, Path(root))
-        for backend in ("hooked", "bridge"):
-            try:
-                model = mi.load_model(path, backend=backend)
-            except ValueError as error:
-                print(f"{backend}: {error}")
-                continue
-            print(f"{options.shape}, {type(model).__name__}")
-            for row in rows(model, path, options.length, options.repeats):
-                print(
-                    f"  {row.ratio:6.2f}x  {row.what}: {row.ours * 1e3:.0f} ms against "
-                    f"{row.theirs * 1e3:.0f} ms; bound: {row.bound}; difference {row.error:.0e}",
-                    flush=True,
-                )
-
-
-if __name__ == "__main__":
-    main()
+    path, contrast = directory(setting.shape, setting.root), pair(8 if setting.small else 64)
+    for backend in ("hooked", "bridge"):
+        try:
+            model = mi.load_model(path, backend=backend)
+        except ValueError:  # TransformerLens 4 has one class
+            continue
+        for part in (partial(node_rows, model, path), partial(edge_rows, model)):
+            for row in part(contrast, setting.repeats):
+                yield replace(row, work=f"{setting.shape}, {backend}: {row.work}")

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run import SHAPES, directory
+from rows import SHAPES, directory
 
 import mlp_interp as mi
 from mlp_interp.heads._repeated import Repeated

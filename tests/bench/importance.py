@@ -1,31 +1,21 @@
 """Importance of sub-updates and ablation of layer ranges, against plain loops over the library.
 
-``python tests/bench/importance.py``: random weights of a Pythia shape. The loops are what one
+The loops are what one
 writes by hand: a hooked forward pass for each component or range, the library's own unembedding for
 what is taken out of the final stream, and log-softmaxes. Processor time of one thread, both in
 turn, medians. The bound is what the products with matrices alone would allow, if ours and theirs
 ran at one speed: ours unembeds each change once and runs only blocks that a change reaches.
 """
 
-import argparse
 import itertools
-import os
-import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # before the library imports it
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from run import SHAPES, VOCABULARY, directory
+from rows import VOCABULARY, Row, Setting, compare, directory
 
 import mlp_interp as mi
 from mlp_interp.sites import Site
@@ -117,56 +107,26 @@ def bounds(model: Any, tokens: torch.Tensor) -> tuple[float, float]:
     return theirs / ours, theirs_ranges / ours_ranges
 
 
-def compare(
-    what: str, ours: Callable[[], Any], theirs: Callable[[], Any], *, repeats: int, bound: float
-) -> str:
-    """Run both in turn; one line of what came out."""
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    results: dict[str, Any] = {}
-    for _ in range(repeats):
-        for name, function in (("ours", ours), ("theirs", theirs)):
-            start = time.process_time()
-            results[name] = function()
-            times[name].append(time.process_time() - start)
-    fast, slow = (statistics.median(times[name]) for name in ("ours", "theirs"))
-    apart = float((results["ours"] - results["theirs"]).abs().max())
-    return (
-        f"  {slow / fast:5.2f}x  (bar {BAR}x, products alone {bound:.2f}x)  {what}: {fast:.1f} s "
-        f"against {slow:.1f} s of processor time; largest difference {apart:.0e}"
-    )
-
-
-def main() -> None:
-    """Print a line for each work."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", default=["70m"], choices=list(SHAPES))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3, help="medians of so many")
-    parser.add_argument("--only", choices=["importance", "ranges"])
-    options = parser.parse_args()
+def measured(setting: Setting) -> Iterator[Row]:
+    """Both works, on one thread."""
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, {options.batch} x {options.length} tokens")
-    with tempfile.TemporaryDirectory() as root:
-        for shape in options.shapes:
-            model = mi.load_model(directory(shape, Path(root)))
-            generator = torch.Generator().manual_seed(0)
-            shaped = (options.batch, options.length)
-            tokens = torch.randint(1, VOCABULARY, shaped, generator=generator)
-            mi.subupdate_importance(model, tokens[:, :4])  # what is made once a model
-            print(f"\n{shape}, {type(model).__name__}")
-            works = {
-                "importance": ("subupdate_importance", our_importance, plain_importance),
-                "ranges": ("ablate_ranges, three kinds", our_ranges, plain_ranges),
-            }
-            for (name, (what, ours, theirs)), bound in zip(
-                works.items(), bounds(model, tokens), strict=True
-            ):
-                if options.only not in (None, name):
-                    continue
-                both = (partial(function, model, tokens) for function in (ours, theirs))
-                print(compare(what, *both, repeats=options.repeats, bound=bound), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    model = mi.load_model(directory(setting.shape, setting.root), device=setting.device)
+    shape = (1, 8) if setting.small else (2, 128)
+    tokens = torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(setting.device)
+    mi.subupdate_importance(model, tokens[:, :4])  # what is made once a model
+    works = {
+        "subupdate_importance": (our_importance, plain_importance),
+        "ablate_ranges, three kinds": (our_ranges, plain_ranges),
+    }
+    for (what, functions), bound in zip(works.items(), bounds(model, tokens), strict=True):
+        ours, theirs = (partial(function, model, tokens) for function in functions)
+        yield compare(
+            f"{setting.shape}: {what}, {shape[0]} x {shape[1]} tokens, against plain loops",
+            ours,
+            theirs,
+            repeats=setting.repeats,
+            bound=f"products alone {bound:.2f}x",
+            bar=BAR,
+            clock=time.process_time if setting.device == "cpu" else time.perf_counter,
+        )

@@ -1,33 +1,21 @@
 """Speed of patching grids against the library, the bridge and a bare Hugging Face body.
 
-``python tests/bench/patching.py``: random weights of a Pythia shape, one pair of prompts that
-differ at every position after the first (so that no cell is free), logit difference at the last
-position. Both sides include the base runs. The slow side is one forward pass a cell: it is timed on
-every k-th cell, times k (``--full`` runs them all). Medians of interleaved runs.
+One pair of prompts that differ at every position after the first (so that no cell is free), logit
+difference at the last position. Both sides include the base runs. The slow side is one forward pass
+a cell: it is timed on every k-th cell, times k.
 
 Each line also has the ratio of the floating-point products that both sides make (`products`). Where
 the measured ratio is larger, the slow side spends its time on something else: HookedTransformer 3.9
 copies its unembedding matrix in every forward pass.
 """
 
-import argparse
-import os
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # before the library imports it
-
 import torch
+from rows import VOCABULARY, Row, Setting, compare, directory
 from transformers import GPTNeoXForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from run import SHAPES, VOCABULARY, directory
 
 import mlp_interp as mi
 from mlp_interp.sites import Site
@@ -170,132 +158,53 @@ def products(site: str, model: Any, contrast: mi.Contrast) -> float:
     return cells * forward / max(ours, 1)
 
 
-def compare(
-    name: str,
-    ours: Callable[[], torch.Tensor],
-    theirs: Callable[[], torch.Tensor],
-    every: int,
-    repeats: int,
-    bound: float,
-) -> None:
-    """Interleaved medians and the largest difference of the values."""
-    error = float((ours().flatten()[::every] - theirs().flatten().cpu()).abs().max())
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for measured, function in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            function().cpu()  # waits for a GPU
-            measured.append(time.perf_counter() - start)
-    fast, slow = statistics.median(times[0]), statistics.median(times[1]) * every
-    print(
-        f"  {slow / fast:6.1f}x  {name}: {fast * 1e3:.0f} ms against {slow * 1e3:.0f} ms"
-        f"{f' (timed on one cell in {every})' if every > 1 else ''}; ratio of products "
-        f"{bound:.0f}x; largest difference {error:.0e}",
-        flush=True,
-    )
+def measured(setting: Setting) -> Iterator[Row]:
+    """Grids of several lengths; those of the longest prompts are what takes long."""
+    path = directory(setting.shape, setting.root)
+    model = mi.load_model(path, device=setting.device)
+    for length in (16,) if setting.small else (16, 64, 128):
+        yield from _one_length(model, path, length, setting)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", default=["70m", "14m", "160m"], choices=list(SHAPES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--lengths", nargs="*", type=int, default=[16, 64, 128])
-    parser.add_argument("--sites", nargs="*", default=["resid_pre", "mlp_out", "attn_out", "z"])
-    parser.add_argument(
-        "--peers", nargs="*", default=["library", "batch", "bridge", "body", "nnsight"]
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="time every cell of the slow side")
-    options = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, float32"
-    )
-    with tempfile.TemporaryDirectory() as root:
-        for shape in options.shapes:
-            path = directory(shape, Path(root))
-            hooked = mi.load_model(path, device=options.device)
-            print(f"{shape}, {type(hooked).__name__}", flush=True)
-            for length in options.lengths:
-                if shape == "70m" or length <= 64:  # the bars are on 70m
-                    _one_length(hooked, path, length, options)
+def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterator[Row]:
+    contrast = pairs(length).to(setting.device)
+    every = 13 if setting.small else max(1, length // 4 - 1)  # odd, to visit every layer and place
 
+    def row(
+        against: str,
+        theirs: Callable[[mi.Contrast], torch.Tensor],
+        *,
+        site: str = "resid_pre",
+        contrast: mi.Contrast = contrast,
+        ours: Any = model,
+    ) -> Row:
+        return compare(
+            f"{setting.shape}: patches of {site}, T={length}, {against}",
+            lambda: mi.patch(ours, contrast, sites=site).raw.mean("prompt").values,
+            lambda: theirs(contrast),
+            repeats=setting.repeats,
+            every=every,
+            bound=f"{products(site, ours, contrast):.0f}x in products",
+        )
 
-def _one_length(model: Any, path: Path, length: int, options: argparse.Namespace) -> None:
-    contrast = pairs(length).to(options.device)
-    every = 1 if options.full else max(1, length // 4 - 1)  # odd, to visit every layer and place
-
-    def ours(site: str, contrast: mi.Contrast, model: Any = model) -> Callable[[], torch.Tensor]:
-        def run() -> torch.Tensor:
-            found = mi.patch(model, contrast, sites=site)
-            return torch.tensor(found.raw.mean("prompt").values)
-
-        return run
-
-    def bound(site: str) -> float:
-        return products(site, model, contrast)
-
-    if "library" in options.peers and type(model).__name__ == "HookedTransformer":
-        for site in options.sites:
-            compare(
-                f"{site}, T={length}, against transformer_lens.patching",
-                ours(site, contrast),
-                lambda site=site: by_library(model, contrast, site, every),
-                every,
-                options.repeats,
-                bound(site),
-            )
-        if "batch" in options.peers and length == 16:
-            several = pairs(length, 8).to(options.device)
-            compare(
-                f"resid_pre, T={length}, 8 prompts, against transformer_lens.patching",
-                ours("resid_pre", several),
-                lambda: by_library(model, several, "resid_pre", every),
-                every,
-                options.repeats,
-                bound("resid_pre"),
-            )
-            late = pairs(length, same=10).to(options.device)
+    if type(model).__name__ == "HookedTransformer":
+        against = "against transformer_lens.patching"
+        for site in ("resid_pre", "mlp_out", "attn_out", "z"):
+            yield row(against, lambda c, s=site: by_library(model, c, s, every), site=site)
+        if length == 16:
+            theirs = lambda c: by_library(model, c, "resid_pre", every)
+            several = pairs(length, 8).to(setting.device)
+            yield row(f"8 prompts, {against}", theirs, contrast=several)
+            late = pairs(length, same=10).to(setting.device)
             late.corrupted_tokens[:, 11:] = late.clean_tokens[:, 11:]
-            compare(
-                f"resid_pre, T={length}, one token differs, against transformer_lens.patching",
-                ours("resid_pre", late),
-                lambda: by_library(model, late, "resid_pre", every),
-                every,
-                options.repeats,
-                bound("resid_pre"),
-            )
-    if "bridge" in options.peers:
-        bridge = mi.load_model(path, backend="bridge", device=options.device)
-        compare(
-            f"resid_pre, T={length}, both on TransformerBridge, against its hooks",
-            ours("resid_pre", contrast, bridge),
-            lambda: by_plain_hooks(bridge, contrast, "resid_pre", every),
-            every,
-            options.repeats,
-            bound("resid_pre"),
-        )
-    if "nnsight" in options.peers and find_spec("nnsight"):
-        traced = GPTNeoXForCausalLM.from_pretrained(path).to(options.device).eval()
-        compare(
-            f"resid_pre, T={length}, against nnsight",
-            ours("resid_pre", contrast),
-            lambda: by_nnsight(traced, contrast, every),
-            every,
-            options.repeats,
-            bound("resid_pre"),
-        )
-    if "body" in options.peers:
-        body = GPTNeoXForCausalLM.from_pretrained(path).to(options.device).eval()
-        compare(
-            f"resid_pre, T={length}, against hooks on the Hugging Face body",
-            ours("resid_pre", contrast),
-            lambda: by_body(body, contrast, every),
-            every,
-            options.repeats,
-            bound("resid_pre"),
-        )
-
-
-if __name__ == "__main__":
-    main()
+            yield row(f"one token differs, {against}", theirs, contrast=late)
+    bridge = mi.load_model(path, backend="bridge", device=setting.device)
+    yield row(
+        "both on TransformerBridge, against its hooks",
+        lambda c: by_plain_hooks(bridge, c, "resid_pre", every),
+        ours=bridge,
+    )
+    body = GPTNeoXForCausalLM.from_pretrained(path).to(setting.device).eval()
+    if find_spec("nnsight"):
+        yield row("against nnsight", lambda c: by_nnsight(body, c, every))
+    yield row("against hooks on the Hugging Face body", lambda c: by_body(body, c, every))

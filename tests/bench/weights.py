@@ -1,46 +1,25 @@
-"""Tables of tokens by tokens, against the product that they are made of: ``make bench``.
+"""Tables of tokens by tokens, against the product that they are made of.
 
-``python tests/bench/weights.py``: random factors of Pythia's shapes. Processor time of one thread,
-all in turn, medians of three: the product alone in blocks that stay in cache, the product as torch
-writes it to memory, the largest entries of every row of either. Memory is what the process had at
-most above what it had before.
+Random factors of Pythia's shapes: the product alone in blocks that stay in cache, the product as
+torch writes it to memory, the largest entries of every row of it. Memory is to stay under 200 MB.
 """
 
-import argparse
-import resource
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
+from rows import VOCABULARY, Row, Setting, compare
 
 from mlp_interp.weights.ranking import best_of_rows
 
-VOCABULARY, D_HEAD = 50_304, 64
-BLOCK, MOST = 1024, 200
+D_HEAD, BLOCK, K = 64, 1024, 10
 
 
-def peak() -> float:
-    """Most memory that the process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time of one call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=4096, help="of the matrix; all: 50304")
-    parser.add_argument("-k", type=int, default=10)
-    given = parser.parse_args()
+def measured(setting: Setting) -> Iterator[Row]:
+    """The largest entries of every row, on one thread of the processor."""
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(given.rows, D_HEAD, generator=generator)
+    size, generator = 256 if setting.small else 4096, torch.Generator().manual_seed(0)
+    left = torch.randn(size, D_HEAD, generator=generator)
     right = torch.randn(VOCABULARY, D_HEAD, generator=generator)
     across = right.T.contiguous()
 
@@ -55,21 +34,15 @@ def main() -> None:
 
     def torchs() -> None:
         for rows in left.split(512):
-            (rows @ across).topk(given.k, dim=1)
+            (rows @ across).topk(K, dim=1)
 
-    def ours() -> None:
-        best_of_rows(left, right, given.k)
-
-    before = peak()
-    ours()
-    memory = peak() - before
-    ways = {"blocked product": blocked, "product": written, "product, topk": torchs, "ours": ours}
-    times = {name: statistics.median(seconds(f) for _ in range(3)) for name, f in ways.items()}
-    print(f"{given.rows} x {VOCABULARY}, top {given.k} of every row, factors of {D_HEAD}")
-    for name, took in times.items():
-        print(f"{name:<16} {took:6.2f} s   {times['ours'] / took:5.2f}x is ours")
-    print(f"ours, most memory {memory:.0f} MB (bar {MOST})")
-
-
-if __name__ == "__main__":
-    main()
+    ways = {"the product in blocks": blocked, "the product": written, "product and topk": torchs}
+    for what, theirs in ways.items():
+        yield compare(
+            f"best {K} of each of {size} x {VOCABULARY} entries, against {what}",
+            lambda: best_of_rows(left, right, K) and 0.0,
+            lambda theirs=theirs: theirs() or 0.0,
+            repeats=setting.repeats,
+            bound="1x",
+            clock=time.process_time,
+        )

@@ -1,0 +1,168 @@
+"""Rows of ``make bench``: how they are measured, printed as one table, kept and compared."""
+
+import gc
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+SHAPES = {
+    "14m": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},
+    "70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
+}
+VOCABULARY = 50_304
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large: `small` tries every line in a minute and measures nothing."""
+
+    root: Path
+    device: str = "cpu"
+    small: bool = False
+    repeats: int = 3
+
+    @property
+    def shape(self) -> str:
+        """Of the model that the bars are on."""
+        return "14m" if self.small else "70m"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: `ratio` is the time of theirs over ours."""
+
+    work: str
+    ratio: float
+    ours: float
+    theirs: float
+    bound: str
+    bar: float | None = None
+    memory: float = float("nan")
+    error: float = float("nan")
+
+
+def directory(shape: str, root: Path) -> Path:
+    """A random model of a Pythia shape, saved as a Hugging Face directory."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from random_models import tiny_tokenizer
+
+    path = root / f"pythia-{shape}-random"
+    if path.exists():
+        return path
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        **SHAPES[shape],
+        intermediate_size=4 * SHAPES[shape]["hidden_size"],
+        vocab_size=VOCABULARY,
+        rotary_pct=0.25,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        max_position_embeddings=2048,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def compare(
+    work: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    *,
+    repeats: int,
+    bound: str,
+    bar: float | None = None,
+    every: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Row:
+    """Run both in turn: medians, the median ratio, memory of ours, the largest difference.
+
+    Where `theirs` does one in `every` entries of what `ours` gives, its time counts so often.
+    """
+    found, wanted = (torch.as_tensor(function()).cpu() for function in (ours, theirs))
+    error = float((found.flatten()[::every] - wanted.flatten()).abs().max())
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(repeats):
+        for name, function in (("ours", ours), ("theirs", theirs)):
+            gc.collect()
+            start = clock()
+            torch.as_tensor(function()).cpu()  # waits for a GPU
+            times[name].append(clock() - start)
+    ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True)) * every
+    fast, slow = (statistics.median(each) for each in times.values())
+    return Row(work, ratio, fast, slow * every, bound, bar, peak(ours), error)
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """How far memory of the process rises above where it was, MB."""
+    gc.collect()
+    highest, done, before = [0.0], threading.Event(), _resident()
+
+    def watch() -> None:
+        while not done.is_set():
+            highest[0] = max(highest[0], _resident())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return max(0.0, highest[0] - before)
+
+
+def _resident() -> float:
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return pages * 4096 / 1e6
+
+
+HEAD = f"{'ratio':>8} {'bar':>5} {'ours':>9} {'theirs':>9} {'memory':>8} {'apart':>6}  work (bound)"
+
+
+def line(row: Row) -> str:
+    """One line of the table; a bar that is missed has a mark."""
+    bar = "" if row.bar is None else f"{row.bar:g}" + "!" * (row.ratio < row.bar)
+    return (
+        f"{row.ratio:7.2f}x {bar:>5} {row.ours:8.3f}s {row.theirs:8.3f}s {row.memory:5.0f} MB "
+        f"{row.error:6.0e}  {row.work} ({row.bound})"
+    )
+
+
+def keep(rows: Sequence[Row], path: Path, about: dict[str, Any]) -> None:
+    """Write rows and what they were measured on as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = {"about": about, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def beside(old: Path, new: Path) -> str:
+    """Two files of rows side by side, with the change of the ratio and of our time."""
+    before, after = (
+        {row["work"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        for path in (old, new)
+    )
+    lines = [f"{'ratio':>8} {'was':>8} {'change':>7} {'ours':>9} {'was':>9} {'change':>7}  work"]
+    for work, now in after.items():
+        if (was := before.get(work)) is None:
+            lines.append(
+                f"{now['ratio']:7.2f}x {'new':>8} {'':7} {now['ours']:8.3f}s {'':17}  {work}"
+            )
+            continue
+        ratio, ours = (now[name] / was[name] - 1 for name in ("ratio", "ours"))
+        lines.append(
+            f"{now['ratio']:7.2f}x {was['ratio']:7.2f}x {ratio:+7.0%} "
+            f"{now['ours']:8.3f}s {was['ours']:8.3f}s {ours:+7.0%}  {work}"
+        )
+    return "\n".join([*lines, *(f"    gone: {work}" for work in before if work not in after)])
