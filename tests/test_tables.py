@@ -137,3 +137,20 @@ def test_a_table_is_a_frame(results):
     frame = mi.table(results["weights"], 4).frame
     assert isinstance(frame, pd.DataFrame)
     assert {"closest_embed_text", "cosine"} <= {*frame.columns}
+
+
+@pytest.mark.parametrize(
+    ("call", "first"),
+    [
+        (lambda m: mi.lens.read(m, "The capital of France is"), "layer"),
+        (lambda m: mi.heads.compose(m, writers="L0H0", readers=["L1H0.k", "L1H1.q"]), "writer"),
+        (lambda m: mi.heads.detect(m, n=2), "component"),
+        (lambda m: mi.weights.singular(m, "L1H0.OV"), "direction"),
+        (lambda m: mi.neurons.pursue(m, " Paris"), "step"),
+    ],
+    ids=["lens", "compose", "detect", "singular", "pursue"],
+)
+def test_results_of_lenses_heads_weights_and_memories_are_tables(nano, call, first):
+    shown = mi.table(call(nano), 3)
+    assert shown.frame.columns[0] == first
+    assert 1 < len(shown.frame) <= 3

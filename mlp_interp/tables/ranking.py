@@ -34,6 +34,31 @@ _MAIN = (
     *("fraction", "value_norm_folded", "promoted_logit", "norm", "kl"),
 )
 
+# The same by analysis, where names alone do not tell.
+_OF = {
+    "lens": "kl_output",
+    "lens over a corpus": "kl_output",
+    "roles of heads": "copying_z",
+    "positions": "score",
+    "composition of heads": "z",
+    "match of heads": "match",
+    "kinds of heads": "score",
+    "induction circuits": "compose_z",
+    "parts of attention scores": "parts",
+    "shares of what is read": "share",
+    "table": "best_value",
+    "virtual_weights": "best_value",
+    "singular": "singular_value",
+    "subspaces": "overlap",
+    "bigrams": "loss",
+    "embedding_fidelity": "cosine",
+    "memories": "agreement",
+    "composition": "compositional",
+    "update_events": "total",
+    "pursue": "coefficient",
+    "activations in texts": "activation",
+}
+
 
 def chosen(result: xr.DataArray | xr.Dataset, value: str | None) -> xr.DataArray:
     """The variable that is ranked: the one named, or what the result is about.
@@ -49,6 +74,8 @@ def chosen(result: xr.DataArray | xr.Dataset, value: str | None) -> xr.DataArray
             )
         return result
     numbers = [str(name) for name, held in result.items() if _is_number(held)]
+    if value is None:
+        value = _OF.get(str(result.attrs.get("analysis")))
     if value is None:
         value = next((name for name in _MAIN if name in numbers), None)
         alone = [name for name in numbers if result[name].dims]
