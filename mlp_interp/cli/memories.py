@@ -6,28 +6,39 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.early import check_corpus, check_model
 from mlp_interp.cli.options import (
     Backend,
     BackendOption,
     CorpusOption,
     DebugOption,
     DeviceOption,
+    Errors,
+    ErrorsOption,
+    FieldOption,
     LengthOption,
     ModelOption,
     Processing,
     ProcessingOption,
     RevisionOption,
     SequencesOption,
+    SplitOption,
+    SubsetOption,
     check_data,
     clear_errors,
     load,
+    source_of,
 )
 
 
 def memories(
-    corpus: CorpusOption = "nano",
+    corpus: CorpusOption = ["nano"],  # noqa: B006 (typer copies it)
     sequences: SequencesOption = None,
     length: LengthOption = None,
+    field: FieldOption = "text",
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    errors: ErrorsOption = Errors.refuse,
     triggers: Annotated[int, typer.Option(min=1, help="Places to look at of each neuron.")] = 10,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Neurons to show.")] = 10,
     seed: Annotated[int, typer.Option(help="Draws sequences and controls.")] = 0,
@@ -59,6 +70,8 @@ def memories(
             if out.suffix not in (".nc", ".zarr"):
                 raise ValueError(f"--out must end in .nc or .zarr, got {str(out)!r}")
             check_data("--out", out)
+        check_model(model)
+        check_corpus(corpus)
 
         from mlp_interp.cli.memories_text import best_lines, layer_lines
         from mlp_interp.corpus import SweepOptions, load_corpus
@@ -67,7 +80,17 @@ def memories(
         from mlp_interp.results import save
 
         loaded = load(model, revision, device, processing, backend)
-        text = load_corpus(corpus, loaded, sequences=sequences, length=length, seed=seed)
+        text = load_corpus(
+            source_of(corpus),
+            loaded,
+            sequences=sequences,
+            length=length,
+            seed=seed,
+            field=field,
+            split=split,
+            subset=subset,
+            errors=errors.value,
+        )
         sweep = SweepOptions(batch_size=batch_size, progress=sys.stderr.isatty())
         found = measured(loaded, text, k=triggers, seed=seed, sweep=sweep)
         events = update_events(loaded, text, sample=4, sweep=sweep)
