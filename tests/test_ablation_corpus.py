@@ -160,6 +160,29 @@ def test_ranges_are_what_plain_hooks_give(some_model, rows, which):
         )
 
 
+def test_ranges_of_blocks_are_ranges(kind, rows, monkeypatch):
+    """Three layers in two blocks: the first two layers, the last one, all."""
+    model = kind()
+    whole = ablate_ranges(model, rows, sweep=batches(4))
+    told: list[float] = []
+    monkeypatch.setattr("mlp_interp.metrics.rows._CHANGES", 1)
+    few = SweepOptions(batch_size=4, shard=4, progress=told.append)
+    found = ablate_ranges(model, rows, blocks=2, sweep=few)
+    assert (found.start.values.tolist(), found.end.values.tolist()) == ([0, 2], [1, 2])
+    for start, end in ((0, 1), (0, 2), (2, 2)):
+        one, same = (found.sel(start=start, end=end), whole.sel(start=start, end=end))
+        for name in found.data_vars:
+            assert float(one[name]) == pytest.approx(float(same[name]), rel=1e-5)
+    assert all(found.sel(start=2, end=1)[name].isnull() for name in found.data_vars)
+    # Who waits is told of steps within a batch.
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len(set(told)) > 1 + -(-len(rows) // 4)
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"blocks={wrong}"):
+            ablate_ranges(model, rows, blocks=wrong)
+
+
 def counting(monkeypatch, fail_at=None):
     """Count the batches that are computed; break off at one of them."""
     real, calls = importance.total_changes, []

@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from mlp_interp import plots
+from mlp_interp.plots import _labels
 
 LABELS = ["embed", "0.attn", "0.mlp", "1.attn", "1.mlp"]
 KINDS = ["embed", "attn", "mlp", "attn", "mlp"]
@@ -109,19 +110,59 @@ def test_stream_ends_at_the_end(norms):
     assert list(stream.x) == ["0", "1", "end"]
 
 
-def test_importance_has_two_bars_with_standard_errors(importance):
+def test_importance_has_both_ways_with_standard_errors(importance):
     figure = plots.importance(importance)
-    assert [trace.name for trace in figure.data] == ["direct", "total"]
-    assert list(figure.data[0].x) == LABELS
-    np.testing.assert_array_equal(figure.data[1].y, importance["kl_total"])
-    np.testing.assert_array_equal(figure.data[1].error_y.array, importance["kl_total_se"])
+    later, direct, total = figure.data
+    assert [trace.name for trace in figure.data] == ["through later layers", "direct", "total"]
+    assert list(direct.x) == LABELS
+    np.testing.assert_array_equal(total.y, importance["kl_total"])
+    np.testing.assert_array_equal(total.error_y.array, importance["kl_total_se"])
+    np.testing.assert_array_equal(later.y[0::3], importance["kl_direct"])
+    np.testing.assert_array_equal(later.y[1::3], importance["kl_total"])
+    assert np.isnan(later.y[2::3]).all()
     assert "nats" in figure.layout.yaxis.title.text
-    assert "standard error" in figure.data[0].hovertemplate
+    assert "standard error" in direct.hovertemplate
+
+
+def test_importance_of_many_layers_is_drawn_by_layer_and_whole():
+    """24 layers: a panel for attention and one for MLPs, nothing left out."""
+    labels = [f"{layer}.{kind}" for layer in range(24) for kind in ("attn", "mlp")]
+    layers, size = np.repeat(range(24), 2), np.geomspace(1e-4, 5, 48)
+    variables = {f"kl_{way}": ("component", size * k) for way, k in (("direct", 1), ("total", 3))}
+    coords = components(labels, ["attn", "mlp"] * 24, layers.tolist())
+    deep = xr.Dataset(variables, coords=coords, attrs=ATTRS)
+    figure = plots.importance(deep)
+    direct = [trace for trace in figure.data if trace.name == "direct"]
+    assert [list(trace.x) for trace in direct] == [[*range(24)]] * 2
+    np.testing.assert_array_equal([trace.y for trace in direct], [size[::2], size[1::2]])
+    titles = (figure.layout.yaxis.title.text, figure.layout.yaxis2.title.text)
+    assert [title.split("<br>")[0] for title in titles] == ["<b>attention</b>", "<b>MLP</b>"]
+    assert "of 48" not in figure.layout.title.text
+    scatter = plots.direct_vs_total(deep)
+    names = [name for trace in scatter.data[1:] for name in trace.text if name]
+    assert "23.mlp" in names
+    assert 4 <= len(names) <= 12
+
+
+def test_names_beside_points_do_not_meet():
+    places = np.random.default_rng(0).random((40, 2)) ** 2
+    names, size = [f"{n}.attn" for n in range(40)], (300.0, 300.0)
+    found = _labels.beside(places, names, range(40), size)
+    boxes = [
+        _labels._box(places[i] * size, _labels.LETTER * len(names[i]), *_labels._SIDES[side])
+        for i, side in found.items()
+    ]
+    assert 5 < len(boxes) < 40
+    for n, box in enumerate(boxes):
+        assert not any(_labels._meet(box, other) for other in boxes[:n])
+        inside = [(p[0] * 300 > box[0]) & (p[0] * 300 < box[2]) & (p[1] * 300 > box[1])
+                  & (p[1] * 300 < box[3]) for p in places]  # fmt: skip
+        assert not any(inside)
 
 
 def test_importance_keeps_the_largest_in_the_models_order(importance):
     figure = plots.importance(importance, top=2)
-    assert list(figure.data[0].x) == ["embed", "1.mlp"]
+    assert list(figure.data[1].x) == ["embed", "1.mlp"]
     assert "2 largest of 5" in figure.layout.title.text
 
 
@@ -130,7 +171,11 @@ def test_importance_on_a_log_axis_names_what_it_hides(importance):
     figure = plots.importance(importance, quantity="delta_loss", log=True)
     assert figure.layout.yaxis.type == "log"
     assert "0.attn" in figure.layout.annotations[0].text
-    assert not plots.importance(importance, quantity="delta_loss").layout.annotations
+    linear = plots.importance(importance, quantity="delta_loss", log=False)
+    assert not linear.layout.annotations
+    assert plots.importance(importance, quantity="delta_loss").layout.yaxis.type == "log"
+    importance["delta_loss_direct"][:] = -0.2
+    assert plots.importance(importance, quantity="delta_loss").layout.yaxis.type == "linear"
 
 
 def test_scatter_has_log_axes_and_the_diagonal(importance):

@@ -3,9 +3,11 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from browser import needs_browser, open_page
 
@@ -13,6 +15,7 @@ from mlp_interp import load_model
 from mlp_interp.corpus import load_corpus
 from mlp_interp.report import Work, build, compute, render, sections, summarise
 from mlp_interp.report.format import with_error
+from mlp_interp.report.progress import Forecast
 from mlp_interp.report.sections import importance, neurons, norms, ranges
 from mlp_interp.report.store import Store
 
@@ -138,10 +141,33 @@ def test_no_reference_leaves_the_page(written):
 def test_the_page_draws_itself(written, tmp_path):
     dom, console = open_page(written.page.read_text(encoding="utf-8"), tmp_path)
     assert not console, console
-    # Norms, importance, scatter, three ranges, four of the first example and three of neurons.
+    # Importance, scatter, norms, three ranges, four of the first example and three of neurons.
     assert dom.count('class="plot js-plotly-plot"') == 13
     assert "colored-tokens" in dom
-    assert 'id="trouble" hidden' in dom
+    assert re.search(r"rgba\((33, 102, 172|178, 24, 43), 0\.(698|7)\)", dom)  # the excerpt
+    assert 'aria-label=""' not in dom
+
+
+@needs_browser
+def test_the_page_prints_whole(written, tmp_path):
+    """Everything is opened and drawn for paper, and all is as it was afterwards."""
+    page = written.page.read_text(encoding="utf-8")
+    count = "document.querySelectorAll({}).length"
+    counts = [count.format(f"'{x}'") for x in (".js-plotly-plot", "details:not([open])", "canvas")]
+    printed = (
+        "<script>setTimeout(() => { dispatchEvent(new Event('beforeprint')); "
+        f"document.title = [{', '.join(counts)}].join(' '); "
+        "dispatchEvent(new Event('afterprint')); }, 9000)</script>"
+    )
+    dom, console = open_page(page.replace("</body>", f"{printed}</body>"), tmp_path)
+    assert not console, console
+    figures, folded, attention = map(int, re.search(r"<title>(.*?)</title>", dom)[1].split())
+    assert (figures, folded) == (page.count('class="plot"'), 0)
+    assert figures >= 25
+    assert attention >= 6
+    # Chromium tells of what was folded by an empty attribute.
+    assert dom.count("<details open") == page.count("<details open")
+    assert 'class="paper"' not in dom
 
 
 @needs_browser
@@ -268,6 +294,70 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_p
     assert not kept.exists()
 
 
+def test_some_sections(model, corpus, calls, tmp_path):
+    """Only what is asked for is computed, and the page does without the rest."""
+    written = build(model, corpus, out=tmp_path / "r.html", only=["norms"], command="me <now>",
+                    progress=False)  # fmt: skip
+    assert calls == ["norms"]
+    page = written.page.read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)">', page) == ["answer", "norms", "card"]
+    assert "me &lt;now&gt;" in page
+    assert re.search(r"<dt>time</dt><dd>[\d.]+ s: norms [\d.]+ s</dd>", page)
+    assert re.search(r"memory at its peak</dt><dd>[\d.]+ GB", page)
+    assert sections.chosen(None, ["ranges"]) == tuple(n for n in sections.SECTIONS if n != "ranges")
+    assert sections.chosen(["neurons", "norms"]) == ("norms", "neurons")
+
+
+def test_ranges_of_deep_models_cost_about_what_importance_does(corpus, tmp_path):
+    """Thirty layers: blocks of layers, and a share of the sequences."""
+    deep = SimpleNamespace(n_layers=30, d_model=576, d_mlp=1536, d_vocab=49152)
+    rows = SimpleNamespace(tokens=torch.zeros(64, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlp_interp.models.Weights.of", lambda model: deep)
+        work = Work(None, rows, Store(tmp_path, "x"))
+        blocks, sequences = ranges._plan(work)
+        cost = sections.SECTIONS["importance"].cost(work)
+        assert blocks == 12
+        assert 16 < sequences <= 64
+        assert ranges._cost(work) <= 2.01 * cost
+        deep.n_layers, deep.d_vocab = 96, 1000
+        assert ranges._plan(work)[1] <= 64
+        deep.n_layers, deep.d_vocab = 4, 49152
+        assert ranges._plan(work) == (4, 64)
+
+
+def test_what_was_left_out_of_ranges_is_said(computed):
+    one = computed.found["ranges"]["mlp"]
+    assert ranges._measured(one) == ""
+    some = one.assign_coords(end=[2, 5, 8, 11]).assign_attrs(sequences_of=9)
+    text = ranges._measured(some)
+    assert "Of the 78 ranges of 12 layers, 10 are measured" in text
+    assert "the first 4 of 9 sequences" in text
+
+
+def test_zeros_and_digests_are_folded_away(computed):
+    made = replace(
+        computed, corpus={"data": "x", "documents_bad": 0, "seed": 3, "sha256": "a" * 64}
+    )
+    page = render(made, summarise(made))
+    seen, folded = page.split("Digests, and what there was none of")
+    assert "<dt>seed</dt><dd>3</dd>" in seen
+    assert "<dt>documents bad</dt><dd>0</dd>" in folded
+    assert "a" * 64 in folded
+
+
+def test_the_forecast_goes_forward(capsys):
+    forecast = Forecast({"a": 2.0, "b": 6.0}, shown=True)
+    forecast.begin("a")
+    forecast.part(0.5, 1.0)(0.5)
+    assert forecast.bar.n == pytest.approx(1.5)
+    forecast.begin("b")
+    assert forecast.bar.n == pytest.approx(2.0)
+    forecast.close()
+    assert forecast.bar.n == pytest.approx(8.0)
+    assert "left, b" in capsys.readouterr().err
+
+
 def test_parts_of_other_runs_stay(tmp_path):
     mine, other = Store(tmp_path / "p", "a"), Store(tmp_path / "p", "b")
     result = xr.Dataset({"x": 1.0})
@@ -303,6 +393,9 @@ def test_prompts_of_the_corpus_where_no_task_fits(model, corpus, calls, tmp_path
         ({"out": "no/such/folder/r.html"}, "folder that exists"),
         ({"prompts": 0}, "must be positive"),
         ({"batch_size": 0}, "must be positive"),
+        ({"only": ["norm"]}, "only='norm'; wanted sections among importance"),
+        ({"skip": ["x"]}, "skip='x'; wanted"),
+        ({"only": ["norms"], "skip": ["norms"]}, "leave no section"),
     ],
 )
 def test_bad_options_fail_before_the_work(model, corpus, options, message):

@@ -66,9 +66,9 @@ def shards(monkeypatch):
     """The shards that are reduced from now on, and how many reducers see each."""
     asked, whole = [], _sweep.reduce_shard
 
-    def counted(forward, plan, tokens, index):
+    def counted(forward, plan, tokens, index, tick):
         asked.append((index, len(plan.reducers)))
-        return whole(forward, plan, tokens, index)
+        return whole(forward, plan, tokens, index, tick)
 
     monkeypatch.setattr(_sweep, "reduce_shard", counted)
     return asked
@@ -272,12 +272,12 @@ def test_the_section_holds_tables_figures_and_texts(whole, measured):
     section = html[html.index('<section id="neurons">') : html.index('<section id="card">')]
     assert section.count('class="plot"') == 5
     assert section.count("<summary>") == 1 + measured.examples.sizes["component"]
-    rows = re.findall(r'<tr><th scope="row">(\w+)</th>', section)
+    rows = re.findall(r'<tr><th scope="row">(?:<a[^>]*>)?(\w+)(?:</a>)?</th>', section)
     assert rows == [*"0123", *measured.outliers["component"].values]
     positive = int((measured.examples["activation"] > 0).sum())
     assert section.count('data-view="ColoredTokens"') == positive
     for label in measured.examples["component"].values:
-        assert f"<summary>{label} " in section
+        assert re.search(rf'<summary><a class="unit"[^>]*>{label}</a>', section)
 
 
 @needs_browser

@@ -40,11 +40,14 @@ def test_zero_everywhere_still_has_a_scale():
     assert views.tokens(["a"], [0.5], limit=2.0).props["minValue"] == -2
 
 
-def test_rows_become_columns():
-    props = views.token_values(["a", "b", "c"], {"x": [1, 2, 3], "y": [-4, 5, 6]}).props
-    assert props["values"] == [[1, -4], [2, 5], [3, 6]]
-    assert props["labels"] == ["x", "y"]
-    assert props["positiveBounds"] == [3, 6]
+def test_a_choice_holds_all_values():
+    rows = {"x": [1, 2, 3], "y": [-4, 5, 6]}
+    choice = views.token_values(["a", "", "c"], rows, chosen="y", unit="nats")
+    assert choice.rows == rows
+    fragment = choice.fragment()
+    assert re.findall(r"<option[^>]*>[xy]", fragment) == ["<option>x", "<option selected>y"]
+    assert json.loads(re.search(r'json">(.*?)</script>', fragment)[1])["values"] == [*rows.values()]
+    assert re.findall(r"<bdi[^>]*>(.*?)</bdi>", fragment) == ["a", "∅", "c"]
 
 
 def test_the_mask_follows_the_pattern():
@@ -96,6 +99,9 @@ def test_text_is_text_and_views_share_a_page(tmp_path):
         assert "<img" not in page
         assert "<b>" not in page
         assert "<i>" not in page
+        if number == 1:
+            assert "rgba(33, 102, 172, 0.698)" in page  # the largest value, by the script
+            assert page.count('title="6 "') == 1
         if number < 2:
             assert "&lt;/script&gt;&lt;img" in page
             assert "&amp;lt;" in page
@@ -156,6 +162,10 @@ def test_views_share_one_script(tmp_path, monkeypatch):
         (lambda: views.tokens(["a"], [1.0], limit=0.0), "limit must be positive"),
         (lambda: views.tokens("ab", [1.0, 2.0]), "list of strings"),
         (lambda: views.token_values(["a"], {}), "at least one"),
+        (
+            lambda: views.token_values(["a"], {"x": [1]}, chosen="y"),
+            "chosen='y'; wanted one",
+        ),
         (lambda: views.token_values(["a"], {"x": [1, 2]}), "2 values, 1 tokens"),
         (lambda: views.attention(["a"], [[[1.0, 0.0]]]), r"\[head, 1, 1\]"),
         (lambda: views.attention(["a"], [[[1.0]]], names=["x", "y"]), "2 names, 1 heads"),

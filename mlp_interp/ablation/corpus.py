@@ -24,7 +24,7 @@ from mlp_interp.sites import Site
 __all__ = ["Ablated"]
 
 Members = Mapping[str, tuple[Site, ...]]
-Measure = Callable[[Runner, Run, Members, StandIn, Tensor | None], dict[str, Tensor]]
+Measure = Callable[[Runner, Run, Members, StandIn, Batch], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Ablated(Reducer):
     """What sequences lose when groups of components are taken away, each group alone.
 
     Args:
-        measure: From the runner, a clean run, the groups, what stands in for them and where text is
-            to numbers ``[component, batch]`` and the clean ``loss`` ``[batch]``; a function of a
+        measure: From the runner, a clean run, the groups, what stands in for them and the batch to
+            numbers ``[component, batch]`` and the clean ``loss`` ``[batch]``; a function of a
             module, so that it can be sent.
         choice: Says which groups.
         groups: The groups.
@@ -76,7 +76,7 @@ class Ablated(Reducer):
         seed = self.seed + batch.first
         counts = batch.counts(self.first)
         stand = stand_in(self.baseline, counts, seed=seed, means=self.means)
-        found = self.measure(runner, clean, self.groups, stand, batch.real)
+        found = self.measure(runner, clean, self.groups, stand, batch)
         self.merge(state, {name: x.cpu() for name, x in found.items()})
 
     def merge(self, state: State, later: State) -> None:

@@ -1,6 +1,6 @@
 """The question the package was made for: how much does each sub-update matter, and by what way?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -18,10 +18,11 @@ from mlp_interp.ablation.effects import MEASURES
 from mlp_interp.ablation.groups import resolve
 from mlp_interp.ablation.total import total_changes
 from mlp_interp.corpus import SweepOptions
+from mlp_interp.corpus.reducers import Batch
 from mlp_interp.metrics import Effects, LogitChange
 from mlp_interp.metrics.rows import chunks
 from mlp_interp.metrics.stream import BothNorms
-from mlp_interp.models import Weights
+from mlp_interp.models import Weights, indices
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import components
@@ -123,6 +124,7 @@ def ablate_ranges(
     *,
     attention_mask: Any = None,
     kind: Kind = "mlp",
+    blocks: int | None = None,
     first: int = 1,
     baseline: Baseline = "zero",
     seed: int = 0,
@@ -135,6 +137,8 @@ def ablate_ranges(
         corpus: As in `subupdate_importance`.
         attention_mask: As in `subupdate_importance`.
         kind: ``"mlp"``, ``"attn"`` or ``"both"``: which sub-updates of each layer in the range.
+        blocks: Cut the layers into so many blocks of about one size, and take ranges of whole
+            blocks: L layers have L (L + 1) / 2 ranges, each a forward pass. None for all ranges.
         first: As in `subupdate_importance`.
         baseline: As in `subupdate_importance`.
         seed: Which sequences are resampled.
@@ -146,7 +150,8 @@ def ablate_ranges(
         included); NaN where ``end < start``.
 
     Raises:
-        ValueError: As `subupdate_importance`; unknown kind.
+        ValueError: As `subupdate_importance`; unknown kind; fewer than one block, or more than
+            layers.
 
     Example:
         >>> import torch
@@ -156,17 +161,18 @@ def ablate_ranges(
         (('start', 'end'), True)
     """
     check_choice("kind", kind, get_args(Kind))
-    n_layers = Weights.of(model).n_layers
+    starts, ends = _bounds(Weights.of(model).n_layers, blocks)
     groups = {
         f"{start}-{end}": tuple(
             Site(name, layer) for layer in range(start, end + 1) for name in _KINDS[kind]
         )
-        for start in range(n_layers)
-        for end in range(start, n_layers)
+        for start in starts
+        for end in ends
+        if end >= start
     }
     measured = Ablated(
         measure=_ranges,
-        choice=kind,
+        choice=kind if blocks is None else f"{kind}.{blocks}",
         groups=groups,
         first=first,
         baseline=baseline,
@@ -177,8 +183,8 @@ def ablate_ranges(
     loss, loss_error = mean_and_error_over(found["delta_loss_total"] + found["loss"], "sequence")
 
     def grid(values: Any) -> np.ndarray:
-        filled = np.full((n_layers, n_layers), np.nan)
-        filled[np.triu_indices(n_layers)] = values
+        filled = np.full((len(starts), len(ends)), np.nan)
+        filled[np.triu_indices(len(starts))] = values
         return filled
 
     dims = ("start", "end")
@@ -190,7 +196,7 @@ def ablate_ranges(
             "delta_loss": (dims, grid(delta), nats),
             "delta_loss_se": (dims, grid(delta_error), nats),
         },
-        coords={"start": np.arange(n_layers), "end": np.arange(n_layers)},
+        coords={"start": starts, "end": ends},
         attrs={
             **found.attrs,
             "analysis": "layer ranges",
@@ -202,15 +208,24 @@ def ablate_ranges(
     )
 
 
+def _bounds(n_layers: int, blocks: int | None) -> tuple[list[int], list[int]]:
+    """First and last layer of each block."""
+    count = n_layers if blocks is None else indices.count("blocks", blocks)
+    if count > n_layers:
+        raise ValueError(f"blocks={blocks} of {n_layers} layers; wanted at most as many as layers")
+    edges = [round(n * n_layers / count) for n in range(count + 1)]
+    return edges[:-1], [edge - 1 for edge in edges[1:]]
+
+
 def _importance(
-    runner: Runner, clean: Run, groups: Members, stand: StandIn, real: Tensor | None
+    runner: Runner, clean: Run, groups: Members, stand: StandIn, batch: Batch
 ) -> dict[str, Tensor]:
     members = [site for sites in groups.values() for site in sites]
     # What is padding is known: nothing is to be told by the tokens.
-    mask = torch.ones_like(clean.tokens) if real is None else real
+    mask = torch.ones_like(clean.tokens) if batch.real is None else batch.real
     parts = components(runner.weights.model, clean, members, attention_mask=mask)
     removed = parts.less(stand).kept_by(runner.unembed.norm)
-    counted = Counted.of(runner.unembed, clean, stand.counts, real)
+    counted = Counted.of(runner.unembed, clean, stand.counts, batch.real)
     return counted.means(
         partial(
             _three_ways,
@@ -218,7 +233,7 @@ def _importance(
             counted.rows(group_sums(removed, some)),
             counted.rows(total_changes(runner, clean, some, stand)),
         )
-        for some in chunks(groups.values(), clean.final.numel())
+        for some in _ticked(groups, clean.final.numel(), batch)
     )
 
 
@@ -236,13 +251,22 @@ def _three_ways(
 
 
 def _ranges(
-    runner: Runner, clean: Run, groups: Members, stand: StandIn, real: Tensor | None
+    runner: Runner, clean: Run, groups: Members, stand: StandIn, batch: Batch
 ) -> dict[str, Tensor]:
-    counted = Counted.of(runner.unembed, clean, stand.counts, real)
+    counted = Counted.of(runner.unembed, clean, stand.counts, batch.real)
     return counted.means(
         partial(_total, counted.rows(total_changes(runner, clean, some, stand)))
-        for some in chunks(groups.values(), clean.final.numel())
+        for some in _ticked(groups, clean.final.numel(), batch)
     )
+
+
+def _ticked(groups: Members, numbers: int, batch: Batch) -> Iterator[list[tuple[Site, ...]]]:
+    """The groups in chunks, each of which is told when it is done."""
+    done = 0
+    for some in chunks(groups.values(), numbers):
+        yield some
+        done += len(some)
+        batch.tick(done / len(groups))
 
 
 def _total(

@@ -1,5 +1,7 @@
 """`mlp-interp report`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +49,10 @@ def report(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per task to attribute.")] = 16,
     seed: Annotated[int, typer.Option(help="Draws sequences and prompts.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
+    only: Annotated[
+        str | None, typer.Option(help="Sections, as 'importance,norms': no others.")
+    ] = None,
+    skip: Annotated[str | None, typer.Option(help="Sections to leave out, as 'ranges'.")] = None,
     device: DeviceOption = None,
     revision: RevisionOption = None,
     processing: ProcessingOption = Processing.folded,
@@ -62,7 +68,7 @@ def report(
     \b
     Examples:
       mlp-interp report
-      mlp-interp report --sequences 256 --out big.html
+      mlp-interp report --sequences 256 --skip ranges,neurons --out big.html
       mlp-interp report -m pythia-160m --revision step1000 -c my.jsonl -n 500 -t 256
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug, interrupted=_GO_ON):
@@ -75,7 +81,9 @@ def report(
 
         from mlp_interp.corpus import load_corpus
         from mlp_interp.report import build
+        from mlp_interp.report.sections import chosen
 
+        sections = chosen(_listed(only), _listed(skip) or [])
         loaded = load(model, revision, device, processing, backend)
         text = load_corpus(
             source_of(corpus),
@@ -88,9 +96,23 @@ def report(
             subset=subset,
             errors=errors.value,
         )
-        written = build(loaded, text, out=out, prompts=prompts, seed=seed, batch_size=batch_size)
+        written = build(
+            loaded,
+            text,
+            out=out,
+            prompts=prompts,
+            seed=seed,
+            batch_size=batch_size,
+            only=sections,
+            command=shlex.join(["mlp-interp", *sys.argv[1:]]),
+        )
     if written.reused:
         typer.echo(f"taken over from an interrupted run: {', '.join(written.reused)}", err=True)
     typer.echo("\n".join(written.summary.sentences[:3]))
     size = written.page.stat().st_size / 1e6
     typer.echo(f"\n{written.page} ({size:.1f} MB), with {written.data} and {written.numbers}")
+
+
+def _listed(names: str | None) -> list[str] | None:
+    """Names between commas."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mlp_interp.checkpoint import Checkpoint
 from mlp_interp.corpus.options import SweepOptions
+from mlp_interp.corpus.progress import Progress
 from mlp_interp.corpus.ray_backend import reduce_on_ray
 from mlp_interp.corpus.reducers import Reducer, Shape
 from mlp_interp.corpus.shards import STATES, Merged, Plan, States, merge, reduce_shard
@@ -101,18 +101,10 @@ def sweep(
     kept = Checkpoint(_folder(options, model, texts, plan), STATES)
     merged = kept.read("merged") or Merged(0, plan.empty())
     todo = _todo(plan, merged, kept)
-    bar = tqdm(
-        total=tokens.numel(),
-        initial=min(merged.shards * plan.shard, len(tokens)) * tokens.shape[1],
-        desc="sweep",
-        unit="tok",
-        unit_scale=True,
-        disable=not options.progress,
-    )
-    with bar:
-        reduced = partial(_reduced, forward, plan, tokens, options)
+    with Progress(tokens, min(merged.shards * plan.shard, len(tokens)), options.progress) as bar:
+        reduced = partial(_reduced, forward, plan, tokens, options, bar)
         for index in _in_order(plan, reduced, todo, kept, merged):
-            bar.update(tokens[plan.rows(index)].numel())
+            bar.at(plan.rows(index).stop)
     attrs = {**data, **describe(model), "analysis": "sweep", "engine": forward.engine}
     attrs |= {"sweep_backend": options.backend, "batch_size": plan.batch_size, "shard": plan.shard}
     if options.gpus:
@@ -144,13 +136,16 @@ def _reduced(
     plan: Plan,
     tokens: Tensor,
     options: SweepOptions,
+    bar: Progress,
     numbers: Sequence[int],
 ) -> Generator[tuple[int, States]]:
     """The states of some shards, each as it is done."""
     if options.backend == "ray":
         yield from reduce_on_ray(forward, plan, tokens, [*numbers], options)
     else:
-        yield from ((n, reduce_shard(forward, plan, tokens[plan.rows(n)], n)) for n in numbers)
+        for n in numbers:
+            rows = plan.rows(n)
+            yield n, reduce_shard(forward, plan, tokens[rows], n, partial(bar.within, rows.start))
 
 
 def _in_order(

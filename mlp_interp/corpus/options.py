@@ -1,6 +1,6 @@
 """What `load_corpus` and `sweep` were asked for, each as one object."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,7 +64,8 @@ class SweepOptions:
             has processors (or GPUs, where `resources` ask for one).
         resources: With Ray: what a worker needs, as ``{"num_cpus": 8}`` or ``{"num_gpus": 1}``, and
             other options of its tasks, as ``{"max_retries": 0}``.
-        progress: Show a bar with tokens per second and the time left.
+        progress: Show a bar with tokens per second and the time left. A function instead is told
+            the share of the corpus that is done, again and again.
 
     Raises:
         ValueError: An unknown backend, a number below 1, or `workers` or `resources` without Ray.
@@ -83,7 +84,7 @@ class SweepOptions:
     backend: Backend = "local"
     workers: int | None = None
     resources: Mapping[str, Any] | None = None
-    progress: bool = False
+    progress: bool | Callable[[float], object] = False
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, get_args(Backend))

@@ -6,9 +6,9 @@ order they are finished, and however often it was interrupted.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,11 @@ class Plan:
 
 @torch.no_grad()
 def reduce_shard(
-    forward: Forward | HookForward, plan: Plan, tokens: Int[Tensor, "sequence pos"], index: int
+    forward: Forward | HookForward,
+    plan: Plan,
+    tokens: Int[Tensor, "sequence pos"],
+    index: int,
+    tick: Callable[[float], object] = lambda sequences: None,
 ) -> States:
     """Run one shard through the model and sum it up.
 
@@ -94,6 +98,7 @@ def reduce_shard(
         plan: What to do.
         tokens: The sequences of this shard.
         index: Its number.
+        tick: Called now and then with how many of its sequences are done: parts of one, too.
 
     Raises:
         ValueError: The tokens are not of this model, or an activation is not finite.
@@ -107,16 +112,22 @@ def reduce_shard(
             readout.append(Unembed.of(weights.model))
         return readout[0]
 
-    first = plan.rows(index).start
+    start = first = plan.rows(index).start
     for rows in tokens.split(plan.batch_size):
         ids, real = weights.checked(rows.long()), None
         if plan.lengths is not None:
             lengths = plan.lengths[first : first + len(rows), None].to(ids.device)
             real = torch.arange(ids.shape[1], device=ids.device) < lengths
         batch = Batch(ids, first, forward, unembed, real, plan.bos, buffers=buffers)
+        batch.tick = partial(_within, tick, first - start, len(rows))
         _run(forward, plan, states, batch)
         first += len(rows)
+        tick(first - start)
     return states
+
+
+def _within(tick: Callable[[float], object], done: int, size: int, share: float) -> None:
+    tick(done + size * share)
 
 
 class _EnoughError(Exception):

@@ -12,6 +12,7 @@ from mlp_interp.plots._tokens import visible
 from mlp_interp.results import mean_and_error_over
 
 MAKER = "attribution.attribute_logits"
+MOST_TEXT = 100  # cells from which on numbers drown the pattern
 
 
 def attribution(result: xr.DataArray, *, top: int = 30) -> go.Figure:
@@ -95,8 +96,8 @@ def heads(result: xr.DataArray) -> go.Figure:
             z=grid[..., 0], x=columns, y=[str(row) for row in rows],
             customdata=np.stack([names, grid[..., 1]], axis=-1),
             colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1, hoverongaps=False,
-            texttemplate="%{z:.2g}" if len(columns) <= 17 else None,
-            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
+            texttemplate="%{z:.2g}" if grid[..., 0].size <= MOST_TEXT else None,
+            colorbar={"title": {"text": unit, "side": "top"}, "thickness": 14},
             hovertemplate="<b>%{customdata[0]}</b><br>%{z:.4g} " + unit
             + (" ± %{customdata[1]:.2g} (standard error)" if count > 1 else "")
             + "<extra></extra>",
@@ -110,7 +111,11 @@ def heads(result: xr.DataArray) -> go.Figure:
 
 
 def sources(
-    result: xr.DataArray, *, prompt: int = 0, tokens: Sequence[str] | None = None
+    result: xr.DataArray,
+    *,
+    prompt: int = 0,
+    tokens: Sequence[str] | None = None,
+    top: int = 20,
 ) -> go.Figure:
     """Which source tokens the heads' shares of the logit came from, for one prompt.
 
@@ -118,6 +123,8 @@ def sources(
         result: What `attribution.attribute_sources` returns: [prompt, component, source].
         prompt: Which prompt to draw (tokens differ between prompts, so they are not averaged).
         tokens: That prompt's tokens as text, for the axis; positions are shown without.
+        top: With more heads than this, those whose shares are largest are drawn, in the result's
+            order, and the title says so.
 
     Returns:
         A heatmap, head x source token, centred at zero.
@@ -131,7 +138,13 @@ def sources(
         if not 0 <= prompt < result.sizes["prompt"]:
             raise ValueError(f"prompt must be 0 to {result.sizes['prompt'] - 1}, got {prompt}")
         result = result.isel(prompt=prompt)
+    indices.count("top", top)
     values = result.transpose("component", "source")
+    title, count = "Heads' shares by source token", values.sizes["component"]
+    if count > top:
+        order = np.argsort(-np.abs(values.values).sum(1), kind="stable")
+        values = values.isel(component=np.sort(order[:top]))
+        title += f" (the {top} largest of {count} heads)"
     places = [int(place) for place in values["source"].values]
     if tokens is not None and len(tokens) != len(places):
         raise ValueError(f"tokens must match sources: {len(tokens)} tokens, {len(places)} sources")
@@ -142,7 +155,7 @@ def sources(
             z=values.values.astype(float), x=places, y=style.labels_of(values),
             colorscale=style.DIVERGING, zmid=0, xgap=1, ygap=1,
             customdata=np.tile(np.array(shown, dtype=object), (values.sizes["component"], 1)),
-            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": unit, "side": "top"}, "thickness": 14},
             hovertemplate="<b>%{y}</b> from %{customdata}<br>%{z:.4g} " + unit + "<extra></extra>",
         )
     )  # fmt: skip
@@ -151,7 +164,7 @@ def sources(
     )
     figure.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False)
     height = 240 + 26 * min(values.sizes["component"], 30)
-    return style.finish(figure, "Heads' shares by source token", result, height=height)
+    return style.finish(figure, title, result, height=height)
 
 
 def _check(result: xr.DataArray, top: int) -> None:
@@ -178,7 +191,7 @@ def _bars(result: xr.DataArray, title: str, top: int) -> go.Figure:
     kept = order[:top] if len(order) > top else np.arange(len(order))
     names, values, errors = [labels[i] for i in kept], mean[kept].tolist(), error[kept].tolist()
     rest = mean[order[top:]]
-    others = f"; the other {len(rest):,} sum to {rest.sum():+.3g}" if len(rest) else ""
+    others = f"<br>the other {len(rest):,} sum to {rest.sum():+.3g}" if len(rest) else ""
     unit = style.unit_of(result, default="logits")
     figure = go.Figure(
         go.Bar(

@@ -11,6 +11,7 @@ from mlp_interp.sites import Site
 
 MAKER = "neurons.activity"
 BARS = 60  # of a layer's fractions
+FEW = 8  # layers that a legend names
 MANY = 20_000  # points from which on a browser should draw them with its graphics card
 
 
@@ -43,7 +44,7 @@ def activation_fractions(activity: xr.Dataset) -> go.Figure:
         fraction = here["fraction"].values
         counts = np.histogram(fraction, edges)[0]
         figure.add_bar(
-            x=(edges[1:] + edges[:-1]) / 2, y=counts, width=1 / BARS, marker_color=style.SKY,
+            x=(edges[1:] + edges[:-1]) / 2, y=counts, width=1 / BARS, marker_color=style.MLP,
             name="neurons", legendgroup="neurons", showlegend=row == 1,
             customdata=np.stack([edges[:-1], edges[1:]], axis=-1),
             hovertemplate=f"layer {layer}<br>%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}<br>"
@@ -64,7 +65,7 @@ def activation_fractions(activity: xr.Dataset) -> go.Figure:
         middle = float(np.median(fraction))
         figure.add_scatter(
             x=[middle, middle], y=[0, top], mode="lines", name="median",
-            line={"color": "#333333", "width": 1, "dash": "dot"}, legendgroup="median",
+            line={"color": style.INK, "width": 1, "dash": "dot"}, legendgroup="median",
             showlegend=row == 1, hovertemplate=f"median {middle:.3f}<extra></extra>",
             row=row, col=1,
         )  # fmt: skip
@@ -85,7 +86,7 @@ def activity_by_position(activity: xr.Dataset) -> go.Figure:
         activity: What `neurons.activity` returns, or `Fraction`.
 
     Returns:
-        A line for each layer, the first dark and the last light.
+        A line for each layer, the first dark and the last light; a colour bar names many of them.
 
     Raises:
         ValueError: If `activity` is no such Dataset.
@@ -112,6 +113,7 @@ def activity_by_position(activity: xr.Dataset) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title="position in the sequence")
     figure.update_yaxes(title="fraction of neurons that fire", rangemode="tozero")
+    name_layers(figure, layers)
     title = "How many neurons fire at each position"
     return style.finish(figure, title, activity, height=430)
 
@@ -151,7 +153,7 @@ def receptor_value(
     hover = f"<b>%{{text}}</b><br>{_plain(x)} %{{x:.3g}}<br>{_plain(y)} %{{y:.3g}}"
     for place, layer in enumerate(layers):
         here = result.isel(layer=place)
-        look: dict = {"size": 4, "opacity": 0.75, "color": style.BLUE}
+        look: dict = {"size": 4, "opacity": 0.75, "color": style.MLP}
         if "fraction" in here:
             look |= {"color": here["fraction"].values, "coloraxis": "coloraxis"}
         points = kind(
@@ -166,8 +168,8 @@ def receptor_value(
     figure.update_yaxes(matches="y")
     # The first axis is what they match; a browser warns of one that matches itself.
     figure.update_layout(xaxis_matches=None, yaxis_matches=None)
-    for column in range(1, columns + 1):
-        figure.update_xaxes(title=_titled(result, x), row=rows, col=column)
+    # One title for all: side by side they would run into each other.
+    figure.update_xaxes(title=_titled(result, x), row=rows, col=(columns + 1) // 2)
     for row in range(1, rows + 1):
         figure.update_yaxes(title=_titled(result, y), row=row, col=1)
     bar = {"title": {"text": "fraction of positions<br>at which it fires", "side": "right"}}
@@ -188,7 +190,7 @@ def _mark(
     if far.any():
         figure.add_scatter(
             x=fraction[far], y=np.zeros(far.sum()), mode="markers", cliponaxis=False,
-            marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": style.ORANGE}},
+            marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": style.INK}},
             name="outlier", legendgroup="outlier", showlegend=first_row, customdata=labels[far],
             hovertemplate="<b>%{customdata}</b><br>fires at %{x:.4f}<extra></extra>",
             row=row, col=1,
@@ -201,7 +203,7 @@ def _mark(
         more = f" and {len(chosen) - 1} more" if len(chosen) > 1 else ""
         figure.add_annotation(
             x=place, y=top, text=f"{labels[first]} ({fraction[first]:.3f}){more}", xanchor=side,
-            yanchor="top", showarrow=False, font={"size": 11, "color": style.ORANGE},
+            yanchor="top", showarrow=False, font={"size": 11, "color": style.INK},
             bgcolor="rgba(255,255,255,0.8)", row=row, col=1,
         )  # fmt: skip
 
@@ -210,6 +212,24 @@ def layer_colours(count: int) -> list[str]:
     """Dark to light, without the palest end, which white paper swallows."""
     places = [0.9 * n / max(1, count - 1) for n in range(count)]
     return [str(colour) for colour in sample_colorscale(style.SEQUENTIAL, places)]
+
+
+def name_layers(figure: go.Figure, layers: list[int]) -> None:
+    """A colour bar in place of a legend that many layers would fill the figure with."""
+    if len(layers) <= FEW:
+        return
+    figure.update_traces(
+        showlegend=False, selector=lambda trace: str(trace.name).startswith("layer ")
+    )
+    colours = layer_colours(len(layers))
+    figure.add_scatter(
+        x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip", name="layers",
+        marker={
+            "color": [layers[0]], "cmin": layers[0], "cmax": layers[-1], "showscale": True,
+            "colorscale": [[n / (len(colours) - 1), c] for n, c in enumerate(colours)],
+            "colorbar": {"title": {"text": "layer", "side": "top"}, "thickness": 14, "nticks": 6},
+        },
+    )  # fmt: skip
 
 
 def _plain(name: str) -> str:

@@ -40,9 +40,9 @@ def activation_histogram(histogram: xr.Dataset, neuron: str) -> go.Figure:
     figure = go.Figure()
     fires, split = low >= above, (low < above) & (high > above) & (counts > 0)
     for name, chosen, colour in (
-        (f"above {above:g}: fires", fires, style.ORANGE),
+        (f"above {above:g}: fires", fires, style.MLP),
         (f"partly above {above:g}", split, style.AMBER),
-        ("below", ~fires & ~split, style.SKY),
+        ("below", ~fires & ~split, style.GREY),
     ):
         if name.startswith("partly") and not chosen.any():
             continue

@@ -22,7 +22,8 @@ def ranges(result: xr.Dataset, *, quantity: str = "perplexity") -> go.Figure:
         quantity: "perplexity", "delta_loss" or "kl".
 
     Returns:
-        A heatmap with the values written in the cells (up to 12 layers) and in the hover text.
+        A heatmap with the values written in the cells (up to 8 layers or blocks), and in the hover
+        text.
 
     Raises:
         ValueError: If `result` lacks the quantity or the dimensions, or a perplexity is not
@@ -49,7 +50,7 @@ def ranges(result: xr.Dataset, *, quantity: str = "perplexity") -> go.Figure:
     shade = np.log10(values) if log else values
     if log:
         bar |= _decades(np.nanmin(shade), np.nanmax(shade))
-    small = len(starts) <= 12
+    small = len(starts) <= 8
     figure = go.Figure(
         go.Heatmap(
             z=shade, x=ends, y=starts, customdata=np.stack([values, error], axis=-1),
@@ -65,7 +66,10 @@ def ranges(result: xr.Dataset, *, quantity: str = "perplexity") -> go.Figure:
     clean = result.attrs.get("clean_perplexity")
     also = f" (clean: {float(clean):.4g})" if log and clean is not None else ""
     what = WHAT.get(str(result.attrs.get("kind", "")), "sub-updates")
-    figure.update_xaxes(title="last layer removed", type="category", showgrid=False)
+    figure.update_xaxes(
+        title="last layer removed", type="category", showgrid=False, tickangle=0,
+        tickvals=ends[:: -(-len(ends) // 12)],
+    )  # fmt: skip
     figure.update_yaxes(
         title="first layer removed", type="category", autorange="reversed", showgrid=False
     )

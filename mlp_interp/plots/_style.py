@@ -10,16 +10,23 @@ import xarray as xr
 # Okabe & Ito's palette: told apart with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7f7f7f", "#CC79A7"
 SKY, AMBER = "#56B4E9", "#E69F00"
+INK = "#64748B"  # of marks that must be seen on bars, on light pages and on dark ones
 
+# Each contrast has a pair of hues that nothing else has: the way an effect takes, the kind of a
+# sub-update, and the sign (the ends of RdBu). All can be seen on white and on black.
+WAY_COLOURS = {"direct": "#1FA187", "total": "#C2327F"}
+WAY_SYMBOLS = {"direct": "circle-open", "total": "diamond"}
+ATTENTION, MLP = "#7B5CD6", "#DB7B00"
+BROWN = "#8C6D46"
 KIND_COLOURS = {
-    "embed": GREEN,
-    "pos_embed": GREEN,
-    "attn": BLUE,
-    "head": SKY,
-    "mlp": ORANGE,
-    "neuron": AMBER,
+    "embed": BROWN,
+    "pos_embed": BROWN,
+    "attn": ATTENTION,
+    "head": ATTENTION,
+    "mlp": MLP,
+    "neuron": MLP,
     "bias": GREY,
-    "edit": PURPLE,
+    "edit": GREEN,
 }
 KIND_SYMBOLS = {
     "embed": "diamond",

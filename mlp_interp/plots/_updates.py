@@ -6,7 +6,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
-from mlp_interp.plots._neurons import layer_colours
+from mlp_interp.plots._neurons import layer_colours, name_layers
 
 MAKER = "neurons.update_shares"
 SHARES = {
@@ -79,6 +79,7 @@ def update_shares(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="cosine to the update", row=1, col=1)
     figure.update_xaxes(title="layer", type="category", row=1, col=2)
     figure.update_yaxes(title="fraction", row=1, col=2)
+    name_layers(figure, layers)
     style.finish(figure, "How many neurons are behind an update", result, height=480)
     return figure.update_layout(
         barmode="group",

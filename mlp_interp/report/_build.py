@@ -2,8 +2,10 @@
 
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from mlp_interp.checkpoint import whole_file
@@ -12,7 +14,9 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.protocol import Model
 from mlp_interp.report.content import compute
 from mlp_interp.report.page import render
+from mlp_interp.report.progress import peak_memory
 from mlp_interp.report.section import Work
+from mlp_interp.report.sections import chosen
 from mlp_interp.report.store import Store
 from mlp_interp.report.summary import Summary, summarise
 from mlp_interp.results import save_groups
@@ -45,6 +49,9 @@ def build(
     prompts: int = 16,
     seed: int = 0,
     batch_size: int = 16,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    command: str = "",
     progress: bool = True,
 ) -> Written:
     """Measure every sub-update of a model and write the report.
@@ -59,14 +66,17 @@ def build(
         prompts: How many prompts of each task to attribute.
         seed: Draws the prompts.
         batch_size: Sequences per forward pass.
-        progress: Show progress bars on stderr.
+        only: Names of sections, as "importance"; None for all.
+        skip: Names of sections to leave out.
+        command: What made the page, for the page to say.
+        progress: Show a progress bar on stderr.
 
     Returns:
         The files and the summary.
 
     Raises:
-        ValueError: If `out` is no ``.html`` file in a folder that exists, or the analyses refuse
-            the input.
+        ValueError: If `out` is no ``.html`` file in a folder that exists, there is no such section,
+            or the analyses refuse the input.
 
     Example:
         >>> from mlp_interp import load_model
@@ -79,7 +89,7 @@ def build(
         ...     written.page.stat().st_size < 8_000_000
         True
     """
-    page = Path(out)
+    sections, begun, page = chosen(only, skip), perf_counter(), Path(out)
     if page.suffix not in (".html", ".htm"):
         raise ValueError(f"out must end in .html, got {str(out)!r}")
     if not page.absolute().parent.is_dir():
@@ -93,10 +103,10 @@ def build(
         page.with_name(page.name + ".parts"), fingerprint(model, corpus.tokens, {"version": 1})
     )
     work = Work(model, corpus, store, prompts, seed, batch_size, progress)
-    content = compute(work)
+    content = compute(work, sections)
     summary = summarise(content)
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    _write(page, render(content, summary, made=f"Made on {now}."))
+    made = _made(command, content.seconds, perf_counter() - begun)
+    _write(page, render(content, summary, made=made))
     data = save_groups(dict(content.parts()), page.with_suffix(".nc"))
     numbers = page.with_suffix(".json")
     facts = {"model": dict(content.check.attrs), "corpus": content.corpus, **summary.numbers}
@@ -104,6 +114,28 @@ def build(
     _write(numbers, text)
     store.remove()
     return Written(page, data, numbers, summary, store.reused)
+
+
+def _made(command: str, seconds: Mapping[str, float], whole: float) -> dict[str, str]:
+    """What made the page, when, in what time and memory."""
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    parts = ", ".join(f"{name} {_duration(time)}" for name, time in seconds.items())
+    peak = peak_memory()
+    facts = {
+        "made by": command,
+        "made on": now,
+        "time": f"{_duration(whole)}: {parts}",
+        "memory at its peak": f"{peak / 1e9:.1f} GB" if peak else "",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,13 +1,15 @@
 """Everything the report shows, computed: results only, no HTML."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
 import xarray as xr
-from tqdm.auto import tqdm
 
 from mlp_interp.models import check_model
+from mlp_interp.report.progress import Forecast
 from mlp_interp.report.section import Section, Work
 from mlp_interp.report.sections import SECTIONS
 from mlp_interp.report.store import Part
@@ -22,12 +24,14 @@ class Content:
         corpus: The provenance of the corpus.
         found: What each section measured, by its name, in the order of the page.
         notes: What could not be shown, and why, in plain sentences.
+        seconds: How long each section took.
     """
 
     check: xr.Dataset
     corpus: dict[str, Any]
     found: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def sections(self) -> Iterator[tuple[Section, Any]]:
         """Every section that was computed, with what it found."""
@@ -57,10 +61,14 @@ def compute(work: Work, sections: Sequence[str] = tuple(SECTIONS)) -> Content:
         ValueError: What the analyses raise for bad input.
     """
     found: dict[str, Any] = {}
-    with tqdm(total=len(sections), desc="report", disable=not work.progress) as bar:
-        check = check_model(work.model)
+    seconds: dict[str, float] = {}
+    check = check_model(work.model)
+    costs = {name: SECTIONS[name].cost(work) for name in sections}
+    with closing(Forecast(costs, shown=work.progress)) as forecast:
+        work = replace(work, forecast=forecast)
         for name in sections:
-            bar.set_postfix_str(name)
+            forecast.begin(name)
+            begun = perf_counter()
             found[name] = SECTIONS[name].compute(work)
-            bar.update()
-    return Content(check, dict(work.corpus.attrs), found, work.notes)
+            seconds[name] = perf_counter() - begun
+    return Content(check, dict(work.corpus.attrs), found, work.notes, seconds)

@@ -1,5 +1,7 @@
 """One self-contained HTML page from the results of a report."""
 
+import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -7,7 +9,9 @@ import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
+from mlp_interp import plots
 from mlp_interp.report.content import Content
+from mlp_interp.report.figure import Drawing, drawing
 from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.section import Section
 from mlp_interp.report.summary import Summary
@@ -15,7 +19,7 @@ from mlp_interp.views.bundle import circuitsvis
 from mlp_interp.views.document import environment, render_document
 
 
-def render(content: Content, summary: Summary, *, made: str = "") -> str:
+def render(content: Content, summary: Summary, *, made: Mapping[str, str] | None = None) -> str:
     """The page as HTML.
 
     Every text is escaped by the templates, and all data goes through `script_safe`: what a corpus
@@ -24,7 +28,7 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
     Args:
         content: The results.
         summary: The answer at a glance.
-        made: A word on when and by what the page was made.
+        made: By what, when and in what time the page was made.
 
     Returns:
         A complete document without any reference to another file or server.
@@ -41,22 +45,33 @@ def render(content: Content, summary: Summary, *, made: str = "") -> str:
         title=f"What does each sub-update of {attrs['model']} do?",
         provenance=", ".join([*_named(attrs), str(content.corpus.get("data", "corpus"))]),
         filters=filters,
+        read=_template,
         own_style=Markup(_text("style.css")),
         summary=summary,
-        largest=max((max(row.direct, row.total) for row in summary.rows), default=1.0),
+        largest={
+            way: max((getattr(row, way) for row in summary.rows), default=1.0)
+            for way in ("direct", "total", "later")
+        },
+        main=_main(content),
         contents=titles | {"card": "Model and data"},
         sections=sections,
         cards=_cards(content),
         notes=content.notes,
         circuitsvis=circuitsvis(),
-        made=made,
+        made=made or {},
     )
+
+
+def _main(content: Content) -> Drawing | None:
+    """The figure that stands beside the summary."""
+    if "importance" not in content.found:
+        return None
+    return drawing(plots.importance(content.found["importance"]))
 
 
 def _section(templates: Environment, section: Section, found: Any) -> Markup:
-    shown = {"intro": "", "blocks": (), "sentences": section.sentences(found)} | dict(
-        section.show(found)
-    )
+    known = {"name": section.name, "intro": "", "blocks": ()}
+    shown = known | {"sentences": section.sentences(found)} | dict(section.show(found))
     return Markup(templates.get_template(section.template).render(shown))
 
 
@@ -65,7 +80,8 @@ def _template(name: str) -> str:
     return _text(f"sections/{name}")
 
 
-def _cards(content: Content) -> dict[str, dict[str, str]]:
+def _cards(content: Content) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Facts by name, and those that are folded away."""
     check, attrs = content.check, content.check.attrs
     blocks = "parallel" if attrs["parallel"] else "sequential"
     error = float(check["log_prob_error"])
@@ -84,13 +100,22 @@ def _cards(content: Content) -> dict[str, dict[str, str]]:
         "Hugging Face's forward": against,
         "components sum to stream": f"within {float(check['residual_error']):.1e} of its size",
     }
-    hidden = ("data",)
-    data = {key.replace("_", " "): str(value) for key, value in content.corpus.items()}
     described = {"description": str(content.corpus.get("data", ""))}
+    data = {key.replace("_", " "): value for key, value in content.corpus.items() if key != "data"}
+    folded = {key: str(value) for key, value in data.items() if _dull(value)}
+    told = {key: str(value) for key, value in data.items() if key not in folded}
+    known = {key: str(value) for key, value in model.items()}
     return {
-        "Model": {key: str(value) for key, value in model.items()},
-        "Data": described | {key: value for key, value in data.items() if key not in hidden},
+        "Model": (known, {}),
+        "Data": (described | told, folded),
     }
+
+
+def _dull(value: Any) -> bool:
+    """Whether this is a count of nothing, or the digest of something."""
+    return (isinstance(value, int | np.integer) and int(value) == 0) or (
+        isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value) is not None
+    )
 
 
 def _named(attrs: dict[str, Any]) -> list[str]:

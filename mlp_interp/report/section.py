@@ -6,7 +6,6 @@ there: nothing else knows it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from markupsafe import Markup
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.models.protocol import Model
 from mlp_interp.report.figure import Drawing
+from mlp_interp.report.progress import Forecast
 from mlp_interp.report.store import Part, Store
 
 __all__ = ["Block", "Section", "Work"]
@@ -30,7 +30,7 @@ class Work:
         prompts: How many prompts of each task.
         seed: Draws the prompts.
         batch_size: Sequences per forward pass.
-        progress: Show progress bars on stderr.
+        progress: Show a progress bar on stderr.
         notes: What could not be shown, and why: plain sentences that sections add.
     """
 
@@ -42,15 +42,18 @@ class Work:
     batch_size: int = 16
     progress: bool = True
     notes: list[str] = field(default_factory=list)
+    forecast: Forecast = field(default_factory=lambda: Forecast({}, shown=False))
 
-    def sweep(self, **options: Any) -> SweepOptions:
+    def sweep(self, start: float = 0.0, end: float = 1.0, **options: Any) -> SweepOptions:
         """How to run the corpus: an interrupted sweep goes on with its last whole shard.
 
         Args:
+            start: The share of the section's work that comes before this sweep.
+            end: The share that is done with it.
             **options: Others of `SweepOptions`; a `shard` of `batch_size` for what takes long.
         """
-        kept: Path = self.store.batches
-        given = {"batch_size": self.batch_size, "progress": self.progress, "checkpoint": kept}
+        told, kept = self.forecast.part(start, end), self.store.batches
+        given = {"batch_size": self.batch_size, "progress": told, "checkpoint": kept}
         return SweepOptions(**(given | options))
 
 
@@ -82,6 +85,10 @@ def _nothing(found: Any) -> Sequence[Any]:
     return ()
 
 
+def _one(work: Work) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """One question of the report.
@@ -96,6 +103,7 @@ class Section:
         parts: The results by name, for the netCDF file; "" is the section's own group.
         sentences: The answer in plain sentences, which stand below the heading.
         numbers: Plain numbers by name, for the JSON file.
+        cost: About how long it takes, in forward passes of the corpus: for the time left.
         template: A file beside the sections' modules.
     """
 
@@ -106,4 +114,5 @@ class Section:
     parts: Callable[[Any], Mapping[str, Part]] = _itself
     sentences: Callable[[Any], Sequence[str]] = _nothing
     numbers: Callable[[Any], Any] = _nothing
+    cost: Callable[[Work], float] = _one
     template: str = "section.html"

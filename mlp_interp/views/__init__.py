@@ -4,15 +4,17 @@ Each function takes plain values and returns a `View`, which shows itself in Jup
 page as you like), and gives a stand-alone page as `view.html()`.
 """
 
+from mlp_interp.views._choice import Choice, token_values
 from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
 from mlp_interp.views._shared import share
 from mlp_interp.views._table import Table, table
-from mlp_interp.views._tokens import activations, token_values, tokens
+from mlp_interp.views._tokens import activations, tokens
 
 __all__ = [
+    "Choice",
     "Comparison",
     "Page",
     "Table",

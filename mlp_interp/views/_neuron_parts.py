@@ -176,7 +176,7 @@ def figure(page: xr.Dataset) -> dict[str, Any]:
     drawn = go.Figure()
     for name, chosen, colour in (
         ("does not fire", middle < 0, "#8a8f98"),
-        ("fires", middle > 0, "#56b4e9"),
+        ("fires", middle > 0, "#db7b00"),
     ):
         drawn.add_bar(
             x=middle[chosen],

@@ -13,6 +13,7 @@ from mlp_interp.views.bundle import MOUNT, UNPACK, circuitsvis, to_json
 
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # as in the plots
 DIGITS = 4
+MAX_TOKENS = 2_000
 STYLE = """
 body { margin: 8px; font: 14px/1.5 system-ui, sans-serif; background: white; color: black; }
 figure { margin: 0; } figcaption { color: #555; font-size: 13px; margin-top: 6px; }

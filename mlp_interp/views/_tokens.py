@@ -1,15 +1,15 @@
 """Text with every token coloured by a signed value."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from mlp_interp.views._page import NEGATIVE, POSITIVE, View, as_numbers, as_texts
+from mlp_interp.views._choice import Choice, token_values
+from mlp_interp.views._page import MAX_TOKENS, NEGATIVE, POSITIVE, View, as_numbers, as_texts
 
-MAX_TOKENS = 2_000
 # circuitsvis writes a token's text into the page as HTML. What HTML would read as a tag or an
 # entity is escaped here, and nothing else: its hover text is plain, and would show the escapes.
 _MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
@@ -58,45 +58,9 @@ def tokens(
     return View("ColoredTokens", props, caption, height=90 + 26 * (len(texts) // 16))
 
 
-def token_values(token_strs: Sequence[str], rows: Mapping[str, Any], *, caption: str = "") -> View:
-    """Tokens coloured by one of several values, chosen by name above the text.
-
-    Args:
-        token_strs: The tokens as text, one string each.
-        rows: A name and one number per token for each kind of value.
-        caption: One sentence to put below.
-
-    Returns:
-        A view; hovering over a name colours by it, hovering over a token shows all its values.
-
-    Raises:
-        ValueError: If there are no rows, lengths differ or a value is not finite.
-
-    Example:
-        >>> token_values(["The", " cat"], {"direct": [0.5, -1.0], "total": [1.0, 0.0]})
-        View(ColoredTokensMulti, 2 tokens)
-    """
-    texts = as_texts(token_strs, limit=MAX_TOKENS)
-    if not rows:
-        raise ValueError("rows must name at least one kind of value, got none")
-    numbers = {name: as_numbers(f"rows[{name!r}]", row, 1) for name, row in rows.items()}
-    for name, row in numbers.items():
-        if len(row) != len(texts):
-            raise ValueError(
-                f"rows[{name!r}] must match tokens: {len(row)} values, {len(texts)} tokens"
-            )
-    bounds = [float(abs(row).max()) or 1.0 for row in numbers.values()]
-    props = {
-        "tokens": [show_as_text(text) for text in texts],
-        "values": [list(column) for column in zip(*map(list, numbers.values()), strict=True)],
-        "labels": list(map(str, numbers)),
-        "positiveBounds": bounds,
-        "negativeBounds": [-bound for bound in bounds],
-    }
-    return View("ColoredTokensMulti", props, caption, height=200 + 26 * (len(texts) // 16))
-
-
-def activations(result: xr.Dataset, *, limit: float | None = None, caption: str = "") -> View:
+def activations(
+    result: xr.Dataset, *, limit: float | None = None, caption: str = ""
+) -> View | Choice:
     """What neurons do in texts: every token coloured by the activation there.
 
     Args:
@@ -105,7 +69,7 @@ def activations(result: xr.Dataset, *, limit: float | None = None, caption: str 
         caption: One sentence to put below; by default what was measured on which model.
 
     Returns:
-        The texts, one below the other; of several neurons, the name above the text chooses.
+        The texts, one below the other; of several neurons, a list above the text chooses.
 
     Raises:
         ValueError: The result is another one, or `tokens` refuses what it holds.

@@ -38,6 +38,30 @@ function mountViews(root) {
 }
 """
 
+# Colours the tokens of every `Choice` below `root` by the values that are chosen.
+CHOOSE = """
+function wireChoices(root) {
+  for (const place of root.querySelectorAll(".choice")) {
+    const { values, unit } = JSON.parse(place.querySelector("script").textContent);
+    const select = place.querySelector("select");
+    const tokens = place.querySelectorAll(".token");
+    const paint = () => {
+      const row = values[select.selectedIndex];
+      const limit = Math.max(...row.map(Math.abs)) || 1;
+      place.querySelector(".least").textContent = "−" + limit.toPrecision(3);
+      place.querySelector(".most").textContent = "+" + limit.toPrecision(3);
+      tokens.forEach((token, at) => {
+        const hue = row[at] < 0 ? "178, 24, 43" : "33, 102, 172";
+        token.style.background = `rgba(${hue}, ${0.7 * Math.abs(row[at]) / limit})`;
+        token.title = `${row[at]} ${unit}`;
+      });
+    };
+    select.onchange = paint;
+    paint();
+  }
+}
+"""
+
 
 def pack(source: str) -> str:
     """Text, gzipped and in base64: safe inside a script element, whatever the text holds."""

@@ -10,7 +10,7 @@ import plotly.offline
 from jinja2 import ChoiceLoader, DictLoader, Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlp_interp.views.bundle import MOUNT, UNPACK, pack, to_json
+from mlp_interp.views.bundle import CHOOSE, MOUNT, UNPACK, pack, to_json
 
 __all__ = ["environment", "render_document", "shared"]
 
@@ -30,6 +30,7 @@ def render_document(
     title: str,
     provenance: str,
     filters: Mapping[str, Callable[..., Any]] | None = None,
+    read: Callable[[str], str | None] = lambda name: None,
     **context: Any,
 ) -> str:
     """A complete document without any reference to another file or server.
@@ -43,17 +44,18 @@ def render_document(
         title: Of the page; plain text.
         provenance: What was measured on what; plain text.
         filters: For the template, besides Jinja's own.
+        read: Gives the source of other templates by their names.
         **context: What the template shows.
     """
     page = (
-        environment(filters)
+        environment(filters, read)
         .from_string(template)
         .render(
             title=title,
             provenance=provenance,
             policy=POLICY,
-            style=Markup(shared("style.css")),
-            script=Markup(UNPACK + MOUNT + shared("page.js")),
+            style=Markup(shared("style.css") + shared("choice.css")),
+            script=Markup(UNPACK + MOUNT + CHOOSE + shared("page.js")),
             colophon=f"mlp_interp {metadata.version('mlp-interp')}",
             plotly=pack(plotly.offline.get_plotlyjs()),
             look=look(),

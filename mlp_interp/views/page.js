@@ -9,6 +9,11 @@ function colour(name) {
 
 async function drawFigure(place) {
   await library("plotly");
+  return drawNow(place);
+}
+
+function drawNow(place) {
+  const paper = document.documentElement.classList.contains("paper");
   const { data, layout } = JSON.parse(place.querySelector("script").textContent);
   const look = JSON.parse(document.getElementById("look").textContent);
   Object.assign(look.layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
@@ -18,8 +23,9 @@ async function drawFigure(place) {
     const lines = { gridcolor: colour("--line"), linecolor: colour("--line") };
     look.layout[axis] = { ...look.layout[axis], ...lines, zerolinecolor: colour("--line") };
   }
-  await Plotly.newPlot(place, data, { ...layout, template: look, autosize: true }, {
-    responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]],
+  return Plotly.newPlot(place, data, { ...layout, template: look, autosize: true }, {
+    responsive: true, displaylogo: false, displayModeBar: paper ? false : "hover",
+    modeBarButtons: [["toImage", "resetScale2d"]],
   });
 }
 
@@ -51,4 +57,45 @@ async function drawAll(root) {
 document.querySelectorAll("details").forEach((folded) => {
   folded.addEventListener("toggle", () => drawAll(folded));
 });
-setTimeout(() => drawAll(document));
+// Names of neurons put their command where it stands.
+document.querySelectorAll("a.unit").forEach((link) => {
+  link.addEventListener("click", () => {
+    const place = document.getElementById("unit-page");
+    place.textContent = place.textContent.replace(/L\d+N\d+/, link.textContent);
+  });
+});
+
+// Paper shows everything, black on white and as wide as it is; then all is as it was.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let unfolded = [];
+
+function redraw() {
+  for (const place of document.querySelectorAll(".plot[data-drawn]")) {
+    if (!place.closest("details:not([open])")) drawFigure(place);
+  }
+}
+
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  unfolded.forEach((folded) => { folded.open = true; });
+  document.documentElement.classList.add("paper");
+  for (const place of document.querySelectorAll(".plot")) {
+    place.dataset.drawn = "yes";
+    if (window.Plotly) drawNow(place);
+  }
+});
+
+addEventListener("afterprint", () => {
+  document.documentElement.classList.remove("paper");
+  unfolded.forEach((folded) => { folded.open = false; });
+  redraw();
+});
+
+dark.addEventListener("change", redraw);
+wireChoices(document);
+// Both libraries are there before somebody prints what is folded away.
+setTimeout(async () => {
+  await drawAll(document);
+  for (const id of ["plotly", "circuitsvis"]) if (document.getElementById(id)) await library(id);
+  if (window.CircuitsVis) mountViews(document);
+});

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -106,6 +106,7 @@ class Batch:
             called. It is the final stream if a reducer `wants_final`.
         notes: For a reducer to keep what it needs of one site until it sees another.
         buffers: Memory for `scratch`, handed on from batch to batch.
+        tick: To be called, by who takes long, with the share of the batch that is done.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -117,6 +118,7 @@ class Batch:
     final: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
     buffers: dict[Any, Tensor] = field(default_factory=dict)
+    tick: Callable[[float], object] = lambda share: None
 
     def scratch(self, like: Tensor, dtype: torch.dtype = torch.float32, slot: int = 0) -> Tensor:
         """Memory of a tensor's shape to compute in, with anything in it; the same at every call.

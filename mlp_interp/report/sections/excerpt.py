@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from mlp_interp import views
 from mlp_interp.ablation import ablate_total
+from mlp_interp.models import Weights
+from mlp_interp.report.progress import passes
 from mlp_interp.report.section import Block, Section, Work
 
 __all__ = ["EXCERPT", "Excerpt"]
@@ -44,21 +46,29 @@ def _compute(work: Work) -> Excerpt:
     return Excerpt(work.corpus.token_text(0)[:length], effects)
 
 
+def _cost(work: Work) -> float:
+    tokens = min(TOKENS, work.corpus.tokens.shape[1])
+    groups = 2 * Weights.of(work.model).n_layers
+    return passes(work.model, groups, 1) * tokens / work.corpus.tokens.numel()
+
+
 def _show(found: Excerpt) -> dict[str, Any]:
     effects = found.effects
-    rows = {
-        f"without {label}": effects.sel(component=label).values
-        for label in effects["component"].values
-    }
-    view = views.token_values(found.tokens, rows, caption="Rise of the loss, in nats.")
-    caption = (
-        "A token is blue where removing the sub-update makes the model expect the token less, red "
-        "where more."
+    strongest = str(effects["component"].values[int(np.argmax(effects.values.mean(1)))])
+    view = views.token_values(
+        found.tokens,
+        dict(zip(map(str, effects["component"].values), effects.values, strict=True)),
+        chosen=strongest,
+        unit="nats",
     )
-    html = Markup('<div class="views">{}</div>').format(Markup(view.fragment()))
+    caption = (
+        "Choose a sub-update. A token is blue where removing it from the forward pass, so that "
+        "later layers react, makes the model expect the token less, and red where more: the rise "
+        "of the token's loss, up to the legend's largest."
+    )
     return {
         "heading": "Where in the text do they matter?",
-        "blocks": [Block(caption, html=html)],
+        "blocks": [Block(caption, html=Markup(view.fragment()))],
     }
 
 
@@ -68,4 +78,5 @@ EXCERPT = Section(
     compute=_compute,
     show=_show,
     parts=lambda found: {"": found.effects},
+    cost=_cost,
 )

@@ -14,8 +14,8 @@ __all__ = ["NORMS"]
 
 
 def _compute(work: Work) -> Part:
-    options = {"batch_size": work.batch_size, "progress": work.progress}
-    return work.store.get("norms", lambda: norms(work.model, work.corpus, **options))
+    size = work.batch_size
+    return work.store.get("norms", lambda: norms(work.model, work.corpus, batch_size=size))
 
 
 def _show(found: xr.Dataset) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import xarray as xr
 
 from mlp_interp import plots
 from mlp_interp.ablation import subupdate_importance
+from mlp_interp.models import Weights
 from mlp_interp.report.figure import drawing
+from mlp_interp.report.progress import passes
 from mlp_interp.report.section import Block, Section, Work
 from mlp_interp.report.sections.importance.told import Row as Row
 from mlp_interp.report.sections.importance.told import numbers, sentences
@@ -23,19 +25,22 @@ def _compute(work: Work) -> Part:
     )
 
 
+def _cost(work: Work) -> float:
+    return passes(work.model, 2 * Weights.of(work.model).n_layers, 3)
+
+
 def _show(found: xr.Dataset) -> dict[str, Any]:
-    log = drawing(plots.importance(found, log=True))
     loss, top1 = (drawing(plots.importance(found, quantity=q)) for q in ("delta_loss", "top1"))
     return {
-        "heading": "How important is each sub-update?",
+        "heading": "Directly, or through later layers?",
         "blocks": [
             Block(
-                "Direct: only the readout sees that a sub-update is gone. Total: all later layers "
-                "react to it as well.",
-                log,
+                "Above the dotted line a sub-update matters through what later layers make of it; "
+                "below the line later layers make up for its loss.",
+                drawing(plots.direct_vs_total(found)),
             ),
             Block(
-                "The loss can also fall when something is removed; such a bar points down.",
+                "The loss can also fall when something is removed.",
                 loss,
                 folded="As rise of the loss",
             ),
@@ -43,12 +48,6 @@ def _show(found: xr.Dataset) -> dict[str, Any]:
                 "How often the likeliest next token becomes another one.",
                 top1,
                 folded="As changed predictions",
-            ),
-            Block(
-                "Above the dotted line a sub-update matters through what later layers make of it; "
-                "below the line later layers make up for its loss.",
-                drawing(plots.direct_vs_total(found)),
-                heading="Directly, or through later layers?",
             ),
         ],
     }
@@ -62,4 +61,5 @@ IMPORTANCE = Section(
     # The first three are the page's summary.
     sentences=lambda found: sentences(found)[3:],
     numbers=numbers,
+    cost=_cost,
 )

@@ -17,5 +17,6 @@ NEURONS = Section(
     parts=vars,
     sentences=sentences,
     numbers=numbers,
+    cost=lambda work: 6.0,
     template="neurons/neurons.html",
 )

@@ -67,14 +67,14 @@ def measure(work: Work) -> Neurons:
     Raises:
         ValueError: What the analyses raise for bad input.
     """
-    model, corpus, store, run = work.model, work.corpus, work.store, work.sweep()
+    model, corpus, store, run = work.model, work.corpus, work.store, work.sweep(0.0, 0.4)
     active = _get(store, "activity", lambda: activity(model, corpus, histogram=False, sweep=run))
-    weights = _get(store, "weights", lambda: _weights(model, work.progress))
+    weights = _get(store, "weights", lambda: _weights(model, False))
     far = _get(store, "outliers", lambda: _outliers(model, active))
 
     @cache
     def second() -> tuple[xr.Dataset, xr.Dataset]:
-        return _second_pass(model, corpus, _chosen(active, weights), run)
+        return _second_pass(model, corpus, _chosen(active, weights), work.sweep(0.5))
 
     updates = _get(store, "updates", lambda: second()[0])
     examples = _get(store, "examples", lambda: second()[1])

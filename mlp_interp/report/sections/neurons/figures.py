@@ -34,6 +34,7 @@ def shown(neurons: Neurons) -> dict[str, Any]:
         "heading": "What do the neurons do?",
         "intro": "A neuron reads the stream through its receptor and, where its activation before "
         "the nonlinearity is above zero, fires: then it adds its value vector to the stream.",
+        "command": _command(neurons),
         "layers": layers(neurons),
         "size": neurons.activity.sizes["neuron"],
         "beyond": neurons.activity.attrs["outliers_beyond"],
@@ -48,6 +49,12 @@ def shown(neurons: Neurons) -> dict[str, Any]:
         "examples": _examples(neurons.examples),
         **_notes(neurons.activity, points, places, neurons.outliers.sizes["component"]),
     }
+
+
+def _command(neurons: Neurons) -> str:
+    """What makes the page of one neuron; the page puts others in its place."""
+    label = str(neurons.examples["component"].values[0])
+    return f"mlp-interp neuron {label} --model {neurons.activity.attrs['model']}"
 
 
 def _evenly(found: xr.Dataset, dim: str, most: int) -> xr.Dataset:
