@@ -101,6 +101,21 @@ def test_distances_are_exact_large_and_small() -> None:
     assert torch.equal(found.top, logits.topk(7).indices)
 
 
+@pytest.mark.parametrize("above", [80.0, 86.0, 95.0])
+def test_logits_far_above_the_first_block(above: float) -> None:
+    """Not only exp(z) may leave what float32 holds: exp(z) z does before."""
+    weight = torch.zeros(2, 3000)
+    weight[0, 1500], weight[1] = above, torch.linspace(-1, 1, 3000)
+    unembed = Unembed(weight, torch.zeros(3000), Norm("none", 0.0))
+    x = torch.tensor([[[1.0, 0.5]], [[0.97, -0.5]], [[1.0, 1.0]]])
+    found = Distributions.of(unembed, x, {})
+    logp = (x.double() @ weight.double()).log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    kl = (logp[-1].exp() * (logp[-1] - logp)).sum(-1)
+    torch.testing.assert_close(found.entropy.double(), entropy, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.kl[1].double(), kl, atol=1e-4, rtol=1e-4)
+
+
 def test_a_token_is_not_above_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 4000, generator=generator)

@@ -1,5 +1,6 @@
 """Trained lenses, and lenses in files."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,14 @@ def test_translators_of_tuned_lens_act_on_raw_streams(
     assert float(without.bias.abs().max()) == 0
     with pytest.raises(ValueError, match="are centred; wanted load_model"):
         load(tmp_path / "lens", kind())
+    with pytest.raises(ValueError, match="are centred; wanted load_model"):  # not only when loaded
+        read(kind(), tokens, lens)
+    corner = np.array_str(raw.W_U.detach().T.numpy(), precision=1)
+    own = hashlib.sha256(corner.encode()).hexdigest()
+    load(folder(tmp_path / "lens", params, unembed_hash=own), raw)
+    other = folder(tmp_path / "lens", params, unembed_hash="x", base_model_name_or_path="b")
+    with pytest.raises(ValueError, match=r"unembed_hash='x' \(base model 'b'"):
+        load(other, raw)
     with pytest.raises(ValueError, match="d_model=16; wanted 32"):
         load(folder(tmp_path / "lens", params, d_model=16), raw)
     with pytest.raises(ValueError, match="other things than tensors"):

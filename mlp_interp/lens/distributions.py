@@ -76,7 +76,7 @@ class Distributions:
         ids = torch.stack([*targets.values()])
         asked = _Asked(ids, _at(unembed, normalized, ids))
         tally = _walk(unembed, normalized, final, asked, bases, k, None)
-        if not bool(tally.mass.isfinite().all()):  # some logit is far above the first block's
+        if not tally.finite:  # some logit is far above the first block's
             shift = tally.largest.result()[0][..., 0]
             tally = _walk(unembed, normalized, final, asked, bases, k, shift)
         logits = dict(zip(targets, asked.logits, strict=True))
@@ -159,9 +159,8 @@ class _Tally:
         ones = z.new_ones(z.shape[-1])
         for above, logits in zip(self.above, self.asked.logits, strict=True):
             above += torch.gt(z, logits[..., None], out=memory) @ ones
-        here = slice(
-            *torch.searchsorted(self._ids, torch.tensor([block.start, block.stop])).tolist()
-        )
+        ends = self._ids.new_tensor([block.start, block.stop])
+        here = slice(*torch.searchsorted(self._ids, ends).tolist())
         self._own.append(z[:, self._rows[here], self._ids[here] - block.start])
         if not self._fixed:
             self.shift, self._fixed = best, True
@@ -170,6 +169,11 @@ class _Tally:
         weights = torch.stack([exp[base] for base in self.bases], dim=1)
         self.cross += weights @ z.permute(1, 2, 0)
         self.inner += exp.mul_(z) @ ones
+
+    @property
+    def finite(self) -> bool:
+        """Whether nothing has grown out of what the data type holds."""
+        return all(bool(x.isfinite().all()) for x in (self.mass, self.inner, self.cross))
 
     def ranks(self) -> Int[Tensor, "name column row"]:
         """How many tokens have a larger logit than each that is asked about.

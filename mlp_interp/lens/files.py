@@ -1,20 +1,23 @@
 """Lenses in files: ours, and folders of the tuned-lens package."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mlp_interp.checkpoint import whole_file
-from mlp_interp.lens.lens import Lens, about
+from mlp_interp.lens.lens import Lens, about, centred
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
+from mlp_interp.results import single
 
 __all__ = ["load", "save"]
 
@@ -110,12 +113,8 @@ def _from_folder(path: Path, model: Model) -> Lens:
                 f"path={str(path)!r} is a lens with {name}={config.get(name)}; wanted {size}, as "
                 f"model={model.cfg.model_name!r} has"
             )
-    if centred(weights):
-        raise ValueError(
-            f"path={str(path)!r} reads streams as they are, but those of "
-            f"model={model.cfg.model_name!r} are centred; wanted "
-            'load_model(..., processing="raw")'
-        )
+    if not centred(weights):  # else it is refused anyway, and the readout is another
+        _check_hash(path, config, weights)
     weight = torch.stack(
         [_of(params, n, "weight", path, weights.d_model) for n in range(weights.n_layers)]
     )
@@ -134,12 +133,25 @@ def _from_folder(path: Path, model: Model) -> Lens:
     )
 
 
-def centred(weights: Weights) -> bool:
-    """Whether what is written to the stream has lost its mean over ``d_model``."""
-    if weights.final_norm.kind != "layer":
-        return False
-    mean = weights.W_E.float().mean(-1).abs().max()
-    return bool(mean < 1e-5 * weights.W_E.float().abs().max())
+def _check_hash(path: Path, config: dict[str, Any], weights: Weights) -> None:
+    """Refuse translators of a model with another unembedding.
+
+    The package tells models by how numpy prints a corner of it, to one digit.
+
+    Raises:
+        ValueError: The folder says of which it is, and it is not this one's.
+    """
+    said = config.get("unembed_hash")
+    with np.printoptions(edgeitems=3, threshold=1000, linewidth=75, suppress=False, sign="-"):
+        shown = np.array_str(single(weights.W_U).T.cpu().numpy(), precision=1)
+    ours = hashlib.sha256(shown.encode()).hexdigest()
+    if said is not None and said != ours:
+        raise ValueError(
+            f"path={str(path)!r} has unembed_hash={said!r} (base model "
+            f"{config.get('base_model_name_or_path')!r}, revision "
+            f"{config.get('base_model_revision')!r}), and the unembedding of "
+            f"model={weights.model.cfg.model_name!r} has {ours!r}; wanted the model it was made for"
+        )
 
 
 def _of(params: Any, layer: int, name: str, path: Path, d_model: int) -> Tensor:

@@ -78,11 +78,17 @@ class Lens:
         return (*range(min(first_run + 1, n_layers)), n_layers)
 
     def check(self, model: Model) -> None:
-        """Refuse a lens of another model.
+        """Refuse a lens of another model, or of streams that this one has not.
 
         Raises:
             ValueError: It is one.
         """
+        if not self.centred and centred(Weights.of(model)):
+            raise ValueError(
+                f"lens={self.kind!r} reads streams as they are, but those of "
+                f"model={model.cfg.model_name!r} are centred; wanted "
+                'load_model(..., processing="raw")'
+            )
         if self.known is None:
             return
         found = sketch(Weights.of(model))
@@ -123,6 +129,14 @@ def sketch(weights: Weights) -> Float[Tensor, " number"]:
     sizes = torch.tensor([weights.n_layers, weights.d_model, weights.d_vocab])
     apart = [(x[1:] - x[:1]).norm(dim=-1).cpu() for x in (columns, rows)]
     return torch.cat([sizes.to(columns.dtype), *apart])
+
+
+def centred(weights: Weights) -> bool:
+    """Whether what is written to the stream has lost its mean over ``d_model``."""
+    if weights.final_norm.kind != "layer":
+        return False
+    mean = weights.W_E.float().mean(-1).abs().max()
+    return bool(mean < 1e-5 * weights.W_E.float().abs().max())
 
 
 def about(model: Model, kind: str) -> dict[str, Any]:
