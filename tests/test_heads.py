@@ -55,17 +55,19 @@ def test_copying_and_match_are_of_whole_tables(small):
     tokens = Vocabulary.of(small, "extended", sample=64, seed=3).streams.tokens
     reads = [tokens_of(small, "extended", layer)[tokens] for layer in range(3)]
     reads = [x - x.mean(0) for x in reads]
-    W = Unembed.of(small).weight.T.double()
+    whole = Unembed.of(small).weight.double()
+    W = whole.T
     # The mean over the tokens is a row and a column of the table that no spectrum knows of.
     W = W[tokens] - W.mean(0)
     held = [Heads.of(weights, layer) for layer in range(3)]
     for layer, heads in enumerate(held):
         rows = tokens_of(small, "extended", layer)[tokens]
         for head in range(4):
-            table = rows @ heads.V[head].double() @ heads.O[head].double() @ W.T
-            top = (table.argmax(1) == torch.arange(64)).double().mean()
+            wrote = rows @ heads.V[head].double() @ heads.O[head].double()
+            top = ((wrote @ whole).argmax(1) == tokens).double().mean()
             here = found.sel(layer=layer, head=head)
             assert float(here.copying_top1) == pytest.approx(float(top))
+            table = wrote @ W.T
             own = (table.diagonal() - table.mean(1)) / table.std(1, correction=0)
             assert float(here.copying_z) == pytest.approx(float(own.mean()), rel=1e-3)
             table = reads[layer] @ heads.V[head].double() @ heads.O[head].double() @ W.T
@@ -209,6 +211,26 @@ def test_what_is_planted_in_nano_is_in_its_weights(nano):
     assert float(np.abs(matched.drop_sel(writer="L0H0")).max()) < 0.6
 
 
+def test_what_a_sample_says_is_not_exact(small):
+    whole, some = (of_heads.roles(small, sample=size, layers=[0, 1]) for size in (300, 299))
+    assert whole.attrs["exact"] == 1
+    assert whole.exact.values.tolist() == [1, 1]
+    assert "approximation" not in whole.attrs
+    assert some.attrs["exact"] == 0
+    assert some.exact.values.tolist() == [0, 0]
+    assert some.attrs["approximation"] == "299 tokens of the vocabulary stand for all 300"
+    later = of_heads.positions(small, sample=64, heads="L2H0").attrs["approximation"]
+    assert later.endswith("after block 0; 64 tokens of the vocabulary stand for all 300")
+
+
+def test_double_precision(kind, backend):
+    first, second = (
+        everything(kind("parallel", backend, "raw", dtype))
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_same(first, second)
+
+
 def test_streams_of_a_corpus_are_a_source(nano):
     corpus = mi.load_corpus("nano", nano, sequences=64, length=64)
     streams = mi.corpus.token_streams(nano, corpus, least=5)
@@ -233,6 +255,8 @@ def test_bad_questions_from_weights(nano):
         ("measure='spectral'", lambda: of_heads.compose(nano, measure="spectral")),
         ("energy=2", lambda: of_heads.compose(nano, energy=2)),
         ("distance=999", lambda: of_heads.compose(nano, distance=999)),
+        ("distance=-1; wanted at least 0", lambda: of_heads.compose(nano, distance=-1)),
+        ("distance=-1; wanted at least 0", lambda: of_heads.match(nano, distance=-1)),
         ("writers=.'L0H0', 'L0H0'", lambda: of_heads.match(nano, writers=["L0H0", (0, 0)])),
     ]:
         with pytest.raises(ValueError, match=error):

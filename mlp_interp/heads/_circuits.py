@@ -40,45 +40,47 @@ class Circuits:
 
     def copying(self) -> tuple[Tensor, Tensor, float]:
         """Sum of the OV eigenvalues and share of negative ones (`signs`); chance's deviation."""
-        moved = self.heads.O @ self.vocabulary.moments(self.heads.layer).readout.float()
+        moved = self.heads.O @ self.vocabulary.moments(self.heads.layer).readout.to(self.heads.O)
         return *signs((moved @ self.heads.V).double()), self._chance(moved, self.heads.V)
 
     def duplicates(self) -> tuple[Tensor, float]:
         """Sum of the QK eigenvalues of tokens with themselves; chance's standard deviation."""
-        covariance = self.vocabulary.moments(self.heads.layer).covariance.float()
-        between = rotations(self.heads, None).mean(0).float()
+        covariance = self.vocabulary.moments(self.heads.layer).covariance.to(self.heads.Q)
+        between = rotations(self.heads, None).mean(0).to(covariance)
         met = between @ self.heads.K.mT @ covariance
         return signs((met @ self.heads.Q).double())[0], self._chance(met, self.heads.Q)
 
     def copying_z(self) -> Float[Tensor, " head"]:
         """How far tokens' own logits stand out of their rows of the OV table, in deviations.
 
-        The mean over some tokens; the mean and variance of each row are exact.
+        The mean over some tokens; each row's mean and variance are over all tokens of the
+        `vocabulary`, which may be a sample.
         """
         vocabulary, layer = self.vocabulary, self.heads.layer
         some = vocabulary.drawn(_TOKENS, self.seed)
         rows = vocabulary.rows(layer, some) @ self.heads.V  # [head, token, d_head]
         O = self.heads.O  # noqa: E741
         written = vocabulary.directions_of(some, self.seed) @ O.mT
-        mean = vocabulary.directions_mean().float() @ O.mT
-        spread = O @ vocabulary.directions_covariance().float() @ O.mT
+        mean = vocabulary.directions_mean().to(O) @ O.mT
+        spread = O @ vocabulary.directions_covariance().to(O) @ O.mT
         own = (rows * (written - mean[:, None])).sum(-1)
         deviation = (rows @ spread * rows).sum(-1).clamp_min(0).sqrt()
         return (own / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)).mean(-1)
 
     def copying_top(self) -> Float[Tensor, " head"]:
-        """Share of tokens whose own logit is the largest of their row: all of the OV table."""
+        """Share of the vocabulary's tokens whose own logit is the largest of all logits.
+
+        A sample is one of rows: each of them is compared with the logits of all tokens.
+        """
         vocabulary, layer = self.vocabulary, self.heads.layer
-        size, found = len(vocabulary.share), []
-        written = vocabulary.directions()
+        tokens, found = vocabulary.streams.tokens, []
+        readout = vocabulary.unembed.weight.to(self.heads.O)
         for O, V in zip(self.heads.O, self.heads.V, strict=True):  # noqa: E741
-            columns = (written @ O.T).T.contiguous()
-            right = 0
-            for start in range(0, size, _TOKENS):
-                some = torch.arange(start, min(start + _TOKENS, size), device=columns.device)
+            columns, right = O @ readout, 0
+            for some in torch.arange(len(tokens), device=columns.device).split(_TOKENS):
                 rows = vocabulary.rows(layer, some) @ V
-                right += int(((rows @ columns).argmax(-1) == some).sum())
-            found.append(right / size)
+                right += int(((rows @ columns).argmax(-1) == tokens[some]).sum())
+            found.append(right / len(tokens))
         return torch.tensor(found, dtype=torch.float64)
 
     def _chance(self, left: Float[Tensor, "head k d_model"], right: Tensor) -> float:

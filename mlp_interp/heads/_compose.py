@@ -7,9 +7,8 @@ import torch
 import xarray as xr
 
 from mlp_interp.heads._sides import compared, sides_of
-from mlp_interp.heads._which import head_coords, listed_heads
+from mlp_interp.heads._which import checked_distance, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.indices import index
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import strings, variable
@@ -82,8 +81,7 @@ def compose(
     check_choice("measure", measure, ("frobenius", "overlap"))
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}; wanted a share above 0, up to 1")
-    if distance is not None:
-        distance = index("distance", distance, int(weights.model.cfg.n_ctx))
+    checked_distance(weights, distance)
     writing = listed_heads(weights, writers, argument="writers")
     reading = _readers(weights, readers)
     order = sorted(range(len(writing)), key=lambda i: writing[i].layer or 0)

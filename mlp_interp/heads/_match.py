@@ -11,7 +11,7 @@ from torch import Tensor
 from mlp_interp.heads._spectra import elsewhere, signs
 from mlp_interp.heads._turns import rotations
 from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
-from mlp_interp.heads._which import by_layer, head_coords, listed_heads
+from mlp_interp.heads._which import by_layer, checked_distance, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.protocol import Model
@@ -139,6 +139,7 @@ def match(
     weights = Weights.of(model)
     writing = listed_heads(weights, writers, argument="writers")
     reading = listed_heads(weights, readers, argument="readers")
+    checked_distance(weights, distance)
     vocabulary = Vocabulary.of(model, source, sample=sample, seed=seed)
     value, null = (
         torch.full((len(writing), len(reading)), torch.nan, dtype=torch.float64) for _ in range(2)

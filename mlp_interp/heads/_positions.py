@@ -49,7 +49,7 @@ def kernels(heads: Heads, moments: Moments, distances: int) -> Kernels:
     and of ``(q - E[q]) R (k - E[k])``.
     """
     between = heads.relative(range(distances)).double()
-    covariance = moments.covariance.float()
+    covariance = moments.covariance.to(heads.Q)
     q = moments.mean @ heads.Q.double() + heads.b_q.double()
     k = moments.mean @ heads.K.double() + heads.b_k.double()
     of_q, of_k = ((W.mT @ (covariance @ W)).double() for W in (heads.Q, heads.K))
@@ -94,9 +94,9 @@ def positions(
 
     With a rotary embedding a score depends on the query's token, the key's token and the distance
     between them. Here both tokens are drawn independently of each other (and of the distance) from
-    the vocabulary: ``score`` is the exact mean, ``kernel`` its softmax over the distances, the
-    attention of a head that only sees positions. A head attends by position where the kernel has a
-    peak and the spreads are smaller than its height.
+    the vocabulary, or from a `sample` of it: ``score`` is the exact mean over these, ``kernel`` its
+    softmax over the distances, the attention of a head that only sees positions. A head attends by
+    position where the kernel has a peak and the spreads are smaller than its height.
 
     In layer 0 these are the scores of the model on random tokens. In later layers, tokens are what
     `source` says, and what heads brought before is missing: see ``attrs``. Real text has neither

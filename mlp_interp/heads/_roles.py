@@ -67,8 +67,8 @@ def roles(
         layers: Which layers; None for all.
         source: What stands for the tokens: ``"embed"``, ``"extended"`` or `TokenStreams`.
         distances: How far attention by position reaches.
-        scan: Also find the share of tokens that raise their own logit most, for which all
-            ``d_vocab x d_vocab`` entries are computed.
+        scan: Also find the share of tokens that raise their own logit most, for which each
+            token's change of all ``d_vocab`` logits is computed.
         sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
         seed: Of that draw and of chance levels.
         progress: Show a progress bar.
@@ -79,8 +79,9 @@ def roles(
         - ``copying``: the sum of the eigenvalues of the OV table (for each token attended to, what
           each logit gets) over the sum of their sizes: 1 for a head that raises what it attends to,
           -1 for one that lowers it. ``suppression``: the negative part. ``copying_z``: by how many
-          standard deviations of its row a token's own logit stands out, on the average over 1,024
-          tokens. ``copying_top1`` with `scan`;
+          standard deviations of its row (over the tokens of the sample) a token's own logit stands
+          out, on the average over 1,024 tokens. ``copying_top1`` with `scan`: the share of tokens,
+          of the sample, whose own logit rises more than any other of the vocabulary;
         - ``duplicate``: the same sum for the QK table: whether tokens look for themselves
           (rotations averaged over distances 1 to 31);
         - ``self``, ``previous``: attention by position alone, see `positions`, and
@@ -91,7 +92,8 @@ def roles(
 
         and over ``layer``: ``copying_null`` and ``duplicate_null``, standard deviations of the two
         where a matrix with the same singular values points anywhere (the mean is 0), from 24 random
-        draws; ``exact``, whether the layer reads nothing of a token but what `source` has.
+        draws; ``exact``, whether the layer reads nothing of a token but what `source` has, and all
+        tokens were taken.
         ``attrs["uniform"]`` is ``previous`` of a head without preference.
 
     Raises:
@@ -129,7 +131,7 @@ def roles(
             unit="share",
             long_name=f"deviation of {name} by chance",
         )
-    exact = [int(vocabulary.streams.exact[layer]) for layer in listed]
+    exact = [int(vocabulary.whole and vocabulary.streams.exact[layer]) for layer in listed]
     variables["exact"] = variable("layer", exact, unit="1", long_name="whether nothing is left out")
     units = range(weights.n_heads)
     labels = [[Site("z", layer, head=head).label for head in units] for layer in listed]

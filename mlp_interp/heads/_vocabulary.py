@@ -176,12 +176,20 @@ class Vocabulary:
     def _key(self, layer: int) -> int:
         return self.streams.stream(layer).data_ptr()
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is more than a sample."""
+        return len(self.share) >= self.weights.d_vocab
+
     def attrs(self, layers: Any) -> dict[str, Any]:
         """What results say of it."""
-        data = "the weights alone"
-        if len(self.share) < self.weights.d_vocab:
-            data += f", {len(self.share)} tokens of the vocabulary"
-        return {"data": data, **self.streams.attrs(layers)}
+        found = {"data": "the weights alone", **self.streams.attrs(layers)}
+        if self.whole:
+            return found
+        some = f"{len(self.share)} tokens of the vocabulary"
+        about = [found[x] for x in ("approximation",) if x in found]
+        about = "; ".join([*about, f"{some} stand for all {self.weights.d_vocab}"])
+        return found | {"data": f"{found['data']}, {some}", "exact": 0, "approximation": about}
 
 
 def _shares(weights: Weights, tokens: Tensor, frequencies: Any) -> Float[Tensor, " token"]:

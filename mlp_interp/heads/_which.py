@@ -10,7 +10,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.results import strings
 from mlp_interp.sites import Site
 
-__all__ = ["by_layer", "checked_distances", "head_coords", "listed_heads"]
+__all__ = ["by_layer", "checked_distance", "checked_distances", "head_coords", "listed_heads"]
 
 
 def listed_heads(weights: Weights, heads: Any, *, argument: str = "heads") -> list[Site]:
@@ -48,6 +48,16 @@ def by_layer(sites: Sequence[Site]) -> dict[int, list[int]]:
     for place, site in enumerate(sites):
         found.setdefault(site.layer or 0, []).append(place)
     return found
+
+
+def checked_distance(weights: Weights, distance: Any) -> None:
+    """Refuse what is no distance between two positions of the context; None is the average.
+
+    Raises:
+        ValueError: It is no integer from 0 to less than the context's length.
+    """
+    if distance is not None:
+        count("distance", distance, least=0, most=int(weights.model.cfg.n_ctx) - 1)
 
 
 def checked_distances(weights: Weights, distances: Any, *, least: int = 2) -> int:
