@@ -7,7 +7,7 @@ from random_models import BACKENDS, HAS_HOOKED
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
-from mlp_interp.heads._detect import KINDS, attended
+from mlp_interp.heads._keys import KINDS, Keys, attended
 from mlp_interp.heads._repeated import Repeated
 from mlp_interp.models import Weights
 from mlp_interp.models.heads import Heads
@@ -66,6 +66,25 @@ def test_padding_has_no_part_in_detection(nano):
     both = of_heads.detect(nano, texts, kinds="induction").score
     each = [of_heads.detect(nano, [text], kinds="induction").score for text in texts]
     np.testing.assert_allclose(both, sum(each) / 2, atol=1e-5)
+
+
+def test_texts_tell_what_is_real_from_another_device():
+    tokens, real = (
+        torch.tensor([[0, 5, 5], [0, 6, 0]]),
+        torch.tensor([[True] * 3, [True, True, False]]),
+    )
+    assert attended(tokens.to("meta"), "previous", real).device.type == "meta"
+    assert Keys.of(tokens, KINDS, real).queries.tolist() == [[2, 1, 0, 2, 2], [1, 0, 0, 1, 1]]
+
+
+def test_keys_are_found_batch_by_batch(nano, monkeypatch):
+    sizes, of = [], Keys.of.__func__
+    counted = classmethod(
+        lambda cls, tokens, *rest: sizes.append(len(tokens)) or of(cls, tokens, *rest)
+    )
+    monkeypatch.setattr(Keys, "of", counted)
+    of_heads.detect(nano, n=8, period=4, batch_size=3)
+    assert sizes == [3, 3, 3]  # one of them without a repetition
 
 
 def test_texts_that_come_twice(nano):
@@ -153,6 +172,14 @@ def test_nano_s_induction_circuits(backend, processing):
     np.testing.assert_allclose(given.knockout, found.knockout, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_induction_circuits_in_other_precisions(dtype):
+    model = mi.load_model("nano", dtype=dtype, processing="raw")
+    found = of_heads.induction(model, n=2, period=12)
+    assert set(STRONG) <= set(found.circuit.values[found.strength.values == "strong"])
+    assert bool(found.knockout.notnull().all())
+
+
 def test_a_cut_key_path_is_the_model_with_other_keys(nano):
     found = of_heads.induction(nano, n=8).sel(circuit="L0H0 → L1H2")
     tokens = Repeated.of(Weights.of(nano), 8, 24, 0).tokens
@@ -181,6 +208,9 @@ def test_no_circuits_in_random_models(kind, backend):
     for architecture in ("parallel", "sequential", "llama"):
         found = of_heads.induction(kind(architecture, backend, "raw"), n=4, period=8)
         assert found.sizes["circuit"] == 0
+        assert (
+            found.attrs["exact"] == 0
+        )  # nothing was found, in layers of which something is missing
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="changes parameters by their names")
@@ -214,6 +244,15 @@ def test_bad_questions_on_data(nano, without_type_checks):
         ("batch_size=0", lambda: of_heads.detect(nano, batch_size=0)),
         ("wanted ids from 0", lambda: of_heads.detect(nano, tokens + 9999)),
         ("a text has no token that comes", lambda: of_heads.induction(nano, tokens=tokens[:, :3])),
+        ("a text has no token that comes", lambda: of_heads.induction(nano, tokens=tokens[:, :4])),
+        (
+            "tokens=2 texts of 3 to 5 tokens; padded at the end; wanted texts of one length",
+            lambda: of_heads.induction(nano, tokens=[[0, 5, 6, 5, 6], [0, 7, 8]]),
+        ),
+        (
+            "wanted texts of one length",
+            lambda: of_heads.induction(nano, tokens=torch.tensor([[0, 5, 6, 5, 6, 0, 0]])),
+        ),
         ("head='L4H0'", lambda: of_heads.split_scores(nano, tokens, "L4H0")),
         ("level='neuron'", lambda: of_heads.split_scores(nano, tokens, "L1H0", level="neuron")),
         ("queries=.5.; wanted", lambda: of_heads.split_scores(nano, tokens, "L1H0", queries=5)),

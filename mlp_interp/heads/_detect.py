@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mlp_interp.heads._keys import KINDS, REPEATING, Keys
 from mlp_interp.heads._repeated import Repeated
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.indices import count, distinct
@@ -20,39 +20,7 @@ from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.sites import Site
 
-__all__ = ["KINDS", "attended", "detect"]
-
-KINDS = ("previous", "duplicate", "induction", "first", "self")
-
-_REPEATING = ("duplicate", "induction")
-"""Kinds that a text without repeated tokens has no keys for."""
-
-
-def attended(
-    tokens: Int[Tensor, "batch pos"], kind: str, real: Bool[Tensor, "batch pos"] | None = None
-) -> Bool[Tensor, "batch pos source"]:
-    """Which keys a kind of head attends to from each query, later than the first position.
-
-    Example:
-        >>> attended(torch.tensor([[5, 6, 5]]), "induction")[0].nonzero().tolist()
-        [[2, 1]]
-    """
-    size = tokens.shape[1]
-    i, j = torch.arange(size)[:, None], torch.arange(size)
-    i, j = i.to(tokens.device), j.to(tokens.device)
-    if kind == "previous":
-        keys = (i - j == 1)[None]
-    elif kind == "self":
-        keys = (i == j)[None]
-    elif kind == "first":
-        keys = ((j == 0) & (i > 0))[None]
-    elif kind == "duplicate":
-        keys = (tokens[:, :, None] == tokens[:, None, :]) & (j < i)
-    else:
-        before = tokens.roll(1, 1)
-        keys = (tokens[:, :, None] == before[:, None, :]) & (j > 0) & (j < i)
-    keys = keys & (i > 0)
-    return keys.expand(len(tokens), size, size) if real is None else keys & real[:, :, None]
+__all__ = ["detect"]
 
 
 @dataclass
@@ -85,6 +53,30 @@ class _Watch:
         """Of every text."""
         layers = [torch.cat(self.found[layer]) for layer in sorted(self.found)]
         return torch.stack(layers).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Texts that are run.
+
+    Attributes:
+        tokens: Theirs.
+        asked: Texts as long; about the keys that these have, each one is asked.
+        real: Where text is.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    asked: Int[Tensor, "batch pos"]
+    real: Bool[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True)
+class _OfTexts:
+    """What is needed of `Keys`, text by text; by distance, their sum."""
+
+    queries: Int[Tensor, "batch kind"]
+    uniform: Float[Tensor, "batch kind"]
+    by_distance: Float[Tensor, "distance kind"]
 
 
 @torch.no_grad()
@@ -155,22 +147,22 @@ def detect(
         texts = padded_texts(model, corpus)
         tokens, real, data = weights.checked(texts.tokens), texts.real, texts.attrs["data"]
     watch = _Watch(total={} if corpus is not None else None)
-    masks = partial(_masks, kinds=kinds)
     expected = torch.full((weights.n_layers, weights.n_heads, len(kinds)), torch.nan)
-    repeating = [i for i, kind in enumerate(kinds) if kind in _REPEATING]
-    controls = [drawn.controls] if repeating and drawn is not None else []
-    mask = masks(tokens, real)
+    repeating = any(kind in REPEATING for kind in kinds)
+    controls = drawn.controls if repeating and drawn is not None else tokens[:0]
+    there = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
     # Texts without a repetition are asked about the places of those with one.
-    mask = torch.cat([mask, *(mask[:1].expand(len(x), *mask.shape[1:]) for x in controls)])
-    queries = _run(model, watch, mask, torch.cat([tokens, *controls]), real, batch_size, progress)
-    every, queries, mask = watch.scores(), queries[: len(tokens)], mask[: len(tokens)]
-    if controls:
+    both = (torch.cat([x, x[: len(controls)]]) for x in (tokens, there))
+    ran = _Ran(torch.cat([tokens, controls]), *both)
+    of_texts = _run(model, watch, ran, kinds, batch_size, progress)
+    every, queries = watch.scores(), of_texts.queries[: len(tokens)]
+    if len(controls):
         expected[:] = every[..., len(tokens) :].mean(-1)
     elif repeating:
-        expected[:] = _by_distance(watch, mask, tokens, real)
+        expected[:] = _by_distance(watch, of_texts, there)
     for i, kind in enumerate(kinds):
-        if kind not in _REPEATING:
-            expected[:, :, i] = _uniform(mask[..., i])
+        if kind not in REPEATING:
+            expected[:, :, i] = of_texts.uniform[: len(tokens), i].nanmean()
     score, error = mean_and_error(_without(every[..., : len(tokens)], queries))
     dims = ("layer", "head", "kind")
     variables = {
@@ -198,33 +190,20 @@ def detect(
     return xr.Dataset(variables, coords, attrs).transpose("kind", "layer", "head")
 
 
-def _masks(
-    tokens: Int[Tensor, "batch pos"], real: Tensor | None, kinds: Sequence[str]
-) -> Bool[Tensor, "batch pos source kind"]:
-    return torch.stack([attended(tokens, kind, real) for kind in kinds], dim=-1)
-
-
 def _run(
-    model: Model,
-    watch: _Watch,
-    mask: Bool[Tensor, "batch pos source kind"],
-    tokens: Int[Tensor, "batch pos"],
-    real: Bool[Tensor, "batch pos"] | None,
-    batch_size: int,
-    progress: bool,
-) -> Int[Tensor, "batch kind"]:
-    """Run texts and watch; how many queries of each kind each of them has."""
-    forward, queries = forward_of(model), []
-    there = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
+    model: Model, watch: _Watch, ran: _Ran, kinds: Sequence[str], batch_size: int, progress: bool
+) -> _OfTexts:
+    """Run texts and watch; what their keys are like."""
+    forward, found = forward_of(model), []
     # In batches of one size, or nearly: the last one may else be of a single text.
-    parts = torch.arange(len(tokens)).chunk(-(-len(tokens) // batch_size))
+    parts = torch.arange(len(ran.tokens)).chunk(-(-len(ran.tokens) // batch_size))
     for some in tqdm(parts, desc="texts", disable=not progress):
-        number = mask[some].any(2).sum(1)
-        watch.weights = (mask[some] / number.clamp_min(1)[:, None, None]).flatten(1, 2)
-        watch.real = there[some].float()
-        queries.append(number.cpu())
-        _patterns(forward, forward.embed(tokens[some]), watch)
-    return torch.cat(queries)
+        keys = Keys.of(ran.asked[some], kinds, ran.real[some])
+        watch.weights, watch.real = keys.weights().flatten(1, 2), ran.real[some].float()
+        found.append([x.cpu() for x in (keys.queries, keys.uniform(), keys.by_distance())])
+        _patterns(forward, forward.embed(ran.tokens[some]), watch)
+    queries, uniform, by_distance = zip(*found, strict=True)
+    return _OfTexts(torch.cat(queries), torch.cat(uniform), torch.stack(by_distance).sum(0))
 
 
 def _patterns(forward: Forward | HookForward, stream: Tensor, watch: _Watch) -> None:
@@ -248,34 +227,19 @@ def _without(scores: Tensor, queries: Int[Tensor, "batch kind"]) -> Tensor:
     return scores.masked_fill((queries == 0).T.to(scores.device), torch.nan)
 
 
-def _uniform(mask: Bool[Tensor, "batch pos source"]) -> float:
-    """What an attention without preference pays to such keys, over texts that have them."""
-    size = mask.shape[1]
-    each = mask.sum(2) / torch.arange(1, size + 1, device=mask.device)
-    number = mask.any(2).sum(1)
-    return float((each.sum(1) / number)[number > 0].mean())
-
-
 def _by_distance(
-    watch: _Watch, mask: Bool[Tensor, "batch pos source kind"], tokens: Tensor, real: Tensor | None
+    watch: _Watch, of_texts: _OfTexts, real: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "layer head kind"]:
     """What heads pay on the average at the distances of such keys."""
-    size = tokens.shape[1]
-    there = torch.ones(tokens.shape) if real is None else real.float()
-    seen = there.to(tokens.device).sum(0)  # texts that have each query
-    distance = (torch.arange(size)[:, None] - torch.arange(size)).to(tokens.device)
-    counts = torch.zeros(size, device=tokens.device)
+    size, texts = real.shape[1], (of_texts.queries > 0).sum(0)
+    distance = torch.arange(size)[:, None] - torch.arange(size)
     below = distance >= 0
+    counts = torch.zeros(size)
+    seen = real.sum(0).cpu().float()  # texts that have each query
     counts.index_add_(0, distance[below], seen[:, None].expand(size, size)[below])
-    number = mask.any(2).sum(1)
-    share = (mask / number.clamp_min(1)[:, None, None])[number.sum(1) >= 0].sum(0)
-    texts = (number > 0).sum(0)
-    by_distance = torch.zeros(size, mask.shape[-1], device=tokens.device)
-    by_distance.index_add_(0, distance[below], share[below])
     found = []
-    for layer in sorted(watch.total or {}):
-        total = (watch.total or {})[layer]
-        sums = torch.zeros(len(total), size, device=tokens.device)
-        sums.index_add_(1, distance[below], total[:, below])
-        found.append((sums / counts.clamp_min(1)) @ by_distance / texts)
-    return torch.stack(found).cpu()
+    for _, total in sorted((watch.total or {}).items()):
+        sums = torch.zeros(len(total), size)
+        sums.index_add_(1, distance[below], total.cpu()[:, below])
+        found.append((sums / counts.clamp_min(1)) @ of_texts.by_distance / texts)
+    return torch.stack(found)

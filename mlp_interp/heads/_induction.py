@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mlp_interp.heads._circuits import Circuits
 from mlp_interp.heads._compose import compose
-from mlp_interp.heads._detect import attended, detect
+from mlp_interp.heads._detect import detect
 from mlp_interp.heads._key_path import KeyPath
+from mlp_interp.heads._keys import attended
 from mlp_interp.heads._match import Matching
 from mlp_interp.heads._positions import check_rotated, kernels
 from mlp_interp.heads._repeated import Repeated
@@ -21,7 +22,7 @@ from mlp_interp.models import Unembed, Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
-from mlp_interp.prompts.texts import tokens_to_run
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.sites import Site
 
@@ -84,8 +85,8 @@ def induction(
     occurrence, beside ``expected``; ``score_share``, how much of its preference for these keys the
     writer's part of the keys makes; ``knockout``, how much the loss on repeated tokens rises if
     that part is the same everywhere. Heads that do the same stand in for each other, so that a
-    circuit may well have no ``knockout``. ``strength`` is ``"strong"`` where ``score`` is at least
-    0.4 and ``score_share`` 0.5; else ``"weak"``.
+    circuit may well have no ``knockout``; heads that share keys all lose the part. ``strength`` is
+    ``"strong"`` where ``score`` is at least 0.4 and ``score_share`` 0.5; else ``"weak"``.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
@@ -100,10 +101,10 @@ def induction(
     Returns:
         A Dataset over ``circuit``, the largest ``compose_z`` first, with ``writer``, ``reader`` and
         the variables above; it is empty where no pair is found. ``attrs["exact"]`` tells whether
-        `source` leaves out nothing of what these heads read of tokens.
+        `source` and `sample` leave out nothing of what heads of all layers read of tokens.
 
     Raises:
-        ValueError: As `positions` and `detect`; texts without a repetition.
+        ValueError: As `positions` and `detect`; texts of several lengths, or without a repetition.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021; Olsson et al.,
@@ -119,20 +120,14 @@ def induction(
     weights = Weights.of(model)
     check_rotated(weights, "induction")
     drawn = Repeated.of(weights, n, period, seed) if tokens is None else None
-    ran = drawn.tokens if drawn is not None else weights.checked(tokens_to_run(model, tokens))
-    if not bool(attended(ran, "induction").any(-1).any(-1).all()):
-        raise ValueError(
-            f"tokens={tuple(ran.shape)}: a text has no token that comes again after another one; "
-            "wanted repetitions in each"
-        )
+    ran = drawn.tokens if drawn is not None else _texts(model, weights, tokens)
     vocabulary = Vocabulary.of(model, source, sample=sample, seed=seed)
     static = _from_weights(model, weights, vocabulary, seed)
     asked = {"n": n, "period": period, "seed": seed}
     rows = _on_data(model, static, ran, None if drawn is not None else ran, asked)
-    layers = sorted({site.layer or 0 for pair in static.pairs for site in pair})
     attrs = {
         **describe(model),
-        **vocabulary.attrs(layers),
+        **vocabulary.attrs(range(weights.n_layers)),
         "analysis": "induction circuits",
         "long_name": "induction circuits, from weights and on data",
         "unit": "see each variable",
@@ -140,6 +135,21 @@ def induction(
         **({} if drawn is None else asked),
     }
     return _dataset(static.pairs, rows, attrs)
+
+
+def _texts(model: Model, weights: Weights, given: Any) -> Tensor:
+    """Tokens in which every text has something to repeat."""
+    texts = padded_texts(model, given)
+    if texts.padding is not None:
+        raise ValueError(f"tokens={texts.attrs['data']}; wanted texts of one length")
+    tokens = weights.checked(texts.tokens)
+    # The loss is that of the next token, which the last one has not.
+    if not bool(attended(tokens, "induction")[:, :-1].any(-1).any(-1).all()):
+        raise ValueError(
+            f"tokens={tuple(tokens.shape)}: a text has no token that comes again after another one "
+            "and before its end; wanted repetitions in each"
+        )
+    return tokens
 
 
 def _from_weights(model: Model, weights: Weights, vocabulary: Vocabulary, seed: int) -> _Static:

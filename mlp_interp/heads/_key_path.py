@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.heads._detect import attended
+from mlp_interp.heads._keys import attended
 from mlp_interp.models import Unembed, forward_of
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.rotary import rotary_at
@@ -81,7 +81,8 @@ class KeyPath:
     def _loss(self, final: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, " text"]:
         """Mean over the queries that have a key of induction and a next token."""
         queries = attended(self.tokens, "induction").any(-1)[:, :-1]
-        logits = self.unembed.logits(single(final[:, :-1][queries]))
+        read = final[:, :-1][queries].to(self.unembed.weight.dtype)
+        logits = single(self.unembed.logits(read))
         loss = F.cross_entropy(logits, self.tokens[:, 1:][queries], reduction="none").double()
         total = torch.zeros(queries.shape, dtype=torch.float64, device=loss.device)
         total[queries] = loss
