@@ -11,7 +11,9 @@ from random_models import HAS_HOOKED, hooked
 import mlp_interp as mi
 from mlp_interp.corpus.reducers import Fraction
 from mlp_interp.edits import Edit
-from mlp_interp.models import check_model, forward_of, portable
+from mlp_interp.models import Weights, check_model, forward_of, portable
+from mlp_interp.models.heads import Heads
+from mlp_interp.models.token_streams import streams_of
 from mlp_interp.residual import decompose
 
 pytestmark = [
@@ -129,3 +131,16 @@ def test_what_asks_about_mlps_is_refused(models):
     ):
         with pytest.raises(ValueError, match="it is attention-only; wanted what attention"):
             call()
+
+
+def test_streams_of_tokens_are_exact():
+    alone = hooked(attn_only=True, positional_embedding_type="rotary", rotary_dim=4)
+    streams = streams_of(alone, "extended")
+    assert streams.exact == {0: True, 1: True, 2: False}
+    assert "MLP" not in streams.approximation
+    _, cache = alone.run_with_cache(TOKENS)
+    weights = Weights.of(alone)
+    z, keep = cache["z", 0] - Heads.of(weights, 0).b_v, weights.norm.keep
+    varying = torch.einsum("bphd,hdm->bpm", z, weights.block(0).W_O)
+    expected = keep(cache["resid_post", 0] - varying)
+    torch.testing.assert_close(keep(streams.stream(1)[TOKENS]), expected, atol=1e-4, rtol=1e-4)

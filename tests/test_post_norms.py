@@ -14,6 +14,7 @@ from reference_paths import EARLY, Slow, close
 import mlp_interp as mi
 from mlp_interp.edits import Edit
 from mlp_interp.models import Weights
+from mlp_interp.models.vectors import Vectors
 from mlp_interp.residual import decompose
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -249,3 +250,23 @@ def test_the_embedding_is_as_long_as_it_is_written(case):
     found = mi.norms(loaded, TOKENS).norm.sel(component="embed", stat="mean")
     expected = cache["hook_embed"].norm(dim=-1)[:, 1:].mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_value_vectors_have_no_size_of_their_own(case):
+    _, _, loaded = case
+    for found in (
+        mi.weights.table(loaded, "L0.out", k=1, best=1),
+        mi.weights.virtual_weights(loaded, "L0", "L1", k=1, best=1),
+    ):
+        assert found.attrs["exact"] == 0
+        assert "the norm after the MLP" in found.attrs["approximation"]
+    assert mi.weights.virtual_weights(loaded, "embed", "L0", k=1, best=1).attrs["exact"] == 1
+    assert mi.weights.subspaces(loaded, "0.mlp", "1.mlp").attrs["exact"] == 1
+
+
+def test_what_an_mlp_adds_is_values_times_one_number(case):
+    _, _, loaded = case
+    cache = mi.run(loaded, TOKENS, sites=["post", "mlp_out"])
+    value = Vectors.of(Weights.of(loaded), LAYER).value
+    ratio = cache[f"{LAYER}.mlp"] / (cache["post", LAYER] @ value)
+    torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), atol=1e-3, rtol=1e-3)

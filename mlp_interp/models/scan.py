@@ -43,7 +43,8 @@ def scan(
     everything is asked, and the directions in it are read from memory once for all vectors.
 
     Args:
-        weight: The direction of every token (`Unembed.weight`).
+        weight: The direction of every token (`Unembed.weight`); of other precision than the
+            vectors, blocks of it are taken to theirs.
         vectors: What they are multiplied by; the leading axes are taken as one.
         offset: What is added to each vector's products.
 
@@ -64,7 +65,7 @@ def scan(
     step = together(rows) * max(1, rows)
 
     def products(block: slice) -> Iterator[tuple[slice, Tensor]]:
-        part = weight[:, block]
+        part = weight[:, block].to(flat.dtype)
         for start in range(0, len(flat), step):
             some = slice(start, start + step)
             product = torch.addmm(added[some], flat[some], part)

@@ -30,7 +30,8 @@ class TokenStreams:
     Attributes:
         name: ``"embed"``, ``"extended"`` or ``"corpus"``.
         tokens: Which tokens have one.
-        streams: By layer, one row a token; layers may share them.
+        streams: By layer, one row a token; layers may share them. The number of layers stands for
+            the readout.
         exact: By layer, whether the rows are all that layer reads of a token apart from what heads
             bring from elsewhere.
         approximation: In words, what they leave out where they are not exact.
@@ -80,8 +81,8 @@ def streams_of(
     these). ``"extended"``: the same for block 0, and for later ones the part of the stream after
     block 0 that depends on the token alone: embedding, MLP 0 and what the heads write whatever they
     attend to. In a parallel block, where MLP 0 reads the embedding, this is exact: what is missing
-    is what heads bring from other tokens (and in later layers what MLPs make of that). In a
-    sequential one MLP 0 also reads what heads bring, which is left out.
+    is what heads bring from other tokens (and in later layers what MLPs make of that). So it is
+    without MLPs. In a sequential block MLP 0 also reads what heads bring, which is left out.
 
     Args:
         model: The model.
@@ -118,15 +119,16 @@ def streams_of(
     else:
         embedded = single(embedded[tokens])
     first = not weights.has_pos_embed
-    layers = range(weights.n_layers)
+    layers = range(weights.n_layers + 1)  # after the last one the readout reads
     streams, exact = dict.fromkeys(layers, embedded), dict.fromkeys(layers, False)
     about = "tokens are their embeddings alone, which later layers do not read alone"
     if source == "extended":
         after = _extended(weights, embedded)
         streams = {layer: after if layer else embedded for layer in layers}
-        exact |= {1: weights.parallel and first} if weights.n_layers > 1 else {}
+        whole = weights.parallel or not weights.has_mlps
+        exact[1] = whole and first
         about = "tokens are what the stream has of them alone after block 0"
-        about += "" if weights.parallel else ", without what MLP 0 makes of attention"
+        about += "" if whole else ", without what MLP 0 makes of attention"
     about += "" if first else "; learned positions are left out"
     exact[0] = first
     return TokenStreams(str(source), tokens, streams, exact, about, made_of(model))

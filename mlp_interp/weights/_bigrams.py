@@ -124,8 +124,7 @@ def _path(
 ) -> tuple[Unembed, Float[Tensor, "some d_model"]]:
     """The readout, and the stream that a path has at some tokens."""
     streams: TokenStreams = streams_of(weights.model, _SOURCES[name])
-    layer = 1 if name != "embed" and weights.n_layers > 1 else 0
-    return Unembed.of(weights.model), streams.stream(layer)[tokens]
+    return Unembed.of(weights.model), streams.stream(int(name != "embed"))[tokens]
 
 
 class _Pairs:

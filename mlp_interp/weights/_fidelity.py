@@ -10,15 +10,18 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.indices import indices
-from mlp_interp.models.options import checked_count
+from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
-from mlp_interp.results import mean_and_error, tokens_of, variable
+from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.results import mean_and_error, variable
 from mlp_interp.weights.matrices import readout
 
 __all__ = ["embedding_fidelity"]
 
 _WAYS = ("transpose", "pseudoinverse")
+_SEQUENCES = 8
 
 
 @torch.no_grad()
@@ -26,6 +29,7 @@ def embedding_fidelity(
     model: Model,
     corpus: Any = None,
     *,
+    attention_mask: Any = None,
     keep: Sequence[int] = (10, 100, 1000),
     layers: int | Sequence[int] | None = None,
     sample: int = 256,
@@ -40,8 +44,9 @@ def embedding_fidelity(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        corpus: For streams: a `Corpus` or tokens, of which the first 8 sequences are run; None for
-            value vectors alone.
+        corpus: For streams: as of `mlp_interp.corpus.sweep`, of which the first 8 sequences are
+            run; None for value vectors alone.
+        attention_mask: As there.
         keep: How many coordinates.
         layers: Which layers; None for all.
         sample: How many vectors of each kind and layer, drawn.
@@ -50,12 +55,13 @@ def embedding_fidelity(
     Returns:
         A Dataset over ``layer, k, way``: ``value``, the mean cosine of value vectors to what is
         made of them, ``value_se`` over vectors; with a corpus ``stream`` and ``stream_se`` (over
-        the drawn positions) of the streams that leave the layers; and ``chance``: of random
-        directions, which have no tokens of their own.
+        the drawn positions) of the streams that leave the layers, but at the first position, BOS
+        and padding; and ``chance``: of random directions, which have no tokens of their own.
+        ``exact`` is 0 where there are more vectors than were drawn.
 
     Raises:
-        ValueError: Numbers out of range, layers that the model does not have, or tokens that are
-            not its own.
+        ValueError: Numbers out of range, layers that the model does not have, tokens that are not
+            its own, or none that counts.
 
     References:
         Dar et al., "Analyzing Transformers in Embedding Space", 2023, appendix A.
@@ -71,16 +77,19 @@ def embedding_fidelity(
     listed = indices("layers", layers, weights.n_layers)
     points = [checked_count(int(k), weights.d_vocab, "tokens", name="keep") for k in keep]
     checked_count(sample, 2**20, "vectors that are reasonable", name="sample")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed(seed))
+    texts = None if corpus is None else padded_texts(model, corpus, attention_mask)
     columns = readout(weights)[1].double()
     inverse = torch.linalg.pinv(columns.T @ columns) @ columns.T
     back = {"transpose": columns, "pseudoinverse": inverse.T}
-    streams = {} if corpus is None else _streams(weights, corpus, listed)
+    streams = {} if texts is None else _streams(weights, texts, listed)
     rows: dict[str, list[Tensor]] = {}
+    drawn_of = 0
     for layer in listed:
         vectors = {"value": Vectors.of(weights, layer).value_folded}
         if layer in streams:
             vectors["stream"] = streams[layer]
+        drawn_of = max(drawn_of, *map(len, vectors.values()))
         noise = torch.randn(sample, weights.d_model, generator=generator).to(columns.device)
         vectors["chance"] = weights.norm.keep(noise)
         for name, x in vectors.items():
@@ -93,21 +102,32 @@ def embedding_fidelity(
         variables[name] = variable(dims, mean, unit="cosine", long_name=about)
         variables[f"{name}_se"] = variable(dims, error, unit="cosine", long_name="standard error")
     attrs = {"analysis": "embedding_fidelity", "unit": "cosine", "seed": seed, "exact": 1}
-    attrs["data"] = "the weights alone" if corpus is None else tokens_of(corpus)[1]["data"]
+    if drawn_of > sample:
+        attrs |= {"exact": 0, "approximation": f"of each kind and layer {sample} vectors, drawn"}
+    attrs |= {"data": "the weights alone"} if texts is None else _about(texts)
     coords = {"layer": [*listed], "k": points, "way": [*_WAYS]}
     return xr.Dataset(variables, coords, {**describe(model), **attrs})
 
 
+def _about(texts: Padded) -> dict[str, Any]:
+    """What results say of the texts."""
+    data = texts.attrs["data"]
+    some = len(texts.tokens) > _SEQUENCES
+    return {**texts.attrs, "data": f"first {_SEQUENCES} sequences of {data}" if some else data}
+
+
 def _streams(
-    weights: Weights, corpus: Any, layers: Sequence[int]
+    weights: Weights, texts: Padded, layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "position d_model"]]:
-    """What leaves some layers at all positions but the first, of a few sequences."""
-    tokens = weights.checked(tokens_of(corpus)[0][:8].long())
+    """What leaves some layers at all positions that count, of a few sequences."""
+    tokens = weights.checked(texts.tokens[:_SEQUENCES])
+    real = None if texts.real is None else texts.real[:_SEQUENCES]
+    counts = which_count(weights.model, tokens, real, 1)
     found: dict[int, Tensor] = {}
 
     def observe(name: str, layer: int, x: Tensor) -> Tensor:
         if name == "resid_post" and layer in layers:
-            found[layer] = weights.norm.keep(x[:, 1:].flatten(0, 1).float())
+            found[layer] = weights.norm.keep(x[counts].float())
         return x
 
     forward = forward_of(weights.model)

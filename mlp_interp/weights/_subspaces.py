@@ -35,7 +35,9 @@ def subspaces(
     Of each matrix the fewest singular directions on the stream's side that hold a share of its
     square. Between two such spaces the principal angles say how they lie: a cosine of 1 is a
     direction that both have. Heads and MLPs of trained models share much of the stream, and large
-    spaces meet anywhere: `overlap_chance` is what random spaces of these dimensions have.
+    spaces meet anywhere: `overlap_chance` is what random spaces of these dimensions have. A norm
+    between an MLP and the stream changes none of this: it divides all that the MLP writes by one
+    number.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
@@ -52,7 +54,7 @@ def subspaces(
 
     Raises:
         ValueError: Labels of neither, or that the model does not have; `energy` not between 0 and
-            1; a model whose heads or MLPs do not write by themselves.
+            1; heads of a model that normalises what they write.
 
     References:
         Björck & Golub, "Numerical Methods for Computing Angles Between Linear Subspaces", 1973.

@@ -15,7 +15,7 @@ from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
 from mlp_interp.weights._table import ranked
 from mlp_interp.weights.factors import Ends, Factors, every
-from mlp_interp.weights.matrices import readout
+from mlp_interp.weights.matrices import readout, writing
 
 __all__ = ["virtual_weights"]
 
@@ -56,7 +56,9 @@ def virtual_weights(
 
     Returns:
         A Dataset as of `table`, rows writers and columns readers, with ``null_sd`` of each row (for
-        readers of their root mean square length) and ``z``, the value over it.
+        readers of their root mean square length) and ``z``, the value over it. ``exact`` is 0 where
+        a norm stands between MLPs and the stream (Gemma 2, OLMo 2): all values of a layer then
+        share a factor that depends on the text, which ``z`` is free of.
 
     Raises:
         ValueError: A label of neither, that the model has not, or a reader that is not above its
@@ -78,7 +80,8 @@ def virtual_weights(
         )
     dimensions = weights.d_model - (weights.norm.kind == "layer")
     unit = f"{_UNITS[columns.kind]} per {'activation' if rows.kind == 'neuron' else 'token'}"
-    factors = Factors(written, read, rows, columns, {"unit": unit, "exact": 1})
+    about = writing(weights) if rows.kind == "neuron" else {"exact": 1}
+    factors = Factors(written, read, rows, columns, {"unit": unit, **about})
     found = ranked(model, factors, k=min(k, len(read)), best=best, side=side, progress=progress)
     length = read.square().sum(1).mean().sqrt()
     null = written.norm(dim=1) * length / dimensions**0.5

@@ -81,7 +81,7 @@ def readout(weights: Weights) -> tuple[Unembed, Float[Tensor, "token d_model"]]:
 
 
 def _direct(weights: Weights, streams: TokenStreams) -> Factors:
-    first = 1 if streams.name == "extended" and weights.n_layers > 1 else 0
+    first = int(streams.name == "extended")
     unembed, columns = readout(weights)
     bias = single(unembed.bias)
     attrs = streams.attrs([first]) | {
@@ -154,11 +154,23 @@ def _in(weights: Weights, streams: TokenStreams, layer: int, receptor: Receptor)
     return factors.shifted(receptor.bias_folded)
 
 
+def writing(weights: Weights) -> dict[str, Any]:
+    """What results say of value vectors: ``exact``, and ``approximation`` where they are not.
+
+    Where a norm stands between an MLP and the stream, it divides what all neurons write by one
+    number. That changes no direction, and no neuron's size beside the others.
+    """
+    if not weights.post_norms:
+        return {"exact": 1}
+    said = "the norm after the MLP is taken to divide by 1; it divides by what all neurons write"
+    return {"exact": 0, "approximation": said}
+
+
 def _out(weights: Weights, layer: int) -> Factors:
     """What value vectors (rows) add to logits for an activation of 1 and sigma = 1."""
     rows = Ends("neuron", every(weights.d_mlp, weights), layer)
     value = Vectors.of(weights, layer).value_folded
-    attrs = {"unit": "logits per activation", "exact": 1}
+    attrs = {"unit": "logits per activation", **writing(weights)}
     return Factors(value, readout(weights)[1], rows, _vocabulary(weights), attrs)
 
 

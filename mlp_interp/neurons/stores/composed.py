@@ -131,7 +131,7 @@ def composition(
 
 def _tops(weights: Weights, unembed: Unembed, layer: int) -> Int[Tensor, "3 neuron"]:
     """The token that each value vector raises most, and lowers most; and ``b_out``'s."""
-    value, weight = Vectors.of(weights, layer).value_folded, single(unembed.weight)
+    value, weight = Vectors.of(weights, layer).value_folded, unembed.weight
     bias = single(weights.parameter(layer, "b_out"))[None]
     best, worst, of_bias = (top_tokens(weight, x) for x in (value, -value, bias))
     return torch.stack([best, worst, of_bias.expand_as(best)])
@@ -172,7 +172,10 @@ class Composition(UpdatesReducer):
         row = updates.layer if self.layers is None else self.layers.index(updates.layer)
         best, worst, of_bias = self.tops[row].to(updates.post.device)
         says = updates.says(updates.written)
-        elsewhere = says.roll(max(1, len(says) // 2))  # another text's, where there are several
+        elsewhere = says.clone()
+        said = says[updates.counts]  # what stands at padding is no text's
+        # Another text's, where there are several.
+        elsewhere[updates.counts] = said.roll(max(1, len(said) // 2))
         memory = torch.where(updates.post > 0, best, torch.where(updates.post < 0, worst, -1))
         largest = updates.largest(self.dominant)
         found = {

@@ -23,7 +23,8 @@ class Followers:
     Attributes:
         token: Their ids; anything where there is none.
         known: Whether there is one.
-        sign: Of the activation: a negative one promotes the tokens that the value vector lowers.
+        sign: Of the activation: a negative one promotes the tokens that the value vector lowers. 0
+            where the neuron is silent, or there is no such place.
     """
 
     token: Int[Tensor, "neuron example"]
@@ -70,8 +71,9 @@ def judged(
     best = found.pop("best"), found.pop("worst")
     found |= _agreement(best[0][:, 0], best[1][:, 0], followers)
     found |= _lift(unembed, direction, found.pop("spread"), followers)
-    strongest = followers.sign[:, :1] > 0
-    found["promoted"] = torch.where(strongest, best[0], best[1])
+    strongest = followers.sign[:, :1]
+    promoted = torch.where(strongest > 0, best[0], best[1])
+    found["promoted"] = promoted.masked_fill(strongest == 0, -1)
     return found
 
 
@@ -146,5 +148,6 @@ def _beside_others(
     own = scores.gather(1, rows[:, None])[:, 0]
     others = (scores.sum(1) - own) / max(1, scores.shape[1] - 1)
     as_much = (scores >= own[:, None]).sum(1) / scores.shape[1]
+    own = own / entries
     as_much = torch.where(own.isnan(), torch.nan, as_much)
-    return torch.stack([own / entries, others / entries, as_much.to(own.dtype)])
+    return torch.stack([own, others / entries, as_much.to(own.dtype)])

@@ -95,7 +95,8 @@ def memories(
           ``next`` and ``next_text``: the token that follows. It is -1 at the end of a sequence, and
           is not counted.
 
-        A neuron without triggers (never active, or in too few sequences) has NaN.
+        A neuron without triggers (never active, or in too few sequences) has NaN, and promotes -1;
+        one whose triggers all end a sequence has NaN.
 
     Raises:
         ValueError: Layers that the model does not have, counts out of range, a model without
@@ -146,8 +147,8 @@ def _followers(weights: Weights, triggers: xr.Dataset) -> Followers:
     """The next token of each trigger of a layer that the model can predict."""
     token = torch.from_numpy(_next(triggers)).to(weights.device)
     activation = torch.from_numpy(triggers["activation"].values).to(weights.device)
-    known = (token >= 0) & (token < weights.d_vocab) & ~activation.isnan()
-    sign = torch.where(activation < 0, -1.0, 1.0).to(torch.float32)
+    sign = activation.nan_to_num().sign().to(torch.float32)
+    known = (token >= 0) & (token < weights.d_vocab) & (sign != 0)
     return Followers(torch.where(known, token, 0), known, sign)
 
 
