@@ -62,7 +62,9 @@ def test_the_view_shows_texts_one_below_the_other(nano):
     ends = [n for n, token in enumerate(one.props["tokens"]) if token == "\n"]
     assert len(ends) == 2
     np.testing.assert_allclose(np.delete(shown, ends), real[~np.isnan(real)], rtol=1e-3)
-    assert mi.views.activations(found).props["labels"] == ["L0N433", "L0N1"]
+    several = mi.views.activations(found)
+    assert [*several.rows] == ["L0N433", "L0N1"]
+    assert several.html().count("<br>") == 2
     with pytest.raises(ValueError, match=r"neurons\.activations"):
         mi.views.activations(found.rename(activation="other"))
 

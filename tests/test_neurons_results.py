@@ -33,6 +33,14 @@ FUNCTIONS = {
     "expected_embedding_generate": lambda m, c: neurons.expected_embedding_generate(
         m, "the cat", max_new_tokens=2
     ),
+    "activations": lambda m, c: neurons.activations(m, "L1N7", TEXTS),
+    "verdict": lambda m, c: neurons.verdict(
+        neurons.verify_neuron(m, "L1N7", TEXTS, TEXTS[:1], controls=2)
+    ),
+    "memories": lambda m, c: neurons.memories(m, c, k=2, controls=1),
+    "composition": lambda m, c: neurons.composition(m, c, dominant=2),
+    "update_events": lambda m, c: neurons.update_events(m, c, dominant=2),
+    "pursue": lambda m, c: neurons.pursue(m, 5, steps=2),
     "maximize": lambda m, c: neurons.maximize(
         m, "L1N7", length=2, max_new_tokens=1, ascent=neurons.AscentOptions(steps=1, restarts=1)
     ),

@@ -38,7 +38,7 @@ class Choice:
             f"<option{' selected' if name == self.chosen else ''}>{escape(visible(name))}</option>"
             for name in self.rows
         )
-        tokens = "".join(f'<bdi class="token">{escape(_seen(x))}</bdi>' for x in self.tokens)
+        tokens = "".join(map(_drawn, self.tokens))
         caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
         data = to_json({"values": list(self.rows.values()), "unit": self.unit})
         return (
@@ -126,6 +126,7 @@ def token_values(
     )
 
 
-def _seen(token: str) -> str:
-    """A token of which something is seen, whatever it holds."""
-    return visible(token) if token else "∅"
+def _drawn(token: str) -> str:
+    """A token of which something is seen, whatever it holds; a line ends where it ends one."""
+    shown = escape(visible(token) if token else "∅")
+    return f'<bdi class="token">{shown}</bdi>{"<br>" if token.endswith(chr(10)) else ""}'

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.finite import check_weights
 from mlp_interp.models.options import check_choice, check_counts
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts, texts_of
@@ -65,6 +66,7 @@ def activations(
     places = [weights.place(one, kind="neuron", argument="neurons") for one in _asked(neurons)]
     if not places:
         raise ValueError("neurons is empty; wanted at least one")
+    check_weights(model)
     read = texts_of(model, texts, what="texts")
     found = np.full((len(places), len(read), max(map(len, read.rows))), np.nan, np.float32)
     runner = Runner.of(model)

@@ -3,6 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from mlp_interp.results import variable
+
 __all__ = ["verdict"]
 
 
@@ -64,14 +66,18 @@ def verdict(
         "beyond_error": effect > errors * error,
     }
     unit = str(lost["measure_unit"].item())
-    numbers = {"auroc": (told, "probability"), "specific_p": (p, "probability")}
-    numbers |= {"effect": (effect, unit), "effect_se": (error, unit)}
+    told_by = {
+        "auroc": (told, "probability", f"AUROC of the {summary} activation"),
+        "specific_p": (p, "probability", f"p of the difference in {measure} against controls"),
+        "effect": (effect, unit, f"{measure} on positive texts without the neuron"),
+        "effect_se": (error, unit, "standard error of the effect"),
+        "separates": (tests["separates"], "flag", "the activation tells the texts apart"),
+        "specific": (tests["specific"], "flag", "no control has so large a difference"),
+        "beyond_error": (tests["beyond_error"], "flag", "the effect is larger than its error"),
+        "is_about": (all(tests.values()), "flag", "all three"),
+    }
     return xr.Dataset(
-        {
-            **{name: ((), value, {"unit": unit}) for name, (value, unit) in numbers.items()},
-            **{name: ((), passed, {"unit": "flag"}) for name, passed in tests.items()},
-            "is_about": ((), all(tests.values()), {"unit": "flag"}),
-        },
+        {name: variable((), x, unit=unit, long_name=n) for name, (x, unit, n) in told_by.items()},
         attrs={
             **found.attrs,
             "analysis": "verdict on a neuron",

@@ -239,7 +239,12 @@ def _dataset(
         "layer": ("step", [-1, *(layer for layer, _ in places)]),
         "neuron": ("step", [-1, *(n for _, n in places)]),
     }
-    attrs = {"analysis": "pursue", "unit": "see each variable", "data": "the weights alone"}
+    attrs = {
+        "analysis": "pursue",
+        "long_name": "value vectors that a direction is made of",
+        "unit": "see each variable",
+        "data": "the weights alone",
+    }
     return xr.Dataset(variables, coords=coords, attrs={**describe(model), **attrs})
 
 

@@ -143,6 +143,15 @@ def memories(
     return _dataset(model, found, rows, {"controls": controls, "seed": seed, "first": first})
 
 
+_TRIGGER = {
+    "activation": "activation where the neuron is most active",
+    "sequence": "sequence of each trigger",
+    "pos": "position of each trigger",
+    "token": "tokens around each trigger",
+    "around": "activations around each trigger",
+}
+
+
 def _followers(weights: Weights, triggers: xr.Dataset) -> Followers:
     """The next token of each trigger of a layer that the model can predict."""
     token = torch.from_numpy(_next(triggers)).to(weights.device)
@@ -172,8 +181,10 @@ def _dataset(
         dims = (*places, "place")[: value.ndim]
         result[name] = variable(dims, value, unit=unit, long_name=about)
     for name in ("next", "promoted"):
-        text = texts(model, result[name].values)
-        result[f"{name}_text"] = (result[name].dims, text, {"unit": "text"})
+        text, about = texts(model, result[name].values), result[name].attrs["long_name"]
+        result[f"{name}_text"] = (result[name].dims, text, {"unit": "text", "long_name": about})
+    for name, about in _TRIGGER.items():
+        result[name].attrs["long_name"] = about
     attrs = {k: v for k, v in triggers.attrs.items() if k != "reducer"}
     result.attrs = attrs | {
         "analysis": "memories",

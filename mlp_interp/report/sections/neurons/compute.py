@@ -27,7 +27,7 @@ EACH_SIDE = 6
 
 _OFTEN, _BURSTS, _FEW = "fires unusually often", "fires in bursts", "writes for few tokens"
 _SHOWN = {_OFTEN: 2, _BURSTS: 3, _FEW: 3}  # neurons with examples
-_EXAMPLES = {"k": 4, "before": 16, "after": 6}
+_EXAMPLES: dict[str, Any] = {"k": 4, "before": 16, "after": 6}
 
 # Splitting an update takes some ten times as long as running the MLP: about so many tokens will do.
 _SPLIT = 2_048
