@@ -244,7 +244,7 @@ def test_other_options_models_and_tokens_do_not_reuse_batches(kind, rows, tmp_pa
         lambda: run(r=rows[:6]),
         lambda: run(m=kind("parallel", processing="raw")),
         lambda: run(m=kind("sequential")),
-        lambda: run(m=kind("parallel", BACKENDS[-1])),
+        *(lambda b=b: run(m=kind("parallel", b)) for b in BACKENDS[1:]),
         lambda: run(f=ablate_ranges, kind="mlp"),
         lambda: run(f=ablate_ranges, kind="attn"),
     ]
