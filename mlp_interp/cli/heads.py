@@ -51,7 +51,8 @@ def heads(
       mlp-interp heads --model pythia-70m -o heads.nc
     """  # noqa: D301 (click reads the \b)
     with clear_errors(debug):
-        _check_out(out)
+        if out is not None:
+            check_data("--out", out)
 
         from mlp_interp.cli.heads_text import one_head, role_lines
         from mlp_interp.heads import roles
@@ -91,7 +92,8 @@ def induction(
       mlp-interp induction --model pythia-70m -o induction.nc
     """  # noqa: D301 (click reads the \b)
     with clear_errors(debug):
-        _check_out(out)
+        if out is not None:
+            check_data("--out", out)
 
         from mlp_interp.cli.heads_text import circuit_lines
         from mlp_interp.heads import induction as measured
@@ -103,11 +105,3 @@ def induction(
             save(found, out)
         lines = circuit_lines(found)
     typer.echo("\n".join(lines))
-
-
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        return
-    if out.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"--out must end in .nc or .zarr, got {str(out)!r}")
-    check_data("--out", out)

@@ -67,8 +67,6 @@ def memories(
     """  # noqa: D301 (click reads the \\b)
     with clear_errors(debug):
         if out is not None:
-            if out.suffix not in (".nc", ".zarr"):
-                raise ValueError(f"--out must end in .nc or .zarr, got {str(out)!r}")
             check_data("--out", out)
         check_model(model)
         check_corpus(corpus)

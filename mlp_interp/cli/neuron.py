@@ -131,8 +131,6 @@ def _check(
     numbers = page.with_suffix(".nc") if data is None else data
     if page.suffix != ".html":
         raise ValueError(f"--out must end in .html, got {str(out)!r}")
-    if numbers.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"--data must end in .nc or .zarr, got {str(data)!r}")
     check_file("--out", page)
     check_data("--data", numbers)
     if checkpoint is not None:

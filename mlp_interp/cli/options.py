@@ -163,8 +163,11 @@ def check_data(option: str, path: Path) -> None:
     """Refuse, before anything is computed, numbers that cannot be written or would replace others.
 
     Raises:
-        ValueError: As `check_file`; of folders a zarr store may be replaced by another.
+        ValueError: The name does not end in ``.nc`` or ``.zarr``; or as `check_file`; of folders a
+            zarr store may be replaced by another.
     """
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"{option} must end in .nc or .zarr, got {str(path)!r}")
     if path.is_dir() and path.suffix == ".zarr":
         from mlp_interp.results import is_store  # loads torch
 

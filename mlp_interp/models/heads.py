@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mlp_interp.models.attention import attention_scale, attention_unsupported
 from mlp_interp.models.engine import forward_of
+from mlp_interp.models.finite import check_finite
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.rotary import rotary_at
 from mlp_interp.models.weights import Affine, Weights
@@ -88,11 +89,7 @@ class Heads:
             for x in _folded(W, b, block.ln1, norm)
         )
         O = norm.keep(single(block.W_O))  # noqa: E741
-        if not all(bool(x.isfinite().all()) for x in (Q, b_q, K, b_k, V, b_v, O)):
-            raise ValueError(
-                f"the attention of layer {layer} holds NaN or infinity; wanted finite weights: "
-                "look at them with check_model(model)"
-            )
+        check_finite(f"the attention of layer {layer}", Q, b_q, K, b_k, V, b_v, O)
         return cls(Q, b_q, K, b_k, V, b_v, O, attention_scale(weights), layer, weights)
 
     @property

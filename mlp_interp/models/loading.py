@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from mlp_interp.models.backends import boot_bridge, boot_hooked
 from mlp_interp.models.families import beyond_hooked, refuse_config
+from mlp_interp.models.finite import are_finite
 from mlp_interp.models.smollm2 import smollm2_path
 from mlp_interp.nano import weights_path
 
@@ -300,8 +301,7 @@ def _first_line(error: Exception) -> str:
 
 def _refuse_nan(model: torch.nn.Module, label: str) -> None:
     for name, parameter in model.named_parameters():
-        # By the two extremes, ten times as fast as one by one: NaN is both, infinity one of them.
-        if parameter.numel() and not all(x.isfinite() for x in parameter.detach().aminmax()):
+        if not are_finite(parameter):
             raise ValueError(
                 f"name={label!r}: weight {name!r} holds NaN or infinity; wanted finite"
             )
