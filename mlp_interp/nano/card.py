@@ -30,7 +30,7 @@ previous-token head L0H0 was there from the start; what uses it was learned.
 
 ## Recipe
 
-`python -m mlp_interp.nano.train --tokens {tokens} --seed {seed}`
+`python -m mlp_interp.nano.train --tokens {tokens} --seed {seed}{starting}`
 
 | | |
 |---|---|
@@ -41,7 +41,7 @@ previous-token head L0H0 was there from the start; what uses it was learned.
 | optimizer | AdamW, betas 0.9, 0.98; weight decay {weight_decay} on matrices; clip at norm 1 |
 | learning rate | {peak_rate:g}; {warm_up} steps of warm-up, then linearly to zero |
 | precision | float32; the file holds float16 |
-| seed | {seed} |
+| seed | {seed}{started} |
 | hardware | {device}, {threads} threads |
 | wall time | {minutes:.0f} min |
 | final loss, documents | {document_loss:.3f} nats per token |
@@ -91,6 +91,7 @@ class TrainingRun:
     peak_rate: float
     warm_up: int
     weight_decay: float
+    start: int
     tokens: int = 0
     seconds: float = 0.0
     document_loss: float = float("nan")
@@ -114,6 +115,8 @@ def model_card(run: TrainingRun, table: str | None = None) -> str:
     settings = vars(run) | {
         "parameters": run.parameters / 1e6,
         "minutes": run.seconds / 60,
+        "starting": "" if run.start == run.seed else f" --start {run.start}",
+        "started": "" if run.start == run.seed else f" (tokenizer), {run.start} (all else)",
         "bars": "\nThis is a checkpoint of an unfinished run.\n" if table is None else "",
     }
     card = _CARD.format(**settings)

@@ -29,7 +29,7 @@ from mlp_interp.nano.tokenizer import VOCABULARY, train_tokenizer
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TOKENS", "batches", "main", "rate_factor", "train"]
+__all__ = ["TOKENS", "batches", "main", "rate_factor", "revisions", "train"]
 
 TOKENS = 7_000_000
 _STEP_TOKENS = 2048
@@ -65,6 +65,15 @@ def batches(tokenizer, seed: int, steps: int) -> Iterator[tuple[np.ndarray, np.n
             else:
                 tokens[row] = texts.send(length)
         yield tokens, scored
+
+
+def revisions(steps: int, keep: int) -> list[int]:
+    """Return the steps after which weights are kept: each half of the next, the last the end.
+
+    Much happens early in a training run and little late. A run of fewer than ``2 ** keep`` steps
+    keeps fewer.
+    """
+    return sorted({round(steps / 2**halvings) for halvings in range(keep)} - {0})
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -144,7 +153,15 @@ def _optimizer(model) -> torch.optim.Optimizer:
     )
 
 
-def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu") -> TrainingRun:
+def train(
+    *,
+    out: Path,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    start: int | None = None,
+    keep: int = 0,
+    device: str = "cpu",
+) -> TrainingRun:
     """Train from scratch and leave the model, tokenizer and card in ``out``.
 
     Checkpoints are written on the way, so an interrupted run leaves its last one.
@@ -152,23 +169,30 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
     Args:
         out: The Hugging Face directory to write.
         tokens: Length of the run, in tokens read.
-        seed: Seeds the weights, the corpus and the random tokens.
+        seed: Seeds the tokenizer and, without ``start``, all the rest.
+        start: Seeds the weights, the documents and the random tokens, so that models of one
+            tokenizer can be compared neuron by neuron.
+        keep: Number of revisions to keep in ``out/revisions/step<n>``; see ``revisions``.
         device: Where to train.
 
     Returns:
         What the model card says about the run.
 
     Raises:
-        ValueError: If ``tokens`` is less than one step.
+        ValueError: If ``tokens`` is less than one step, or ``keep`` is negative.
     """
     import torch
 
     steps = tokens // _STEP_TOKENS
     if steps < 1:
         raise ValueError(f"tokens is {tokens}, expected at least {_STEP_TOKENS} (one step)")
+    if keep < 0:
+        raise ValueError(f"keep is {keep}, expected a number of revisions from 0")
+    begun = seed if start is None else start
+    kept = set(revisions(steps, keep))
     started = saved = time.monotonic()
     tokenizer = train_tokenizer(seed)
-    model = new_model(seed).train()
+    model = new_model(begun).train()
     model.to(device)  # type: ignore[reportArgumentType]  # transformers' wrapper hides `self`
     optimizer = _optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
@@ -176,6 +200,7 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
     recent_counts = torch.zeros(2)
     run = TrainingRun(
         seed=seed,
+        start=begun,
         device=device,
         threads=_WORKERS,
         parameters=sum(weight.numel() for weight in model.parameters()),
@@ -187,7 +212,7 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
         weight_decay=_WEIGHT_DECAY,
     )
     with _workers() as pool:
-        for step, (batch, scored) in enumerate(batches(tokenizer, seed, steps)):
+        for step, (batch, scored) in enumerate(batches(tokenizer, begun, steps)):
             sums, counts = _backward(
                 model, pool, torch.from_numpy(batch).to(device), torch.from_numpy(scored).to(device)
             )
@@ -196,7 +221,7 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
             schedule.step()
             recent += sums.cpu()
             recent_counts += counts.cpu()
-            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
+            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps or step + 1 in kept:
                 text, repeat = (recent / recent_counts.clamp(min=1)).tolist()
                 now = time.monotonic()
                 run = run.at((step + 1) * _STEP_TOKENS, now - started, text, repeat)
@@ -207,6 +232,8 @@ def train(*, out: Path, tokens: int = TOKENS, seed: int = 0, device: str = "cpu"
                 )
                 recent.zero_()
                 recent_counts.zero_()
+                if step + 1 in kept:
+                    save(out / f"revisions/step{step + 1}", model, tokenizer, model_card(run))
                 if step + 1 == steps or now - saved > _SAVE_SECONDS:
                     save(out, model, tokenizer, model_card(run))
                     saved = now
@@ -221,9 +248,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=weights_path(), help="directory to write")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens to read")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, help="seed of all but the tokenizer")
+    parser.add_argument("--keep", type=int, default=0, help="revisions to keep, each half the next")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    chosen = parser.parse_args(arguments)
-    train(out=chosen.out, tokens=chosen.tokens, seed=chosen.seed, device=chosen.device)
+    train(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

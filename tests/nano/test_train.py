@@ -92,6 +92,32 @@ def test_a_short_run_leaves_a_model_that_loads(tmp_path, monkeypatch, tokenizer)
     assert "| ioi |" in card
 
 
+def test_another_start_keeps_the_tokenizer_and_its_revisions(tmp_path, monkeypatch, tokenizer):
+    seeds = []
+    monkeypatch.setattr(training, "train_tokenizer", lambda seed: seeds.append(seed) or tokenizer)
+    monkeypatch.setattr(training, "measure", lambda *_: [Measurement("ioi", 0.0, 0.98)])
+    run = training.train(out=tmp_path, tokens=2 * 2048, start=5, keep=4)
+    assert (run.seed, run.start, seeds) == (0, 5, [0])
+    assert sorted(at.name for at in (tmp_path / "revisions").iterdir()) == ["step1", "step2"]
+    assert "--seed 0 --start 5`" in (tmp_path / "README.md").read_text()
+    (first, _), (last, _), (end, _) = map(
+        load, (tmp_path / "revisions/step1", tmp_path / "revisions/step2", tmp_path)
+    )
+    for name, weight in end.state_dict().items():
+        assert torch.equal(weight, last.state_dict()[name])
+    assert not torch.equal(first.lm_head.weight, end.lm_head.weight)
+    start = new_model(5).lm_head.weight
+    assert (first.lm_head.weight - start).abs().mean() < start.abs().mean() / 10
+
+
+def test_revisions():
+    assert training.revisions(3417, 8) == [27, 53, 107, 214, 427, 854, 1708, 3417]
+    assert training.revisions(2, 4) == [1, 2]
+    assert training.revisions(100, 0) == []
+    with pytest.raises(ValueError, match="keep is -1"):
+        training.train(out=weights_path(), tokens=2048, keep=-1)
+
+
 def test_too_short_a_run():
     with pytest.raises(ValueError, match="tokens is 100, expected at least 2048"):
         training.train(out=weights_path(), tokens=100)
@@ -167,6 +193,7 @@ def test_card_of_an_unfinished_run():
         peak_rate=1e-3,
         warm_up=10,
         weight_decay=0.1,
+        start=0,
     )
     card = model_card(run.at(1000, 60.0, 1.0, 2.0))
     assert "checkpoint of an unfinished run" in card
