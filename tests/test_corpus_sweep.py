@@ -22,6 +22,7 @@ from mlp_interp.corpus import Corpus, SweepOptions, open_corpus, sweep
 from mlp_interp.corpus.reducers import (
     BandExamples,
     CoActivation,
+    Covariance,
     Fraction,
     Histogram,
     Loss,
@@ -44,6 +45,7 @@ EVERY = [
     TopExamples(k=3, before=2, after=1),
     BandExamples(neuron="L1N3.pre", edges=(-9.0, 0.0, 9.0), k=2),
     CoActivation(neurons=("L0N1", "L2N5", "L0N7")),
+    Covariance(),
     Mean(site="z", by_position=True),
     Norms(site="mlp_out"),
     Loss(),
@@ -132,6 +134,45 @@ def test_a_large_mean_beside_a_small_spread_costs_no_digits():
     rows = x.flatten(0, 1).numpy()
     np.testing.assert_allclose(found["std"][0], rows.std(0, ddof=1), rtol=1e-9)
     np.testing.assert_allclose(found["kurtosis"][0], scipy.stats.kurtosis(rows), rtol=1e-6)
+
+
+@pytest.mark.parametrize("site", ["post", "resid_post", "z"])
+@pytest.mark.parametrize("kinds", APART, ids="-".join)
+def test_covariance_is_that_of_everything_at_once(kind, kinds, many, site):
+    reducer = Covariance(site=site, layers=(2, 0), first=1)
+    options = SweepOptions(batch_size=3, shard=5)
+    found = sweep(kind(*kinds), many, reducer, options=options)[f"covariance.{site}"]
+    x = naive(kind(*kinds), many, site, (2, 0))[:, :, 1:].flatten(1, 2)
+    assert found.attrs["entries"] == x.shape[1] == 88
+    mean = x.mean(1, keepdim=True)
+    around = [torch.einsum("ln...i,ln...j->l...ij", y, y) / 88 for y in (x - mean, x)]
+    np.testing.assert_allclose(found["mean"], mean[:, 0], atol=1e-6)
+    np.testing.assert_allclose(found["covariance"], around[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["second_moment"], around[1], rtol=1e-4, atol=1e-5)
+
+
+def test_covariance_of_some_units(kind, many):
+    model = kind()
+    every = sweep(model, many, Covariance())["covariance.post"]
+    some = sweep(model, many, Covariance(units=(5, -1), layers=(1,)))["covariance.post"]
+    assert [*some["neuron"].values] == [*some["other"].values] == [5, 63]
+    wanted = every["covariance"][1].values[np.ix_([5, 63], [5, 63])]
+    np.testing.assert_allclose(some["covariance"][0], wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_a_covariance_beside_a_large_mean_costs_no_digits():
+    """Single precision and a mean of 1000, in two halves of uneven parts."""
+    x = 1000 + torch.randn(64, 5, 3, generator=torch.Generator().manual_seed(0))
+    reducer, shape = Covariance(site="resid_pre"), _shape(d_model=3, length=5)
+    states = [reducer.empty(shape), reducer.empty(shape)]
+    for state, half in zip(states, x.split(32), strict=True):
+        for part in half.split(7):
+            reducer.see(state, Site("resid_pre", 0), part, _batch(part))
+    reducer.merge(states[0], states[1])
+    found = reducer.result(states[0], shape)
+    rows = x.flatten(0, 1).double().numpy()
+    np.testing.assert_allclose(found["covariance"][0], np.cov(rows.T, ddof=0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found["second_moment"][0], rows.T @ rows / len(rows), rtol=1e-10)
 
 
 def test_histogram_counts_and_quantiles(model, many):

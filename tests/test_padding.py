@@ -14,6 +14,7 @@ from mlp_interp.ablation import ablate_ranges, subupdate_importance
 from mlp_interp.corpus.reducers import (
     BandExamples,
     CoActivation,
+    Covariance,
     Fraction,
     Histogram,
     Loss,
@@ -486,12 +487,15 @@ def test_every_reducer_leaves_padding_out(kind, backend, texts, side):
         "bands": BandExamples(neuron="L1N3", edges=(-1e9, 1e9), k=50),
         "pairs": CoActivation(neurons=("L1N3", "L0N2")),
         "heads": Moments(site="z", layers=(1,)),
+        "covariance": Covariance(site="mlp_out", layers=(1,)),
     }
     options = mi.SweepOptions(batch_size=2, shard=2)
     found = mi.sweep(model, padded(texts, side), reducers, options=options)
     written = activations(model, texts, "mlp_out")
     every = np.concatenate(written)
     np.testing.assert_allclose(found["mean"]["mean"][0], every.mean(0), **CLOSE)
+    second = every.T @ every / len(every)
+    np.testing.assert_allclose(found["covariance"]["second_moment"][0], second, **CLOSE)
     np.testing.assert_allclose(found["by_position"]["mean"][0, 8], written[1][8], **CLOSE)
     np.testing.assert_allclose(
         found["by_position"]["mean"][0, 5], (written[1][5] + written[2][5]) / 2, **CLOSE

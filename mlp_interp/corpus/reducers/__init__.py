@@ -5,6 +5,7 @@ from mlp_interp.corpus.reducers.base import Reducer as Reducer
 from mlp_interp.corpus.reducers.base import Shape as Shape
 from mlp_interp.corpus.reducers.base import SiteReducer as SiteReducer
 from mlp_interp.corpus.reducers.base import State as State
+from mlp_interp.corpus.reducers.covariance import Covariance as Covariance
 from mlp_interp.corpus.reducers.examples import BandExamples as BandExamples
 from mlp_interp.corpus.reducers.examples import TopExamples as TopExamples
 from mlp_interp.corpus.reducers.fraction import Fraction as Fraction
@@ -22,6 +23,7 @@ __all__ = [
     "BandExamples",
     "Batch",
     "CoActivation",
+    "Covariance",
     "Fraction",
     "Histogram",
     "Loss",
