@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mlp_interp.checkpoint import whole_file
-from mlp_interp.lens.lens import Lens, about, centred
+from mlp_interp.lens.lens import Lens, about
 from mlp_interp.models import Weights
+from mlp_interp.models.processing import centred
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import single
 

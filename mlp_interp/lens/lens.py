@@ -11,6 +11,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models._checksum import checksum
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.processing import centred
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import directions
 from mlp_interp.results import single
@@ -129,14 +130,6 @@ def sketch(weights: Weights) -> Float[Tensor, " number"]:
     sizes = torch.tensor([weights.n_layers, weights.d_model, weights.d_vocab])
     apart = [(x[1:] - x[:1]).norm(dim=-1).cpu() for x in (columns, rows)]
     return torch.cat([sizes.to(columns.dtype), *apart])
-
-
-def centred(weights: Weights) -> bool:
-    """Whether what is written to the stream has lost its mean over ``d_model``."""
-    if weights.final_norm.kind != "layer":
-        return False
-    mean = weights.W_E.float().mean(-1).abs().max()
-    return bool(mean < 1e-5 * weights.W_E.float().abs().max())
 
 
 def about(model: Model, kind: str) -> dict[str, Any]:

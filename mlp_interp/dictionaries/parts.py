@@ -1,0 +1,151 @@
+"""What a file of a dictionary holds, in whatever format, and the dictionary that it makes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mlp_interp.dictionaries.activations import Activation
+from mlp_interp.dictionaries.dictionary import Dictionary
+from mlp_interp.dictionaries.places import place_of
+from mlp_interp.results import single
+
+__all__ = ["Folder", "Given", "placed"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller knows better than the file.
+
+    Attributes:
+        place: Where it belongs, by any of the names of `place_of`: what an SAE reads and writes, or
+            what a transcoder writes.
+        activation: Which latents are active.
+        wants: The processing of the model's weights.
+        subtract_b_dec: Whether the decoder's bias is taken from the input.
+    """
+
+    place: str | None = None
+    activation: Activation | None = None
+    wants: Any = None
+    subtract_b_dec: bool | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, its configuration and its tensors.
+
+    Attributes:
+        path: The folder.
+        config: What its JSON says.
+        tensors: What it holds, half precisions as float32.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, path: Path, config: str, tensors: str) -> "Folder":
+        """Read a JSON file and a safetensors file.
+
+        Raises:
+            ValueError: One is missing or is nothing of the kind.
+        """
+        return cls(path, read_json(path / config), read_tensors(path / tensors))
+
+    def tensor(self, name: str) -> Tensor:
+        """One of the tensors.
+
+        Raises:
+            ValueError: It is not there.
+        """
+        if name not in self.tensors:
+            raise ValueError(
+                f"path={str(self.path)!r} has tensors {', '.join(sorted(self.tensors))}; wanted "
+                f"{name!r} too"
+            )
+        return self.tensors[name]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: The file is not there, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"path={str(path.parent)!r} lacks {path.name}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"path={str(path)!r} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"path={str(path)!r} holds {type(found).__name__}; wanted an object")
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, half precisions as float32.
+
+    Raises:
+        ValueError: The file is not there, or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"path={str(path.parent)!r} lacks {path.name}")
+    try:
+        return {name: single(x) for name, x in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"path={str(path)!r} is no safetensors file: {error}") from error
+
+
+def placed(
+    path: Path, given: Given, said: str | None, *, transcoder: bool, reads: str | None = None
+) -> dict[str, Any]:
+    """The layer that a dictionary belongs to, what it reads and what it writes.
+
+    Args:
+        path: Of the file, for errors.
+        given: What the caller says, which counts.
+        said: What the file says of the place that is written.
+        transcoder: Whether it writes elsewhere than it reads.
+        reads: Name of the place that is read, of a transcoder; None for what the MLP reads.
+
+    Raises:
+        ValueError: Nobody says, or it is none that can be read.
+    """
+    text = given.place or said
+    found = None if text is None else place_of(text)
+    if found is None or (transcoder and found[0] == "mlp_in"):
+        what = "no place" if text is None else f"place {text!r}"
+        raise ValueError(
+            f"path={str(path)!r} says {what}; wanted place= what the dictionary writes, for "
+            "example '3.mlp', '3.attn' or '3.resid_post'"
+        )
+    name, layer = found
+    return {"layer": layer, "writes": name, "reads": (reads or "mlp_in") if transcoder else name}
+
+
+def with_unit_rows(
+    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, threshold: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The same dictionary with activations in units of what they write: decoder rows of length 1.
+
+    Formats that multiply activations by the length of their row, and divide by it again.
+    """
+    sizes = W_dec.norm(dim=-1)
+    scaled = None if threshold is None else threshold * sizes
+    return W_enc * sizes, b_enc * sizes, W_dec / sizes[:, None], scaled
+
+
+def centred_output(dictionary: Dictionary) -> Dictionary:
+    """The same for a model whose writing weights are centred: exact, as the mean is lost there."""
+    held = {name: getattr(dictionary, name) for name in ("W_dec", "b_dec", "W_skip")}
+    moved: Any = {k: x - x.mean(-1, keepdim=True) for k, x in held.items() if x is not None}
+    attrs = {**dictionary.attrs, "output": "centred, as the model's writing weights are"}
+    return replace(dictionary, attrs=attrs, **moved)

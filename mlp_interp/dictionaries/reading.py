@@ -1,0 +1,59 @@
+"""What dictionaries read, taken from what a forward pass shows on its way."""
+
+from collections.abc import Iterable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mlp_interp.dictionaries.dictionary import Dictionary
+from mlp_interp.models import Weights
+from mlp_interp.models.weights import Affine
+
+__all__ = ["Reading"]
+
+Place = tuple[str, int]
+
+
+class Reading:
+    """Keeps what some dictionaries read, of the part of the text that is being run.
+
+    What the MLP reads has no place of its own: it is made of the stream before it, by the block's
+    norm, with that norm's scale and shift where the weights still have them.
+
+    Attributes:
+        wanted: The places that must be shown.
+    """
+
+    def __init__(self, weights: Weights, dictionaries: Iterable[Dictionary]) -> None:
+        """Note what is to be kept; nothing is read yet but norms."""
+        self._weights = weights
+        self.wanted: set[Place] = set()
+        self._affines: dict[int, Affine] = {}
+        self._kept: dict[Place, Tensor] = {}
+        for one in dictionaries:
+            if one.reads != "mlp_in":
+                self.wanted.add((one.reads, one.layer))
+                continue
+            self.wanted |= {(name, one.layer) for name in self._before_mlp}
+            if one.layer not in self._affines:
+                self._affines[one.layer] = weights.block(one.layer).ln2
+
+    @property
+    def _before_mlp(self) -> tuple[str, ...]:
+        return ("resid_pre",) if self._weights.parallel else ("resid_pre", "attn_out")
+
+    def note(self, name: str, layer: int, x: Tensor) -> None:
+        """Keep an activation, if a dictionary reads it."""
+        if (name, layer) in self.wanted:
+            self._kept[name, layer] = x
+
+    def read(self, dictionary: Dictionary) -> Float[Tensor, "batch pos d_in"]:
+        """What a dictionary reads, once its places were shown."""
+        layer = dictionary.layer
+        if dictionary.reads != "mlp_in":
+            return self._kept[dictionary.reads, layer]
+        stream = self._kept["resid_pre", layer]
+        for name in self._before_mlp[1:]:
+            stream = stream + self._kept[name, layer]
+        affine = self._affines[layer]
+        return self._weights.norm.standardize(stream) * affine.w + affine.b
