@@ -23,7 +23,6 @@ Normalize = Literal["layer_norm", "constant_norm"]
 Wants = Literal["raw", "folded"]
 
 _NUMBERS = 2**22  # pre-activations at a time: 16 MiB in float32
-_READS = ("mlp_in", *STREAM)
 _EPS = 1e-5  # of SAELens' LayerNorm, outside the root
 
 
@@ -43,9 +42,8 @@ class Dictionary:
         activation: Which latents are active, a rule for each token by itself.
         layer: Of the block that is read.
         reads: ``"mlp_in"``, what the MLP reads after its norm (with the norm's scale and shift
-            where the model still has them), or a place of the stream: ``"resid_pre"``,
-            ``"resid_post"``, ``"attn_out"``, ``"mlp_out"``.
-        writes: A place of the stream.
+            where the model still has them), ``"resid_pre"``, or what it writes.
+        writes: ``"mlp_out"``, ``"attn_out"``, ``"resid_pre"`` or ``"resid_post"``.
         spans: How many layers it writes to, its own the first; more than 1 for ``mlp_out`` only.
         b_in: What is taken from the input; None for nothing.
         W_skip: What the input adds by itself; None for nothing.
@@ -88,8 +86,8 @@ class Dictionary:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("reads", self.reads, _READS)
         check_choice("writes", self.writes, STREAM)
+        check_choice("reads", self.reads, ("mlp_in", "resid_pre", self.writes))
         check_choice("normalize", self.normalize, (None, *get_args(Normalize)))
         check_choice("wants", self.wants, (None, *get_args(Wants)))
         if type(self.layer) is not int or self.layer < 0:

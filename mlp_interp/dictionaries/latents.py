@@ -1,7 +1,8 @@
 """`Latents`: which of a dictionary's latents are active at each token, and how strongly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +42,13 @@ class Latents:
         # A slot that is left over may name one of them, at 0: so the sum over slots is right.
         parts = [(self.values * (self.indices == latent)).sum(-1) for latent in chosen]
         return torch.stack(parts, -1)
+
+    def at(self, index: tuple[Any, ...]) -> "Latents":
+        """Those of some tokens, by an index of the axes before the last; all by an empty one."""
+        if not index:
+            return self
+        parts: Any = {k: x[index] for k, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **parts)
 
     def written(self, values: Float[Tensor, "*rest any"]) -> Float[Tensor, "*rest any"]:
         """Activations as multiples of decoder rows: times `scale`."""

@@ -25,12 +25,19 @@ class Reading:
     """
 
     def __init__(self, weights: Weights, dictionaries: Iterable[Dictionary]) -> None:
-        """Note what is to be kept; nothing is read yet but norms."""
+        """Note what is to be kept; nothing is read yet but norms.
+
+        Raises:
+            ValueError: A dictionary of another model.
+        """
         self._weights = weights
         self.wanted: set[Place] = set()
         self._affines: dict[int, Affine] = {}
         self._kept: dict[Place, Tensor] = {}
         for one in dictionaries:
+            one.check(weights)
+            if one.is_sae:
+                continue
             if one.reads != "mlp_in":
                 self.wanted.add((one.reads, one.layer))
                 continue
@@ -47,9 +54,18 @@ class Reading:
         if (name, layer) in self.wanted:
             self._kept[name, layer] = x
 
-    def read(self, dictionary: Dictionary) -> Float[Tensor, "batch pos d_in"]:
-        """What a dictionary reads, once its places were shown."""
+    def read(
+        self, dictionary: Dictionary, written: Float[Tensor, "batch pos d_out"]
+    ) -> Float[Tensor, "batch pos d_in"]:
+        """What a dictionary reads, once its places were shown.
+
+        Args:
+            dictionary: The dictionary.
+            written: What is at the place that it writes, which is what an SAE reads.
+        """
         layer = dictionary.layer
+        if dictionary.is_sae:
+            return written
         if dictionary.reads != "mlp_in":
             return self._kept[dictionary.reads, layer]
         stream = self._kept["resid_pre", layer]

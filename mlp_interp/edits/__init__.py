@@ -15,6 +15,7 @@ from mlp_interp.edits.actions import Set as Set
 from mlp_interp.edits.applying import Fired as Fired
 from mlp_interp.edits.edit import Edit as Edit
 from mlp_interp.edits.edit import edits_of as edits_of
+from mlp_interp.edits.latents import LatentValues as LatentValues
 
 __all__ = [
     "Action",
@@ -22,6 +23,7 @@ __all__ = [
     "Clamp",
     "Edit",
     "Fired",
+    "LatentValues",
     "Noise",
     "ProjectOut",
     "Replace",

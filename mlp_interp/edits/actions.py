@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits.selection import Selection
 from mlp_interp.models.options import checked_seed
 from mlp_interp.sites import GATED, NEURONS, Site
@@ -36,9 +37,14 @@ class Action(ABC):
     def values(self) -> tuple[Value, ...]:
         """What must broadcast to the selected entries."""
 
+    @property
+    def reads(self) -> tuple[Dictionary, ...]:
+        """Dictionaries whose latents it changes."""
+        return ()
+
     @abstractmethod
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
-        """The new entries; `old` is not changed."""
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
+        """The new entries; `old` is not changed. `read` is what each of `reads` reads."""
 
     def check(self, site: Site, units: tuple[int, ...] | None) -> None:
         """Refuse what it cannot do at a site, or to some of its heads or neurons.
@@ -109,7 +115,7 @@ class Set(_OneValue):
         """The value, and where it goes."""
         return (self.value,) if self.where is None else (self.value, self.where)
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The value, in the shape of the entries."""
         new = torch.empty_like(old).copy_(selection.cut(self.value, old))
         return new if self.where is None else new.where(selection.cut(self.where, old) != 0, old)
@@ -144,7 +150,7 @@ class Add(_OneValue):
 
     name = "add"
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The entries plus the value."""
         return old + selection.cut(self.value, old)
 
@@ -154,7 +160,7 @@ class Scale(_OneValue):
 
     name = "scale"
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The entries times the value."""
         return old * selection.cut(self.value, old)
 
@@ -182,7 +188,7 @@ class Clamp(Action):
             if (low > high).any():
                 raise ValueError(f"low={self.low} is above high={self.high}")
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The entries, none below `low` nor above `high`."""
         new = old if self.low is None else old.maximum(selection.cut(self.low, old))
         return new if self.high is None else new.minimum(selection.cut(self.high, old))
@@ -238,7 +244,7 @@ class ProjectOut(Action):
                 f"directions of width {self.basis.shape[1]} at {site.label!r}; wanted {shape[-1]}"
             )
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The entries less their projection on the directions."""
         basis = self.basis.to(old)
         return old - old @ basis.T @ basis
@@ -269,7 +275,7 @@ class Noise(Action):
             raise ValueError(f"std={self.std}; wanted none below 0")
         checked_seed(self.seed)
 
-    def __call__(self, old: Tensor, selection: Selection) -> Tensor:
+    def __call__(self, old: Tensor, selection: Selection, *read: Tensor) -> Tensor:
         """The entries plus noise."""
         # A stream of random numbers for each position.
         shape = (selection.shape[0], *selection.shape[2:])

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from mlp_interp.dictionaries import Reading
 from mlp_interp.edits.edit import Edit
 from mlp_interp.edits.selection import Region
 from mlp_interp.models import Weights
@@ -58,6 +59,8 @@ class Applier:
         for n, edit in enumerate(edits):
             region = edit.region(whole_shape(edit, weights, shape), longest=longest)
             self._at.setdefault(edit.place, []).append((n, edit, region))
+        # Refuses dictionaries of another model.
+        self._reading = Reading(weights, (one for edit in edits for one in edit.action.reads))
         self.patterns = {layer for name, layer in self._at if name == "pattern"}
         self._labels = [edit.site.label for edit in edits]
         self._times = [0] * len(edits)
@@ -66,7 +69,8 @@ class Applier:
     @property
     def first(self) -> int:
         """The first edited layer; -1 for the embedding."""
-        return min(-1 if name == "embed" else layer for name, layer in self._at)
+        places = [*self._at, *self._reading.wanted]
+        return min(-1 if name == "embed" else layer for name, layer in places)
 
     @property
     def fired(self) -> tuple[Fired, ...]:
@@ -79,9 +83,11 @@ class Applier:
         for n, edit, region in self._at.get((name, layer), ()):
             selection = region.within(x.shape, self.start)
             if selection is not None:
-                x, changed = edit.act(x, selection)
+                read = [self._reading.read(one, x) for one in edit.action.reads]
+                x, changed = edit.act(x, selection, *read)
                 self._times[n] += 1
                 self._changed[n] = self._changed[n] + changed
+        self._reading.note(name, layer, x)
         return x
 
     def check(self) -> None:

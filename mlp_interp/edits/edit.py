@@ -1,12 +1,13 @@
 """What an edit is: a place, a selection there, and what to do to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, SupportsInt
+from typing import Any, Literal, SupportsInt
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits.actions import (
     Action,
     Add,
@@ -18,6 +19,7 @@ from mlp_interp.edits.actions import (
     Set,
     Value,
 )
+from mlp_interp.edits.latents import How, LatentValues
 from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
@@ -261,6 +263,50 @@ class Edit:
         """
         return cls._at(site, Noise(std, seed), positions, units)
 
+    @classmethod
+    def latents(
+        cls,
+        dictionary: Dictionary,
+        changes: Mapping[int, tuple[How, Value]],
+        *,
+        positions: Indices = None,
+        error: Literal["keep", "drop"] | Tensor = "keep",
+        where: Tensor | None = None,
+    ) -> "Edit":
+        """Give some latents of a dictionary other activations, in the place that it writes to.
+
+        What is there gets ``sum_j (a'_j - a_j) d_j`` more: what the dictionary does not explain
+        stays as it is. Setting every latent to its own value changes nothing, to the last bit.
+        Which latents are active is told in the edited pass; one that is set to zero makes no room
+        for another.
+
+        Args:
+            dictionary: An SAE or transcoder of this model.
+            changes: By latent, ``("set", value)``, ``("scale", factor)`` or ``("add", value)``; of
+                numbers, or of tensors that broadcast to ``[batch, pos]`` of the chosen positions.
+            positions: As of `Edit`.
+            error: ``"keep"``; ``"drop"`` puts there what the latents make of it, without what they
+                do not explain (with no changes: the dictionary spliced in); a tensor takes the
+                error's place.
+            where: True for the tokens at which it is done, broadcasting to ``[batch, pos]`` of the
+                chosen positions; None for all.
+
+        Raises:
+            ValueError: A latent that it does not have, an unknown change, nothing to do.
+
+        Example:
+            >>> import torch
+            >>> from mlp_interp.dictionaries import TopK
+            >>> sae = Dictionary(
+            ...     torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2), TopK(1), 3
+            ... )
+            >>> edit = Edit.latents(sae, {0: ("scale", 10.0)})
+            >>> edit.apply(torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])).tolist()
+            [[[20.0, 1.0], [1.0, 2.0]]]
+        """
+        action = LatentValues(dictionary, dict(changes), error, where)
+        return cls._at(dictionary.site, action, positions)
+
     @property
     def chosen(self) -> tuple[int, ...] | None:
         """The heads or neurons, whether the site names one or `units` does."""
@@ -281,11 +327,13 @@ class Edit:
         """The edited activation of a whole text; `x` itself is not changed.
 
         Raises:
-            ValueError: A position, head or neuron is outside the activation, or the value does not
-                fit what is selected.
+            ValueError: A position, head or neuron is outside the activation, the value does not
+                fit what is selected, or latents that read another place.
         """
+        if any(not one.is_sae for one in self.action.reads):
+            raise ValueError(f"{self!r} reads another place; wanted it in a run of the model")
         selection = self.region(x.shape).within(x.shape)
-        return x if selection is None else self.act(x, selection)[0]
+        return x if selection is None else self.act(x, selection, *[x] * len(self.action.reads))[0]
 
     def region(self, shape: Sequence[int], *, longest: int | None = None) -> Region:
         """What it selects of an activation, which it is checked against.
@@ -303,11 +351,17 @@ class Edit:
         self.action.check_fit(found.shape, self.site)
         return found
 
-    def act(self, x: Tensor, selection: Selection) -> tuple[Tensor, Int[Tensor, ""]]:
-        """An activation with the edit done, and how many entries changed; `x` is not changed."""
+    def act(self, x: Tensor, selection: Selection, *read: Tensor) -> tuple[Tensor, Int[Tensor, ""]]:
+        """An activation with the edit done, and how many entries changed; `x` is not changed.
+
+        Args:
+            x: The activation, of a stretch of a text.
+            selection: Which of its entries.
+            read: What each dictionary of the action reads in that stretch.
+        """
         index = selection.index
         old = x[index] if index else x
-        new = self.action(old, selection)
+        new = self.action(old, selection, *read)
         if self.site.name == "pattern":
             new = selection.causal(new)
         changed = (new != old).sum()
