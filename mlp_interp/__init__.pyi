@@ -1,7 +1,9 @@
 from . import circuits as circuits
 from . import corpus as corpus
+from . import dictionaries as dictionaries
 from . import gradients as gradients
 from . import heads as heads
+from . import latents as latents
 from . import lens as lens
 from . import metrics as metrics
 from . import neurons as neurons

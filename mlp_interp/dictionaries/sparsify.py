@@ -39,23 +39,26 @@ def read(folder: Folder, given: Given) -> Dictionary:
         transcoder=transcoder,
         reads=ours.get("reads"),
     )
-    k = config.get("k")
-    if given.activation is None and k is None:
-        raise ValueError(f"path={str(folder.path)!r} has no k; wanted activation=")
-    groups = config.get("activation") == "groupmax"
-    activation: Activation = given.activation or (GroupMax(int(k)) if groups else TopK(int(k)))
     return Dictionary(
         folder.tensor("encoder.weight").T.contiguous(),
         folder.tensor("encoder.bias"),
         folder.tensor("W_dec"),
         b_dec,
-        activation,
+        given.activation or _activation(folder),
         **place,
         b_in=b_dec if subtract else None,
         W_skip=None if skip is None else skip.T,  # there from output to input
         wants=given.wants or (ours.get("wants") if ours else "raw"),  # Hugging Face's modules
         attrs={"format": "sparsify", "path": str(folder.path)},
     )
+
+
+def _activation(folder: Folder) -> Activation:
+    k = folder.config.get("k")
+    if k is None:
+        raise ValueError(f"path={str(folder.path)!r} has no k; wanted activation=")
+    groups = folder.config.get("activation") == "groupmax"
+    return GroupMax(int(k)) if groups else TopK(int(k))
 
 
 def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,306 @@
+"""Dictionaries in the model: edits of latents, training, and what is lost with them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mlp_interp as mi
+from mlp_interp import latents
+from mlp_interp.dictionaries import Dictionary, JumpRelu, TopK
+from mlp_interp.latents.learner import Learner
+from mlp_interp.latents.rows import Rows, pairs_of
+from mlp_interp.models import Weights, forward_of
+from mlp_interp.runs import Runner
+
+LAYER = 1
+
+
+def some(model: Any, reads: str = "mlp_out", *, writes: str = "mlp_out", n: int = 24) -> Dictionary:
+    """A random dictionary of a model."""
+    d = Weights.of(model).d_model
+    g = torch.Generator().manual_seed(3)
+    W_enc, W_dec = torch.randn(d, n, generator=g), torch.randn(n, d, generator=g)
+    biases = torch.randn(n, generator=g) * 0.1, torch.randn(d, generator=g)
+    return Dictionary(W_enc, biases[0], W_dec, biases[1], TopK(5), LAYER, reads, writes)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Any:
+    return mi.load_model("nano")
+
+
+@pytest.fixture(scope="module")
+def corpus(nano: Any) -> Any:
+    return mi.load_corpus("nano", nano, sequences=24, length=64)
+
+
+@pytest.fixture(scope="module")
+def trained(nano: Any, corpus: Any) -> dict[str, Dictionary]:
+    """An SAE and a transcoder, trained for a second."""
+    options: Any = {"n_latents": 96, "k": 8, "steps": 40, "batch_size": 256}
+    return {
+        "sae": latents.train(nano, corpus, "2.mlp", **options),
+        "transcoder": latents.train(nano, corpus, "1.mlp", reads="mlp_in", **options),
+    }
+
+
+def read_by_hand(model: Any, one: Dictionary, tokens: torch.Tensor) -> torch.Tensor:
+    """What a dictionary reads, seen by a hook of torch's on the MLP itself."""
+    if one.is_sae:
+        _, cache = model.run_with_cache(tokens)
+        return cache[one.site.hook_name]
+    seen = []
+    mlp = model.blocks[LAYER].mlp
+    handle = mlp.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    model(tokens)
+    handle.remove()
+    return seen[0].detach()
+
+
+@pytest.mark.parametrize("reads", ["mlp_out", "mlp_in"])
+def test_own_values_change_nothing(some_model: Any, tokens: torch.Tensor, reads: str) -> None:
+    one = some(some_model, reads)
+    run = mi.run(some_model, tokens)
+    own = latents.activations(run, one).dense()
+    for positions in (None, [1, 3]):
+        at = slice(None) if positions is None else positions
+        changes: Any = {n: ("set", own[:, at, n]) for n in range(one.n_latents)}
+        same = run.edited(mi.Edit.latents(one, changes, positions=positions))
+        assert torch.equal(same.final, run.final)
+        assert (same.fired[0].times, same.fired[0].changed) == (1, 0)
+
+
+@pytest.mark.parametrize("reads", ["mlp_out", "mlp_in"])
+def test_a_splice_is_that_of_plain_hooks(some_model: Any, tokens: torch.Tensor, reads: str) -> None:
+    one = some(some_model, reads)
+    with torch.no_grad():
+        rebuilt, _ = one(read_by_hand(some_model, one, tokens))
+        hook = (one.site.hook_name, lambda _x, hook: rebuilt)
+        final = (
+            f"blocks.{some_model.cfg.n_layers - 1}.hook_resid_post",
+            lambda x, hook: kept.append(x),
+        )
+        kept: list[torch.Tensor] = []
+        some_model.run_with_hooks(tokens, fwd_hooks=[hook, final])
+    run = mi.run(some_model, tokens, edits=mi.Edit.latents(one, {}, error="drop"))
+    torch.testing.assert_close(run.final, kept[0], atol=2e-4, rtol=1e-4)
+    error = torch.ones(1)
+    other = mi.run(some_model, tokens, edits=mi.Edit.latents(one, {}, error=error))
+    torch.testing.assert_close(other["1.mlp"], rebuilt + 1, atol=2e-4, rtol=1e-4)
+
+
+def test_latents_set_scaled_and_added_to(nano: Any) -> None:
+    """What is written changes by the change of activations times decoder rows, and no more."""
+    one, tokens = some(nano, "mlp_in"), torch.tensor([[0, 5, 6, 9, 7]])
+    clean = mi.run(nano, tokens)
+    own = latents.activations(clean, one).dense()
+    active = int(own[0, 2].argmax())
+    edits: Any = {
+        "set": (7.0 - own[..., active], {active: ("set", 7.0)}),
+        "scale": (own[..., active] * 2, {active: ("scale", 3.0)}),
+        "add": (torch.full_like(own[..., active], 2.0), {active: ("add", 2.0)}),
+    }
+    for change, changes in edits.values():
+        found = clean.edited(mi.Edit.latents(one, changes))
+        wanted = clean["1.mlp"] + change[..., None] * one.W_dec[active]
+        torch.testing.assert_close(found["1.mlp"], wanted, atol=1e-4, rtol=1e-5)
+    where = torch.tensor([[False, True, False, True, False]])
+    found = clean.edited(mi.Edit.latents(one, {active: ("set", 7.0)}, where=where))
+    apart = (found["1.mlp"] != clean["1.mlp"]).any(-1)
+    assert torch.equal(apart, where)
+    dropped = clean.edited(mi.Edit.latents(one, {active: ("set", 0.0)}, error="drop"))
+    rest = own.clone()
+    rest[..., active] = 0
+    wanted = rest @ one.W_dec + one.b_dec
+    torch.testing.assert_close(dropped["1.mlp"], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_with_latents_held(nano: Any) -> None:
+    """The same tokens with keys and values kept, and without."""
+    tokens = torch.tensor([[0, 5, 6, 9]])
+    for reads in ("mlp_out", "mlp_in"):
+        edit = mi.Edit.latents(some(nano, reads), {3: ("set", 40.0)})
+        texts = [
+            Runner.of(nano)
+            .generate(tokens, edits=edit and [edit], max_new_tokens=4, eos=None, use_cache=cache)
+            .tokens
+            for cache in (True, False)
+        ]
+        assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "text"),
+    [
+        ({99: ("set", 0.0)}, {}, "latents=99"),
+        ({1: ("double", 0.0)}, {}, "how='double'; wanted 'set', 'scale' or 'add'"),
+        ({1: ("set", torch.nan)}, {}, "holds nan; wanted finite numbers"),
+        ({}, {}, r"latents=\{\} with error='keep' changes nothing"),
+        ({1: ("set", 0.0)}, {"error": "half"}, "error='half'; wanted 'keep' or 'drop'"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_edits_that_are_refused(nano: Any, changes: Any, options: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        mi.Edit.latents(some(nano), changes, **options)
+    with pytest.raises(ValueError, match=r"reads another place; wanted it in a run"):
+        mi.Edit.latents(some(nano, "mlp_in"), {1: ("set", 0.0)}).apply(torch.zeros(1, 2, 192))
+    raw = Dictionary(**{**vars(some(nano)), "wants": "raw"})
+    with pytest.raises(ValueError, match=r"wants raw weights"):
+        mi.run(nano, torch.tensor([[0, 1]]), edits=mi.Edit.latents(raw, {1: ("set", 0.0)}))
+
+
+def test_training_learns_and_is_the_same_again(
+    nano: Any, corpus: Any, trained: dict[str, Dictionary], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Resumed from the middle, the numbers are the same to the last bit."""
+    options: Any = {"n_latents": 96, "k": 8, "steps": 40, "batch_size": 256}
+    monkeypatch.setattr("mlp_interp.latents._train._KEEP_EVERY", 15)
+    step = Learner.step
+    done = []
+
+    def stops(self: Any, state: Any, x: Any, y: Any) -> float:
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(self, state, x, y)
+
+    monkeypatch.setattr("mlp_interp.latents.learner.Learner.step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        latents.train(nano, corpus, "2.mlp", checkpoint=tmp_path, **options)
+    monkeypatch.setattr("mlp_interp.latents.learner.Learner.step", step)
+    again = latents.train(nano, corpus, "2.mlp", checkpoint=tmp_path, **options)
+    sae = trained["sae"]
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert torch.equal(getattr(again, name), getattr(sae, name)), name
+    assert sae.attrs["fvu_last"] < 0.5
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(96))
+    assert (sae.wants, sae.attrs["model"], sae.attrs["k"]) == ("folded", "nano", 8)
+    x, y = pairs_of(forward_of(nano), sae, corpus.tokens, corpus.tokens > 0)
+    rebuilt, _ = sae(x)
+    assert float((rebuilt - y).square().sum() / (y - y.mean(0)).square().sum()) < 0.5
+
+
+def test_pools_hold_every_row_once_a_round(nano: Any, corpus: Any) -> None:
+    tokens = corpus.tokens[:5]
+    counts = torch.ones_like(tokens, dtype=torch.bool)
+    counts[:, 0] = False
+    one = some(nano)
+    x, _ = pairs_of(forward_of(nano), one, tokens, counts)
+    for pool in (64 * 2, 64 * 5):  # three pools of up to two sequences, or one of all
+        made = Rows(forward_of(nano), one, tokens, counts, pool, 0)
+        rounds = torch.cat([pair[0] for pair in made.batches(21, 0, 2 * len(x) // 21)])
+        for part in rounds.split(len(x)):
+            found, wanted = (z.sum(-1).sort().values for z in (part, x))
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+        later = [*made.batches(21, 17, 30)]
+        fresh = Rows(forward_of(nano), one, tokens, counts, pool, 0)
+        for a, b in zip(later, [*fresh.batches(21, 0, 30)][17:], strict=True):
+            assert torch.equal(a[0], b[0])
+
+
+def test_batch_topk_and_dead_latents(nano: Any, corpus: Any) -> None:
+    """What comes back acts on each token alone, and is about as sparse."""
+    options: Any = {"n_latents": 96, "k": 8, "steps": 40, "batch_size": 256}
+    one = latents.train(nano, corpus, "2.mlp", kind="batch_topk", dead=20, **options)
+    assert isinstance(one.activation, JumpRelu)
+    x, _ = pairs_of(forward_of(nano), one, corpus.tokens, corpus.tokens > 0)
+    l0 = one.encode(x).active.sum(-1).double().mean()
+    assert 5 < float(l0) < 11
+    alone = one.encode(x[:3]).dense()
+    torch.testing.assert_close(alone, one.encode(x).dense()[:3])
+
+
+def losses_by_hand(
+    model: Any, one: Dictionary, rows: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor, torch.Tensor]:
+    """KL and loss of each sequence with plain hooks, in float64; what is read and written."""
+    name, counts = one.site.hook_name, rows != 0  # BOS begins every document
+    kept = [model.run_with_cache(row[None])[1] for row in rows]
+    written = torch.cat([cache[name][0][some] for cache, some in zip(kept, counts, strict=True)])
+    kls: dict[str, list[float]] = {"dictionary": [], "zero": [], "mean": []}
+    lost: dict[str, list[float]] = {k: [] for k in kls}
+    reads = []
+    for row, cache, some in zip(rows, kept, counts, strict=True):
+        own = cache[name]
+        read = own
+        if not one.is_sae:
+            stream = cache[f"blocks.{one.layer}.hook_resid_pre"]
+            read = torch.nn.functional.layer_norm(stream, stream.shape[-1:], eps=1e-5)
+        reads.append(read[0][some])
+        clean = model(row[None])[0].double().log_softmax(-1)
+        puts = {"dictionary": one(read)[0], "zero": own * 0, "mean": written.mean(0).expand_as(own)}
+        for k, value in puts.items():
+            put = torch.where(some[None, :, None], value, own)
+            hooks = [(name, lambda _x, hook, put=put: put)]
+            changed = model.run_with_hooks(row[None], fwd_hooks=hooks)[0].double().log_softmax(-1)
+            kls[k].append(float((clean.exp() * (clean - changed)).sum(-1)[some].mean()))
+            delta = (clean - changed)[:-1].gather(1, row[1:, None])[:, 0]
+            lost[k].append(float(delta[some[:-1]].mean()))
+    return kls, lost, torch.cat(reads), written
+
+
+@pytest.mark.parametrize("which", ["sae", "transcoder"])
+def test_evaluation_is_that_of_plain_hooks(
+    nano: Any, corpus: Any, trained: Any, which: str
+) -> None:
+    """Slow reference: one sequence at a time; position 0 and every BOS are spared."""
+    one, few = trained[which], corpus[:4]
+    found = latents.evaluate(nano, one, few, batch_size=3)
+    with torch.no_grad():
+        kls, lost, x, y = losses_by_hand(nano, one, few.tokens)
+        rebuilt, active = one(x)
+    fvu = (rebuilt - y).square().sum() / (y - y.mean(0)).square().sum()
+    np.testing.assert_allclose(float(found.fvu), float(fvu), rtol=1e-4)
+    cosine = torch.nn.functional.cosine_similarity(rebuilt, y, dim=-1).mean()
+    np.testing.assert_allclose(float(found.cosine), float(cosine), rtol=1e-4)
+    dense = active.dense()
+    np.testing.assert_allclose(float(found.l0), (dense > 0).sum(-1).double().mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.density, (dense > 0).double().mean(0), atol=1e-9)
+    for k, values in kls.items():
+        np.testing.assert_allclose(found.kl.sel(splice=k), np.mean(values), rtol=1e-3)
+        np.testing.assert_allclose(found.delta_loss.sel(splice=k), np.mean(lost[k]), atol=1e-5)
+        error = np.std(values, ddof=1) / 2
+        np.testing.assert_allclose(found.kl_se.sel(splice=k), error, rtol=2e-3)
+    for k in ("zero", "mean"):
+        removed = np.array(lost[k])
+        matters = abs(removed.mean()) >= 2 * removed.std(ddof=1) / 2
+        wanted = 1 - np.mean(lost["dictionary"]) / removed.mean() if matters else np.nan
+        np.testing.assert_allclose(found.recovered.sel(baseline=k), wanted, rtol=1e-2)
+    assert np.isnan(found.kl_by_pos.isel(pos=0)).all()
+
+
+def test_a_ratio_of_noise_over_noise_is_not_told(nano: Any, corpus: Any, trained: Any) -> None:
+    """Nano's third MLP hardly matters to the loss: no recovered share, but a KL."""
+    found = latents.evaluate(nano, trained["sae"], corpus[:8])
+    assert np.isnan(found.recovered).all()
+    assert float(found.kl.sel(splice="zero")) > 3 * float(found.kl_se.sel(splice="zero"))
+    raw = Dictionary(**{**vars(trained["sae"]), "wants": "raw"})
+    with pytest.raises(ValueError, match=r"wants raw weights"):
+        latents.evaluate(nano, raw, corpus)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "text"),
+    [
+        ("2.mlp_in", {}, "place='2.mlp_in'; wanted"),
+        ("9.mlp", {}, "place is of layer 9"),
+        ("2.mlp", {"reads": "z"}, "reads='z'; wanted"),
+        ("2.mlp", {"k": 65}, "k=65; wanted at most 64"),
+        ("2.mlp", {"kind": "relu"}, "kind='relu'; wanted"),
+        ("2.mlp", {"steps": 0}, "steps=0; wanted at least 1"),
+        ("2.mlp", {"lr": 0.0}, "lr=0.0; wanted a number above 0"),
+        ("2.mlp", {"seed": -1}, "seed=-1; wanted"),
+        ("2.mlp", {"first": 64}, "first=64 with"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_training_that_is_refused(
+    nano: Any, corpus: Any, place: str, options: Any, text: str
+) -> None:
+    given = {"n_latents": 64, "k": 4, **options}
+    with pytest.raises(ValueError, match=text):
+        latents.train(nano, corpus, place, **given)
