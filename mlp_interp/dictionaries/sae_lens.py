@@ -155,7 +155,10 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         f"blocks.{layer}.{_HOOK.get(name, f'hook_{name}')}"
         for name in (dictionary.reads, dictionary.writes)
     ]
-    about: dict[str, Any] = {"hook_name": places[0], **({} if sae else {"hook_name_out": places[1]})}
+    about: dict[str, Any] = {
+        "hook_name": places[0],
+        **({} if sae else {"hook_name_out": places[1]}),
+    }
     about |= {k: v for k, v in dictionary.attrs.items() if k in ("model_name", "context_size")}
     if dictionary.wants is not None:
         about["model_from_pretrained_kwargs"] = _RAW if dictionary.wants == "raw" else {}
