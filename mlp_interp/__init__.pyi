@@ -30,6 +30,7 @@ from .corpus import load_corpus as load_corpus
 from .corpus import open_corpus as open_corpus
 from .corpus import sweep as sweep
 from .edits import Edit as Edit
+from .explorer import explore as explore
 from .gradients import attribution_patch as attribution_patch
 from .models import Unembed as Unembed
 from .models import check_model as check_model
