@@ -196,6 +196,7 @@ def main(wanted: list[str]) -> None:
     PAGE.write_text(page())
     if not wanted:
         report()
+        explorer()
 
 
 def report() -> None:
@@ -204,6 +205,18 @@ def report() -> None:
         out = Path(folder) / "report.html"
         subprocess.run([sys.executable, "-m", "mlp_interp", "report", "--out", out], check=True)
         shoot(out, ROOT / "docs" / "_static" / "report.png", wide=1200, high=1100)
+
+
+def explorer() -> None:
+    """The explorer on nano, with one MLP that was clicked on."""
+    click = """<script>setTimeout(() => {
+      [...document.querySelectorAll(".cell")].find((x) => x.title.startsWith("3.mlp")).click();
+    }, 300);</script></body>"""
+    seen = mi.explore(mi.load_model("nano"), "The capital of France is")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "explorer.html"
+        out.write_text(seen.html().replace("</body>", click))
+        shoot(out, ROOT / "docs" / "_static" / "explorer.png", wide=1100, high=620)
 
 
 def every() -> dict[str, str]:
