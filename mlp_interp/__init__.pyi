@@ -1,6 +1,7 @@
 from . import circuits as circuits
 from . import corpus as corpus
 from . import dictionaries as dictionaries
+from . import features as features
 from . import gradients as gradients
 from . import heads as heads
 from . import latents as latents
