@@ -5,6 +5,7 @@ import copy
 import difflib
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ _DEDUPED = _SIZES[2:]
 PYTHIA = tuple(f"pythia-{s}" for s in _SIZES) + tuple(f"pythia-{s}-deduped" for s in _DEDUPED)
 """Short names of models on the hub; ``EleutherAI/`` may stand before them."""
 
-_LOCAL = {"nano": weights_path, "smollm2": smollm2_path}
+_LOCAL = {"nano": weights_path, "nano-1": partial(weights_path, 1), "smollm2": smollm2_path}
 
 # What `load_model` knows of a model and the model itself does not say. Weak, so that describing a
 # model never keeps it in memory.
@@ -56,7 +57,8 @@ def load_model(
     """Load a model as a TransformerLens model, ready for every analysis.
 
     Args:
-        name: ``"nano"``, the model shipped with the package; ``"smollm2"``, which comes by pip
+        name: ``"nano"``, the model shipped with the package, or ``"nano-1"``, the same recipe begun
+            with other random numbers; ``"smollm2"``, which comes by pip
             (`mlp_interp.models.smollm2`); a Pythia name (``"pythia-70m"``, ``"70m"``,
             ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory, or
             ``"owner/name"`` on the hub, of a model of one of `FAMILIES` (GPT-NeoX, Llama, Mistral,
@@ -232,8 +234,8 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     known = (*_LOCAL, *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"name={name!r} is neither 'nano', 'smollm2', a Pythia model, nor a directory; the nearest "
-        f"name is {near!r}"
+        f"name={name!r} is neither 'nano', 'nano-1', 'smollm2', a Pythia model, nor a directory; "
+        f"the nearest name is {near!r}"
     )
 
 

@@ -173,12 +173,22 @@ def test_shipped_files_load_the_usual_way(model):
         torch.testing.assert_close(auto(tokens).logits, model(tokens).logits, atol=1e-3, rtol=0)
 
 
-def test_shipped_size_and_card():
-    files = list(weights_path().iterdir())
-    assert sum(file.stat().st_size for file in files) <= 8_000_000
-    card = (weights_path() / "README.md").read_text()
+@pytest.mark.parametrize("start", [0, 1])
+def test_shipped_size_and_card(start):
+    files = list(weights_path(start).iterdir())
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    card = (weights_path(start) / "README.md").read_text()
     assert "FAIL" not in card
     assert "| induction score, 24 tokens |" in card
+    assert ("--start 1`" in card) == bool(start)
+
+
+def test_two_runs_of_one_tokenizer():
+    one, other = (weights_path(start) for start in (0, 1))
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="start is 2, expected 0 or 1"):
+        weights_path(2)
 
 
 def test_card_of_an_unfinished_run():
