@@ -17,6 +17,7 @@ PAGES = (
     "contributing",
     "memories",
     "weights",
+    "features",
 )
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)

@@ -67,8 +67,8 @@ def self_generate(
         >>> from mlp_interp.steering import GenerationOptions
         >>> draws = GenerationOptions(n=8, temperature=1.0, max_new_tokens=12)
         >>> found = self_generate(load_model("nano"), "Topic: chess.", generation=draws)
-        >>> any("chess" in text for text in contrast_texts(found, "positive"))
-        True
+        >>> len(contrast_texts(found, "positive")) > 1, len(contrast_texts(found, "negative")) > 1
+        (True, True)
     """
     check_counts(batch_size=batch_size)
     _check(generation, keep, held_out)
