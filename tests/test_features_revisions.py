@@ -1,5 +1,7 @@
 """One analysis at many checkpoints."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,7 @@ def loaded(monkeypatch, models):
         return models[step]
 
     monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(module.gc, "collect", lambda: 0)  # slow beside all that tests hold
     return asked
 
 
@@ -60,6 +63,12 @@ def as_many(model):
 
 def others(model):
     return xr.DataArray(np.zeros(1), dims="name", coords={"name": [model.cfg.model_name]})
+
+
+def alone(model):
+    """Whether the model before this one is gone."""
+    before, first_logits.steps = first_logits.steps, [weakref.ref(model)]
+    return xr.DataArray(not before or before[0]() is None)
 
 
 def nothing(model):
@@ -83,8 +92,9 @@ def test_revisions_are_the_analysis_of_each(run, models):
     assert found.tokens.values.tolist() == [100, 800]
     assert found.attrs["unit"] == "logits"
     for step in (1, 8):
-        alone = first_logits(models[step], TOKENS)
-        np.testing.assert_array_equal(found.sel(revision=f"step{step}"), alone)
+        one = first_logits(models[step], TOKENS)
+        np.testing.assert_array_equal(found.sel(revision=f"step{step}"), one)
+    assert over_revisions(run, [1, 2], alone).all()
     weights = over_revisions(run, [2], neuron_weights, load={"processing": "raw"})
     assert weights.sizes["revision"] == 1
     assert weights.attrs["processing"] == "raw"
