@@ -67,8 +67,9 @@ def others(model):
 
 def alone(model):
     """Whether the model before this one is gone."""
-    before, first_logits.steps = first_logits.steps, [weakref.ref(model)]
-    return xr.DataArray(not before or before[0]() is None)
+    gone = alone.before is None or alone.before() is None
+    alone.before = weakref.ref(model)
+    return xr.DataArray(gone)
 
 
 def nothing(model):
@@ -94,6 +95,7 @@ def test_revisions_are_the_analysis_of_each(run, models):
     for step in (1, 8):
         one = first_logits(models[step], TOKENS)
         np.testing.assert_array_equal(found.sel(revision=f"step{step}"), one)
+    alone.before = None
     assert over_revisions(run, [1, 2], alone).all()
     weights = over_revisions(run, [2], neuron_weights, load={"processing": "raw"})
     assert weights.sizes["revision"] == 1
