@@ -12,6 +12,7 @@ from . import paths as paths
 from . import plots as plots
 from . import prompts as prompts
 from . import steering as steering
+from . import superposition as superposition
 from . import tables as tables
 from . import views as views
 from . import weights as weights
