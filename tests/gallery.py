@@ -72,6 +72,16 @@ parts = mi.heads.split_scores(model, twice, "L1H3", level="head", queries=-3)
 mi.plots.scores(parts, key=22)""",
     "memories": "mi.plots.memories(mi.neurons.memories(model, corpus))",
     "update_events": "mi.plots.update_events(mi.neurons.update_events(model, corpus, sample=4))",
+    "feature_index": """
+names = ["ioi", "facts", "refusal", "sentiment", "greater_than"]
+sides = [getattr(mi.prompts, name)(model, n=8, seed=0).rows("clean") for name in names]
+texts = [text for side in sides for text in side]
+labels = {name: [n // 8 == place for n in range(40)] for place, name in enumerate(names)}
+mi.plots.feature_index(mi.features.index(model, texts, labels))""",
+    "universal": """
+other = mi.load_model("nano-1")
+mi.plots.universal(mi.features.universal(model, other, corpus))""",
+    "revisions": 'mi.plots.revisions(mi.load("docs/_static/nano-1-revisions.nc"))',
     "lens": 'mi.plots.lens(mi.lens.read(model, "The capital of France is"))',
     "lens_depth": """
 lenses = {"logit": mi.lens.logit(model), "last block": mi.lens.decoder(model, 1)}

@@ -8,6 +8,7 @@ magnitudes a sequential one; error bars are one standard error and say so.
 from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
+from mlp_interp.plots._features import feature_index, revisions, universal
 from mlp_interp.plots._heads import compose, positions, roles, scores
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._lens import lens, lens_depth, trajectory
@@ -38,6 +39,7 @@ __all__ = [
     "dose_response",
     "edges",
     "estimate",
+    "feature_index",
     "heads",
     "importance",
     "lens",
@@ -49,10 +51,12 @@ __all__ = [
     "positions",
     "ranges",
     "receptor_value",
+    "revisions",
     "roles",
     "scores",
     "sources",
     "trajectory",
+    "universal",
     "update_events",
     "update_shares",
 ]
