@@ -18,6 +18,7 @@ PAGES = (
     "memories",
     "weights",
     "features",
+    "superposition",
 )
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)
