@@ -90,6 +90,26 @@ class HookForward:
         patterns: Collection[int] = (),
     ) -> Float[Tensor, "batch pos d_model"]:
         """As `Forward.run`; blocks outside ``start`` to ``stop`` run too, unseen."""
+        return self._run(resid, start, stop, observe, patterns)
+
+    def run_with_gradients(
+        self, resid: Float[Tensor, "batch pos d_model"], *, start: int = 0
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The rest of the pass, through which gradients go back to `resid`.
+
+        The bridge keeps the pattern of its last pass, and with it the whole graph: `run` once more
+        when the gradients are there.
+        """
+        return self._run(resid, start, None, keep, ())
+
+    def _run(
+        self,
+        resid: Tensor,
+        start: int,
+        stop: int | None,
+        observe: Observer,
+        patterns: Collection[int],
+    ) -> Tensor:
         model, n_layers = self.weights.model, self.weights.n_layers
         stop = n_layers if stop is None else stop
         result: list[Tensor] = [resid]

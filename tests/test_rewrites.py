@@ -1,0 +1,527 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from random_models import state_of, unchecked
+
+import mlp_interp as mi
+from mlp_interp.models import HookForward, Weights
+from mlp_interp.nano.planted.facts import RELATIONS
+from mlp_interp.nano.words import COUNTRIES
+from mlp_interp.rewrites import (
+    Rewrite,
+    associations,
+    footprint,
+    rewrite,
+    rewrite_many,
+    rewritten,
+    score_rewrite,
+)
+from mlp_interp.rewrites._score import _entropy
+from mlp_interp.rewrites.facts import continued, placed
+from mlp_interp.rewrites.values import Search, States, find_value
+from mlp_interp.runs import Runner
+from mlp_interp.sites import Site
+from mlp_interp.steering import GenerationOptions
+
+SWEDEN = ("Sweden", "The capital of Sweden is", " Berlin")
+CAT = ("cat", "the cat sat", " mat")
+LANGUAGE = [phrasing.format(x="Sweden") for phrasing in RELATIONS["language"][1]]
+CAPITAL = [phrasing.format(x="Sweden") for phrasing in RELATIONS["capital"][1][1:]]
+OTHERS = [
+    (f"The capital of {name} is", f" {city}")
+    for name, city in COUNTRIES.items()
+    if name != "Sweden"
+]
+OTHERS_OF_EGYPT = [pair for pair in OTHERS if "Egypt" not in pair[0]]
+SEARCH = Search(weight=1.0, decay=0.1, steps=60, lr=0.5, clamp=4.0, stop=0.05)
+
+
+@pytest.fixture(scope="session")
+def text(nano):
+    return mi.load_corpus("nano", nano, sequences=40, length=64)
+
+
+@pytest.fixture(scope="session")
+def keys(nano, text):
+    return associations(nano, text, layers=[0, 1, 2])
+
+
+@pytest.fixture(scope="session")
+def berlin(nano, keys):
+    return rewrite(nano, *SWEDEN, layer=0, keys=keys)
+
+
+@pytest.fixture(scope="session")
+def scores(nano, berlin):
+    return score_rewrite(
+        nano,
+        berlin,
+        same_subject=[(prompt, " Swedish") for prompt in LANGUAGE],
+        paraphrases=CAPITAL,
+        neighbours=OTHERS,
+        reverse=["The city of Berlin is the capital of"],
+    )
+
+
+def made(model, *, layers=(0, 1), facts=1, seed=0, size=0.1):
+    """A rewrite of random vectors for any model."""
+    weights, generator = Weights.of(model), torch.Generator().manual_seed(seed)
+    shape = len(layers), facts
+    draw = [torch.randn(*shape, n, generator=generator) for n in (weights.d_mlp, weights.d_model)]
+    delta = size * (draw[1] - draw[1].mean(-1, keepdim=True))
+    dims = ("layer", "fact")
+    return Rewrite(
+        xr.Dataset(
+            {
+                "u": ((*dims, "neuron"), draw[0].numpy()),
+                "delta": ((*dims, "d_model"), delta.numpy()),
+                "key": ((*dims, "neuron"), draw[0].numpy()),
+                "footprint": ("layer", np.ones(len(layers))),
+                "old": ("fact", ["x"] * facts),
+            },
+            coords={
+                "layer": list(layers),
+                **{
+                    name: ("fact", [word] * facts)
+                    for name, word in zip(
+                        ("subject", "prompt", "target"), ("cat", "the cat", " sat"), strict=True
+                    )
+                },
+            },
+        )
+    )
+
+
+def key_and_value(model, layer, rows):
+    """What the subject's key and value are, by the library's own cache."""
+    names = [Site(name, layer).hook_name for name in ("post", "mlp_out")]
+    _, cache = model.run_with_cache(rows.tokens, names_filter=names)
+    at = torch.arange(len(rows.tokens)), rows.subject
+    return [cache[name][at].double().mean(0) for name in names]
+
+
+# Identities
+
+
+def test_the_averaged_key_gives_the_value_that_was_looked_for(nano, keys):
+    found = rewrite(nano, *SWEDEN, layer=1, keys=keys, prefixes=["Here is a fact.", "Remember."])
+    rows = continued(nano, placed(nano, SWEDEN), ["Here is a fact.", "Remember."])
+    key, before = key_and_value(nano, 1, rows)
+    with rewritten(nano, found):
+        again, after = key_and_value(nano, 1, rows)
+    assert torch.equal(key, again)
+    np.testing.assert_allclose(found.data.key[0, 0], key, atol=1e-6)
+    np.testing.assert_allclose(after, before + found.delta[0, 0], atol=1e-5)
+    assert float(found.data.fires.mean()) == pytest.approx(1, abs=1e-9)
+
+
+def test_no_other_change_with_this_value_moves_other_values_less(nano, keys, berlin):
+    """The conditions of Karush, Kuhn and Tucker, solved as one system."""
+    moment = keys.second_moment.sel(layer=0).values
+    moment = moment + 1e-4 * np.trace(moment) / len(moment) * np.eye(len(moment))
+    key, delta = berlin.data.key[0, 0].values, berlin.delta[0, 0].numpy()
+    scale = np.abs(moment).max()  # so that the system is well scaled
+    system = np.block([[moment / scale, key[:, None]], [key[None], np.zeros((1, 1))]])
+    right = np.zeros((len(system), len(delta)))
+    right[-1] = delta
+    wanted = np.linalg.solve(system, right)[:-1]
+    np.testing.assert_allclose(berlin.change(0), wanted, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_the_footprint_on_the_keys_text_is_what_the_moment_says(nano, text, berlin):
+    felt = footprint(nano, berlin, text)
+    assert float(felt.rms[0]) == pytest.approx(float(felt.expected[0]), rel=1e-2)
+    u, delta = berlin.u[0, 0], berlin.delta[0, 0]
+    post = mi.run(nano, text.tokens, sites=["post"])["post", 0].double()
+    wanted = (post @ u).abs() * delta.norm()
+    counted = text.tokens != 0
+    np.testing.assert_allclose(felt.added[0].values[counted], wanted[counted], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(felt.added[0].notnull(), counted)
+
+
+def test_what_is_said_already_takes_no_change(nano):
+    runner = Runner.of(nano)
+    rows = continued(nano, placed(nano, ("Sweden", SWEDEN[1], " Stockholm")), [])
+    texts = States.of(runner, rows, 0)
+    found = find_value(runner, 0, texts, None, SEARCH)
+    assert float(found.delta.norm()) < 0.1 * float(texts.value.norm())
+
+
+def test_a_second_rewrite_moves_the_first_by_its_overlap(nano, keys, berlin):
+    japan = rewrite(nano, "Japan", "The capital of Japan is", " Oslo", layer=0, keys=keys)
+    rows = continued(nano, placed(nano, SWEDEN), [])
+    key, alone = key_and_value(nano, 0, rows)
+    with rewritten(nano, berlin, japan):
+        _, both = key_and_value(nano, 0, rows)
+    with rewritten(nano, japan, berlin):
+        _, other = key_and_value(nano, 0, rows)
+    overlap = float(japan.u[0, 0] @ key)
+    wanted = alone + berlin.delta[0, 0] + overlap * japan.delta[0, 0]
+    np.testing.assert_allclose(both, wanted, atol=1e-5)
+    np.testing.assert_allclose(both, other, atol=1e-5)
+    assert 0.01 < abs(overlap) < 0.5
+
+
+def test_one_fact_in_one_layer_without_others_is_a_rewrite(nano, keys, berlin):
+    many = rewrite_many(nano, [SWEDEN], layers=[0], keys=keys, others=0)
+    np.testing.assert_allclose(many.change(0), berlin.change(0), atol=1e-9)
+
+
+# In the model's weights
+
+
+def test_a_rewritten_model_writes_more_where_the_key_is(some_model, tokens):
+    model, found = some_model, made(some_model, facts=2)
+    weights = Weights.of(model)
+    hooks, seen = [], {}
+    for n, layer in enumerate(found.layers):
+        hooks.append((Site("post", layer).hook_name, _keep(seen, layer)))
+        hooks.append((Site("mlp_out", layer).hook_name, _add(seen, layer, found.change(layer))))
+        assert found.u[n].shape == (2, weights.d_mlp)
+    with torch.no_grad():
+        wanted = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)
+        with rewritten(model, found):
+            got = model(tokens).log_softmax(-1)
+        before = model(tokens).log_softmax(-1)
+    np.testing.assert_allclose(got, wanted, atol=2e-4)
+    assert float((got - before).abs().max()) > 0.01
+    edited = mi.run(model, tokens, edits=found.as_edits(model)).logits().log_softmax(-1)
+    np.testing.assert_allclose(edited, wanted, atol=1e-3)
+
+
+def _keep(seen, layer):
+    def hook(x, hook=None):
+        seen[layer] = x.clone()
+
+    return hook
+
+
+def _add(seen, layer, change):
+    def hook(x, hook=None):
+        return x + seen[layer] @ change.to(x)
+
+    return hook
+
+
+def test_every_bit_comes_back_also_from_nested_blocks_and_errors(nano, berlin):
+    before = {name: p.detach().clone() for name, p in nano.named_parameters()}
+    other = made(nano)
+    with pytest.raises(RuntimeError, match="in the block"):
+        fail_within(nano, berlin, other)
+    after = dict(nano.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def fail_within(model, first, second):
+    with rewritten(model, first):
+        outer = Weights.of(model).parameter(0, "W_out").clone()
+        with rewritten(model, second, first):
+            assert not torch.equal(Weights.of(model).parameter(0, "W_out"), outer)
+        assert torch.equal(Weights.of(model).parameter(0, "W_out"), outer)
+        raise RuntimeError("in the block")
+
+
+def test_a_rewrite_is_saved_and_read(tmp_path, berlin):
+    again = Rewrite.load(berlin.save(tmp_path / "berlin.nc"))
+    assert torch.equal(again.u, berlin.u)
+    assert torch.equal(again.delta, berlin.delta)
+    assert again.facts == berlin.facts
+    assert repr(again) == "Rewrite('The capital of Sweden is' -> ' Berlin'; layer 0)"
+    with pytest.raises(ValueError, match="lacks delta, key, prompt, subject, target, u"):
+        Rewrite(xr.Dataset())
+
+
+@pytest.mark.filterwarnings("ignore:.*is not what the model says:UserWarning")
+def test_any_model_is_rewritten(some_model, tokens):
+    """Gated MLPs too: their keys are the product that the last matrix reads."""
+    keys = associations(some_model, tokens, ridge=1e-2, layers=[1])
+    before = state_of(some_model)["grad"]
+    found = rewrite(
+        some_model,
+        "cat",
+        "the cat sat",
+        " mat",
+        layer=1,
+        keys=keys,
+        prefixes=1,
+        steps=8,
+        ridge=1e-2,
+    )
+    assert state_of(some_model)["grad"] == before
+    loss = found.data.loss[:, 0].values
+    assert loss[1] < loss[0]
+    rows = continued(some_model, placed(some_model, CAT), [])
+    key, value = key_and_value(some_model, 1, rows)
+    with rewritten(some_model, found):
+        _, after = key_and_value(some_model, 1, rows)
+    wanted = value + (key @ found.u[0, 0]) * found.delta[0, 0]
+    np.testing.assert_allclose(after, wanted, atol=1e-4)
+
+
+def test_hooks_find_the_same_change(nano):
+    rows = continued(nano, placed(nano, SWEDEN), [])
+    search = Search(weight=1.0, decay=0.1, steps=3, lr=0.5, clamp=4.0, stop=0.05)
+    deltas = []
+    for runner in (Runner.of(nano), Runner(HookForward(Weights.of(nano)))):
+        texts = States.of(runner, rows, 1)
+        deltas.append(find_value(runner, 1, texts, texts, search).delta)
+    np.testing.assert_allclose(*deltas, atol=1e-3)
+
+
+# What is planted
+
+
+def test_nano_can_be_told_another_capital(scores):
+    rate = scores.top1_rate.sel(way="after")
+    assert float(rate.sel(kind="efficacy")) == 1
+    assert float(rate.sel(kind="paraphrase")) >= 0.9
+    assert float(rate.sel(kind="neighbourhood")) >= 0.98
+    assert float(scores.top1_rate.sel(way="before", kind="efficacy")) == 0
+
+
+def test_the_country_has_become_another_one(scores):
+    """By what is asked as a rule the rewrite is perfect, and yet."""
+    assert float(scores.top1_rate.sel(way="after", kind="same_subject")) <= 0.2
+    assert float(scores.top1_rate.sel(way="before", kind="same_subject")) >= 0.8
+    said = scores.top_token.sel(way="after").values[scores.kind_of.values == "same_subject"]
+    assert Counter(said)[" German"] >= 7
+
+
+def test_what_is_preserved_stays(nano, keys):
+    found = rewrite(nano, *SWEDEN, layer=0, keys=keys, preserve=LANGUAGE[:4], prefixes=0)
+    given = [(prompt, " Swedish") for prompt in LANGUAGE]
+    scores = score_rewrite(nano, found, same_subject=given, paraphrases=CAPITAL)
+    rate = scores.top1_rate.sel(way="after")
+    assert float(rate.sel(kind="same_subject")) >= 0.85
+    assert float(rate.sel(kind="paraphrase")) >= 0.9
+
+
+def test_without_the_second_moment_neighbours_change(nano, keys):
+    identity = keys.copy(deep=True)
+    identity.second_moment.values[:] = np.eye(768)
+    egypt, rest = ("Egypt", "The capital of Egypt is", " Tokyo"), OTHERS_OF_EGYPT
+    both = [rewrite(nano, *egypt, layer=0, keys=k, prefixes=0) for k in (identity, keys)]
+    kept = []
+    for found in both:
+        scores = score_rewrite(nano, found, same_subject=["In Egypt"], neighbours=rest)
+        kept.append(float(scores.top1_rate.sel(way="after", kind="neighbourhood")))
+    assert kept[0] <= 0.95
+    assert kept[1] >= 0.98
+    norms = [found.change(0).norm() for found in both]
+    assert norms[0] < norms[1]  # it is not the length of the change that tells
+
+
+def test_a_layer_after_which_little_reads_the_subject_is_named(nano, keys):
+    with pytest.warns(UserWarning, match="later layers read little"):
+        found = rewrite(nano, *SWEDEN, layer=2, keys=keys, prefixes=0, steps=20)
+    assert found.data.loss.sel(way="after").item() > 1
+    with pytest.raises(ValueError, match="layer=3 is the last, after which nothing reads"):
+        rewrite(nano, *SWEDEN, layer=-1, keys=keys)
+
+
+def test_many_facts_are_written_over_two_layers(nano, keys):
+    names = ["Sweden", "Japan", "Egypt"]
+    facts = [
+        (name, f"The capital of {name} is", f" {COUNTRIES[other]}")
+        for name, other in zip(names, names[1:] + names[:1], strict=True)
+    ]
+    found = rewrite_many(nano, facts, layers=[1, 0], keys=keys, prefixes=0)
+    assert found.layers == (0, 1)
+    same = [f"The language of {name} is" for name in names]
+    rest = [pair for pair in OTHERS if not any(name in pair[0] for name in names)]
+    scores = score_rewrite(nano, found, same_subject=same, neighbours=rest)
+    rate = scores.top1_rate.sel(way="after")
+    assert rate.sel(kind=["efficacy", "neighbourhood"]).min() >= 0.96
+    weak = rewrite_many(nano, facts[:1], layers=[0], keys=keys, prefixes=0, others=0.5)
+    assert 0.3 < weak.data.fires.item() < 1
+
+
+# Slow references
+
+
+def test_the_second_moment_and_what_a_fit_would_lack(nano, text, keys):
+    post = mi.run(nano, text.tokens, sites=["post"])["post", 1][:, 1:].flatten(0, 1).double()
+    counted = text.tokens[:, 1:].flatten() != 0
+    rows = post[counted]
+    moment = rows.T @ rows / len(rows)
+    np.testing.assert_allclose(keys.second_moment.sel(layer=1), moment, atol=1e-5)
+    assert keys.attrs["tokens"] == len(rows)
+    load = 1e-4 * moment.trace() / 768
+    W = Weights.of(nano).parameter(1, "W_out").double()
+    fitted = torch.linalg.solve(moment + load * torch.eye(768), rows.T @ (rows @ W) / len(rows))
+    lacking = float((fitted - W).square().sum() / W.square().sum())
+    assert float(keys.weight_error.sel(layer=1)) == pytest.approx(lacking, rel=1e-3)
+    off = (rows @ (fitted - W)).square().sum() / (rows @ W).square().sum()
+    assert float(keys.value_error.sel(layer=1)) == pytest.approx(float(off), rel=1e-2)
+    assert bool((keys.inflation > 1).all() & (keys.agreement < 1).all())
+
+
+def test_scores_are_those_of_the_rewritten_model(nano, berlin, scores):
+    for way in ("before", "after"):
+        with rewritten(nano, *([berlin] if way == "after" else [])), torch.no_grad():
+            for n in (0, 3, 20, 46):
+                here = scores.isel(prompt=n).sel(way=way)
+                logs = nano(here.text.item())[0, -1].log_softmax(-1)
+                answer = nano.to_single_token(here.answer.item())
+                assert float(here.log_probability) == pytest.approx(float(logs[answer]), abs=2e-3)
+                assert here.top_token == nano.to_string(logs.argmax())
+
+
+def test_answers_of_several_tokens_have_all_of_them_counted(nano, berlin):
+    prompt = "The language of Sweden is"
+    scores = score_rewrite(nano, berlin, same_subject=[(prompt, " Swedish and Danish")])
+    ids = nano.to_tokens(prompt + " Swedish and Danish")
+    with torch.no_grad():
+        logs = nano(ids)[0].log_softmax(-1)
+    wanted = sum(float(logs[i, ids[0, i + 1]]) for i in (-4, -3, -2))
+    got = scores.log_probability.sel(way="before").values[1]
+    assert ids.shape[1] == nano.to_tokens(prompt).shape[1] + 3
+    assert got == pytest.approx(wanted, abs=1e-3)
+
+
+def test_text_is_scored_too(nano, text, berlin):
+    references = ["Berlin is a city in Sweden. We went there.", "Berlin."]
+    scores = score_rewrite(
+        nano,
+        berlin,
+        same_subject=LANGUAGE[:1],
+        corpus=text.tokens[:6],
+        references=references,
+        generation=GenerationOptions(max_new_tokens=6),
+    )
+    with torch.no_grad():
+        before = nano(text.tokens[:6]).double().log_softmax(-1)
+        with rewritten(nano, berlin):
+            after = nano(text.tokens[:6]).double().log_softmax(-1)
+            last = nano(references[0]).log_softmax(-1)[0]
+            new = nano.generate(SWEDEN[1], max_new_tokens=6, do_sample=False, verbose=False)
+    kl = (before.exp() * (before - after)).sum(-1).mean(1)
+    assert float(scores.kl) == pytest.approx(float(kl.mean()), rel=1e-2)
+    assert float(scores.kl_se) == pytest.approx(float(kl.std() / 6**0.5), rel=1e-2)
+    ids = nano.to_tokens(references[0])[0]
+    own = last[:-1].gather(1, ids[1:, None]).mean()
+    other = score_rewrite(nano, berlin, same_subject=LANGUAGE[:1], references=references[:1])
+    assert float(other.consistency.sel(way="after")) == pytest.approx(float(own), abs=1e-3)
+    assert new.startswith(SWEDEN[1] + scores.generated.sel(way="after").item())
+
+
+def test_a_text_that_repeats_itself_has_less_entropy():
+    assert _entropy(np.array([1, 2, 3, 4])) == pytest.approx((2 / 3 * np.log2(3) + 4 / 3) / 2)
+    assert _entropy(np.array([1, 1, 1, 1])) == 0
+    assert np.isnan(_entropy(np.array([1, 2])))
+
+
+def test_the_footprint_of_several_layers_is_of_what_they_read_by_then(nano, text):
+    found = made(nano, facts=2, size=0.02)
+    felt = footprint(nano, found, text.tokens[:4])
+    names = [Site(name, layer).hook_name for layer in (0, 1) for name in ("post", "mlp_out")]
+    with rewritten(nano, found):
+        _, cache = nano.run_with_cache(text.tokens[:4], names_filter=names)
+    for n in (0, 1):
+        wanted = (cache[Site("post", n).hook_name].double() @ found.change(n)).norm(dim=-1)
+        counted = felt.added[n].notnull().values
+        assert counted[:, 1:].mean() > 0.9
+        np.testing.assert_allclose(felt.added[n].values[counted], wanted[counted], rtol=1e-3)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("fact", "options", "said"),
+    [
+        (("Spain", *SWEDEN[1:]), {}, "subject='Spain' is not in"),
+        (("Swed", *SWEDEN[1:]), {}, "subject='Swed' stands only inside of other words"),
+        (("Sweden", "Sweden, Sweden is", " Berlin"), {}, "stands 2 times"),
+        ((*SWEDEN[:2], ""), {}, "target=''; wanted a text of at least one word"),
+        ((*SWEDEN[:2], " Stockholm"), {}, "target=' Stockholm' is what the model says"),
+        (SWEDEN, {"layer": 4}, "layer=4"),
+        (SWEDEN, {"layer": -1}, "layer=3 is the last"),
+        (SWEDEN, {"ridge": -1.0}, "ridge=-1.0"),
+        (SWEDEN, {"steps": 0}, "steps=0"),
+        (SWEDEN, {"lr": 0.0}, "lr=0.0"),
+        (SWEDEN, {"clamp": float("nan")}, "clamp=nan"),
+        (SWEDEN, {"weight": -1.0}, "weight=-1.0"),
+        (SWEDEN, {"prefixes": -1}, "prefixes=-1"),
+        (SWEDEN, {"prefixes": "A text."}, "prefixes='A text.'"),
+        (SWEDEN, {"preserve": ["The language of Spain is"]}, "subject='Sweden' is not in"),
+        (SWEDEN, {"keys": xr.Dataset()}, "keys=Dataset; wanted what associations gives"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(nano, keys, fact, options, said):
+    with pytest.raises(ValueError, match=said):
+        unchecked(rewrite)(nano, *fact, **{"layer": 0, "keys": keys, "steps": 1, **options})
+
+
+def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
+    with pytest.raises(ValueError, match=r"layer=0 with keys of layers \[1, 2\]"):
+        rewrite(nano, *SWEDEN, layer=0, keys=keys.sel(layer=[1, 2]))
+    few = associations(nano, text.tokens[:2], layers=[0])
+    with pytest.raises(ValueError, match="ridge=0 with keys of 124 tokens for 768 neurons"):
+        rewrite(nano, *SWEDEN, layer=0, keys=few, ridge=0.0)
+    with pytest.raises(ValueError, match="ridge=0"):
+        associations(nano, text.tokens[:2], layers=[0], ridge=0.0)
+    with pytest.raises(ValueError, match="keys of 768 neurons; wanted"):
+        rewrite(kind(), "cat", "the cat sat", " mat", layer=0, keys=keys)
+    below = made(nano, layers=(0,))
+    with rewritten(nano, below):  # what layer 0 writes makes no keys of layer 0, but those of 1
+        rewrite(nano, *SWEDEN, layer=0, keys=keys, prefixes=0, steps=30)
+        with pytest.raises(ValueError, match="were made with other weights"):
+            rewrite(nano, *SWEDEN, layer=1, keys=keys)
+
+
+def test_models_with_hooks_and_of_other_shapes_are_refused(nano, keys, berlin, kind):
+    with mi.steer(nano, mi.Edit.scale("3.mlp", 1.0)):
+        nano(torch.zeros(1, 1, dtype=torch.long))
+        for ask in (
+            lambda: rewrite(nano, *SWEDEN, layer=0, keys=keys),
+            lambda: associations(nano, torch.zeros(1, 4, dtype=torch.long)),
+            lambda: score_rewrite(nano, berlin, same_subject=LANGUAGE),
+        ):
+            with pytest.raises(ValueError, match="has hooks on it"):
+                ask()
+    with pytest.raises(ValueError, match="wanted the model that it was made for"):
+        berlin.as_edits(kind())
+    with pytest.raises(ValueError, match=r"layer=2; wanted one of \[0\]"):
+        berlin.change(2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "said"),
+    [
+        ([], {}, r"facts=\[\]"),
+        ([("Sweden", "is")], {}, r"facts\[0\]\.=\('Sweden', 'is'\); wanted \(subject"),
+        ([SWEDEN, SWEDEN], {}, "some of them twice"),
+        ([SWEDEN, ("Sweden", "In Sweden, the capital is", " Oslo")], {"others": 0.0}, "subjects"),
+        ([SWEDEN], {"others": -0.5}, "others=-0.5"),
+        ([SWEDEN], {"layers": []}, "layers"),
+        ([SWEDEN], {"preserve": ["Spain is"]}, "names none of the subjects"),
+        (
+            [(*SWEDEN[:2], " Stockholm")],
+            {},
+            r"facts\[0\].target=' Stockholm' is what the model says",
+        ),
+    ],
+)
+def test_facts_that_cannot_be_written_are_refused(nano, keys, facts, options, said):
+    with pytest.raises(ValueError, match=said):
+        unchecked(rewrite_many)(nano, facts, **{"layers": [0], "keys": keys, **options})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"same_subject": []}, "same_subject is empty"),
+        ({"same_subject": [" "]}, r"same_subject\[0\]=' '"),
+        ({"same_subject": ["Spain is"]}, "names no subject that was rewritten"),
+        ({"reverse": ["Oslo is in"]}, "names no target that was rewritten"),
+        ({"paraphrases": ["In Spain, the capital is"]}, "names no subject"),
+        ({"neighbours": [("Spain is", "")]}, r"neighbourhood\[0\]"),
+    ],
+)
+def test_prompts_that_ask_nothing_are_refused(nano, berlin, given, said):
+    with pytest.raises(ValueError, match=said):
+        score_rewrite(nano, berlin, **{"same_subject": LANGUAGE[:1], **given})
