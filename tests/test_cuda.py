@@ -53,7 +53,9 @@ def _arrays(got, want):
 
 def _assert_alike(got, want, name):
     """Equal up to rounding; of what sorts or chooses by numbers, nearly all is the same."""
-    if want.dtype.kind == "f":
+    if str(name).startswith("check_") or str(name).endswith("_error"):
+        assert np.max(got) < 1e-3, name  # rounding by itself
+    elif want.dtype.kind == "f":
         real = np.isfinite(want)
         np.testing.assert_array_equal(np.isfinite(got), real, err_msg=str(name))
         scale = np.abs(want[real]).max(initial=0)
