@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlp_interp.dictionaries import Dictionary
 from mlp_interp.interchange import merged
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import CutCache, cached, cached_tokens, check_cached
@@ -48,6 +49,7 @@ def attribute_logits(
     positions: int | Sequence[int] | None = -1,
     attention_mask: Any = None,
     norm: Literal["freeze", "recompute"] = "freeze",
+    dictionaries: Sequence[Dictionary] = (),
 ) -> xr.DataArray:
     """What each component adds directly to a logit or a difference of logits.
 
@@ -74,6 +76,8 @@ def attribute_logits(
             `mlp_interp.models.padding`. Where texts end at different positions, ``positions=-1``
             gives all of these, NaN where a text does not end.
         norm: ``"freeze"`` or ``"recompute"``.
+        dictionaries: What splits MLPs or attentions into latents, as in `decompose`; what they do
+            not explain has a share of its own, ``3.error``.
 
     Returns:
         A DataArray ``[prompt, pos, component]`` in logits, components as in `decompose` plus
@@ -105,11 +109,21 @@ def attribute_logits(
     check_choice("norm", norm, ("freeze", "recompute"))
     weights = Weights.of(model)
     if isinstance(answers, Contrast) and answers.lengths is not None:
+        if dictionaries:
+            raise ValueError(
+                "dictionaries beside prompts of several lengths; wanted one length: see "
+                "Contrast.by_length"
+            )
         analysis = partial(attribute_logits, level=level, norm=norm)
         return _by_length(analysis, weights, cache, answers, foils, positions, attention_mask)
     warn_of_rounding(weights, "attribute_logits")
     residual = decompose(
-        model, cache, level=level, positions=positions, attention_mask=attention_mask
+        model,
+        cache,
+        level=level,
+        positions=positions,
+        attention_mask=attention_mask,
+        dictionaries=dictionaries,
     )
     if isinstance(answers, Contrast):
         _check_ran(weights, cache, answers)
@@ -118,9 +132,13 @@ def attribute_logits(
     if norm == "recompute":
         shares = _recomputed(weights, residual, readout.directions, shares)
     bias = readout.bias[:, None, None].expand(*shares.shape[:2], 1)
-    labelled = _labelled(
-        Layout.of(weights, level, edits=residual.edits), shares.shape[0], residual.positions
-    )
+    layout = Layout.of(weights, level, edits=residual.edits)
+    if dictionaries:  # which latents are active is of these prompts alone
+        labelled = _spread(
+            component_coords([*residual.sites, Site("bias")]), shares.shape[0], residual.positions
+        )
+    else:
+        labelled = _labelled(layout, shares.shape[0], residual.positions)
     found = labelled.copy(
         deep=False, data=_finite(torch.cat([shares, bias], dim=-1), residual.real)
     )
@@ -301,16 +319,21 @@ def _labelled(layout: Layout, prompts: int, positions: tuple[int, ...]) -> xr.Da
     Labelling tens of thousands of neurons anew would take longer than computing their shares. The
     coordinates cannot be written to, because all results of one shape share them.
     """
-    coords = layout.coordinates()
-    labelled = xr.DataArray(
-        np.broadcast_to(np.float32(0), (prompts, len(positions), coords.sizes["component"])),
+    labelled = _spread(layout.coordinates(), prompts, positions)
+    for coordinate in labelled.coords.values():
+        coordinate.values.flags.writeable = False
+    return labelled
+
+
+def _spread(coords: Any, prompts: int, positions: tuple[int, ...]) -> xr.DataArray:
+    names = coords["component"]
+    count = len(names[1]) if isinstance(names, tuple) else names.size
+    return xr.DataArray(
+        np.broadcast_to(np.float32(0), (prompts, len(positions), count)),
         dims=("prompt", "pos", "component"),
         coords={**coords, "prompt": np.arange(prompts), "pos": list(positions)},
         name="attribution",
     )
-    for coordinate in labelled.coords.values():
-        coordinate.values.flags.writeable = False
-    return labelled
 
 
 def _frozen(

@@ -21,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "GATED",
     "HEADS",
+    "LATENTS",
     "NEURONS",
     "STREAM",
     "Family",
@@ -61,6 +62,10 @@ ACTIVATIONS = tuple("resid_pre q k v pattern z attn_out pre post mlp_out resid_p
 EDITED = ("edit:resid_pre", "edit:resid_post")
 """What edits of the stream write: they have a place in it, but no hook."""
 
+LATENTS = ("latents", "error", "b_dec", "skip")
+"""What a dictionary makes of what an MLP or attention writes: latents, what none of them explains,
+its bias, and what passes by them. They have a place in the stream, but no hook."""
+
 Kind = Literal["embed", "pos_embed", "attn", "mlp", "head", "neuron", "bias", "edit"]
 
 # TransformerLens short name -> hook name. Parameters (biases) and edits have a place in the stream
@@ -78,10 +83,10 @@ _AXES = {
     **dict.fromkeys((*NEURONS, *GATED), ("batch", "pos", "neuron")),
     "pattern": ("batch", "head", "pos", "source"),
 }
-_PARAMETERS = ("b_O", "b_out", "bias", *EDITED)
+_PARAMETERS = ("b_O", "b_out", "bias", *EDITED, *LATENTS)
 _GLOBAL = ("embed", "pos_embed", "bias")
 _KNOWN = (*_HOOKS, *_PARAMETERS)
-_WITH = {"head": (*HEADS, "pattern"), "neuron": (*NEURONS, *GATED)}
+_WITH = {"head": (*HEADS, "pattern"), "neuron": (*NEURONS, *GATED, "latents")}
 _SUBUPDATE = {"attn_out": "attn", "mlp_out": "mlp"}
 _BY_SUBUPDATE = {short: name for name, short in _SUBUPDATE.items()}
 _KINDS = {
@@ -95,6 +100,8 @@ _KINDS = {
     "b_out": "bias",
     "bias": "bias",
     **dict.fromkeys(EDITED, "edit"),
+    "latents": "latent",
+    "b_dec": "bias",
 }
 # What other people call them.
 _ALIASES = {
@@ -104,7 +111,7 @@ _ALIASES = {
     "mlp_pre": "pre",
 }
 _EXAMPLES = {"attn": "3.attn", "mlp": "3.mlp", "head": "L3H5", "neuron": "L3N669", "bias": "3.b_O"}
-_LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HN])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
+_LABEL = re.compile(r"L(?P<layer>[0-9]+)(?P<unit>[HNF])(?P<index>[0-9]+)(?:\.(?P<name>\w+))?")
 _BLOCK = re.compile(r"blocks\.(?P<layer>[0-9]+)\.(?P<rest>.+)")
 _NAMES = {spelling: name for name, spelling in _HOOKS.items()}
 _LAYERED = re.compile(r"(?P<layer>[0-9]+)\.(?P<name>\w+)")
@@ -118,10 +125,10 @@ class Site:
         name: TransformerLens' short name (``resid_pre``, ``attn_out``, ``mlp_out``, ``z``, ``q``,
             ``k``, ``v``, ``pattern``, ``pre``, ``pre_linear``, ``post``, ``embed``, ``pos_embed``),
             a bias that is written to the stream (``b_O``, ``b_out``) or to the logits (``bias``),
-            or what edits of the stream write (one of `EDITED`).
+            what edits of the stream write (one of `EDITED`), or a dictionary's (one of `LATENTS`).
         layer: Block index; None for the embeddings and the readout bias.
         head: Head index, for `HEADS` and ``pattern`` only.
-        neuron: Neuron index, for `NEURONS` and `GATED` only.
+        neuron: Neuron index, for `NEURONS` and `GATED` only; of ``latents``, which latent.
 
     Raises:
         ValueError: The name is unknown, or the layer, head or neuron does not go with it.
@@ -192,6 +199,8 @@ class Site:
             return self.name
         if self.head is not None:
             return f"L{self.layer}H{self.head}" + ("" if self.name == "z" else f".{self.name}")
+        if self.name == "latents" and self.neuron is not None:
+            return f"L{self.layer}F{self.neuron}"
         if self.neuron is not None:
             return f"L{self.layer}N{self.neuron}" + ("" if self.name == "post" else f".{self.name}")
         if self.name in EDITED:
@@ -336,6 +345,8 @@ def _parse(label: str, argument: str) -> Site:
     if label in _GLOBAL:
         return Site(label)
     if match := _LABEL.fullmatch(label):
+        if match["unit"] == "F":
+            return Site("latents", int(match["layer"]), neuron=int(match["index"]))
         head = match["unit"] == "H"
         name, index = match["name"] or ("z" if head else "post"), int(match["index"])
         if name in _WITH["head" if head else "neuron"]:

@@ -1,5 +1,6 @@
 """Dictionaries in the model: edits of latents, training, and what is lost with them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,113 @@ def test_training_that_is_refused(
     given = {"n_latents": 64, "k": 4, **options}
     with pytest.raises(ValueError, match=text):
         latents.train(nano, corpus, place, **given)
+
+
+@pytest.mark.parametrize("reads", ["mlp_out", "mlp_in"])
+def test_the_error_is_always_a_component(some_model: Any, tokens: torch.Tensor, reads: str) -> None:
+    """Latents, bias, what passes by and error sum to the stream; each is what it says."""
+    d = Weights.of(some_model).d_model
+    skip = torch.randn(d, d, generator=torch.Generator().manual_seed(5)) * 0.1
+    one = replace(some(some_model, reads), W_skip=skip)
+    run = mi.run(some_model, tokens)
+    residual = mi.decompose(some_model, run, dictionaries=[one], positions=[2, -1])
+    whole = mi.decompose(some_model, run, positions=[2, -1])
+    assert residual.error() < 1e-4 * max(1.0, float(residual.total.abs().max()))
+    assert {"1.b_dec", "1.skip", "1.error"} < set(residual.labels)
+    assert "1.mlp" not in residual.labels
+    rest = [label for label in whole.labels if label != "1.mlp"]
+    assert [label for label in residual.labels if label in rest] == rest
+    found = latents.activations(run, one)
+    dense = found.dense()[:, [2, -1]]
+    vectors = dict(zip(residual.labels, residual.vectors().unbind(2), strict=True))
+    for n in range(one.n_latents):
+        if bool((dense[..., n] > 0).any()):
+            wanted = dense[..., n, None] * one.W_dec[n]
+            torch.testing.assert_close(vectors[f"L1F{n}"], wanted, atol=1e-4, rtol=1e-4)
+        else:
+            assert f"L1F{n}" not in vectors
+    error = (run["1.mlp"] - one.decode(found))[:, [2, -1]]
+    torch.testing.assert_close(vectors["1.error"], error, atol=1e-4, rtol=1e-4)
+    # Through a dictionary that normalises what it reads, too.
+    if one.is_sae:
+        norm = replace(one, normalize="layer_norm", W_skip=None)
+        assert mi.decompose(some_model, run, dictionaries=[norm]).error() < 1e-3
+
+
+def test_shares_of_latents_sum_to_the_logit(nano: Any, trained: Any) -> None:
+    task = mi.prompts.ioi(nano, n=3, seed=0)
+    run = mi.run(nano, task.clean_tokens)
+    both = [*trained.values()]
+    shares = mi.attribute_logits(nano, run, task, dictionaries=both)
+    whole = mi.attribute_logits(nano, run, task)
+    np.testing.assert_allclose(shares.sum("component"), whole.sum("component"), atol=1e-4)
+    kinds = shares.groupby("kind").sum()
+    assert {"latent", "error", "bias"} < set(kinds.kind.values)
+    part = shares.sel(component=(shares.layer == 1) & (shares.kind != "attn"))
+    np.testing.assert_allclose(part.sum("component"), whole.sel(component="1.mlp"), atol=1e-4)
+    assert mi.Site.parse("L3F17") == mi.Site("latents", 3, neuron=17)
+    assert mi.Site("latents", 3, neuron=17).label == "L3F17"
+
+
+def test_dictionaries_that_do_not_split(nano: Any, trained: Any) -> None:
+    run = mi.run(nano, torch.tensor([[0, 5, 6]]))
+    sae, transcoder = trained.values()
+    with pytest.raises(ValueError, match=r"has 2 of layer 2; wanted one"):
+        mi.decompose(nano, run, dictionaries=[sae, sae])
+    with pytest.raises(ValueError, match=r"is of 2.mlp; wanted one component .* level='neuron'"):
+        mi.decompose(nano, run, level="neuron", dictionaries=[sae])
+    stream = replace(sae, reads="resid_post", writes="resid_post")
+    with pytest.raises(ValueError, match=r"is of 2.resid_post; wanted one component"):
+        mi.decompose(nano, run, dictionaries=[stream])
+    with pytest.raises(ValueError, match=r"dictionaries\[1\] wants raw weights"):
+        mi.decompose(nano, run, dictionaries=[sae, replace(transcoder, wants="raw")])
+
+
+def test_replacing_is_that_of_plain_hooks(nano: Any, corpus: Any, trained: Any) -> None:
+    """All at once, later dictionaries read what earlier ones made; with the error kept, nothing."""
+    sae, transcoder = trained.values()
+    few = corpus[:3]
+    found = latents.replace(nano, [sae, transcoder], few, batch_size=2)
+    assert found.replaced.values.tolist() == ["1.mlp", "2.mlp", "all"]
+    assert float(found.kl.sel(by="frozen_error").max()) < 1e-6
+    kls = []
+    for row in few.tokens:
+        counts = (row != 0)[None, :, None]
+        kept: dict[str, torch.Tensor] = {}
+
+        def reads(x: torch.Tensor, hook: Any, kept: Any = kept) -> None:
+            kept["x"] = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+        def writes(x: torch.Tensor, hook: Any, kept: Any = kept, at: Any = counts) -> torch.Tensor:
+            return torch.where(at, transcoder(kept["x"])[0], x)
+
+        def rebuilds(x: torch.Tensor, hook: Any, at: Any = counts) -> torch.Tensor:
+            return torch.where(at, sae(x)[0], x)
+
+        names = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out")
+        hooks = [*zip(names, (reads, writes, rebuilds), strict=True)]
+        with torch.no_grad():
+            clean = nano(row[None])[0].double().log_softmax(-1)
+            changed = nano.run_with_hooks(row[None], fwd_hooks=hooks)[0].double().log_softmax(-1)
+        kls.append(float((clean.exp() * (clean - changed)).sum(-1)[counts[0, :, 0]].mean()))
+    found_kl = float(found.kl.sel(replaced="all", by="dictionary"))
+    np.testing.assert_allclose(found_kl, np.mean(kls), rtol=1e-3)
+    alone = latents.evaluate(nano, transcoder, few)
+    for by in ("zero", "mean"):
+        mine = float(found.kl.sel(replaced="1.mlp", by=by))
+        np.testing.assert_allclose(mine, float(alone.kl.sel(splice=by)), rtol=1e-3)
+    np.testing.assert_allclose(found.fvu[0], alone.fvu, rtol=1e-4)
+
+
+def test_the_linear_map_is_least_squares(nano: Any, corpus: Any, trained: Any) -> None:
+    one, few = trained["transcoder"], corpus[:8]
+    found = latents.replace(nano, [one], few)
+    x, y = (z.double() for z in pairs_of(forward_of(nano), one, few.tokens, few.tokens != 0))
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    left = (y - x @ torch.linalg.lstsq(x, y).solution).square().sum()
+    wanted = left / (y - y.mean(0)).square().sum()
+    np.testing.assert_allclose(found.fvu_linear[0], float(wanted), atol=2e-3)
+    with pytest.raises(ValueError, match="wanted a list of one or more"):
+        latents.replace(nano, [], few)
+    with pytest.raises(ValueError, match=r"1\.mlp"):
+        latents.replace(nano, [one, one], few)

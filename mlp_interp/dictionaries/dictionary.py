@@ -180,9 +180,7 @@ class Dictionary:
         written = self.weighted(latents.indices, latents.values) + self.b_dec
         if latents.skipped is not None:
             written = written + latents.skipped
-        if latents.scale is not None:
-            written = written * latents.scale
-        return written if latents.shift is None else written + latents.shift
+        return latents.rescaled(written)
 
     def weighted(
         self, indices: Tensor, values: Float[Tensor, "*rest slot"]

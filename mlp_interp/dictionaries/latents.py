@@ -54,6 +54,11 @@ class Latents:
         """Activations as multiples of decoder rows: times `scale`."""
         return values if self.scale is None else values * self.scale
 
+    def rescaled(self, constant: Float[Tensor, "*rest d_out"]) -> Float[Tensor, "*rest d_out"]:
+        """What is written anyway, as it comes out: times `scale`, with `shift`."""
+        constant = self.written(constant)
+        return constant if self.shift is None else constant + self.shift
+
     @property
     def active(self) -> Bool[Tensor, "*rest slot"]:
         """Which slots hold a latent that is active."""

@@ -1,7 +1,8 @@
 """What a dictionary's latents write, do and mean, and what it leaves unexplained."""
 
 from mlp_interp.latents._evaluate import evaluate as evaluate
+from mlp_interp.latents._replace import replace as replace
 from mlp_interp.latents._train import train as train
 from mlp_interp.latents.in_runs import activations as activations
 
-__all__ = ["activations", "evaluate", "train"]
+__all__ = ["activations", "evaluate", "replace", "train"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mlp_interp.dictionaries import Dictionary
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, check_cached
 from mlp_interp.models.indices import distinct
@@ -19,6 +20,7 @@ from mlp_interp.models.remember import has_hooks
 from mlp_interp.models.slices import check_whole
 from mlp_interp.models.writes import frozen, frozen_scale
 from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.residual.dictionaries import split
 from mlp_interp.residual.edited import (
     adds_up,
     between,
@@ -107,6 +109,7 @@ def decompose(
     layer: int | None = None,
     positions: int | Sequence[int] | None = None,
     attention_mask: Any = None,
+    dictionaries: Sequence[Dictionary] = (),
 ) -> Residual:
     """Split a residual stream into the components that wrote it.
 
@@ -121,6 +124,11 @@ def decompose(
     as it was in this pass, and `attrs` say so (``post_norm="frozen"``): they sum to what was added,
     but one of them taken away would change what the norm makes of the others.
 
+    Dictionaries split what their place wrote, at any level but where its neurons or heads already
+    do: into the latents that are active somewhere (``L3F17``), the dictionary's bias
+    (``3.b_dec``), what passes by them (``3.skip``), and always what none of these explains
+    (``3.error``), so that the sum is the stream still.
+
     Args:
         model: The model the cache was made with.
         cache: An `ActivationCache`, with its batch dimension or without, a `Run`, or a dict of
@@ -132,11 +140,12 @@ def decompose(
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`. Where texts end at different positions, `Residual.real`
             says which of them each is asked about; all else is NaN.
+        dictionaries: SAEs or transcoders of MLPs' or attentions' outputs, at most one of a layer.
 
     Raises:
-        ValueError: Unknown level, layer or position; missing cache entries (the text says which
-            ``names_filter`` to use); NaN in the stream; a mask that fits no texts; heads or neurons
-            that do not sum to what their block wrote, because that was edited or the cache is of
+        ValueError: Unknown level, layer or position; a dictionary of another model or place;
+            missing cache entries (the text says which ``names_filter`` to use); NaN in the
+            stream; a mask that fits no texts; heads or neurons that do not sum to what their block wrote, because that was edited or the cache is of
             another model.
 
     References:
@@ -161,9 +170,9 @@ def decompose(
         weights, cache, _shape(weights, cache, layer), attention_mask=attention_mask
     )
     residual = _collect(weights, cache, runs, layer, positions, level, padding)
-    if adds_up(residual.parts, residual.total):
-        return residual
-    return _with_edits(weights, cache, residual, layer, level)
+    if not adds_up(residual.parts, residual.total):
+        residual = _with_edits(weights, cache, residual, layer, level)
+    return split(weights, residual, dictionaries, partial(_at, cache, positions=residual.positions))
 
 
 @torch.no_grad()
