@@ -2,7 +2,8 @@
 
 from mlp_interp.latents._evaluate import evaluate as evaluate
 from mlp_interp.latents._replace import replace as replace
+from mlp_interp.latents._separate import separate as separate
 from mlp_interp.latents._train import train as train
 from mlp_interp.latents.in_runs import activations as activations
 
-__all__ = ["activations", "evaluate", "replace", "train"]
+__all__ = ["activations", "evaluate", "replace", "separate", "train"]

@@ -145,8 +145,8 @@ def decompose(
     Raises:
         ValueError: Unknown level, layer or position; a dictionary of another model or place;
             missing cache entries (the text says which ``names_filter`` to use); NaN in the
-            stream; a mask that fits no texts; heads or neurons that do not sum to what their block wrote, because that was edited or the cache is of
-            another model.
+            stream; a mask that fits no texts; heads or neurons that do not sum to what their block
+            wrote, because that was edited or the cache is of another model.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
