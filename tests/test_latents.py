@@ -415,3 +415,56 @@ def test_the_linear_map_is_least_squares(nano: Any, corpus: Any, trained: Any) -
         latents.replace(nano, [], few)
     with pytest.raises(ValueError, match=r"1\.mlp"):
         latents.replace(nano, [one, one], few)
+
+
+def test_the_best_latent_beside_its_controls(nano: Any, trained: Any) -> None:
+    """Slow reference: every latent by hand, one text at a time."""
+    one = trained["sae"]
+    kinds = {
+        name: getattr(mi.prompts, name)(nano, n=6, seed=0).clean_text for name in ("ioi", "facts")
+    }
+    found = latents.separate(nano, one, kinds, pooling="max", seed=3)
+    assert found.source.values.tolist() == ["latents", "random", "neurons"]
+    texts = [text for some in kinds.values() for text in some]
+    rows = []
+    for text in texts:
+        run = mi.run(nano, text)
+        rows.append(latents.activations(run, one).dense()[0, 1:].amax(0).numpy())
+    values, kind = np.stack(rows), np.repeat([0, 1], 6)
+    chooses = np.zeros(12, dtype=bool)
+    order = np.random.default_rng(3)
+    for n in range(2):
+        chooses[order.permutation(np.flatnonzero(kind == n))[:3]] = True
+    for n in range(2):
+        scores = [by_pairs(x[chooses & (kind == n)], x[chooses & (kind != n)]) for x in values.T]
+        best = int(found.best.sel(source="latents")[n])
+        assert scores[best] == max(scores) == float(found.auroc_chosen.sel(source="latents")[n])
+        x = values[:, best]
+        wanted = by_pairs(x[~chooses & (kind == n)], x[~chooses & (kind != n)])
+        np.testing.assert_allclose(found.auroc.sel(source="latents")[n], wanted)
+    again = latents.separate(nano, one, kinds, pooling="max", seed=3, batch_size=5)
+    np.testing.assert_allclose(again.auroc, found.auroc)
+
+
+def by_pairs(positive: np.ndarray, negative: np.ndarray) -> float:
+    larger = (positive[:, None] > negative).mean() + (positive[:, None] == negative).mean() / 2
+    return float(larger)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "options", "text"),
+    [
+        ({"a": ["x y"] * 4}, {}, "texts has 1 kinds; wanted two or more"),
+        ({"a": ["x y"] * 4, "b": ["x"]}, {}, r"texts\['b'\] has 1 texts; wanted"),
+        ({"a": ["x y"] * 4, "b": ["x y"] * 4}, {"pooling": "sum"}, "pooling='sum'; wanted"),
+        ({"a": ["x y"] * 4, "b": ["x"] * 4}, {"first": 4}, "text 4 has no token that counts"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_texts_that_are_refused(
+    nano: Any, trained: Any, kinds: Any, options: Any, text: str
+) -> None:
+    kinds = {name: ["one two three four five"] * 4 if "first" in options and name == "a" else some
+             for name, some in kinds.items()}  # fmt: skip
+    with pytest.raises(ValueError, match=text):
+        latents.separate(nano, trained["sae"], kinds, **options)

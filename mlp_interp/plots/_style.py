@@ -27,6 +27,9 @@ KIND_COLOURS = {
     "neuron": MLP,
     "bias": GREY,
     "edit": GREEN,
+    "latent": SKY,
+    "error": ORANGE,
+    "skip": AMBER,
 }
 KIND_SYMBOLS = {
     "embed": "diamond",
@@ -37,6 +40,9 @@ KIND_SYMBOLS = {
     "neuron": "square-open",
     "bias": "x",
     "edit": "star",
+    "latent": "hexagon-open",
+    "error": "cross",
+    "skip": "triangle-up-open",
 }
 KIND_NAMES = {
     "embed": "embedding",
@@ -47,6 +53,9 @@ KIND_NAMES = {
     "neuron": "neuron",
     "bias": "bias",
     "edit": "edit",
+    "latent": "latent",
+    "error": "what no latent explains",
+    "skip": "what passes by latents",
 }
 DIVERGING = "RdBu"  # red is negative, blue is positive, as in CircuitsVis
 SEQUENTIAL = "Viridis"

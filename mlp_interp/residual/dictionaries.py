@@ -31,6 +31,8 @@ def split(
     Raises:
         ValueError: Two of a layer, or one of no component of the residual.
     """
+    if not dictionaries:
+        return residual
     parts = {part.sites[0].whole: [part] for part in residual.parts}
     layers = [one.layer for one in dictionaries]
     for n, one in enumerate(dictionaries):
