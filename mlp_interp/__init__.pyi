@@ -11,6 +11,7 @@ from . import neurons as neurons
 from . import paths as paths
 from . import plots as plots
 from . import prompts as prompts
+from . import reach as reach
 from . import rewrites as rewrites
 from . import steering as steering
 from . import superposition as superposition

@@ -19,6 +19,7 @@ PAGES = (
     "weights",
     "features",
     "superposition",
+    "reach",
 )
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)

@@ -1,0 +1,13 @@
+"""Which sets of tokens, and in which orders, can the stream put on top of the ranking?"""
+
+from mlp_interp.reach._argmaxable import argmaxable as argmaxable
+from mlp_interp.reach._certificate import with_certificate as with_certificate
+from mlp_interp.reach._law import needed_dimension as needed_dimension
+from mlp_interp.reach._reachable import reachable as reachable
+
+__all__ = [
+    "argmaxable",
+    "needed_dimension",
+    "reachable",
+    "with_certificate",
+]

@@ -1,0 +1,266 @@
+"""Reachable sets, against other solvers, in closed form, and by what must hold."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import unchecked
+from scipy.optimize import linprog, minimize
+
+from mlp_interp import Unembed, reach
+from mlp_interp.models.norm import Norm
+from mlp_interp.reach import argmaxable, needed_dimension, reachable, with_certificate
+from mlp_interp.reach._active_set import ActiveSet
+from mlp_interp.reach._law import largest_set
+from mlp_interp.reach._margin import Margin
+from mlp_interp.reach._readout import Readout
+from mlp_interp.reach._solve import solved
+
+
+def readout_of(rows: np.ndarray, bias: np.ndarray | None = None, kind: Any = "rms") -> Readout:
+    """A readout with these rows of ``W'``, divided by the radius so that they are logits."""
+    weight = torch.from_numpy(rows.T / rows.shape[1] ** 0.5)
+    bias = np.zeros(len(rows)) if bias is None else bias
+    unembed = Unembed(weight, torch.from_numpy(bias), Norm(kind, 0.0))
+    longest = float(np.linalg.norm(rows, axis=1).max())
+    return Readout(unembed, np.ones(len(rows), bool), bias, longest)
+
+
+def margin_of(readout: Readout, tokens: Any, **options: Any) -> Margin:
+    given = {"ordered": False, "tolerance": 1e-6, "decide": False, "rounds": 60, **options}
+    return solved(readout, np.array([tokens]), **given)[0]
+
+
+def leads(rows: np.ndarray, bias: np.ndarray, k: int, ordered: bool) -> tuple[np.ndarray, ...]:
+    """Every difference that must be positive, one by one."""
+    above = [(i, j) for i in range(k) for j in range(k, len(rows))]
+    if ordered:
+        above = [(i, i + 1) for i in range(k - 1)] + [(k - 1, j) for j in range(k, len(rows))]
+    first, second = np.array(above).T
+    return rows[first] - rows[second], bias[first] - bias[second]
+
+
+def slow_margin(A: np.ndarray, c: np.ndarray) -> float:
+    """By sequential quadratic programming, from several starts."""
+    d, best = A.shape[1], -np.inf
+    constraints = [
+        {
+            "type": "ineq",
+            "fun": lambda x: A @ x[:d] + c - x[d],
+            "jac": lambda x: np.c_[A, -1 + 0 * c],
+        },
+        {"type": "ineq", "fun": lambda x: 1 - x[:d] @ x[:d], "jac": lambda x: np.r_[-2 * x[:d], 0]},
+    ]
+    found = minimize(
+        lambda x: -x[d], np.r_[np.zeros(d), c.min()], jac=lambda x: np.r_[np.zeros(d), -1],
+        constraints=constraints, method="SLSQP", options={"maxiter": 300, "ftol": 1e-12},
+    )  # fmt: skip
+    n = found.x[:d] / max(1.0, float(np.linalg.norm(found.x[:d])))
+    return max(best, float((A @ n + c).min()))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_bounds_hold_whatever_another_solver_finds(ordered: bool) -> None:
+    rng = np.random.default_rng(0)
+    unreachable = 0
+    for trial in range(20):
+        v, d, k = rng.integers(6, 24), rng.integers(2, 6), rng.integers(1, 4)
+        rows = rng.normal(size=(v, d))
+        bias = rng.normal(size=v) * (trial % 2)
+        found = margin_of(readout_of(rows, bias), list(range(k)), ordered=ordered)
+        slow = slow_margin(*leads(rows, bias, k, ordered))
+        assert slow <= found.upper + 1e-9
+        if found.verdict == 1:
+            assert found.lower == pytest.approx(slow, abs=1e-5)
+            assert found.upper - found.lower <= 1e-6
+        else:
+            unreachable += 1
+            assert found.verdict == 0
+            assert slow <= found.rounding
+    assert 2 < unreachable < 18
+
+
+def test_without_biases_signs_are_those_of_a_linear_program() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(12):
+        rows = rng.normal(size=(60, 8))
+        A, _ = leads(rows, np.zeros(60), 3, False)
+        box = linprog(
+            np.r_[np.zeros(8), -1], A_ub=np.c_[-A, np.ones(len(A))], b_ub=np.zeros(len(A)),
+            bounds=[(-1, 1)] * 8 + [(None, None)],
+        )  # fmt: skip
+        found = margin_of(readout_of(rows), [0, 1, 2], decide=True)
+        assert found.verdict == int(-box.fun > 1e-9)
+
+
+def test_the_active_set_meets_the_duality_gap() -> None:
+    rng = np.random.default_rng(2)
+    for trial in range(40):
+        rows, cost = rng.normal(size=(20, 6)), rng.normal(size=20) * (trial % 3)
+        group = (np.arange(20) > 2).astype(int)
+        found = ActiveSet(rows, cost, group, np.arange(20))
+        assert found.solve(1000)
+        served = rows @ found.n + cost
+        assert found.value == pytest.approx(served[:3].min() + served[3:].min(), abs=1e-7)
+        assert np.linalg.norm(found.n) <= 1 + 1e-12
+
+
+def test_a_parallelogram_s_diagonal_cannot_be_had() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(40, 30))
+    rows[3] = rows[0] + rows[1] - rows[2]  # 0 + 1 = 2 + 3
+    found = margin_of(readout_of(rows), [0, 1])
+    assert found.verdict == 0
+    assert found.upper == pytest.approx(0, abs=1e-9)
+    tokens, weights = found.weights
+    assert dict(zip(tokens.tolist(), weights, strict=True)) == pytest.approx(
+        {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5}
+    )
+    assert margin_of(readout_of(rows), [0, 2]).verdict == 1
+
+
+def test_a_mean_of_other_tokens_is_first_only_with_a_bias() -> None:
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(30, 20))
+    rows[0] = rows[1:11].mean(0)
+    bias = np.zeros(30)
+    assert margin_of(readout_of(rows, bias), [0]).verdict == 0
+    bias[0] = 0.1
+    found = margin_of(readout_of(rows, bias), [0])
+    assert found.verdict == 1
+    # Without a stream it leads by its bias, and along no stream by more over all ten.
+    assert found.upper == pytest.approx(0.1)
+    assert np.linalg.norm(found.stream) < 1
+
+
+def test_on_a_moment_curve_every_set_can_be_had() -> None:
+    t = np.cos(np.pi * (np.arange(12) + 0.5) / 12)
+    rows = np.stack([t**p for p in range(1, 5)], 1)  # 2 k dimensions and a constant
+    rows = np.c_[rows, np.ones(12)]
+    pairs = [[i, j] for i in range(12) for j in range(i)]
+    found = solved(
+        readout_of(rows), np.array(pairs), ordered=False, tolerance=1.0, decide=True, rounds=60
+    )
+    assert all(margin.verdict == 1 for margin in found)
+
+
+def test_random_sets_end_where_the_law_says() -> None:
+    rng = np.random.default_rng(5)
+    readout, law = readout_of(rng.normal(size=(300, 32))), largest_set(300, 32)
+    shares = []
+    for k in (round(0.65 * law), round(1.5 * law)):
+        sets = np.stack([rng.choice(300, k, replace=False) for _ in range(8)])
+        found = solved(readout, sets, ordered=False, tolerance=1.0, decide=True, rounds=60)
+        shares.append(np.mean([margin.verdict for margin in found]))
+    assert shares[0] > 0.8
+    assert shares[1] < 0.2
+
+
+def test_the_law_is_known_at_half_the_tokens() -> None:
+    assert needed_dimension(200, 100) == pytest.approx(100, rel=1e-6)  # t is 0, each term a half
+    assert needed_dimension(2048, 44) < 191 < needed_dimension(2048, 46)
+
+
+def test_nano_s_own_lists_can_be_had(nano: Any) -> None:
+    tokens = torch.tensor([[0, 5, 6, 7, 300, 12]])
+    with torch.no_grad():
+        logits = nano(tokens)[0]
+    top = logits.topk(6)
+    gap = top.values[:, 4] - top.values[:, 5]
+    found = reachable(nano, top.indices[:, :5])
+    assert (found["reachable"] == 1).all()
+    assert (found["upper"].values >= gap.numpy() - 1e-3).all()
+    in_order = reachable(nano, top.indices[:, :5], ordered=True)
+    assert (in_order["reachable"] == 1).all()
+    assert (in_order["upper"] <= found["upper"] + 1e-6).all()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_certificates_prove_what_the_solver_says(some_model: Any, ordered: bool) -> None:
+    sets = torch.tensor([[5, 9, 100], [7, 8, 200]])
+    found = reachable(some_model, sets, ordered=ordered, exclude=[0, 1])
+    checked = with_certificate(some_model, found)
+    for name in ("lower", "upper"):
+        np.testing.assert_allclose(checked[name], found[name], atol=1e-6)
+    assert (found["reachable"] >= 0).all()
+    logits = Unembed.of(some_model).weight.double().T @ torch.from_numpy(found["stream"].values).T
+    logits = logits.T + Unembed.of(some_model).bias.double()
+    own = logits.gather(1, sets)
+    others = logits.scatter(1, sets, -torch.inf)
+    others[:, :2] = -torch.inf
+    least = own.amin(1) if not ordered else None
+    if least is not None:
+        np.testing.assert_allclose(found["lower"], least - others.amax(1), atol=1e-5)
+
+
+def test_forged_certificates_are_refused(nano: Any) -> None:
+    found = reachable(nano, [[5, 9]])
+    with pytest.raises(ValueError, match="outside the ball"):
+        with_certificate(nano, found.assign(stream=found["stream"] * 1.01))
+    with pytest.raises(ValueError, match="with a mean"):
+        with_certificate(nano, found.assign(stream=found["stream"] * 0.5 + 0.1))
+    with pytest.raises(ValueError, match="no certificate"):
+        with_certificate(nano, found.assign(weight=found["weight"] * 0.9))
+    with pytest.raises(ValueError, match="streams of 3 numbers"):
+        with_certificate(nano, found.isel(d_model=slice(3)))
+    with pytest.raises(ValueError, match="wanted the Dataset"):
+        with_certificate(nano, found[["lower"]])
+
+
+def test_processing_changes_no_margin(kind: Any) -> None:
+    sets = torch.tensor([[5, 9, 100], [7, 8, 200]])
+    folded, raw = (reachable(kind("parallel", processing=x), sets) for x in ("folded", "raw"))
+    np.testing.assert_allclose(raw["upper"], folded["upper"], atol=2e-3)
+
+
+def test_what_is_short_is_lengthened_on_the_sphere(nano: Any) -> None:
+    found = reachable(nano, [5, 9], norm="sphere")
+    assert found["radius"].item() == pytest.approx(1)
+    assert found["reachable"].item() == 1
+
+
+def test_a_decision_is_cheaper_than_a_margin(nano: Any) -> None:
+    quick, whole = (reachable(nano, [[5, 9, 33]], decide=x) for x in (True, False))
+    assert quick["rounds"].item() <= whole["rounds"].item()
+    assert quick["reachable"].item() == whole["reachable"].item() == 1
+    assert quick["lower"].item() <= whole["upper"].item() <= quick["upper"].item()
+
+
+def test_every_token_of_a_model_is_decided(some_model: Any, nano: Any) -> None:
+    found = argmaxable(some_model)
+    assert (found["reachable"] >= 0).all()
+    some = found.isel(token_id=slice(0, 300, 37))
+    slow = reachable(some_model, some["token_id"].values[:, None])
+    np.testing.assert_array_equal(some["reachable"], slow["reachable"])
+    assert (some["lower"].values <= slow["upper"].values + 1e-3).all()
+    assert (argmaxable(nano)["reachable"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "match"),
+    [
+        ([[5, 5]], {}, "each token once"),
+        ([[5], [6, 7]], {}, "one size"),
+        ([], {}, "at least one"),
+        ([[5000]], {}, r"tokens\[0\]=5000"),
+        ([[1.5]], {}, "integer"),
+        ([["Paris London"]], {}, "wanted one known token"),
+        ([range(2048)], {}, "wanted a set"),
+        ([list(range(2048))], {}, "fewer than all 2048"),
+        ([[5]], {"tolerance": 0.0}, "tolerance=0.0"),
+        ([[5]], {"rounds": 0}, "rounds=0"),
+        ([[5]], {"norm": "cube"}, "norm="),
+        ([[5]], {"exclude": [3000]}, "exclude="),
+        ([[5]], {"exclude": list(range(2048))}, "no rival"),
+    ],
+)
+def test_bad_input(nano: Any, tokens: Any, options: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        unchecked(reachable)(nano, tokens, **options)
+
+
+def test_sets_larger_than_the_vocabulary_have_no_dimension() -> None:
+    with pytest.raises(ValueError, match="k=5"):
+        needed_dimension(5, 5)
+    assert reach.__all__
