@@ -83,7 +83,7 @@ def test_overlaps_of_a_model_are_those_by_hand(kind):
             here["correlation"], np.corrcoef(x[:, a], x[:, b])[0, 1], atol=1e-4
         )
         text = np.repeat(np.arange(16), 7)
-        wanted = read_angle(*x[:, [a, b]].T.astype(float), follows, text)
+        wanted = read_angle(x[:, a].astype(float), x[:, b].astype(float), follows, text)
         np.testing.assert_allclose((here["theta"], here["theta_se"]), wanted, rtol=1e-2, atol=0.2)
     assert (np.diff(found["shared"]) <= 0).all()
     again = overlaps(
@@ -110,6 +110,6 @@ def test_what_overlaps_refuse(kind):
         ({"k": 3, "shared": 3, "layers": 0}, "no two neurons"),
     ]:
         with pytest.raises(ValueError, match=text):
-            overlaps(model, texts, **options)
+            overlaps(model, texts, **options)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="3 texts"):
         overlaps(model, texts[:3])

@@ -2,9 +2,19 @@
 
 from mlp_interp.superposition import toy as toy
 from mlp_interp.superposition._capacity import capacity, underdetermined
+from mlp_interp.superposition._concepts import concepts
 from mlp_interp.superposition._modes import modes
 from mlp_interp.superposition._noise import noise_tolerance
 from mlp_interp.superposition._overlaps import overlaps
 from mlp_interp.superposition._spectrum import spectrum
 
-__all__ = ["capacity", "modes", "noise_tolerance", "overlaps", "spectrum", "toy", "underdetermined"]
+__all__ = [
+    "capacity",
+    "concepts",
+    "modes",
+    "noise_tolerance",
+    "overlaps",
+    "spectrum",
+    "toy",
+    "underdetermined",
+]
