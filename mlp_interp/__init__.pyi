@@ -10,6 +10,7 @@ from . import metrics as metrics
 from . import neurons as neurons
 from . import paths as paths
 from . import plots as plots
+from . import probes as probes
 from . import prompts as prompts
 from . import reach as reach
 from . import rewrites as rewrites

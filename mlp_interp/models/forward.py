@@ -106,6 +106,12 @@ class KVCache:
         """How many positions it holds."""
         return next((keys.shape[1] for keys, _ in self._layers.values()), 0)
 
+    def branch(self) -> "KVCache":
+        """The same positions, to be extended in another way: this one stays as it is."""
+        other = KVCache()
+        other._layers = dict(self._layers)
+        return other
+
     def extend(
         self,
         layer: int,

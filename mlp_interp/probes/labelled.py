@@ -1,0 +1,282 @@
+"""Prompts with what is to be read of them: labels, the entities that they are about, a position."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from string import Formatter
+from typing import Any, Literal
+
+import numpy as np
+
+from mlp_interp.models.options import check_choice
+from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.texts import texts_of
+from mlp_interp.prompts.tokenizing import tokenizer_of
+
+__all__ = ["Labelled", "Where"]
+
+Where = Literal["entity", "last", "mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Prompts, what a probe is to read of them, and what they have in common.
+
+    Attributes:
+        rows: Token ids of each prompt.
+        position: Where each is read; None for the mean over all but a BOS at the beginning.
+        values: Labels ``[prompt, output]``; of classes their number in `classes`, one column.
+        outputs: Names of the columns.
+        classes: Names of the classes, in order; None where labels are numbers.
+        entity: What each prompt is about.
+        template: The text that each was made of.
+        text: The prompts.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    position: np.ndarray | None
+    values: np.ndarray
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    entity: np.ndarray
+    template: np.ndarray
+    text: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        table: Any,
+        *,
+        text: str | Sequence[str],
+        y: str | Sequence[str],
+        entity: str | None = None,
+        position: Where | None = None,
+        prepend_bos: bool = True,
+    ) -> "Labelled":
+        """Fill the rows of a table into one or several templates.
+
+        Args:
+            model: A model with a tokenizer.
+            table: Rows as mappings, columns by name, or a pandas frame.
+            text: Templates with columns in braces, ``"The {event} began in {year}"``; every row is
+                filled into every one. ``"{text}"`` takes texts that a column holds.
+            y: The column of labels: numbers, or texts or booleans for classes. Several of numbers
+                are read by one probe with several outputs.
+            entity: The column that says what a prompt is about. Prompts of one entity have one
+                label, and probes are tested on entities that they were not fitted on. None: each
+                row is one of its own.
+            position: ``"entity"``: the last token of the entity, where it stands last in the
+                template; ``"last"``: the prompt's last token; ``"mean"``: the mean over all tokens
+                but a BOS at the beginning. None takes the entity's where a template holds it, else
+                the last.
+            prepend_bos: Whether prompts begin with BOS.
+
+        Raises:
+            ValueError: A column that is not there, labels that are no finite numbers or mixed, one
+                class only, an entity with two labels, a template without the entity where it is to
+                be read, or a prompt that the model does not take.
+
+        Example:
+            >>> from mlp_interp import load_model
+            >>> rows = [{"city": "Paris", "capital": True}, {"city": "Sydney", "capital": False}]
+            >>> data = Labelled.of(
+            ...     load_model("nano"), rows, text="I live in {city}.", y="capital", entity="city"
+            ... )
+            >>> data.text, data.classes, data.position.tolist()
+            (('I live in Paris.', 'I live in Sydney.'), ('False', 'True'), [4, 4])
+        """
+        columns = _columns(table)
+        templates = [text] if isinstance(text, str) else list(text)
+        outputs = (y,) if isinstance(y, str) else tuple(y)
+        for name in (*outputs, *(() if entity is None else (entity,))):
+            _check_column(columns, name)
+        where = _where(position, templates, entity)
+        count = len(next(iter(columns.values())))
+        filled = [
+            _filled(template, {name: held[n] for name, held in columns.items()}, entity)
+            for n in range(count)
+            for template in templates
+        ]
+        texts = [one for one, _ in filled]
+        each = np.repeat(np.arange(count), len(templates))
+        values, classes = _labels({name: columns[name] for name in outputs})
+        names = [f"row {n}" for n in range(count)]
+        entities = np.array(names if entity is None else [*map(str, columns[entity])])
+        _check_entities(entities, values)
+        rows = texts_of(model, texts, what="text", prepend_bos=prepend_bos).rows
+        at = None
+        if where == "last":
+            at = np.array([len(row) - 1 for row in rows])
+        elif where == "entity":
+            at = _entity_positions(model, texts, [span for _, span in filled], rows)
+        return cls(
+            rows=rows,
+            position=at,
+            values=values[each],
+            outputs=outputs,
+            classes=classes,
+            entity=entities[each],
+            template=np.array(templates * count),
+            text=tuple(texts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The number of each prompt's class.
+
+        Raises:
+            ValueError: Labels are numbers.
+        """
+        if self.classes is None:
+            raise ValueError(
+                f"y={self.outputs[0]!r} holds numbers; wanted texts or booleans, which are classes"
+            )
+        return self.values[:, 0].astype(int)
+
+    @property
+    def token(self) -> np.ndarray | None:
+        """The token at each prompt's position; None where the mean is read."""
+        if self.position is None:
+            return None
+        return np.array([row[at] for row, at in zip(self.rows, self.position, strict=True)])
+
+    @property
+    def about(self) -> str:
+        """What results say of the data."""
+        entities, templates = len({*self.entity}), len({*self.template})
+        return f"{len(self)} prompts of {entities} entities in {templates} templates"
+
+
+def _columns(table: Any) -> dict[str, list[Any]]:
+    """A table by columns.
+
+    Raises:
+        ValueError: It is none, is empty, or its columns are of several lengths.
+    """
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):
+        table = table.to_dict("list")
+    if isinstance(table, Mapping):
+        columns = {str(name): list(held) for name, held in table.items()}
+    else:
+        rows = list(table)
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise ValueError("table holds other than mappings; wanted rows or columns by name")
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        for n, row in enumerate(rows):
+            if missing := [name for name in names if name not in row]:
+                raise ValueError(f"table[{n}] has no {missing[0]!r}; wanted it in every row")
+        columns = {str(name): [row[name] for row in rows] for name in names}
+    counts = {name: len(held) for name, held in columns.items()}
+    if len({*counts.values()}) != 1 or not all(counts.values()):
+        raise ValueError(f"table has columns of {counts}; wanted at least one row, and one length")
+    return columns
+
+
+def _check_column(columns: Mapping[str, Any], name: str) -> None:
+    if name not in columns:
+        raise ValueError(f"table has no column {name!r}; wanted one of {', '.join(columns)}")
+
+
+def _where(position: Any, templates: Sequence[str], entity: str | None) -> str:
+    if not templates:
+        raise ValueError("text is empty; wanted at least one template")
+    holds = [entity is not None and entity in _fields(template) for template in templates]
+    if position is None:
+        return "entity" if all(holds) else "last"
+    check_choice("position", position, ("entity", "last", "mean"))
+    if position == "entity" and not all(holds):
+        template = templates[holds.index(False)]
+        raise ValueError(
+            f"text={template!r} with position='entity' and entity={entity!r}; wanted a template "
+            "that holds the entity, or 'last' or 'mean'"
+        )
+    return position
+
+
+def _fields(template: str) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+
+
+def _filled(
+    template: str, row: Mapping[str, Any], entity: str | None
+) -> tuple[str, tuple[int, int]]:
+    """A template with a row's values, and where the entity stands last in it."""
+    found, span = "", (0, 0)
+    for literal, field, spec, conversion in Formatter().parse(template):
+        found += literal
+        if field is None:
+            continue
+        _check_column(row, field)
+        value = row[field]
+        piece = format(str(value) if conversion == "s" else value, spec or "")
+        if field == entity:
+            span = len(found), len(found) + len(piece)
+        found += piece
+    return found, span
+
+
+def _labels(columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels ``[row, output]``, and the classes if they are such."""
+    for name, held in columns.items():
+        numbers = {isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in held}
+        if len(numbers) > 1:
+            raise ValueError(f"y={name!r} holds numbers and others; wanted numbers, or classes")
+        if numbers == {False}:
+            return _of_classes(name, held, len(columns))
+    values = np.array([*columns.values()], dtype=float).T
+    if not np.isfinite(values).all():
+        row, output = np.argwhere(~np.isfinite(values))[0]
+        name = [*columns][output]
+        raise ValueError(f"y={name!r} is {values[row, output]} in row {row}; wanted finite numbers")
+    return values, None
+
+
+def _of_classes(name: str, held: list[Any], columns: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    if columns > 1:
+        raise ValueError(f"y={name!r} among {columns} columns holds classes; wanted it alone")
+    if any(v is None for v in held):
+        raise ValueError(f"y={name!r} is None in row {held.index(None)}; wanted a class")
+    classes, numbers = np.unique([str(v) for v in held], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y={name!r} holds one class, {str(classes[0])!r}; wanted at least two")
+    return numbers[:, None].astype(float), tuple(map(str, classes))
+
+
+def _check_entities(entities: np.ndarray, values: np.ndarray) -> None:
+    first: dict[str, int] = {}
+    for n, entity in enumerate(entities):
+        before = first.setdefault(entity, n)
+        if not np.array_equal(values[before], values[n]):
+            raise ValueError(
+                f"entity={entity!r} has labels {values[before].tolist()} and {values[n].tolist()}; "
+                "wanted one label for each entity"
+            )
+
+
+def _entity_positions(
+    model: Model,
+    texts: list[str],
+    spans: Sequence[tuple[int, int]],
+    rows: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """The last token of each entity."""
+    tokenizer = tokenizer_of(model)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer={type(tokenizer).__name__} does not say where its tokens begin; wanted a "
+            "fast tokenizer, or position='last'"
+        )
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )["offset_mapping"]
+    found = []
+    for text, (start, end), offsets, row in zip(texts, spans, encoded, rows, strict=True):
+        within = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        if not within:
+            raise ValueError(f"the entity is empty in {text!r}; wanted at least one token of it")
+        found.append(within[-1] + len(row) - len(offsets))
+    return np.array(found)
