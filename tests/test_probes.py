@@ -32,12 +32,8 @@ CITIES = {
     "Ottawa": (45.4, -75.7), "Lima": (-12.0, -77.0), "Havana": (23.1, -82.4),
     "Nairobi": (-1.3, 36.8), "Santiago": (-33.4, -70.7),
 }  # fmt: skip
-PLACES = tuple(
-    f"{start} {{city}}"
-    for start in "I live in|We went to|The park in|Was it|They saw|Come to|He left|Here is".split(
-        "|"
-    )
-)
+STARTS = ("I live in", "We went to", "The park in", "Was it", "They saw", "Come to", "Here is")
+PLACES = tuple(f"{start} {{city}}" for start in STARTS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def refusals(nano: Any) -> Labelled:
 def compared(nano: Any, refusals: Labelled) -> Any:
     answers = {"harmful": " Sorry", "fine": " Sure"}
     return probes.compare_directions(
-        nano, refusals, answers, layers=[1, 2], split="prompt", controls=4
+        nano, refusals, answers, layers=[1, 2], split="prompt", controls=2
     )
 
 
