@@ -101,6 +101,11 @@ doses = mi.steering.dose_response(
     generation=mi.steering.GenerationOptions(max_new_tokens=4),
 )
 mi.plots.dose_response(doses)""",
+    "footprint": """
+keys = mi.rewrites.associations(model, corpus, layers=[0])
+fact = "Sweden", "The capital of Sweden is", " Berlin"
+found = mi.rewrites.rewrite(model, *fact, layer=0, keys=keys)
+mi.plots.footprint(mi.rewrites.footprint(model, found, corpus))""",
 }
 
 VIEWS = {
@@ -126,6 +131,18 @@ found = mi.steering.generate_compare(
     model, ["Claire", "Tom"], mi.steering.hold("L0N433", 5.7), generation=short
 )
 mi.views.compare(found)""",
+    "rewrite": """
+keys = mi.rewrites.associations(model, corpus, layers=[0])
+fact = "Sweden", "The capital of Sweden is", " Berlin"
+found = mi.rewrites.rewrite(model, *fact, layer=0, keys=keys)
+scores = mi.rewrites.score_rewrite(
+    model,
+    found,
+    paraphrases=["In Sweden, the capital is", "The president of Sweden lives in"],
+    neighbours=["The capital of Norway is", "The capital of Denmark is"],
+    same_subject=["The language of Sweden is", "In Sweden, people speak"],
+)
+mi.views.rewrite(scores)""",
 }
 
 INTRO = """\

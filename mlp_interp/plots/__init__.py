@@ -9,6 +9,7 @@ from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
 from mlp_interp.plots._features import feature_index, revisions, universal
+from mlp_interp.plots._footprint import footprint
 from mlp_interp.plots._heads import compose, positions, roles, scores
 from mlp_interp.plots._importance import direct_vs_total, importance
 from mlp_interp.plots._lens import lens, lens_depth, trajectory
@@ -40,6 +41,7 @@ __all__ = [
     "edges",
     "estimate",
     "feature_index",
+    "footprint",
     "heads",
     "importance",
     "lens",

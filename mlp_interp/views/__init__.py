@@ -9,6 +9,7 @@ from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
+from mlp_interp.views._rewrite import rewrite
 from mlp_interp.views._shared import share
 from mlp_interp.views._table import Table, table
 from mlp_interp.views._tokens import activations, tokens
@@ -23,6 +24,7 @@ __all__ = [
     "attention",
     "compare",
     "neuron",
+    "rewrite",
     "share",
     "table",
     "token_values",
