@@ -427,6 +427,28 @@ def test_the_footprint_of_several_layers_is_of_what_they_read_by_then(nano, text
         np.testing.assert_allclose(felt.added[n].values[counted], wanted[counted], rtol=1e-3)
 
 
+# What a person sees
+
+
+def test_the_footprint_is_drawn_a_marker_a_token(nano, text, berlin):
+    felt = footprint(nano, berlin, text.tokens[:2])
+    figure = mi.plots.footprint(felt, named=2)
+    assert len(figure.data[0].x) == int(((felt.added[0] > 0) & (felt.kl > 0)).sum())
+    assert next(label for label in figure.data[0].text if label).startswith("'")
+    assert "Berlin" in figure.layout.title.text
+    with pytest.raises(ValueError, match="lacks 'added'"):
+        mi.plots.footprint(felt.drop_vars("added"))
+
+
+def test_every_prompt_is_shown_before_and_after(scores):
+    view = mi.views.rewrite(scores, caption="<b>")
+    assert view.rows == scores.sizes["prompt"]
+    assert "<mark>German</mark>" in view.html()
+    assert "&lt;b&gt;" in view.html()
+    with pytest.raises(ValueError, match="wanted the Dataset of rewrites"):
+        mi.views.rewrite(scores.drop_vars("top1"))
+
+
 # Errors
 
 

@@ -35,21 +35,28 @@ def footprint(result: xr.Dataset, *, named: int = 6) -> go.Figure:
     seen = np.flatnonzero((added > 0) & (kl > 0))
     order = seen[np.argsort(-kl[seen])]
     shown = order if len(order) <= MOST else order[np.linspace(0, len(order) - 1, MOST).astype(int)]
-    label = ["" if n >= named else style.plain(repr(tokens[i])) for n, i in enumerate(shown)]
+    label = ["" if n >= named else style.plain(repr(str(tokens[i]))) for n, i in enumerate(shown)]
     figure = go.Figure(
         go.Scattergl(
             x=added[shown], y=kl[shown], mode="markers+text", text=label,
             textposition="middle left", showlegend=False,
             marker={"color": style.BLUE, "size": 6, "opacity": 0.5},
-            customdata=[style.plain(repr(token)) for token in tokens[shown]],
+            customdata=[style.plain(repr(str(token))) for token in tokens[shown]],
             hovertemplate="%{customdata}<br>added %{x:.3g}<br>KL %{y:.3g} nats<extra></extra>",
         )
     )  # fmt: skip
     rms = float(np.sqrt((result["rms"].values ** 2).sum()))
     if rms > 0:
         figure.add_vline(x=rms, line_dash="dash", line_color=style.ORANGE)
-    figure.update_xaxes(type="log", title="length of what is added to the MLP's output")
-    figure.update_yaxes(type="log", title="KL(before‖after) of the next token [nats]")
+    figure.update_xaxes(
+        type="log",
+        exponentformat="power",
+        dtick=1,
+        title="length of what is added to the MLP's output",
+    )
+    figure.update_yaxes(
+        type="log", exponentformat="power", title="KL(before‖after) of the next token [nats]"
+    )
     note = (
         f"mean KL {float(result['mean_kl']):.2g} ± {float(result['mean_kl_se']):.1g} nats; dashed: "
         f"root mean square of what is added, {rms:.2g}"

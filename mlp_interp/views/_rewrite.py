@@ -9,6 +9,13 @@ from mlp_interp.views._compare import Comparison
 
 __all__ = ["rewrite"]
 
+_ASKS = {
+    "efficacy": "the fact",
+    "paraphrase": "the same in other words",
+    "neighbourhood": "a neighbour",
+    "same_subject": "the same subject",
+    "reverse": "the subject",
+}
 _WANTED = ("text", "answer", "kind_of", "top_token", "top1", "log_probability")
 
 
@@ -52,12 +59,12 @@ def rewrite(scores: xr.Dataset, *, caption: str = "") -> Comparison:
 
 def _row(one: xr.Dataset) -> str:
     cells = [f'<td class="mlp-prompt">{escape(one.text.item())}</td>']
-    cells.append(f"<td>{escape(one.kind_of.item().replace('_', ' '))}</td>")
+    cells.append(f"<td>{escape(_ASKS[one.kind_of.item()])}</td>")
     cells.append(f"<td>{escape(one.answer.item().strip())}</td>")
     for way in ("before", "after"):
         here = one.sel(way=way)
         token = escape(here.top_token.item().strip() or "␣")
         token = token if here.top1.item() else f"<mark>{token}</mark>"
         likely = 100 * float(np.exp(here.log_probability))
-        cells.append(f'<td class="mlp-edited">{token}<small>{likely:.1f}%</small></td>')
+        cells.append(f'<td class="mlp-plain">{token}<small>{likely:.1f}%</small></td>')
     return f"<tr>{''.join(cells)}</tr>"
