@@ -1,9 +1,21 @@
 """What a dictionary's latents write, do and mean, and what it leaves unexplained."""
 
+from mlp_interp.latents._ablate import ablate as ablate
+from mlp_interp.latents._direction import direction as direction
 from mlp_interp.latents._evaluate import evaluate as evaluate
+from mlp_interp.latents._recovery import recovery as recovery
 from mlp_interp.latents._replace import replace as replace
 from mlp_interp.latents._separate import separate as separate
 from mlp_interp.latents._train import train as train
 from mlp_interp.latents.in_runs import activations as activations
 
-__all__ = ["activations", "evaluate", "replace", "separate", "train"]
+__all__ = [
+    "ablate",
+    "activations",
+    "direction",
+    "evaluate",
+    "recovery",
+    "replace",
+    "separate",
+    "train",
+]

@@ -15,6 +15,7 @@ from mlp_interp.edits import Edit
 from mlp_interp.latents.spliced import (
     Batch,
     Measured,
+    check_one_layer,
     measured,
     put,
     read_in,
@@ -97,9 +98,7 @@ def evaluate(
     """
     count("batch_size", batch_size)
     runner = Runner.of(model)
-    dictionary.check(runner.weights)
-    if dictionary.spans > 1:
-        raise ValueError(f"dictionary writes to {dictionary.spans} layers; wanted one: use replace")
+    check_one_layer(runner.weights, dictionary)
     texts = padded_texts(model, corpus, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
     mean = site_mean(model, texts, dictionary.site, first, batch_size)

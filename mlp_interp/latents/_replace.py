@@ -12,7 +12,16 @@ from torch import Tensor
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
 from mlp_interp.latents.linear import Linear, linear_maps
-from mlp_interp.latents.spliced import Batch, measured, put, read_in, runs_of, sites_of, splice
+from mlp_interp.latents.spliced import (
+    Batch,
+    check_one_layer,
+    measured,
+    put,
+    read_in,
+    runs_of,
+    sites_of,
+    splice,
+)
 from mlp_interp.metrics import Effects
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count, distinct
@@ -127,9 +136,7 @@ def _checked(runner: Runner, dictionaries: Sequence[Dictionary]) -> list[Diction
     if isinstance(dictionaries, Dictionary) or not len(dictionaries):
         raise ValueError(f"dictionaries={dictionaries!r}; wanted a list of one or more")
     for n, one in enumerate(dictionaries):
-        one.check(runner.weights, name=f"dictionaries[{n}]")
-        if one.spans > 1:
-            raise ValueError(f"dictionaries[{n}] writes to {one.spans} layers; wanted one")
+        check_one_layer(runner.weights, one, name=f"dictionaries[{n}]")
     distinct("dictionaries", [one.site.label for one in dictionaries])
     return sorted(dictionaries, key=lambda one: (one.layer, one.writes))
 

@@ -18,7 +18,28 @@ from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
 
-__all__ = ["Batch", "Measured", "measured", "put", "read_in", "runs_of", "sites_of", "splice"]
+__all__ = [
+    "Batch",
+    "Measured",
+    "check_one_layer",
+    "measured",
+    "put",
+    "read_in",
+    "runs_of",
+    "sites_of",
+    "splice",
+]
+
+
+def check_one_layer(weights: Weights, dictionary: Dictionary, *, name: str = "dictionary") -> None:
+    """Refuse a dictionary of another model, and one that writes to several layers.
+
+    Raises:
+        ValueError: It is one of these.
+    """
+    dictionary.check(weights, name=name)
+    if dictionary.spans > 1:
+        raise ValueError(f"{name} writes to {dictionary.spans} layers; wanted one")
 
 
 def sites_of(weights: Weights, dictionaries: Iterable[Dictionary]) -> list[Site]:

@@ -1,0 +1,189 @@
+"""`ablate`: what the prediction loses without single latents, or without what none explains."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mlp_interp.ablation.effects import account
+from mlp_interp.dictionaries import Dictionary, Latents
+from mlp_interp.edits import Edit
+from mlp_interp.latents.spliced import check_one_layer, read_in, sites_of
+from mlp_interp.metrics import Effects
+from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
+from mlp_interp.metrics.stream import stream_change
+from mlp_interp.models import describe
+from mlp_interp.models.indices import distinct, index
+from mlp_interp.models.options import check_choice
+from mlp_interp.models.padding import which_count
+from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.runs import Run, Runner
+from mlp_interp.runs.effects import edit_effects
+from mlp_interp.sites import Site, site_of
+
+__all__ = ["ablate", "latent_site"]
+
+Path = Literal["total", "direct"]
+
+
+@torch.no_grad()
+def ablate(
+    model: Model,
+    tokens: Any,
+    dictionary: Dictionary,
+    latents: Sequence[int | str] | None = None,
+    *,
+    path: Path = "total",
+    attention_mask: Any = None,
+    first: int = 1,
+) -> xr.Dataset:
+    """What the prediction loses when single latents are set to zero, or the error is left out.
+
+    Each alone; what the others write, and the error unless it is what is left out, stay as they
+    are. Of a TopK no other latent takes the place of the one that is gone.
+
+    A small effect does not say that a latent is idle: others that read the same may do its work
+    again, and what it writes may matter to later tokens only. Compare with the error's, which is a
+    component like they are, and is often the largest.
+
+    Args:
+        model: The model.
+        tokens: As of `mlp_interp.ablate_total`.
+        dictionary: An SAE or transcoder for it, of one layer.
+        latents: Which, each alone: numbers, labels as ``"L2F17"``, or ``"2.error"``. None for the
+            error and all latents that are active at a token that counts, each a pass of its own.
+        path: ``"total"`` lets later layers read the stream without it; ``"direct"`` takes it out of
+            the final stream, whose norm is recomputed.
+        attention_mask: As of `mlp_interp.ablate_total`.
+        first: Position of each text from which on latents are taken away, and count in means.
+
+    Returns:
+        A Dataset as of `mlp_interp.ablate_total`; of a single text, errors are NaN.
+
+    Raises:
+        ValueError: Latents that it does not have, or twice; a dictionary of several layers or of
+            another model; unknown options.
+
+    Example:
+        >>> from mlp_interp import load_corpus, load_model
+        >>> from mlp_interp.latents import train
+        >>> model = load_model("nano")
+        >>> corpus = load_corpus("nano", model, sequences=8, length=64)
+        >>> sae = train(model, corpus, "2.mlp", n_latents=64, k=8, steps=3, batch_size=64)
+        >>> found = ablate(model, corpus[:2], sae, [3, "L2F17", "2.error"])
+        >>> found.component.values.tolist(), bool((found.kl_mean >= 0).all())
+        (['L2F3', 'L2F17', '2.error'], True)
+    """
+    check_choice("path", path, get_args(Path))
+    runner = Runner.of(model)
+    check_one_layer(runner.weights, dictionary)
+    sites = None if latents is None else _named(dictionary, latents)
+    texts = padded_texts(model, tokens, attention_mask)
+    counts = which_count(model, texts.tokens, texts.real, first)
+    clean = runner.run(texts.tokens.long(), sites=sites_of(runner.weights, [dictionary]))
+    read, written = read_in(clean, dictionary)
+    rebuilt, active = dictionary(read)
+    if sites is None:
+        sites = _active(dictionary, active, counts)
+    if path == "total":
+        edits = ([_without(dictionary, site, counts)] for site in sites)
+        effects = joined([*edit_effects(runner, clean, edits, real=texts.real)])
+    else:
+        parts = _Parts(dictionary, active, written - rebuilt.to(written), counts)
+        effects = _direct(runner, clean, (parts(site) for site in sites), texts.real)
+    return account(
+        effects,
+        {site.label: (site,) for site in sites},
+        positions=range(texts.tokens.shape[1]),
+        counts=counts,
+        attrs={
+            **texts.attrs,
+            **describe(model),
+            "analysis": f"{path} ablation of latents",
+            "dictionary": repr(dictionary),
+            "baseline": "zero",
+            "first": first,
+            "exact": "yes: every latent is taken away",
+        },
+    )
+
+
+def latent_site(dictionary: Dictionary, latent: int | str, *, argument: str = "latent") -> Site:
+    """The latent of a dictionary that a number or label names, or its error.
+
+    Raises:
+        ValueError: It has no such latent.
+    """
+    layer = dictionary.layer
+    if isinstance(latent, str):
+        site = site_of(latent, argument=argument)
+        if site.layer != layer or site.name not in ("latents", "error"):
+            raise ValueError(
+                f"{argument}={latent!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
+                f"'{layer}.error'"
+            )
+        if site.name == "error":
+            return site
+        latent = site.unit
+    return Site("latents", layer, neuron=index(argument, latent, dictionary.n_latents))
+
+
+def _named(dictionary: Dictionary, latents: Sequence[int | str]) -> list[Site]:
+    if isinstance(latents, str) or not len(latents):
+        raise ValueError(f"latents={latents!r}; wanted a list of one or more")
+    sites = [latent_site(dictionary, one, argument="latents") for one in latents]
+    distinct("latents", [site.label for site in sites])
+    return sites
+
+
+def _active(
+    dictionary: Dictionary, active: Latents, counts: Bool[Tensor, "batch pos"]
+) -> list[Site]:
+    """Latents that are active at a token that counts, and the error."""
+    on = active.active & counts.to(active.values.device)[..., None]
+    layer = dictionary.layer
+    chosen = active.indices[on].unique().tolist()
+    return [*(Site("latents", layer, neuron=n) for n in chosen), Site("error", layer)]
+
+
+def _without(dictionary: Dictionary, site: Site, counts: Bool[Tensor, "batch pos"]) -> Edit:
+    if site.name == "error":
+        return Edit.latents(dictionary, {}, error="drop", where=counts)
+    return Edit.latents(dictionary, {site.unit: ("set", 0.0)}, where=counts)
+
+
+class _Parts:
+    """What latents, or the error, write to the stream at the tokens that count."""
+
+    def __init__(
+        self, dictionary: Dictionary, active: Latents, error: Tensor, counts: Tensor
+    ) -> None:
+        self.dictionary, self.active, self.error = dictionary, active, error
+        self.counts = counts.to(error.device)[..., None]
+
+    def __call__(self, site: Site) -> Float[Tensor, "batch pos d_model"]:
+        if site.name == "error":
+            return self.error * self.counts
+        strength = self.active.written(self.active.of([site.unit]))
+        return (strength * self.dictionary.W_dec[site.unit]).to(self.error) * self.counts
+
+
+def _direct(
+    runner: Runner,
+    clean: Run,
+    removed: Iterator[Float[Tensor, "batch pos d_model"]],
+    real: Bool[Tensor, "batch pos"] | None,
+) -> Effects:
+    """Effects of taking vectors out of the final stream."""
+    unembed, targets = runner.unembed, next_tokens(clean.tokens, real)
+    total, normalized = unembed.norm.keep(clean.final), unembed.normalize(clean.final)
+    pieces = []
+    for some in chunks(removed, total.numel()):
+        kept = unembed.norm.keep(torch.stack(some))
+        change = stream_change(unembed, total, kept, norm="recompute")
+        pieces.append(read_changes(unembed, normalized, targets, change))
+    return of_text(joined(pieces), real)
