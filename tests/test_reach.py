@@ -10,9 +10,15 @@ from scipy.optimize import linprog, minimize
 
 from mlp_interp import Unembed, reach
 from mlp_interp.models.norm import Norm
-from mlp_interp.reach import argmaxable, needed_dimension, reachable, with_certificate
+from mlp_interp.reach import (
+    argmaxable,
+    needed_dimension,
+    reachable,
+    reachable_share,
+    with_certificate,
+)
 from mlp_interp.reach._active_set import ActiveSet
-from mlp_interp.reach._law import largest_set
+from mlp_interp.reach._law import largest_set, share_by_law
 from mlp_interp.reach._margin import Margin
 from mlp_interp.reach._readout import Readout
 from mlp_interp.reach._solve import solved
@@ -65,7 +71,7 @@ def test_bounds_hold_whatever_another_solver_finds(ordered: bool) -> None:
     rng = np.random.default_rng(0)
     unreachable = 0
     for trial in range(20):
-        v, d, k = rng.integers(6, 24), rng.integers(2, 6), rng.integers(1, 4)
+        v, d, k = (int(rng.integers(*ends)) for ends in ((6, 24), (2, 6), (1, 4)))
         rows = rng.normal(size=(v, d))
         bias = rng.normal(size=v) * (trial % 2)
         found = margin_of(readout_of(rows, bias), list(range(k)), ordered=ordered)
@@ -235,6 +241,90 @@ def test_every_token_of_a_model_is_decided(some_model: Any, nano: Any) -> None:
     np.testing.assert_array_equal(some["reachable"], slow["reachable"])
     assert (some["lower"].values <= slow["upper"].values + 1e-3).all()
     assert (argmaxable(nano)["reachable"] == 1).all()
+
+
+def test_the_law_is_that_of_distances_from_the_cone() -> None:
+    rng = np.random.default_rng(6)
+    logits, k, best = rng.normal(size=(2000, 100)), 8, np.full(2000, np.inf)
+    for t in np.linspace(0.7, 2.1, 30):
+        below, above = np.minimum(logits[:, :k] - t, 0), np.maximum(logits[:, k:] - t, 0)
+        best = np.minimum(best, (below**2).sum(1) + (above**2).sum(1))
+    mean = needed_dimension(100, k)
+    assert best.mean() == pytest.approx(mean, abs=4 * best.std() / 2000**0.5)
+    middle = next(d for d in range(100) if share_by_law(100, k, d) > 0.5)
+    assert abs(middle - mean) < 1
+    one_sd = middle + np.sqrt(best.var() - 2 * best.mean())
+    assert share_by_law(100, k, round(one_sd)) == pytest.approx(0.84, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", [8, 10, 68])
+def test_rows_that_are_mixtures_of_others_end_no_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    readout = readout_of(rng.normal(size=(60, 8)))
+    # The Gram matrix would be singular with a row that is told from a mixture by its squares.
+    assert margin_of(readout, rng.choice(60, 3, replace=False), decide=True).verdict >= 0
+
+
+def test_shares_are_those_of_the_sets_drawn(some_model: Any) -> None:
+    tokens = torch.arange(24).reshape(2, 12)
+    given = {"corpus": tokens, "exclude": [0, 1], "n": 3, "pool": "seen"}
+    found = reachable_share(some_model, [1, 3], **given)
+    draws = np.random.default_rng([0, 3])
+    sets = np.stack([draws.choice(np.arange(2, 24), 3, replace=False) for _ in range(3)])
+    slow = reachable(some_model, sets, exclude=[0, 1], tolerance=0.05, rounds=12)
+    assert found["share"][1] == (slow["reachable"] == 1).mean()
+    assert found["undecided"][1] == (slow["reachable"] == -1).mean()
+    np.testing.assert_array_equal(found["margin"][1], slow["lower"].clip(0))
+    median = found["margin_quantile"].sel(quantile=0.5)
+    np.testing.assert_array_equal(median, found["margin"].median("set"))
+    a, b = 3 * found["share"] + 1, 4 - 3 * found["share"]
+    np.testing.assert_allclose(found["share_se"] ** 2, a * b / (5**2 * 6))  # of a beta variable
+    kind = Unembed.of(some_model).norm.kind
+    assert found.attrs["dimension"] == some_model.cfg.d_model - (kind == "layer")
+
+
+def test_sets_of_one_size_do_not_depend_on_others(nano: Any) -> None:
+    both, alone = (reachable_share(nano, k, n=2)["margin"][-1] for k in ([1, 3], 3))
+    np.testing.assert_array_equal(both, alone)
+
+
+def test_own_lists_lead_by_their_gaps(nano: Any) -> None:
+    tokens = torch.arange(60).reshape(3, 20)
+    found = reachable_share(nano, [1, 4], n=1, corpus=tokens, exclude=[7])
+    with torch.no_grad():
+        logits = nano(tokens)[:, 1:].clone()
+    logits[..., 7] = -torch.inf
+    top = logits.flatten(0, 1).topk(5).values
+    for n, k in enumerate((1, 4)):
+        gaps = (top[:, k - 1] - top[:, k]).numpy()
+        wanted = np.quantile(gaps, found["quantile"], method="inverted_cdf")
+        np.testing.assert_allclose(found["own_gap_quantile"][n], wanted, rtol=0.024, atol=1e-5)
+    without = reachable_share(nano, [1, 4], n=1, exclude=[7])
+    assert without["own_gap_quantile"].isnull().all()
+    assert without.attrs["data"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("k", "options", "match"),
+    [
+        (0, {}, "k=0"),
+        ([], {}, "k is empty"),
+        ([2, 2], {}, "each size once"),
+        (2048, {}, "k=2048; wanted at most 2,047"),
+        (1.5, {}, "k="),
+        (5, {"pool": [1, 2, 3]}, "k=5; wanted at most 3"),
+        (1, {"pool": "some"}, "pool='some'"),
+        (1, {"pool": "seen"}, "without a corpus"),
+        (1, {"pool": [4], "exclude": [4]}, r"pool has \[4\]"),
+        (1, {"n": 0}, "n=0"),
+        (1, {"seed": -1}, "seed=-1"),
+        (1, {"tolerance": -1.0}, "tolerance=-1.0"),
+        (1, {"corpus": torch.arange(4)[None], "first": 4}, "first=4"),
+    ],
+)
+def test_bad_input_of_shares(nano: Any, k: Any, options: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        unchecked(reachable_share)(nano, k, **options)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ ROUNDING = 1e-9
 
 _REBUILT = 64  # changes after which the inverse is computed anew
 _STALLED = 30  # steps in a row that gained nothing
+_DOUBTFUL = 1e-5  # share of a row's square that others lack, below which rounding is asked for
+_MIXTURE = 1e-9  # and below which they lack nothing
 _TOGETHER = 8  # rows that enter at once, as long as that helps
 
 
@@ -169,7 +171,9 @@ class ActiveSet:
         own = self.rows[row] @ self.rows[row] + self.scale**2
         mix = self._inverse[:m, :m] @ cross
         rest = own - cross @ mix
-        if rest <= 1e-10 * own:  # the row is a mixture of active ones: it takes the place of one
+        if rest < _DOUBTFUL * own:
+            mix, rest = self._nearest(row, mix)
+        if rest <= _MIXTURE * own:  # the row is a mixture of active ones: it replaces one
             if exchange:
                 self._exchange(row, mix)
             return
@@ -180,7 +184,22 @@ class ActiveSet:
         self._buffer[m] = self.rows[row]
         self.active = np.append(self.active, row)
         self.z = np.append(self.z, 0.0)
-        self._changed(1 if rest > 1e-5 * own else _REBUILT)
+        self._changed(1 if rest > _DOUBTFUL * own else _REBUILT)
+
+    def _nearest(
+        self, row: int, mix: Float[np.ndarray, " active"]
+    ) -> tuple[Float[np.ndarray, " active"], float]:
+        """The mixture of active rows nearest to a row, and the square of what it lacks.
+
+        From the difference itself: that of squares is lost in rounding where it is small.
+        """
+        m, each = len(self.active), np.arange(self.groups)
+        belongs = self.scale * (self.group[self.active][:, None] == each)
+        longer = np.column_stack([self._active_rows, belongs])
+        wanted = np.append(self.rows[row], self.scale * (self.group[row] == each))
+        mix = mix + self._inverse[:m, :m] @ (longer @ (wanted - mix @ longer))
+        lacks = wanted - mix @ longer
+        return mix, float(lacks @ lacks)
 
     def _exchange(self, row: int, mix: Float[np.ndarray, " active"]) -> None:
         """Weight goes over to a row from the mixture of rows that equals it, until one has none."""
