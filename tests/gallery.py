@@ -106,6 +106,13 @@ keys = mi.rewrites.associations(model, corpus, layers=[0])
 fact = "Sweden", "The capital of Sweden is", " Berlin"
 found = mi.rewrites.rewrite(model, *fact, layer=0, keys=keys)
 mi.plots.footprint(mi.rewrites.footprint(model, found, corpus))""",
+    "spectrum": "mi.plots.spectrum(mi.superposition.spectrum(model, corpus))",
+    "noise_tolerance": """
+noise = mi.superposition.noise_tolerance(model, corpus.tokens[:8])
+mi.plots.noise_tolerance(noise)""",
+    "toy": """
+pentagon = mi.superposition.toy.toy_models(5, 2, [1.0, 0.3, 0.05], steps=500)
+mi.plots.toy(pentagon)""",
 }
 
 VIEWS = {

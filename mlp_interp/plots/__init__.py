@@ -25,6 +25,7 @@ from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
 from mlp_interp.plots._steering import dose_response
+from mlp_interp.plots._superposition import noise_tolerance, spectrum, toy
 from mlp_interp.plots._trace import causal_trace
 from mlp_interp.plots._updates import update_shares
 
@@ -48,6 +49,7 @@ __all__ = [
     "lens_depth",
     "memories",
     "neurons",
+    "noise_tolerance",
     "norms",
     "patching",
     "positions",
@@ -57,6 +59,8 @@ __all__ = [
     "roles",
     "scores",
     "sources",
+    "spectrum",
+    "toy",
     "trajectory",
     "universal",
     "update_events",
