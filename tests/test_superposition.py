@@ -134,6 +134,19 @@ def test_padding_is_no_text(kind, texts):
     np.testing.assert_allclose(found["eigenvalue"][0, 0, :5], values[:5], rtol=1e-3)
 
 
+def test_bos_counts_only_if_it_is_asked_for(kind, texts):
+    """With ``first=0`` every token does; else none where the first token stands again."""
+    model, packed = kind(), texts.clone()
+    packed[:, [0, 4]] = 0
+    x = full_cache(model, packed)["blocks.1.mlp.hook_post"].double()
+    for first, rows in [(0, x.flatten(0, 1)), (1, x[packed != 0])]:
+        found = spectrum(model, packed, layers=1, points=(6,), first=first)
+        values = np.linalg.eigvalsh(np.cov(rows.numpy().T, ddof=0))
+        assert found["tokens"].item() == len(rows)
+        ratio = values.sum() ** 2 / (values**2).sum()
+        np.testing.assert_allclose(found["participation"].item(), ratio, rtol=1e-4)
+
+
 def test_edge_of_noise():
     """Of pure noise hardly an eigenvalue is above; of four planted directions these four."""
     generator = np.random.default_rng(0)
