@@ -113,6 +113,9 @@ mi.plots.noise_tolerance(noise)""",
     "toy": """
 pentagon = mi.superposition.toy.toy_models(5, 2, [1.0, 0.3, 0.05], steps=500)
 mi.plots.toy(pentagon)""",
+    "reachable": """
+sizes = [1, 2, 5, 10, 20, 30, 35, 40, 45, 50, 55, 60]
+mi.plots.reachable(mi.reach.reachable_share(model, sizes, n=8, corpus=corpus))""",
 }
 
 VIEWS = {

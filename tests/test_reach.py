@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import unchecked
 from scipy.optimize import linprog, minimize
+from typer.testing import CliRunner
 
-from mlp_interp import Unembed, reach
+from mlp_interp import Unembed, load, plots, reach
+from mlp_interp.cli import app
 from mlp_interp.models.norm import Norm
 from mlp_interp.reach import (
     argmaxable,
@@ -288,6 +291,23 @@ def test_sets_of_one_size_do_not_depend_on_others(nano: Any) -> None:
     np.testing.assert_array_equal(both, alone)
 
 
+def test_the_figure_has_the_numbers_of_the_result(nano: Any) -> None:
+    found = reachable_share(nano, [1, 4], n=2, corpus=torch.arange(60).reshape(3, 20))
+    lines = {line.name: line for line in plots.reachable(found).data if line.name}
+    np.testing.assert_array_equal(lines["random sets"].y, found["share"])
+    np.testing.assert_array_equal(lines["random sets"].error_y.array, 0)  # all can be had
+    np.testing.assert_array_equal(lines["random sets"].error_y.arrayminus, found["share_se"])
+    np.testing.assert_array_equal(lines["by the law"].y, found["law"])
+    own, margin = "the model's own lists lead by", "random sets could lead by"
+    np.testing.assert_array_equal(lines[own].y, found["own_gap_quantile"][:, 2])
+    np.testing.assert_array_equal(lines[margin].y, found["margin_quantile"][:, 2])
+    half = plots.reachable(found.assign(undecided=found["undecided"] + 0.5)).data[0]
+    assert half.name == "undecided"
+    np.testing.assert_array_equal(half.base, found["share"])
+    with pytest.raises(ValueError, match=r"Dataset of reach\.reachable_share"):
+        plots.reachable(found[["share"]])
+
+
 def test_own_lists_lead_by_their_gaps(nano: Any) -> None:
     tokens = torch.arange(60).reshape(3, 20)
     found = reachable_share(nano, [1, 4], n=1, corpus=tokens, exclude=[7])
@@ -354,3 +374,40 @@ def test_sets_larger_than_the_vocabulary_have_no_dimension() -> None:
     with pytest.raises(ValueError, match="k=5"):
         needed_dimension(5, 5)
     assert reach.__all__
+
+
+def on_command_line(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["reach", *map(str, arguments)])
+
+
+def test_the_command_says_what_the_functions_do(nano: Any, tmp_path: Any) -> None:
+    out = tmp_path / "r.nc"
+    said = on_command_line("Paris, London,cat", "--ordered", "-o", out)
+    assert said.exit_code == 0, said.stderr
+    found: Any = reachable(nano, [" Paris", " London", " cat"], ordered=True)
+    first, second, third = said.stdout.splitlines()
+    assert "can be the likeliest tokens of nano, in this order" in first
+    assert f"by {float(found['lower'][0]):.3g} logits" in second
+    assert repr(str(found["violator_text"].values[0, 0])) in third
+    xr.testing.assert_equal(load(out), found)
+    said = on_command_line("--share", "1,3", "-n", 2)
+    assert said.stdout.splitlines()[2].split()[0] == "1"
+    assert "of 191 that there are" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "wanted either words"),
+        (["Paris", "--share", "1"], "wanted either words"),
+        (["--share", "1", "--ordered"], "have no order"),
+        (["--share", "1,x"], "--share has 'x'"),
+        (["Paris,no such word"], "no such word"),
+        (["Paris", "-o", "r.txt"], "--out must end in"),
+    ],
+)
+def test_bad_input_of_the_command(arguments: list[str], match: str) -> None:
+    said = on_command_line(*arguments)
+    assert said.exit_code == 2
+    assert match in said.stderr
+    assert said.stderr.count("\n") == 1

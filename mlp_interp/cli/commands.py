@@ -12,6 +12,7 @@ from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
 from mlp_interp.cli.patch import patch
+from mlp_interp.cli.reach import reach
 from mlp_interp.cli.report import report
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ def main(
       mlp-interp lens "The capital of France is" writes lens.html
       mlp-interp heads L1H3
       mlp-interp induction
+      mlp-interp reach "Paris,London,cat"
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -66,3 +68,4 @@ app.command(short_help="Show what each layer would say; write one HTML page.")(l
 app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)
 app.command(short_help="Show what heads do, by their weights.")(heads)
 app.command(short_help="Find the induction circuits.")(induction)
+app.command(short_help="Say which words can be the likeliest ones.")(reach)

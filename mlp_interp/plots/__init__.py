@@ -24,6 +24,7 @@ from mlp_interp.plots._norms import norms
 from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
+from mlp_interp.plots._reach import reachable
 from mlp_interp.plots._steering import dose_response
 from mlp_interp.plots._superposition import noise_tolerance, spectrum, toy
 from mlp_interp.plots._trace import causal_trace
@@ -54,6 +55,7 @@ __all__ = [
     "patching",
     "positions",
     "ranges",
+    "reachable",
     "receptor_value",
     "revisions",
     "roles",
