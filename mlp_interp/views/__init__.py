@@ -7,6 +7,7 @@ page as you like), and gives a stand-alone page as `view.html()`.
 from mlp_interp.views._choice import Choice, token_values
 from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
+from mlp_interp.views._lens import LensGrid, lens
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
 from mlp_interp.views._rewrite import rewrite
@@ -17,12 +18,14 @@ from mlp_interp.views._tokens import activations, tokens
 __all__ = [
     "Choice",
     "Comparison",
+    "LensGrid",
     "Page",
     "Table",
     "View",
     "activations",
     "attention",
     "compare",
+    "lens",
     "neuron",
     "rewrite",
     "share",

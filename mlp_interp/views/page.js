@@ -93,6 +93,7 @@ addEventListener("afterprint", () => {
 
 dark.addEventListener("change", redraw);
 wireChoices(document);
+wireLenses(document);
 // Both libraries are there before somebody prints what is folded away.
 setTimeout(async () => {
   await drawAll(document);
