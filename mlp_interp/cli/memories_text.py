@@ -1,13 +1,12 @@
 """What `mlp-interp memories` prints."""
 
-import numpy as np
 import xarray as xr
 
 from mlp_interp.models.protocol import Model
+from mlp_interp.neurons.stores.best import best
 from mlp_interp.prompts.display import visible
 from mlp_interp.prompts.reading import texts
 from mlp_interp.results import mean_and_error_over
-from mlp_interp.sites import Site
 from mlp_interp.views.numbers import percent
 
 __all__ = ["best_lines", "layer_lines"]
@@ -49,12 +48,11 @@ def layer_lines(memories: xr.Dataset, events: xr.Dataset) -> list[str]:
 
 def best_lines(model: Model, memories: xr.Dataset, k: int) -> list[str]:
     """The neurons that are right most often, and of these the ones that raise the token most."""
-    agreement, lift = (memories[name].fillna(-np.inf).values for name in ("agreement", "lift"))
-    order = np.lexsort((-lift.ravel(), -agreement.ravel()))[:k]
+    found = best(memories, k)
     lines = ["neurons that are right most often; a trigger in [brackets], and what follows"]
-    for row, neuron in zip(*np.unravel_index(order, agreement.shape), strict=True):
-        one = memories.isel(layer=row, neuron=neuron)
-        label = Site("post", int(one["layer"]), neuron=int(neuron)).label
+    for row in range(found.sizes["component"]):
+        one = found.isel(component=row)
+        label = str(one["component"].item())
         right = f"{percent(one['agreement'])} right (chance {percent(one['agreement_chance'])})"
         said = repr(str(one["promoted_text"].values[0]))
         lines.append(visible(f"{label:<8} {right}  {said}  {_trigger(model, one)}"))
