@@ -16,7 +16,7 @@ from mlp_interp.corpus import load_corpus
 from mlp_interp.report import Work, build, compute, render, sections, summarise
 from mlp_interp.report.format import with_error
 from mlp_interp.report.progress import Forecast
-from mlp_interp.report.sections import importance, neurons, norms, ranges
+from mlp_interp.report.sections import heads, importance, lens, memories, neurons, norms, ranges
 from mlp_interp.report.store import Store
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -53,8 +53,9 @@ def calls(computed, monkeypatch):
     monkeypatch.setattr(norms, "norms", done("norms", found["norms"]))
     monkeypatch.setattr(importance, "subupdate_importance", done("importance", found["importance"]))
     monkeypatch.setattr(ranges, "ablate_ranges", of_kind)
-    measured = replace(neurons.NEURONS, compute=done("neurons", found["neurons"]))
-    monkeypatch.setitem(sections.SECTIONS, "neurons", measured)
+    for section in (lens.LENS, heads.HEADS, neurons.NEURONS, memories.MEMORIES):
+        measured = replace(section, compute=done(section.name, found[section.name]))
+        monkeypatch.setitem(sections.SECTIONS, section.name, measured)
     return asked
 
 
@@ -141,8 +142,10 @@ def test_no_reference_leaves_the_page(written):
 def test_the_page_draws_itself(written, tmp_path):
     dom, console = open_page(written.page.read_text(encoding="utf-8"), tmp_path)
     assert not console, console
-    # Importance, scatter, norms, three ranges, four of the first example and three of neurons.
-    assert dom.count('class="plot js-plotly-plot"') == 13
+    # Importance, scatter, norms, three ranges, lenses, four of the first example, heads, three of
+    # neurons and two of memories.
+    assert dom.count('class="plot js-plotly-plot"') == 17
+    assert "layer 4 after " in dom  # the grid of layers, by its script
     assert "colored-tokens" in dom
     assert re.search(r"rgba\((33, 102, 172|178, 24, 43), 0\.(698|7)\)", dom)  # the excerpt
     assert 'aria-label=""' not in dom
@@ -176,6 +179,10 @@ def test_text_of_the_corpus_is_text(computed, tmp_path):
     tokens = [HOSTILE, *excerpt.tokens[1:]]
     example = computed.found["attribution"][0]
     example = replace(example, tokens=[HOSTILE, *example.tokens[1:]], answer=HOSTILE, foil="<b>x")
+    found = computed.found["lens"]
+    grid, best = found.grid.copy(deep=True), computed.found["memories"].best.copy(deep=True)
+    grid["top_text"][:] = HOSTILE
+    best["text"][:] = HOSTILE
     bad = replace(
         computed,
         corpus={**computed.corpus, "data": HOSTILE},
@@ -183,6 +190,8 @@ def test_text_of_the_corpus_is_text(computed, tmp_path):
             **computed.found,
             "excerpt": replace(excerpt, tokens=tokens),
             "attribution": [example],
+            "lens": replace(found, grid=grid),
+            "memories": replace(computed.found["memories"], best=best),
         },
         notes=[HOSTILE],
     )
@@ -290,7 +299,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, corpus, calls, tmp_p
     calls.clear()
     written = build(model, corpus, out=out, prompts=2, progress=False)
     assert written.reused == ["importance", "norms", "ranges/mlp"]
-    assert calls == ["ranges/attn", "ranges/both", "neurons"]
+    assert calls == ["ranges/attn", "ranges/both", "lens", "heads", "neurons", "memories"]
     assert not kept.exists()
 
 

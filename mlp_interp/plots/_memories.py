@@ -15,6 +15,8 @@ PARTS = {
     "b_out": ("b_out", style.PURPLE),
     "norm": ("the norm's share", "#b3b3b3"),
 }
+_STEPS = 400
+"""Points of a line."""
 
 
 def memories(result: xr.Dataset) -> go.Figure:
@@ -76,6 +78,9 @@ def _ranks(figure: go.Figure, ranks: np.ndarray, layer: str, colour: str, dash: 
     """The cumulative distribution of a layer's median ranks."""
     ordered = np.concatenate([[0], np.sort(ranks[~np.isnan(ranks)])])
     share = np.arange(len(ordered)) / max(1, len(ranks))
+    # A layer of thousands is drawn by some of its quantiles.
+    few = np.linspace(0, len(ordered) - 1, min(_STEPS, len(ordered))).round().astype(int)
+    ordered, share = ordered[few], share[few]
     chance = dash != "solid"
     figure.add_scatter(
         x=ordered + 1, y=share, mode="lines", name=f"layer {layer}", legend="legend2",

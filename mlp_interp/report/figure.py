@@ -8,7 +8,10 @@ from markupsafe import Markup
 
 from mlp_interp.views.bundle import script_safe
 
-__all__ = ["Drawing", "drawing"]
+__all__ = ["WIDE", "Drawing", "drawing"]
+
+WIDE = 760
+"""Pixels of a figure with panels side by side: on a narrow page it is scrolled, not squeezed."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mlp_interp import plots
 from mlp_interp.report.content import Content
 from mlp_interp.report.figure import Drawing, drawing
-from mlp_interp.report.format import percent, with_error
+from mlp_interp.report.format import number, percent, with_error
 from mlp_interp.report.section import Section
 from mlp_interp.report.summary import Summary
 from mlp_interp.views.bundle import circuitsvis
@@ -33,7 +33,13 @@ def render(content: Content, summary: Summary, *, made: Mapping[str, str] | None
     Returns:
         A complete document without any reference to another file or server.
     """
-    filters = {"with_error": with_error, "signed": _signed, "share": _share, "percent": percent}
+    filters = {
+        "with_error": with_error,
+        "signed": _signed,
+        "share": _share,
+        "number": number,
+        "percent": percent,
+    }
     templates = environment(filters, _template)
     attrs = content.check.attrs
     sections = {

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from mlp_interp.report.section import Section
 from mlp_interp.report.sections.attribution import ATTRIBUTION
 from mlp_interp.report.sections.excerpt import EXCERPT
+from mlp_interp.report.sections.heads import HEADS
 from mlp_interp.report.sections.importance import IMPORTANCE
+from mlp_interp.report.sections.lens import LENS
+from mlp_interp.report.sections.memories import MEMORIES
 from mlp_interp.report.sections.neurons import NEURONS
 from mlp_interp.report.sections.norms import NORMS
 from mlp_interp.report.sections.ranges import RANGES
@@ -22,8 +25,11 @@ SECTIONS: dict[str, Section] = {
         NORMS,
         RANGES,
         EXCERPT,
+        LENS,
         ATTRIBUTION,
+        HEADS,
         NEURONS,
+        MEMORIES,
     )
 }
 """Every section by its name."""

@@ -11,6 +11,7 @@ from mlp_interp.report.figure import drawing
 from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.sections.neurons.compute import EACH_SIDE, Neurons
 from mlp_interp.report.sections.neurons.words import layers
+from mlp_interp.report.thinned import evenly
 
 # A browser draws these at once on any machine, and they are small beside the page's libraries.
 LAYERS = 8
@@ -27,8 +28,8 @@ def shown(neurons: Neurons) -> dict[str, Any]:
     Args:
         neurons: What was measured.
     """
-    few = _evenly(neurons.activity, "layer", LAYERS)
-    places = _evenly(few, "pos", PLACES)
+    few = evenly(neurons.activity, "layer", LAYERS)
+    places = evenly(few, "pos", PLACES)
     points = _some_neurons(few)
     return {
         "heading": "What do the neurons do?",
@@ -45,7 +46,7 @@ def shown(neurons: Neurons) -> dict[str, Any]:
         "predicted": drawing(plots.receptor_value(points, x="activation_volume", y="fraction")),
         "norms": drawing(plots.receptor_value(points)),
         "position": drawing(plots.activity_by_position(places)),
-        "updates": drawing(plots.update_shares(_evenly(neurons.updates, "layer", LAYERS))),
+        "updates": drawing(plots.update_shares(evenly(neurons.updates, "layer", LAYERS))),
         "examples": _examples(neurons.examples),
         **_notes(neurons.activity, points, places, neurons.outliers.sizes["component"]),
     }
@@ -55,14 +56,6 @@ def _command(neurons: Neurons) -> str:
     """What makes the page of one neuron; the page puts others in its place."""
     label = str(neurons.examples["component"].values[0])
     return f"mlp-interp neuron {label} --model {neurons.activity.attrs['model']}"
-
-
-def _evenly(found: xr.Dataset, dim: str, most: int) -> xr.Dataset:
-    """At most so many entries along a dim, the first and the last among them."""
-    size = found.sizes[dim]
-    if size <= most:
-        return found
-    return found.isel({dim: np.linspace(0, size - 1, most).round().astype(int)})
 
 
 def _some_neurons(found: xr.Dataset) -> xr.Dataset:
