@@ -133,6 +133,9 @@ def test_questions_change_what_is_asked_next(nano, seen):
         ({"ask": "map", "position": 70}, "position"),
         ({"ask": "map", "answer": 5000}, "outside the vocabulary"),
         ({"ask": "text", "text": ""}, "text"),
+        ({"ask": "text"}, "text=None; wanted a text"),
+        ({"ask": "map", "answer": "x"}, "answer='x'; wanted a token id"),
+        ({"ask": "unit", "unit": 3}, "unit=3; wanted a text"),
         ({"ask": "everything"}, "wanted 'first', 'text', 'map' or 'unit'"),
     ],
 )

@@ -129,6 +129,17 @@ def test_a_parallelogram_s_diagonal_cannot_be_had() -> None:
     assert margin_of(readout_of(rows), [0, 2]).verdict == 1
 
 
+def test_a_token_s_double_cannot_be_led() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 24))
+    for _ in range(12):
+        tokens = rng.choice(300, size=3, replace=False)
+        rows[300:] = rng.normal(size=(100, 24))
+        rows[350] = rows[tokens[1]]
+        found = margin_of(readout_of(rows), tokens, decide=True)
+        assert found.verdict == 0
+
+
 def test_a_mean_of_other_tokens_is_first_only_with_a_bias() -> None:
     rng = np.random.default_rng(4)
     rows = rng.normal(size=(30, 20))

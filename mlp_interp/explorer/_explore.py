@@ -17,6 +17,7 @@ from mlp_interp.views._page import FIT, save_html
 
 __all__ = ["Explorer", "explore"]
 
+_WANTED = {str: "a text", int: "a token id, or None"}
 _FIT = FIT.replace("document.body.offsetHeight", "document.documentElement.scrollHeight")
 
 
@@ -114,6 +115,12 @@ class Explorer:
 
     def _answered(self, question: Mapping[str, Any]) -> dict[str, Any]:
         ask, unit = question.get("ask"), question.get("unit")
+        for name, kind in (("text", str), ("unit", str), ("answer", int), ("foil", int)):
+            given = question.get(name)
+            if given is None and not (name == ask == "text"):
+                continue
+            if not isinstance(given, kind) or isinstance(given, bool):
+                raise ValueError(f"{name}={given!r}; wanted {_WANTED[kind]}")
         if ask == "text":
             self._take(Reading(self._reading.model, question["text"]), question["text"])
             self._asked = self._reading.asked()

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import blocks
+from mlp_interp.reach._active_set import ROUNDING
+from mlp_interp.reach._margin import said
 from mlp_interp.reach._readout import Readout
 
 __all__ = ["with_certificate"]
@@ -25,8 +27,8 @@ def with_certificate(model: Model, result: xr.Dataset) -> xr.Dataset:
         result: What `reachable` gave for it.
 
     Returns:
-        The result with ``lower`` and ``upper`` as computed here; an ``upper`` without weights is
-        infinite.
+        The result with ``lower``, ``upper`` and ``reachable`` as computed here; without weights an
+        ``upper`` is infinite.
 
     Raises:
         ValueError: It is another result, of another width, a stream is outside the ball, or weights
@@ -49,21 +51,25 @@ def with_certificate(model: Model, result: xr.Dataset) -> xr.Dataset:
     width, d_model = streams.shape[1], len(readout.unembed.weight)
     if width != d_model:
         raise ValueError(f"result has streams of {width} numbers; wanted {d_model}")
-    if float(np.linalg.norm(streams, axis=1).max()) > 1 + 1e-9:
+    if not float(np.linalg.norm(streams, axis=1).max()) <= 1 + 1e-9:  # nor NaN
         raise ValueError("result has a stream outside the ball; wanted |n| <= sqrt(d_model)")
     _check_mean(readout, streams)
     ordered = bool(result.attrs["ordered"])
     logits = _logits(readout, streams)
     sets, rows = result["token_id"].values, range(len(streams))
-    lower = [_lower(readout, logits[n], sets[n], ordered) for n in rows]
+    lower = np.array([_lower(readout, logits[n], sets[n], ordered) for n in rows])
     weights, ids = result["weight"].values, result["weight_id"].values
-    upper = [
-        _upper(readout, sets[n], ids[n][ids[n] >= 0], weights[n][ids[n] >= 0], ordered)
-        for n in rows
-    ]
+    upper = np.array(
+        [
+            _upper(readout, sets[n], ids[n][ids[n] >= 0], weights[n][ids[n] >= 0], ordered)
+            for n in rows
+        ]
+    )
+    proven = said(lower, upper, ROUNDING * readout.longest)
     return result.assign(
-        lower=("set", np.array(lower), result["lower"].attrs),
-        upper=("set", np.array(upper), result["upper"].attrs),
+        lower=("set", lower, result["lower"].attrs),
+        upper=("set", upper, result["upper"].attrs),
+        reachable=("set", proven, result["reachable"].attrs),
     )
 
 
@@ -106,7 +112,7 @@ def _upper(
     own[[int(np.flatnonzero(tokens == x)[0]) for x in ids[inside]]] = weights[inside]
     rivals = weights[~inside]
     apart = abs(float(own.sum()) - 1), abs(float(rivals.sum()) - (own[-1] if ordered else 1))
-    if float(weights.min()) < 0 or max(apart) > 1e-9 or not readout.rivals[ids[~inside]].all():
+    if not float(weights.min()) >= 0 or max(apart) > 1e-9 or not readout.rivals[ids[~inside]].all():
         raise ValueError(
             "result has weights that are no certificate; wanted them as reachable gives"
         )

@@ -1,12 +1,14 @@
 """How far a set of tokens can lead all others: bounds that close in on it, rivals as they come."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from mlp_interp.reach._active_set import ROUNDING, ActiveSet
 from mlp_interp.reach._readout import Readout
 
-__all__ = ["Margin", "lead"]
+__all__ = ["Margin", "lead", "said"]
 
 _NEW = 128
 """Rivals that come to a set's rows in a round."""
@@ -59,14 +61,12 @@ class Margin:
     def settled(self, tolerance: float, decide: bool) -> bool:
         """Whether the bounds say what was asked; how far a set is from being had is not asked."""
         near = decide or self.upper - self.lower <= tolerance
-        return self.upper <= self.rounding or (self.lower > 0 and near)
+        return self.upper <= self.rounding or (self.lower > self.rounding and near)
 
     @property
     def verdict(self) -> int:
         """1 where the set can be had, 0 where not, -1 where neither is proven."""
-        if self.lower > 0:
-            return 1
-        return 0 if self.upper <= self.rounding else -1
+        return int(said(self.lower, self.upper, self.rounding))
 
     def look(self, scores: Float[np.ndarray, " d_vocab"], steps: int, decide: bool) -> None:
         """One round.
@@ -145,6 +145,11 @@ class Margin:
         kept[: len(self.own)] = True
         kept[found.active] = True
         found.keep(kept)
+
+
+def said(lower: Any, upper: Any, rounding: float) -> np.ndarray:
+    """What bounds prove: 1 where a set can be had, 0 where not, -1 where neither."""
+    return np.where(np.greater(lower, rounding), 1, np.where(np.less_equal(upper, rounding), 0, -1))
 
 
 def lead(margin: Margin, n: Float[np.ndarray, " d_model"], near: Int[np.ndarray, " near"]) -> float:
