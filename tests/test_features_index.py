@@ -1,6 +1,7 @@
 """The index of neurons by feature, and the neurons that two models share."""
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mlp_interp import SweepOptions, features, load_model
 from mlp_interp.features.crossed import Crossed, rectangles, rotation
 from mlp_interp.features.documents import OfDocuments
 from mlp_interp.features.partners import Partners
-from mlp_interp.features.ranks import Ranked, false_discovery, p_values
+from mlp_interp.features.ranks import Ranked, false_discovery
 from mlp_interp.metrics.separation import auroc
 
 DOCUMENTS = [[0, *range(5 * n, 5 * n + 4 + n % 3)] for n in range(1, 13)]
@@ -66,7 +67,7 @@ def test_errors_and_p_are_those_of_slow_formulas():
     truth = np.arange(20) < 8
     ranked = Ranked.of(values)
     error = ranked.auroc_se(truth[None])[0]
-    p = p_values(ranked.auroc(truth[None]), ranked.auroc_null_se(truth[None]), truth[None])[0]
+    p = ranked.p_values(truth[None])[0]
     for column in range(4):
         with_it, without = values[truth, column], values[~truth, column]
         kernel = np.sign(with_it[:, None] - without) / 2 + 0.5
@@ -74,10 +75,38 @@ def test_errors_and_p_are_those_of_slow_formulas():
         assert error[column] == pytest.approx(parts**0.5)
         test = scipy.stats.mannwhitneyu(with_it, without, method="asymptotic")
         assert p[column] == pytest.approx(test.pvalue)
-    flat = np.ones((8, 1))
-    same = Ranked.of(flat)
-    one = np.arange(8) < 4
-    assert p_values(same.auroc(one[None]), same.auroc_null_se(one[None]), one[None]).item() == 1
+    assert Ranked.of(np.ones((8, 1))).p_values(np.arange(8)[None] < 4).item() == 1
+
+
+def test_p_of_two_values_is_exact_and_of_many_equals_not_too_small():
+    truth = np.array([np.arange(1000) < 4, np.arange(1000) < 500])
+    values = np.zeros((1000, 4))
+    values[0, 0] = 1  # one document
+    values[:2, 1] = 1, 2  # two that differ
+    values[:, 2] = np.arange(1000) % 3 == 0
+    values[500:, 3] = 5.0
+    p = Ranked.of(values).p_values(truth)
+    assert p[0, 0] == pytest.approx(2 * 0.004)
+    # Both of them with the feature, of all ways to choose four.
+    assert p[0, 1] == pytest.approx(2 * comb(998, 2) / comb(1000, 4))
+    table = [[167, 333], [167, 333]]
+    assert p[1, 2] == scipy.stats.fisher_exact(table).pvalue == 1
+    assert p[1, 3] == pytest.approx(2 / comb(1000, 500))
+    half = (np.arange(3200)[:, None] >= 1600).astype(float)
+    far = Ranked.of(half).p_values(np.arange(3200)[None] < 1600)
+    assert 0 < far.item() < 1e-300
+
+
+@pytest.mark.parametrize("equal", [1, 3, 5])
+def test_p_is_seldom_below_that_of_all_shuffles(equal):
+    """Every choice of four of nine, some of which are alike: how often is p so small?"""
+    values = np.maximum(np.arange(9.0), equal)[:, None]
+    every = np.zeros((126, 9), bool)
+    for row, chosen in zip(every, combinations(range(9), 4), strict=True):
+        row[list(chosen)] = True
+    p = Ranked.of(values).p_values(every)[:, 0]
+    for level in (0.02, 0.05, 0.1, 0.2):
+        assert (p <= level).mean() <= 1.25 * level
 
 
 def test_false_discoveries():

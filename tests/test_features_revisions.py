@@ -1,6 +1,10 @@
 """One analysis at many checkpoints."""
 
 import weakref
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,9 @@ from random_models import random_neox, tiny_tokenizer, unchecked
 
 import mlp_interp.features._revisions as module
 from mlp_interp import load_model
+from mlp_interp.corpus import Corpus
 from mlp_interp.features import PYTHIA_REVISIONS, over_revisions
+from mlp_interp.features.asked import check_asked
 from mlp_interp.neurons import neuron_weights
 
 STEPS = (1, 2, 8)
@@ -136,6 +142,48 @@ def test_a_folder_answers_one_question(run, tmp_path):
     (other / "revisions").symlink_to(run / "revisions")
     with pytest.raises(ValueError, match="for model='/"):
         over_revisions(other, [1], first_logits, folder=kept, tokens=TOKENS)
+
+
+@dataclass
+class Wanted:
+    where: str
+    values: Any
+
+
+def test_other_values_are_other_questions(tmp_path):
+    """Each is told from what differs in the middle, where no repr shows it."""
+    long, other = np.zeros(5000), np.zeros(5000)
+    other[2500] = 1
+    named = xr.DataArray(long, dims="n", coords={"m": ("n", other)}, attrs={"unit": "a"})
+    corpus = Corpus(torch.tensor([[1, 2]]))
+    for n, (one, two) in enumerate(
+        [
+            (named, named + xr.DataArray(other, dims="n")),
+            (named, named.assign_coords(m=("n", long))),
+            (named, named.assign_attrs(unit="b")),
+            (named.to_dataset(name="x"), named.to_dataset(name="y")),
+            (named.assign_attrs(sha256="0"), (named + 1).assign_attrs(sha256="0")),
+            (named.astype(str).astype(object), (named + 1).astype(str).astype(object)),
+            (corpus, Corpus(torch.tensor([[1, 3]]))),
+            (Wanted("a", long), Wanted("a", other)),
+            (torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([1.0, 3.0]).bfloat16()),
+            (torch.tensor(1.0), torch.tensor(2.0)),
+            ({1: 2}, {"1": 2}),
+            ({1, 2}, {1, 3}),
+            (np.float32(1), np.float32(2)),
+            (first_logits, as_many),
+            (Path("a"), Path("b")),
+            (float("nan"), 1.0),
+        ]
+    ):
+        check_asked(tmp_path / str(n), "m", as_many, {"x": one})
+        check_asked(tmp_path / str(n), "m", as_many, {"x": deepcopy(one)})
+        with pytest.raises(ValueError, match="holds results for options"):
+            check_asked(tmp_path / str(n), "m", as_many, {"x": two})
+    for value in (object(), lambda: 1, torch.nn.Identity(), iter([])):
+        with pytest.raises(ValueError, match=r"x\['a'\]\[0\] is a .*cannot be told from others"):
+            check_asked(tmp_path / "new", "m", as_many, {"x": {"a": [value]}})
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.usefixtures("loaded")

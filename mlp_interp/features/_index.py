@@ -11,7 +11,7 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.features._self_score import self_score
 from mlp_interp.features.documents import SUMMARIES, OfDocuments
-from mlp_interp.features.ranks import Ranked, false_discovery, p_values
+from mlp_interp.features.ranks import Ranked, false_discovery
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_seed
@@ -67,12 +67,13 @@ def index(
 
     Returns:
         A Dataset along ``feature``, ``layer`` and ``neuron``: `auroc` (below 0.5: less active where
-        the feature is) with `auroc_se` (DeLong's, over documents); `p_value`, two-sided, from the
-        mean and variance of the AUROC over all shuffles of the documents; `q_value`, Benjamini and
-        Hochberg's over all neurons of the model, for each feature by itself; `p_family`, the share
-        of shuffles in which *any* neuron is as far from 0.5. Along ``feature``: `positives`, and
-        `largest_null` (also ``draw``), the largest distance from 0.5 of any neuron in each shuffle.
-        `best` and `about` look things up in it.
+        the feature is) with `auroc_se` (DeLong's, over documents); `p_value`, two-sided, over all
+        shuffles of the documents: exact for neurons with two values, else by the normal
+        distribution, and never less than the chance of the arrangement that is seen; `q_value`,
+        Benjamini and Hochberg's over all neurons of the model, for each feature by itself;
+        `p_family`, the share of shuffles in which *any* neuron is as far from 0.5. Along
+        ``feature``: `positives`, and `largest_null` (also ``draw``), the largest distance from 0.5
+        of any neuron in each shuffle. `best` and `about` look things up in it.
 
     Raises:
         ValueError: Not one label a document, fewer than four documents with a feature or without,
@@ -110,8 +111,7 @@ def index(
             f"corpus[{wrong}] has no token that counts from first={first} on; wanted longer texts"
         )
     shuffles = np.array([rng.permutation(len(values)) for _ in range(permutations)], dtype=int)
-    auroc, error, null, largest = _layers(values, truth, shuffles)
-    p = p_values(auroc, null, truth)
+    auroc, error, p, largest = _layers(values, truth, shuffles)
     dims, chance = ("feature", "layer", "neuron"), {"unit": "probability"}
     family = [_family(np.abs(a - 0.5), most) for a, most in zip(auroc, largest, strict=True)]
     return xr.Dataset(
@@ -181,14 +181,14 @@ def _highest(scores: xr.Dataset, share: float) -> Bool[np.ndarray, " document"]:
 def _layers(
     values: np.ndarray, truth: np.ndarray, shuffles: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """AUROC, its error, its spread over shuffles ``[feature, layer, neuron]``, and the largest."""
+    """AUROC, its error and p ``[feature, layer, neuron]``, and the largest of shuffles."""
     found, largest = [], np.zeros((len(truth), len(shuffles)))
     for layer in range(values.shape[1]):
         ranked = Ranked.of(values[:, layer].astype(float))
-        found.append((ranked.auroc(truth), ranked.auroc_se(truth), ranked.auroc_null_se(truth)))
+        found.append((ranked.auroc(truth), ranked.auroc_se(truth), ranked.p_values(truth)))
         largest = np.maximum(largest, ranked.largest(truth, shuffles))
-    auroc, error, null = (np.stack(one, 1) for one in zip(*found, strict=True))
-    return auroc, error, null, largest
+    auroc, error, p = (np.stack(one, 1) for one in zip(*found, strict=True))
+    return auroc, error, p, largest
 
 
 def _family(away: np.ndarray, largest: np.ndarray) -> np.ndarray:
