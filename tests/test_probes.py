@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import f_classif
@@ -228,6 +229,12 @@ def test_logistic_is_scikit_learns_and_takes_the_strongest_of_equals() -> None:
     assert logistic(X, labels, np.arange(80), [1.0, 10.0, 0.1], 0).alpha == 10.0
 
 
+def test_the_strongest_is_taken_where_no_group_can_be_kept_apart() -> None:
+    labels = np.array([0, 1, 1])
+    X = np.random.default_rng(0).standard_normal((3, 4))
+    assert logistic(X, labels, np.arange(3), [1.0, 100.0], 0).alpha == 100.0
+
+
 def test_removing_every_line_that_is_found_leaves_chance() -> None:
     """Null it out: iterated projections bring a probe to the base rate."""
     rng = np.random.default_rng(0)
@@ -283,6 +290,20 @@ def test_splits_refuse(nano: Any) -> None:
 
 
 # Probes
+
+
+def test_r2_is_that_of_all_held_out_predictions(nano: Any) -> None:
+    """A fold of one entity has no variance of its own, and the middle of all labels none at all."""
+    rows = [{"w": f"x{i}", "n": n} for i, n in enumerate((0, 1, 2, 3, 4, 2))]
+    data = Labelled.of(nano, rows, text="the {w}", y="n", entity="w")
+    found = probes.probe(nano, data, folds=6, layers=0, controls=2)
+    left = ((found.prediction - found.target) ** 2).isel(output=0).mean("prompt")
+    np.testing.assert_allclose(found["mean"], 1 - left / data.values.var())
+    assert np.isfinite(found.selectivity).all()
+    assert np.isfinite(found.baseline).all()
+    same = Labelled.of(nano, [{**row, "n": 1} for row in rows], text="the {w}", y="n")
+    with pytest.raises(ValueError, match="y='n' is the same in all rows"):
+        probes.probe(nano, same)
 
 
 def test_years_are_there_and_shuffled_years_are_not(nano: Any, years: Labelled) -> None:
@@ -485,6 +506,15 @@ def test_all_units_are_a_dense_probe(some_model: Any) -> None:
     is_one = data.labels[tested] == 1
     above = (said[is_one][:, None] > said[~is_one]).mean()
     assert found.auroc.sel(k=k[2], fold=0).item() == pytest.approx(above)
+
+
+def test_controls_of_a_layer_are_the_same_beside_any_others(kind: Any) -> None:
+    model = kind()
+    data = small(model, 24, y="even")
+    options: dict[str, Any] = {"k": 1, "folds": 3, "seed": 5}
+    both = probes.sparse_probe(model, data, layers=[0, 1], controls=2, **options)
+    one = probes.sparse_probe(model, data, layers=1, controls=1, **options)
+    xr.testing.assert_equal(one.control, both.control.sel(layer=[1], draw=slice(1)))
 
 
 @pytest.mark.usefixtures("without_type_checks")

@@ -42,8 +42,8 @@ class Fitter:
         """Check a kind and strengths.
 
         Raises:
-            ValueError: There is no such kind, it does not go with the labels, or strengths are no
-                positive numbers.
+            ValueError: There is no such kind, it does not go with the labels, these are all the
+                same, or strengths are no positive numbers.
             ImportError: scikit-learn is needed and not installed.
         """
         if kind is None:
@@ -55,6 +55,9 @@ class Fitter:
                 f"kind={kind!r} with y={data.outputs[0]!r}, which holds {held}; wanted 'ridge' for "
                 "numbers; 'logistic', 'mean_difference' or 'lda' for classes (texts or booleans)"
             )
+        if kind == "ridge" and not (differ := np.ptp(data.values, axis=0) > 0).all():
+            name = data.outputs[int(np.argmin(differ))]
+            raise ValueError(f"y={name!r} is the same in all rows; wanted numbers that differ")
         if kind == "logistic":
             needs_sklearn("linear_model")
         return cls(kind, _strengths(kind, alphas), len(data.classes or ()), seed)

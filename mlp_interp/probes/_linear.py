@@ -77,14 +77,15 @@ def logistic(
     One unit for all dimensions: the line does not depend on the basis of the stream.
 
     The strength, among `alphas` (one over scikit-learn's C), is the largest of those that are most
-    often right on a quarter of the groups that were kept apart; then all are fitted on.
+    often right on a quarter of the groups that were kept apart; then all are fitted on. Where a
+    class has so few groups that none would be left, it is the strongest.
     """
     mean = X.mean(0)
     spread = np.sqrt(((X - mean) ** 2).mean()) or 1.0
     Z = (X - mean) / spread
     alpha = max(alphas)
-    if len(alphas) > 1:
-        apart = _apart(labels, groups, seed)
+    apart = _apart(labels, groups, seed)
+    if len(alphas) > 1 and apart.any():
         fitted = Z[~apart], labels[~apart]
         right = [
             (_model(a).fit(*fitted).predict(Z[apart]) == labels[apart]).mean()
@@ -102,7 +103,7 @@ def _model(alpha: float):
 
 
 def _apart(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Which prompts are kept apart: a quarter of the groups, if every class is left."""
+    """Which prompts are kept apart: a quarter of the groups, none if some class then is gone."""
     names, first = np.unique(groups, return_index=True)
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(labels[first][order], kind="stable")]

@@ -60,10 +60,11 @@ class Margin:
                 f"{dict.fromkeys(data.classes, ' Yes')}"
             )
         tokenizer = tokenizer_of(model)
-        ids = {
-            str(name): torch.tensor([single_token(tokenizer, word, what=f"answers[{name!r}]")])
-            for name, word in answers.items()
-        }
+        device = Weights.of(model).device
+        ids = {}
+        for name, word in answers.items():
+            token = single_token(tokenizer, word, what=f"answers[{name!r}]")
+            ids[str(name)] = torch.tensor([token], device=device)
         metric = logit_difference(ids[data.classes[1]], ids[data.classes[0]])
         return cls(model, forward_of(model), data, metric, batch_size)
 
@@ -96,8 +97,9 @@ class Margin:
                 total += to_numpy(grad[here, at].double().sum(0))
             if isinstance(self.forward, HookForward):
                 # The bridge keeps the pattern of its last forward, and with it the whole graph.
+                token = torch.tensor([self.data.rows[0][:1]], device=self.forward.weights.device)
                 with torch.no_grad():
-                    self.model(torch.tensor([self.data.rows[0][:1]]), return_type=None)
+                    self.model(token, return_type=None)
         return total / len(rows)
 
     def _streams(self, layer: int, rows: np.ndarray):

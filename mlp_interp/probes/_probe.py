@@ -64,7 +64,8 @@ def probe(
     Returns:
         A Dataset over ``layer`` (-1 is what enters the first block), ``fold``, ``draw`` (of the
         controls), ``output`` (columns of numbers, or classes; of two the second) and ``prompt``.
-        `score`: R², the mean over outputs, or the share that is called right, of each fold; `mean`
+        `score`: R² (one less the squared error over the variance of all labels, so that it is there
+        for folds of one entity), the mean over outputs, or the share called right, by fold; `mean`
         over folds and `score_se`, the spread of folds over the root of their number (they share
         most of what they are fitted on, so it is somewhat small). `by_output`: R², or AUROC against
         the other classes. `control`: the mean over folds with exchanged labels; `selectivity`: mean
@@ -134,12 +135,13 @@ def _at_layer(
         lines = fitter(X[fitted], [values[fitted] for values in labellings], splits.group[fitted])
         for n, (line, values) in enumerate(zip(lines, labellings, strict=True)):
             said = line(X[tested])
-            scores[n, fold] = score(said, values[tested], fitter.classes)
+            scores[n, fold] = score(said, values[tested], values.var(0), fitter.classes)
             if n == 0:
                 if predicted is None:
                     predicted = np.empty((len(X), said.shape[1]))
                 predicted[tested] = said
-                outputs.append(by_output(said, values[tested], fitter.classes))
+                of_each = by_output(said, values[tested], values.var(0), fitter.classes)
+                outputs.append(of_each)
     (line,) = fitter(X, labellings[:1], splits.group)
     return {
         "score": scores[0],

@@ -13,20 +13,25 @@ __all__ = ["by_output", "haversine_km", "of_tokens", "place_errors", "score"]
 _EARTH_KM = 6371.0088
 
 
-def score(predicted: np.ndarray, values: np.ndarray, classes: int) -> float:
+def score(predicted: np.ndarray, values: np.ndarray, variance: np.ndarray, classes: int) -> float:
     """R² (the mean over outputs), or with `classes` the share that is called what it is."""
     if not classes:
-        return float(by_output(predicted, values, 0).mean())
+        return float(by_output(predicted, values, variance, 0).mean())
     called = predicted[:, 0] > 0 if predicted.shape[1] == 1 else predicted.argmax(1)
     return float((called == values[:, 0]).mean())
 
 
-def by_output(predicted: np.ndarray, values: np.ndarray, classes: int) -> np.ndarray:
-    """R² of each output; of classes the AUROC of each against the rest, NaN where one is absent."""
+def by_output(
+    predicted: np.ndarray, values: np.ndarray, variance: np.ndarray, classes: int
+) -> np.ndarray:
+    """R² of each output; of classes the AUROC of each against the rest, NaN where one is absent.
+
+    R² is measured against the `variance` of all prompts' labels, not against that of the fold: a
+    fold of a single entity has none. Over folds of one size its mean is R² of all held-out
+    predictions together.
+    """
     if not classes:
-        spread = ((values - values.mean(0)) ** 2).sum(0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return 1 - ((predicted - values) ** 2).sum(0) / spread
+        return 1 - ((predicted - values) ** 2).mean(0) / variance
     of = [1] if predicted.shape[1] == 1 else range(classes)
     found = np.full(len(of), np.nan)
     for n, number in enumerate(of):
@@ -51,7 +56,7 @@ def of_tokens(
     predicted = np.where(seen[:, None], means[place], overall)
     if classes == 2:
         predicted = predicted[:, 1:] - 0.5
-    return score(predicted, values[tested], classes)
+    return score(predicted, values[tested], values.var(0), classes)
 
 
 def haversine_km(one: Any, other: Any) -> np.ndarray:

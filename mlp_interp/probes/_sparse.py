@@ -95,9 +95,8 @@ def sparse_probe(
     search = _Search.of(data, k, ranking, widest, seed)
     splits = Splits(data, folds, split, seed)
     _check_folds(data, splits)
-    rng = np.random.default_rng(seed)
     with layers_held(model, data, place) as held:
-        found = [_at_layer(X, data.labels, splits, search, controls, rng) for _, X in held]
+        found = [_at_layer(X, layer, data.labels, splits, search, controls) for layer, X in held]
     stacked = {name: np.stack([each[name] for each in found]) for name in found[0]}
     attrs = {
         "analysis": "sparse probe",
@@ -175,17 +174,19 @@ def _check_folds(data: Labelled, splits: Splits) -> None:
 
 def _at_layer(
     X: np.ndarray,
+    layer: int,
     labels: np.ndarray,
     splits: Splits,
     search: _Search,
     controls: int,
-    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     scores, chosen = _over_folds(X, labels, splits, search)
     mean, spread = scaled(X)
     Z = (X - mean) / spread
     control = np.empty((len(search.ks), controls))
     for draw in range(controls):
+        # The same whichever other layers are asked for, and however many sets are drawn.
+        rng = np.random.default_rng([search.seed, layer, draw])
         turned = Z @ rng.standard_normal((X.shape[1], X.shape[1]))
         control[:, draw] = _over_folds(turned, labels, splits, search)[0].mean(1)
     return {
