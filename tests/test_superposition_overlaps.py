@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from reference import full_cache
 
 from mlp_interp import SweepOptions
+from mlp_interp.models import Weights
 from mlp_interp.sites import Site
 from mlp_interp.superposition import _overlaps, overlaps
 from mlp_interp.superposition._overlaps import read_angle
@@ -62,6 +64,30 @@ def test_auroc_is_the_share_of_pairs():
     score, follows = np.array([1.0, 2, 2, 3]), np.array([False, False, True, True])
     assert _overlaps._auroc(score, follows) == (1 + 0.5 + 1 + 1) / 4
     assert np.isnan(_overlaps._auroc(score, follows & False))
+
+
+def test_what_never_changes_has_neither_angle_nor_rank(kind):
+    """Of a dead A nothing is told; beside dead controls B still has its angle."""
+    model, draws = kind(), np.random.default_rng(0)
+    x = np.zeros((400, model.cfg.d_mlp))
+    x[:, :2] = draws.standard_normal((400, 2))
+    after = np.where(draws.random(400) < 1 / (1 + np.exp(-x[:, 0])), 7, 8)
+    layer = ("token", "neuron"), x
+    kept = xr.Dataset({"layer0": layer, "next": ("token", after)})
+    kept["text"] = ("token", np.repeat(np.arange(8), 50))
+    weights = Weights.of(model)
+
+    def measured(a, b, tokens):
+        pair = _overlaps._Pair(0, a, b, torch.tensor(tokens), 1)
+        return _overlaps._measured(weights, pair, kept, 3, draws)
+
+    dead = measured(2, 0, [7])
+    for name in ("theta", "correlation", "weight_B", "weight_rank", "auroc_A", "auroc"):
+        assert np.isnan(dead[name]), name
+    assert np.isnan(measured(0, 1, [9])["weight_rank"])  # 9 never comes
+    alive = measured(0, 1, [7])
+    assert np.isnan(alive["weight_z"])  # all controls are dead: no spread
+    assert alive["weight_rank"] == (1 + 3 * (alive["weight_B"] <= 0)) / 4
 
 
 def test_overlaps_of_a_model_are_those_by_hand(kind):

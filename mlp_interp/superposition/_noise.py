@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.corpus import SweepOptions
@@ -83,8 +83,8 @@ def noise_tolerance(
 
     Raises:
         ValueError: An unknown site, kind or layer, sizes that are not positive and ascending, a
-            level that is not positive, ``"values"`` at ``"post"``, ``"shuffled"`` with single texts
-            in a batch, or as `sweep`.
+            level that is not positive, ``"values"`` at ``"post"``, ``"shuffled"`` with a batch in
+            which fewer than two texts have tokens that count, or as `sweep`.
 
     References:
         Hänni et al., "Mathematical models of computation in superposition", arXiv:2408.05451, on
@@ -115,11 +115,8 @@ def noise_tolerance(
     listed = indices("layers", layers, weights.n_layers)
     texts = padded_texts(model, corpus, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
-    if kind == "shuffled" and len(counts) % min(sweep.batch_size, sweep.shard) == 1:
-        raise ValueError(
-            f"kind='shuffled' leaves one of {len(counts)} texts alone in a batch of "
-            f"{min(sweep.batch_size, sweep.shard)}; wanted another batch_size, or more texts"
-        )
+    if kind == "shuffled":
+        _check_others(counts, sweep)
     check_weights(model)
     reducers = {name: Moments(site=name, layers=listed, first=first) for name in named}
     moments = run_sweep(model, texts, reducers, options=sweep)
@@ -146,6 +143,28 @@ def _checked_sizes(given: Sequence[float]) -> tuple[float, ...]:
     if len(sizes) < 2 or not all(0 < a < b for a, b in pairwise(sizes)):
         raise ValueError(f"sizes={list(given)}; wanted two or more positive numbers, ascending")
     return sizes
+
+
+def _check_others(counts: Bool[Tensor, "sequence pos"], sweep: SweepOptions) -> None:
+    """Refuse batches, as a sweep cuts them, without two texts that have tokens that count.
+
+    Raises:
+        ValueError: There is one.
+    """
+    size = min(sweep.batch_size, sweep.shard)
+    if size == 1:
+        raise ValueError(
+            f"kind='shuffled' with batch_size={sweep.batch_size}, shard={sweep.shard}; wanted both "
+            "at least 2: noise comes from other texts of the batch"
+        )
+    for shard in counts.any(1).split(sweep.shard):
+        for texts in shard.split(size):
+            if texts.sum() < 2:
+                raise ValueError(
+                    f"kind='shuffled' leaves a text alone in a batch: of {len(counts)} texts one "
+                    f"batch of batch_size={sweep.batch_size}, shard={sweep.shard} has "
+                    f"{int(texts.sum())} with tokens that count; wanted at least 2 in each"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

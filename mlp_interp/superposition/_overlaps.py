@@ -78,7 +78,8 @@ def overlaps(
         ``weight_control`` (mean of the controls), ``weight_z`` and ``weight_rank``, the share of
         controls, itself among them, that weigh as much; ``auroc_A`` and ``auroc`` of A alone and
         along ``theta``, both on every second text, which the angle then was not fitted on. NaN
-        where A's tokens come at fewer than ten places.
+        where A's tokens come at fewer than ten places, or A never changes; `weight_rank` also where
+        no control has an angle.
 
     Raises:
         ValueError: Options out of range, no pair with so much in common, fewer than four texts, a
@@ -240,23 +241,24 @@ def _measured(
     others = [read_angle(a, x[:, n], follows, text)[0] for n in draws.permutation(near)[:controls]]
     others = np.sin(np.radians(np.array(others)[np.isfinite(others)]))
     weight = np.sin(np.radians(theta))
-    spread = others.std(ddof=1) if len(others) > 1 else np.nan
+    spread = (others.std(ddof=1) or np.nan) if len(others) > 1 else np.nan
     fitted = text % 2 == 0
     half, _ = read_angle(a[fitted], b[fitted], follows[fitted], text[fitted])
-    scaled = a / a.std(), b / max(b.std(), 1e-12)
-    along = np.cos(np.radians(half)) * scaled[0] + np.sin(np.radians(half)) * scaled[1]
-    with np.errstate(invalid="ignore"):
-        correlation = np.corrcoef(a, b)[0, 1]
+    along = np.full(len(a), np.nan)
+    if np.isfinite(half) and a.std() > 0:
+        along = np.cos(np.radians(half)) * a / a.std()
+        along += np.sin(np.radians(half)) * b / max(b.std(), 1e-12)
+    ranked = np.isfinite(theta) and len(others) > 0
     return {
-        "correlation": correlation,
+        "correlation": np.corrcoef(a, b)[0, 1] if min(a.std(), b.std()) > 0 else np.nan,
         "rate": follows.mean(),
         "theta": theta,
         "theta_se": error,
         "weight_B": weight,
         "weight_control": others.mean() if len(others) else np.nan,
         "weight_z": (weight - others.mean()) / spread if len(others) else np.nan,
-        "weight_rank": (1 + (others >= weight).sum()) / (1 + len(others)),
-        "auroc_A": _auroc(a[~fitted], follows[~fitted]),
+        "weight_rank": (1 + (others >= weight).sum()) / (1 + len(others)) if ranked else np.nan,
+        "auroc_A": _auroc(a[~fitted], follows[~fitted]) if a.std() > 0 else np.nan,
         "auroc": _auroc(along[~fitted], follows[~fitted]),
         **_cosines(weights, pair),
     }
