@@ -361,7 +361,7 @@ def test_proximity_is_the_share_of_others_that_are_predicted_closer(nano: Any) -
 
 @pytest.mark.parametrize("kind", ["logistic", "mean_difference", "lda"])
 def test_probes_of_classes(nano: Any, refusals: Labelled, kind: Any, tmp_path: Any) -> None:
-    found = probes.probe(nano, refusals, layers=2, kind=kind, controls=1, folds=3)
+    found = probes.probe(nano, refusals, layers=2, kind=kind, controls=1, folds=2)
     assert found.output.values.tolist() == ["harmful"]
     assert float(found["mean"].sel(layer=2)) > 0.98
     assert float(found.by_output.sel(layer=2).mean()) > 0.98
@@ -378,7 +378,7 @@ def test_probes_of_several_classes_and_of_neurons(nano: Any) -> None:
     data = Labelled.of(nano, rows, text="{text}", y="kind", position="mean")
     for kind in ("logistic", "lda"):
         found = probes.probe(
-            nano, data, site="post", layers=2, kind=kind, folds=3, controls=1, alphas=None
+            nano, data, site="post", layers=2, kind=kind, folds=2, controls=0, alphas=None
         )
         assert found.output.values.tolist() == sorted(kinds)
         assert float(found["mean"].sel(layer=2)) > 0.9
