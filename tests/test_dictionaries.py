@@ -1,18 +1,23 @@
 """SAEs and transcoders as data, and their files, each trap of a format with a file made by hand."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from random_models import HAS_HOOKED
 from safetensors.torch import save_file
 
+import mlp_interp as mi
 from mlp_interp import dictionaries
 from mlp_interp.dictionaries import Dictionary, GroupMax, JumpRelu, Relu, TopK
 from mlp_interp.dictionaries import dictionary as dictionary_module
 from mlp_interp.dictionaries import files as files_module
 from mlp_interp.dictionaries.places import place_of
+from mlp_interp.latents import train
+from mlp_interp.latents.spliced import read_in
 from mlp_interp.models import Weights
 
 D, N = 6, 10
@@ -118,6 +123,26 @@ def test_inputs_that_are_normalised() -> None:
     torch.testing.assert_close(constant(X)[0], decoded(relu(X / size)) * size)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_no_rows_and_rows_of_zeros(activation: Any) -> None:
+    one = made(activation, W_skip=numbers(D, D, seed=7))
+    for shape in ((0,), (2, 0)):
+        rebuilt, latents = one(torch.zeros(*shape, D))
+        assert (rebuilt.shape, latents.dense().shape) == ((*shape, D), (*shape, N))
+    constant = made(activation, normalize="constant_norm")
+    assert not constant(torch.zeros(2, D))[0].any()
+
+
+def test_a_decoder_row_of_zeros(tmp_path: Path) -> None:
+    """Its latent, which would be divided by its row's length, is never active."""
+    tensors = {**PARTS, "W_dec": PARTS["W_dec"].clone()}
+    tensors["W_dec"][3] = 0
+    config: Any = {"apply_b_dec_to_input": False, "rescale_acts_by_decoder_norm": True}
+    one = dictionaries.load(sae_lens(tmp_path / "a", tensors, **config))
+    torch.testing.assert_close(one(X)[0], relu() @ tensors["W_dec"] + PARTS["b_dec"])
+    assert not one.encode(X).of([3]).any()
+
+
 @pytest.mark.parametrize("subtract", [True, False])
 def test_sae_lens_takes_the_bias_out_of_the_input_where_it_says_so(
     tmp_path: Path, subtract: bool
@@ -157,7 +182,10 @@ def test_sae_lens_transcoders(tmp_path: Path) -> None:
     one = dictionaries.load(sae_lens(tmp_path / "a", tensors, architecture=kind, metadata=hooks))
     acts = relu() * (relu() > 0.3)
     torch.testing.assert_close(one(X)[0], decoded(acts) + X @ skip.T)
-    assert (one.reads, one.layer, one.b_in) == ("mlp_in", 2, None)
+    assert (one.reads, one.layer, one.b_in) == ("mlp_normalized", 2, None)
+    other = {**hooks, "hook_name_out": "blocks.1.hook_mlp_out"}
+    with pytest.raises(ValueError, match=r"of layer 2, and writes .*, of layer 1; wanted both"):
+        dictionaries.load(sae_lens(tmp_path / "c", architecture="transcoder", metadata=other))
     middle = {**hooks, "hook_name": "blocks.2.hook_resid_mid"}
     path = sae_lens(tmp_path / "b", architecture="transcoder", metadata=middle)
     with pytest.raises(ValueError, match=r"reads 'blocks.2.hook_resid_mid'; wanted"):
@@ -181,14 +209,17 @@ def test_sae_lens_says_which_weights(tmp_path: Path, about: Any, wants: Any) -> 
 
 
 def test_a_transcoder_of_folded_weights_that_are_not_centred(tmp_path: Path) -> None:
-    """What it writes loses its mean, which centred weights have lost, too."""
+    """It is one for raw weights; for centred ones, what it writes loses its mean as they have."""
     metadata = {
         "hook_name": "blocks.1.ln2.hook_normalized",
         "hook_name_out": "blocks.1.hook_mlp_out",
         "model_from_pretrained_kwargs": {"center_writing_weights": False},
     }
-    one = dictionaries.load(sae_lens(tmp_path / "a", architecture="transcoder", metadata=metadata))
-    wanted = decoded(relu())
+    path = sae_lens(tmp_path / "a", architecture="transcoder", metadata=metadata)
+    wanted, raw = decoded(relu()), dictionaries.load(path)
+    torch.testing.assert_close(raw(X)[0], wanted)
+    assert (raw.wants, raw.reads) == ("raw", "mlp_normalized")
+    one = dictionaries.load(path, wants="folded")
     torch.testing.assert_close(one(X)[0], wanted - wanted.mean(-1, keepdim=True))
     assert one.wants == "folded"
     assert "centred" in one.attrs["output"]
@@ -298,7 +329,11 @@ SAVED = [
             "writes": "resid_post",
         },
     ),
-    ("sae_lens", {"activation": Relu(), "reads": "mlp_in", "W_skip": numbers(D, D, seed=7)}),
+    (
+        "sae_lens",
+        {"activation": Relu(), "reads": "mlp_normalized", "W_skip": numbers(D, D, seed=7)},
+    ),
+    ("sae_lens", {"activation": Relu(), "reads": "mlp_normalized", "b_in": PARTS["b_dec"]}),
     ("sparsify", {"b_in": numbers(D, seed=8)}),
     ("sparsify", {"activation": GroupMax(5)}),
     ("sparsify", {"reads": "mlp_in", "W_skip": numbers(D, D, seed=7), "wants": "folded"}),
@@ -318,6 +353,8 @@ def test_saved_and_read_again(tmp_path: Path, package: str, more: Any) -> None:
 def test_what_a_package_has_nothing_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"package='sae_lens' has no architecture"):
         dictionaries.save(made(reads="mlp_in"), tmp_path, package="sae_lens")
+    with pytest.raises(ValueError, match=r"no name for what .* reads, after the norm's scale"):
+        dictionaries.save(made(Relu(), reads="mlp_in", wants="raw"), tmp_path)
     with pytest.raises(ValueError, match=r"package='sparsify' has nothing"):
         dictionaries.save(made(Relu()), tmp_path, package="sparsify")
     with pytest.raises(ValueError, match="package='other'; wanted"):
@@ -372,8 +409,12 @@ def test_names_of_places(text: str, place: Any) -> None:
         ({"b_enc": numbers(N - 1)}, r"b_enc=\(9,\)"),
         ({"W_skip": numbers(D, D + 1)}, r"W_skip=\(6, 7\)"),
         ({"activation": JumpRelu(torch.zeros(3))}, r"threshold=\(3,\); wanted one, or 10"),
+        ({"activation": TopK(11)}, "k=11 with 10 latents; wanted no more"),
+        ({"activation": GroupMax(4)}, "k=4 with 10 latents; wanted a divisor"),
+        ({"b_enc": PARTS["b_enc"].double()}, r"b_enc is of torch.float64 with W_enc of torch.fl"),
+        ({"spans": 4, "reads": "mlp_in"}, r"spans=4 with W_dec=\(10, 6\); wanted a divisor of 6"),
         ({"b_dec": torch.full((D,), torch.nan)}, "b_dec holds NaN"),
-        ({"reads": "z"}, "reads='z'; wanted 'mlp_in', 'resid_pre' or 'mlp_out'"),
+        ({"reads": "z"}, "reads='z'; wanted 'mlp_in', 'mlp_normalized', 'resid"),
         ({"writes": "post"}, "writes='post'; wanted"),
         ({"normalize": "batch"}, "normalize='batch'; wanted"),
         ({"wants": "centred"}, "wants='centred'; wanted"),
@@ -428,3 +469,59 @@ def test_of_another_model(kind: Any) -> None:
         Dictionary(*sizes, layer=9).check(Weights.of(raw))
     with pytest.raises(ValueError, match=rf"reads and writes \(6, 6\) numbers; wanted d_model={d}"):
         made().check(Weights.of(raw))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "which"), [("parallel", "raw"), ("gpt2", "raw"), ("llama", "folded")]
+)
+def test_the_hook_before_the_norms_scale(
+    kind: Any, architecture: str, which: str, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    """A transcoder that is the identity gives what TransformerLens has at that hook."""
+    model = kind(architecture, processing=which)
+    weights, hook = Weights.of(model), "blocks.1.ln2.hook_normalized"
+    eye, zero = torch.eye(weights.d_model), torch.zeros(weights.d_model)
+    one = Dictionary(
+        zero[:, None], zero[:1], zero[None], zero, Relu(), layer=1, reads="mlp_normalized",
+        W_skip=eye,
+    )  # fmt: skip
+    one = dictionaries.load(dictionaries.save(one, tmp_path))
+    run = mi.run(model, tokens, sites=["attn_out", "mlp_out"])
+    _, cache = model.run_with_cache(tokens, names_filter=hook)
+    read, _ = read_in(run, one)
+    torch.testing.assert_close(one(read)[0], cache[hook], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="the bridge processes weights as a whole")
+def test_weights_that_are_folded_and_not_centred(kind: Any) -> None:
+    model = copy.deepcopy(kind("parallel", "hooked", "raw"))
+    model.process_weights_(center_writing_weights=False, center_unembed=False)
+    weights = Weights.of(model)
+    d = weights.d_model
+    sizes = (torch.zeros(d, 1), torch.zeros(1), torch.zeros(1, d), torch.zeros(d), Relu())
+    Dictionary(*sizes, layer=0, wants="raw").check(weights)  # of a stream, which has its mean
+    Dictionary(*sizes, layer=0, reads="mlp_normalized", wants="raw").check(weights)
+    for wants in ("raw", "folded"):
+        with pytest.raises(ValueError, match=rf"wants {wants} weights, .* are neither; wanted"):
+            Dictionary(*sizes, layer=0, reads="mlp_in", wants=wants).check(weights)
+    with pytest.raises(ValueError, match=r"reads='mlp_in' of model=.* and not both; wanted"):
+        train(model, torch.ones(1, 4, dtype=torch.long), "0.mlp", reads="mlp_in", n_latents=2, k=1)
+
+
+def test_what_follows_a_module(kind: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    weights = Weights.of(kind(processing="raw"))
+    d = weights.d_model
+    sizes = (torch.zeros(d, 2), torch.zeros(2), torch.zeros(2, d), torch.zeros(d), TopK(1))
+    assert not Dictionary(*sizes, layer=0).of_module
+    ours = dictionaries.save(Dictionary(*sizes, layer=0), tmp_path / "x", package="sparsify")
+    assert not dictionaries.load(ours).of_module
+    assert dictionaries.load(sparsify(tmp_path / "layers.0.mlp")).of_module
+    one = Dictionary(*sizes, layer=0, of_module=True)
+    one.check(weights)
+    monkeypatch.setattr(weights.model.blocks[0], "residual_contribution_scale", 0.5, raising=False)
+    with pytest.raises(ValueError, match=r"output of a module, and model=.* multiplies that"):
+        one.check(weights)
+    Dictionary(*sizes, layer=0).check(weights)
+    Dictionary(*sizes, layer=0, reads="resid_post", writes="resid_post", of_module=True).check(
+        weights
+    )

@@ -245,6 +245,26 @@ def losses_by_hand(
 
 
 @pytest.mark.parametrize("which", ["sae", "transcoder"])
+def test_texts_in_which_nothing_counts_change_nothing(nano: Any, trained: Any, which: str) -> None:
+    """They are runs of no row, alone in their batch; one is refused where it is all there is."""
+    one, tokens = trained[which], torch.tensor([[0, 5, 6, 7], [0, 9, 9, 9]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    given: Any = {"attention_mask": mask, "batch_size": 1}
+    found = latents.evaluate(nano, one, tokens, **given)
+    alone = latents.evaluate(nano, one, tokens[:1], attention_mask=mask[:1])
+    replaced = latents.replace(nano, [one], tokens, **given)
+    for name in ("kl", "delta_loss"):
+        np.testing.assert_allclose(found[name], alone[name], atol=1e-6)
+    splices = ["dictionary", "zero", "mean"]
+    got = replaced.kl.isel(replaced=0).sel(by=splices)
+    np.testing.assert_allclose(got, found.kl.sel(splice=splices), atol=1e-6)
+    np.testing.assert_allclose(found.fvu, alone.fvu, rtol=1e-6)
+    for verb, what in ((latents.evaluate, one), (latents.replace, [one])):
+        with pytest.raises(ValueError, match="first=1 with 1 texts of up to 4 tokens"):
+            verb(nano, what, tokens[1:], attention_mask=mask[1:])
+
+
+@pytest.mark.parametrize("which", ["sae", "transcoder"])
 def test_evaluation_is_that_of_plain_hooks(
     nano: Any, corpus: Any, trained: Any, which: str
 ) -> None:

@@ -12,6 +12,7 @@ from random_models import VOCABULARY, tiny_tokenizer
 from reference_paths import EARLY, Slow, close
 
 import mlp_interp as mi
+from mlp_interp.dictionaries import Dictionary, TopK
 from mlp_interp.edits import Edit
 from mlp_interp.models import Weights
 from mlp_interp.models.vectors import Vectors
@@ -270,3 +271,15 @@ def test_what_an_mlp_adds_is_values_times_one_number(case):
     value = Vectors.of(Weights.of(loaded), LAYER).value
     ratio = cache[f"{LAYER}.mlp"] / (cache["post", LAYER] @ value)
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), atol=1e-3, rtol=1e-3)
+
+
+def test_a_dictionary_of_a_modules_own_output_is_refused(case):
+    """What other packages read there is before the norm that follows."""
+    _, _, loaded = case
+    d = Weights.of(loaded).d_model
+    parts = torch.zeros(d, 2), torch.zeros(2), torch.zeros(2, d), torch.zeros(d), TopK(1)
+    for name in ("mlp_out", "attn_out"):
+        one = Dictionary(*parts, layer=LAYER, reads=name, writes=name)
+        one.check(Weights.of(loaded))
+        with pytest.raises(ValueError, match=f"normalises that before it becomes {name}"):
+            replace(one, of_module=True).check(Weights.of(loaded))

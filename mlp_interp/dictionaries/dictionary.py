@@ -10,20 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation, JumpRelu
+from mlp_interp.dictionaries.fitting import check_fit, check_module
 from mlp_interp.dictionaries.latents import Latents
 from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_finite
 from mlp_interp.models.options import check_choice
-from mlp_interp.models.processing import folded
+from mlp_interp.models.processing import processing
 from mlp_interp.sites import STREAM, Site
 
-__all__ = ["Dictionary"]
+__all__ = ["AFTER_NORM", "Dictionary"]
 
 Normalize = Literal["layer_norm", "constant_norm"]
 Wants = Literal["raw", "folded"]
 
+AFTER_NORM = ("mlp_in", "mlp_normalized")
+"""What the MLP reads: with its norm's scale and shift, and without them."""
+
 _NUMBERS = 2**22  # pre-activations at a time: 16 MiB in float32
 _EPS = 1e-5  # of SAELens' LayerNorm, outside the root
+_LEAST = 1e-12  # length by which an input of zeros is divided
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +47,8 @@ class Dictionary:
         activation: Which latents are active, a rule for each token by itself.
         layer: Of the block that is read.
         reads: ``"mlp_in"``, what the MLP reads after its norm (with the norm's scale and shift
-            where the model still has them), ``"resid_pre"``, or what it writes.
+            where the model still has them), ``"mlp_normalized"``, the same without these (where
+            TransformerLens has ``ln2.hook_normalized``), ``"resid_pre"``, or what it writes.
         writes: ``"mlp_out"``, ``"attn_out"``, ``"resid_pre"`` or ``"resid_post"``.
         spans: How many layers it writes to, its own the first; more than 1 for ``mlp_out`` only.
         b_in: What is taken from the input; None for nothing.
@@ -50,12 +56,14 @@ class Dictionary:
         normalize: What is done to each input, and undone to the output: ``"layer_norm"`` as SAELens
             does it, with the unbiased deviation and epsilon outside the root; ``"constant_norm"``,
             a length of ``sqrt(d_in)``; None for nothing.
+        of_module: Whether what it writes is a module's own output, before the norm or multiplier
+            that follows the module in some models.
         wants: The processing of the weights of the model it is for; None where nobody says.
         attrs: What is known of it.
 
     Raises:
-        ValueError: Shapes that do not fit each other, weights that are not finite, an unknown
-            place.
+        ValueError: Shapes or types that do not fit each other, weights that are not finite, an
+            unknown place.
 
     References:
         Bricken et al., "Towards Monosemanticity", 2023; Dunefsky et al., "Transcoders Find
@@ -82,41 +90,22 @@ class Dictionary:
     b_in: Float[Tensor, " d_in"] | None = None
     W_skip: Float[Tensor, "d_in d_out"] | None = None
     normalize: Normalize | None = None
+    of_module: bool = False
     wants: Wants | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("writes", self.writes, STREAM)
-        check_choice("reads", self.reads, ("mlp_in", "resid_pre", self.writes))
+        check_choice("reads", self.reads, (*AFTER_NORM, "resid_pre", self.writes))
         check_choice("normalize", self.normalize, (None, *get_args(Normalize)))
         check_choice("wants", self.wants, (None, *get_args(Wants)))
         if type(self.layer) is not int or self.layer < 0:
             raise ValueError(f"layer={self.layer!r}; wanted an integer from 0")
         if self.spans < 1 or (self.spans > 1 and self.writes != "mlp_out"):
             raise ValueError(f"spans={self.spans} with writes={self.writes!r}; wanted 1")
-        self._check_shapes()
+        check_fit(self._tensors(), self.activation, self.spans)
         for name, x in self._tensors().items():
             check_finite(name, x)
-
-    def _check_shapes(self) -> None:
-        latents, d_out = self.W_dec.shape
-        d_in = self.W_enc.shape[0]
-        shapes = {
-            "W_enc": (d_in, latents), "b_enc": (latents,), "b_dec": (d_out,), "b_in": (d_in,),
-            "W_skip": (d_in, d_out),
-        }  # fmt: skip
-        for name, x in self._tensors().items():
-            if name in shapes and tuple(x.shape) != shapes[name]:
-                raise ValueError(
-                    f"{name}={tuple(x.shape)} with W_dec={latents, d_out}; wanted {shapes[name]}"
-                )
-        if isinstance(self.activation, JumpRelu) and self.activation.threshold.shape not in (
-            (),
-            (latents,),
-        ):
-            raise ValueError(
-                f"threshold={tuple(self.activation.threshold.shape)}; wanted one, or {latents}"
-            )
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -159,7 +148,9 @@ class Dictionary:
             raise ValueError(f"x={tuple(x.shape)}; wanted a last axis of {self.W_enc.shape[0]}")
         rest = x.shape[:-1]
         rows, scale, shift = self._normalized(x.reshape(-1, x.shape[-1]).to(self.W_enc))
-        skipped = None if self.W_skip is None else (rows @ self.W_skip).view(*rest, -1)
+        skipped = (
+            None if self.W_skip is None else (rows @ self.W_skip).view(*rest, self.W_skip.shape[1])
+        )
         taken = rows if self.b_in is None else rows - self.b_in
         size = max(1, _NUMBERS // self.n_latents)
         parts = [
@@ -167,8 +158,8 @@ class Dictionary:
         ]
         indices, values = _joined(parts)
         return Latents(
-            indices.view(*rest, -1),
-            values.view(*rest, -1),
+            indices.view(*rest, indices.shape[-1]),
+            values.view(*rest, values.shape[-1]),
             self.n_latents,
             None if scale is None else scale.view(*rest, 1),
             None if shift is None else shift.view(*rest, 1),
@@ -193,7 +184,7 @@ class Dictionary:
             per_sample_weights=values.reshape(-1, slots),
             mode="sum",
         )
-        return summed.view(*values.shape[:-1], -1)
+        return summed.view(*values.shape[:-1], self.W_dec.shape[1])
 
     def __call__(
         self, x: Float[Tensor, "*rest d_in"]
@@ -235,16 +226,18 @@ class Dictionary:
                 f"{name} is of layer {last}; wanted one of the model's 0 to {weights.n_layers - 1}"
             )
         weights.check_names([self.writes], argument=name)
-        if self.reads == "mlp_in":
+        if self.reads in AFTER_NORM:
             weights.check_names(["post"], argument=name)
-        is_folded = folded(weights, self.layer)
-        if self.wants is not None and is_folded != (self.wants == "folded"):
-            has = "folded" if is_folded else "raw"
-            raise ValueError(
-                f"{name} wants {self.wants} weights, and those of "
-                f"model={weights.model.cfg.model_name!r} are {has}; wanted load_model(name, "
-                f"processing={self.wants!r})"
-            )
+        if self.of_module:
+            check_module(weights, self.writes, range(self.layer, last + 1), name=name)
+        if self.wants is not None:
+            found = processing(weights, self.layer, self.reads)
+            if found not in (None, self.wants):
+                raise ValueError(
+                    f"{name} wants {self.wants} weights, and those of "
+                    f"model={weights.model.cfg.model_name!r} are {found}; wanted load_model(name, "
+                    f"processing={self.wants!r})"
+                )
 
     def _normalized(
         self, x: Float[Tensor, "row d_in"]
@@ -256,7 +249,7 @@ class Dictionary:
             return (x - shift) / (scale + _EPS), scale, shift
         if self.normalize == "constant_norm":
             scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            return x / scale, scale, None
+            return x / scale.clamp_min(_LEAST), scale, None
         return x, None, None
 
     def __repr__(self) -> str:

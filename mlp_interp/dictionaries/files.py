@@ -48,7 +48,8 @@ def load(
             ``"3.resid_post"``, or a hook's or module's name; None takes the file's word.
         activation: Which latents are active; None takes the file's word.
         wants: ``"raw"`` or ``"folded"``, the processing of the weights that it reads; None takes
-            the file's word, and where it has none, none is wanted.
+            the file's word, and where it has none, none is wanted. Of a transcoder of SAELens for
+            weights that are not centred, ``"folded"`` takes the mean out of what it writes.
         subtract_b_dec: Whether the decoder's bias is taken from the input first; None takes the
             rule of the format.
         revision: Of a repository.

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation
-from mlp_interp.dictionaries.dictionary import Dictionary
+from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.dictionaries.places import place_of
 from mlp_interp.results import single
 
@@ -121,7 +121,7 @@ def placed(
     """
     text = given.place or said
     found = None if text is None else place_of(text)
-    if found is None or (transcoder and found[0] == "mlp_in"):
+    if found is None or (transcoder and found[0] in AFTER_NORM):
         what = "no place" if text is None else f"place {text!r}"
         raise ValueError(
             f"path={str(path)!r} says {what}; wanted place= what the dictionary writes, for "
@@ -140,7 +140,8 @@ def with_unit_rows(
     """
     sizes = W_dec.norm(dim=-1)
     scaled = None if threshold is None else threshold * sizes
-    return W_enc * sizes, b_enc * sizes, W_dec / sizes[:, None], scaled
+    divisors = sizes.masked_fill(sizes == 0, 1)  # a row of zeros stays one, its latent inactive
+    return W_enc * sizes, b_enc * sizes, W_dec / divisors[:, None], scaled
 
 
 def centred_output(dictionary: Dictionary) -> Dictionary:

@@ -73,6 +73,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
         given.activation or _activation(folder, kind, trainer, threshold),
         **placed(folder.path, given, said or None, transcoder=False),
         b_in=b_dec if subtract else None,
+        of_module=True,
         wants=given.wants or "raw",  # of Hugging Face's modules
         attrs={"format": "dictionary_learning", "path": str(folder.path)},
     )

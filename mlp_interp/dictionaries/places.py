@@ -4,10 +4,11 @@ import re
 
 __all__ = ["place_of"]
 
-# Of TransformerLens, with SAELens; `hook_mlp_in` and `hook_resid_mid` come before the norm.
+# Of TransformerLens, with SAELens; `hook_mlp_in` and `hook_resid_mid` come before the norm, and
+# `hook_normalized` before its scale and shift.
 _HOOK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<name>[\w.]+)")
 _HOOKS = {
-    "ln2.hook_normalized": "mlp_in",
+    "ln2.hook_normalized": "mlp_normalized",
     "hook_resid_pre": "resid_pre",
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out",
@@ -19,7 +20,7 @@ _MODULES = {"mlp": "mlp_out", "attention": "attn_out", "self_attn": "attn_out", 
 # Of dictionary_learning, and of this package.
 _NAMED = re.compile(r"(?P<name>resid_pre|resid_post|attn_out|mlp_out)_layer_(?P<layer>\d+)")
 _OURS = re.compile(
-    r"(?P<layer>\d+)\.(?P<name>mlp_in|resid_pre|resid_post|attn_out|attn|mlp_out|mlp)"
+    r"(?P<layer>\d+)\.(?P<name>mlp_in|mlp_normalized|resid_pre|resid_post|attn_out|attn|mlp_out|mlp)"
 )
 _SHORT = {"attn": "attn_out", "mlp": "mlp_out"}
 
@@ -31,7 +32,7 @@ def place_of(text: str) -> tuple[str, int] | None:
         >>> place_of("blocks.3.hook_mlp_out"), place_of("layers.3.mlp"), place_of("layers.3")
         (('mlp_out', 3), ('mlp_out', 3), ('resid_post', 3))
         >>> place_of("blocks.3.ln2.hook_normalized"), place_of("3.mlp_in")
-        (('mlp_in', 3), ('mlp_in', 3))
+        (('mlp_normalized', 3), ('mlp_in', 3))
     """
     if match := _OURS.fullmatch(text):
         return _SHORT.get(match["name"], match["name"]), int(match["layer"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.dictionaries.dictionary import Dictionary
+from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.models import Weights
 from mlp_interp.models.weights import Affine
 
@@ -18,7 +18,7 @@ class Reading:
     """Keeps what some dictionaries read, of the part of the text that is being run.
 
     What the MLP reads has no place of its own: it is made of the stream before it, by the block's
-    norm, with that norm's scale and shift where the weights still have them.
+    norm, with that norm's scale and shift where the weights still have them; or without them.
 
     Attributes:
         wanted: The places that must be shown.
@@ -38,11 +38,11 @@ class Reading:
             one.check(weights)
             if one.is_sae:
                 continue
-            if one.reads != "mlp_in":
+            if one.reads not in AFTER_NORM:
                 self.wanted.add((one.reads, one.layer))
                 continue
             self.wanted |= {(name, one.layer) for name in self._before_mlp}
-            if one.layer not in self._affines:
+            if one.reads == "mlp_in" and one.layer not in self._affines:
                 self._affines[one.layer] = weights.block(one.layer).ln2
 
     @property
@@ -66,10 +66,13 @@ class Reading:
         layer = dictionary.layer
         if dictionary.is_sae:
             return written
-        if dictionary.reads != "mlp_in":
+        if dictionary.reads not in AFTER_NORM:
             return self._kept[dictionary.reads, layer]
         stream = self._kept["resid_pre", layer]
         for name in self._before_mlp[1:]:
             stream = stream + self._kept[name, layer]
+        normalized = self._weights.norm.standardize(stream)
+        if dictionary.reads == "mlp_normalized":
+            return normalized
         affine = self._affines[layer]
-        return self._weights.norm.standardize(stream) * affine.w + affine.b
+        return normalized * affine.w + affine.b

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation, JumpRelu, Relu, TopK
-from mlp_interp.dictionaries.dictionary import Dictionary
+from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.dictionaries.parts import Folder, Given, centred_output, placed, with_unit_rows
 from mlp_interp.dictionaries.places import place_of
 
@@ -22,14 +22,15 @@ _NORMALIZE = {
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _KNOWN = ("standard", "topk", "jumprelu", *_TRANSCODERS)
 _RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
-_HOOK = {"mlp_in": "ln2.hook_normalized"}
+_HOOK = dict.fromkeys(AFTER_NORM, "ln2.hook_normalized")
 
 
 def read(folder: Folder, given: Given) -> Dictionary:
     """The dictionary of a folder.
 
     Raises:
-        ValueError: An architecture or normalisation that is not known; what `placed` refuses.
+        ValueError: An architecture or normalisation that is not known; a transcoder between two
+            layers; what `placed` refuses.
     """
     config = folder.config
     about = {**config, **config.get("meta", {}), **config.get("metadata", {})}
@@ -57,9 +58,9 @@ def read(folder: Folder, given: Given) -> Dictionary:
         subtract = bool(config.get("apply_b_dec_to_input", not transcoder)) and not transcoder
     skip = folder.tensors.get("W_skip")
     name = about.get("hook_name_out") if transcoder else about.get("hook_name")
-    reads = _read_by(folder, about.get("hook_name")) if transcoder else None
+    reads = _read_by(folder, about, given) if transcoder else None
     place = placed(folder.path, given, name, transcoder=transcoder, reads=reads)
-    wants, centre = _processing(about, place["reads"])
+    wants = _processing(about, place["reads"])
     made = Dictionary(
         W_enc,
         b_enc,
@@ -73,20 +74,30 @@ def read(folder: Folder, given: Given) -> Dictionary:
         wants=given.wants or wants,
         attrs={"format": "sae_lens", "path": str(folder.path), **_said(about)},
     )
-    return centred_output(made) if centre and given.wants is None else made
+    # What is read before the norm's scale is the same of raw weights and of folded ones.
+    centre = wants == "raw" and given.wants == "folded" and made.reads == "mlp_normalized"
+    return centred_output(made) if centre else made
 
 
-def _read_by(folder: Folder, hook: str | None) -> str | None:
+def _read_by(folder: Folder, about: dict[str, Any], given: Given) -> str | None:
     """What a transcoder reads, by the name of a hook; None where the file does not say.
 
     Raises:
-        ValueError: It reads what is no place of ours, such as the stream between attention and MLP.
+        ValueError: It reads what is no place of ours, such as the stream between attention and MLP;
+            or writes to another layer.
     """
+    hook, out = about.get("hook_name"), given.place or about.get("hook_name_out")
     found = None if hook is None else place_of(hook)
     if hook is not None and found is None:
         raise ValueError(
             f"path={str(folder.path)!r} reads {hook!r}; wanted 'blocks.N.ln2.hook_normalized', or "
             "a stream"
+        )
+    written = None if out is None else place_of(out)
+    if found and written and found[1] != written[1] and given.place is None:
+        raise ValueError(
+            f"path={str(folder.path)!r} reads {hook!r}, of layer {found[1]}, and writes {out!r}, "
+            f"of layer {written[1]}; wanted both of one"
         )
     return None if found is None else found[0]
 
@@ -106,20 +117,19 @@ def _activation(folder: Folder, threshold: Tensor | None) -> Activation:
     return Relu()
 
 
-def _processing(about: dict[str, Any], reads: str) -> tuple[Any, bool]:
-    """Which weights it wants, and whether its output must lose its mean for that.
+def _processing(about: dict[str, Any], reads: str) -> Any:
+    """Which weights it wants; None where nobody says.
 
-    Weights that are folded but not centred are neither of ours: what MLPs read is then as of folded
-    ones, and what they write, but for its mean, too.
+    What is read before the norm's scale is the same in all of them, so that only what is written
+    counts then: whether it has its mean. Weights that are folded but not centred are neither of
+    ours, and their streams are those of raw ones.
     """
     loaded = about.get("model_from_pretrained_kwargs")
     if loaded is None:
         plain = about.get("model_class_name") == "AutoModelForCausalLM"  # of Hugging Face
-        return "raw" if plain else None, False
+        return "raw" if plain else None
     is_folded, is_centred = loaded.get("fold_ln", True), loaded.get("center_writing_weights", True)
-    if reads == "mlp_in" and is_folded:
-        return "folded", not is_centred
-    return ("folded" if is_centred and is_folded else "raw"), False
+    return "folded" if is_centred and (is_folded or reads == "mlp_normalized") else "raw"
 
 
 def _said(about: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +155,13 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"package='sae_lens' has no architecture for {dictionary!r}; wanted package='sparsify'"
         )
+    if dictionary.reads == "mlp_in" and dictionary.wants != "folded":
+        raise ValueError(
+            f"package='sae_lens' has no name for what {dictionary!r} reads, after the norm's scale "
+            "and shift; wanted reads='mlp_normalized', wants='folded', or package='sparsify'"
+        )
     b_enc = dictionary.b_enc
-    subtract = dictionary.b_in is not None and dictionary.b_in is dictionary.b_dec
+    subtract = sae and dictionary.b_in is not None and dictionary.b_in is dictionary.b_dec
     if dictionary.b_in is not None and not subtract:
         b_enc = b_enc - dictionary.b_in @ dictionary.W_enc
     back = {None: "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}

@@ -48,6 +48,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
         **place,
         b_in=b_dec if subtract else None,
         W_skip=None if skip is None else skip.T,  # there from output to input
+        of_module="place" not in ours,
         wants=given.wants or (ours.get("wants") if ours else "raw"),  # Hugging Face's modules
         attrs={"format": "sparsify", "path": str(folder.path)},
     )

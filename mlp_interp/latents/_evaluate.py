@@ -1,5 +1,6 @@
 """`evaluate`: what a dictionary explains of a place, and what the model loses with it there."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -155,6 +156,11 @@ def _changes(
 
 def site_mean(model: Model, texts: Padded, site: Site, first: int, batch_size: int) -> Tensor:
     """Mean of what is at a place, over all tokens of a corpus that count."""
+    some = which_count(model, texts.tokens, texts.real, first).any(1)  # a sweep wants one in each
+    padding = (
+        None if texts.padding is None else replace(texts.padding, real=texts.padding.real[some])
+    )
+    texts = replace(texts, tokens=texts.tokens[some], padding=padding)
     reducer = Mean(site=site.name, layers=(site.layer or 0,), first=first)
     options = SweepOptions(batch_size=batch_size)
     found = sweep(model, texts, {"mean": reducer}, options=options)["mean"]

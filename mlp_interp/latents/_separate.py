@@ -195,7 +195,7 @@ def _neurons(layer: int) -> Units:
 def _pooled(
     x: Float[Tensor, "batch pos unit"], batch: Batch, pooling: str
 ) -> Float[Tensor, "batch unit"]:
-    counts = batch.counts[..., None]
+    counts = batch.counts[..., None].to(x.device)
     if pooling == "max":
         return x.masked_fill(~counts, -torch.inf).amax(1)
     return (x * counts).sum(1) / counts.sum(1)

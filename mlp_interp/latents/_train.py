@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint, Tensors
 from mlp_interp.dictionaries import Dictionary, JumpRelu, TopK
-from mlp_interp.dictionaries.dictionary import Wants
+from mlp_interp.dictionaries.dictionary import AFTER_NORM, Wants
 from mlp_interp.dictionaries.places import place_of
 from mlp_interp.latents.learner import Kind, Learner, beginning
 from mlp_interp.latents.rows import Rows
@@ -18,7 +18,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
-from mlp_interp.models.processing import folded
+from mlp_interp.models.processing import processing
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 
@@ -107,6 +107,7 @@ def train(
         raise ValueError(f"lr={lr}; wanted a number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     pattern = _pattern(weights, place, reads)
+    wants = _wants(weights, pattern)
     texts = padded_texts(model, corpus, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
     weights.checked(texts.tokens)
@@ -123,7 +124,6 @@ def train(
         _run(Learner(kind, k, lr, steps, dead), rows, state, kept, batch_size, progress)
     said = {k: v for k, v in texts.attrs.items() if isinstance(v, str | int | float)}
     attrs = {**said, **describe(model), **options, "analysis": "dictionary"}
-    wants: Wants = "folded" if folded(weights, pattern.layer) else "raw"
     return replace(_made(pattern, state, kind, k), wants=wants, attrs=attrs | _last(state))
 
 
@@ -154,7 +154,7 @@ def _pattern(weights: Weights, place: str, reads: str | None) -> Dictionary:
         ValueError: It is no place of the model, or nothing that can be read there.
     """
     found = place_of(place) if isinstance(place, str) else None
-    if found is None or found[0] == "mlp_in":
+    if found is None or found[0] in AFTER_NORM:
         raise ValueError(f"place={place!r}; wanted '3.mlp', '3.attn' or '3.resid_post', say")
     name, layer = found
     d_model = weights.d_model
@@ -170,6 +170,21 @@ def _pattern(weights: Weights, place: str, reads: str | None) -> Dictionary:
     )
     pattern.check(weights, name="place")
     return pattern
+
+
+def _wants(weights: Weights, pattern: Dictionary) -> Wants | None:
+    """The processing that a dictionary of these weights wants.
+
+    Raises:
+        ValueError: The weights are folded and not centred, or the reverse, and it would be of both.
+    """
+    found = processing(weights, pattern.layer, pattern.reads)
+    if found == "neither":
+        raise ValueError(
+            f"reads={pattern.reads!r} of model={weights.model.cfg.model_name!r}, whose weights are "
+            "folded or centred and not both; wanted load_model(name, processing='folded') or 'raw'"
+        )
+    return found
 
 
 def _folder(

@@ -1,8 +1,10 @@
 """What processing a model's weights have had, read off the weights."""
 
+from typing import Literal
+
 from mlp_interp.models.weights import Weights
 
-__all__ = ["centred", "folded"]
+__all__ = ["centred", "processing"]
 
 
 def centred(weights: Weights) -> bool:
@@ -13,11 +15,26 @@ def centred(weights: Weights) -> bool:
     return bool(mean < 1e-5 * weights.W_E.float().abs().max())
 
 
-def folded(weights: Weights, layer: int) -> bool:
-    """Whether what a block's MLP reads has lost the norm's scale, or the stream its mean.
+def processing(
+    weights: Weights, layer: int, reads: str
+) -> Literal["raw", "folded", "neither"] | None:
+    """What has become of a place that is read and of the stream that is written to.
 
-    Where the norm is no LayerNorm nothing is centred, and the norm's own scale tells.
+    The norm's scale and shift count where they are in what is read (``mlp_in``). The mean of the
+    stream counts where norms take it out, and weights may be centred for that.
+
+    Args:
+        weights: The model's.
+        layer: Of the block.
+        reads: The place that is read.
+
+    Returns:
+        ``"folded"`` where scale and mean are gone, ``"raw"`` where both are there, ``"neither"`` of
+        folded weights that are not centred, or the reverse; None where processing changes nothing.
     """
+    gone = [weights.block(layer).ln2.folded] if reads == "mlp_in" else []
     if weights.final_norm.kind == "layer":
-        return centred(weights)
-    return weights.block(layer).ln2.folded
+        gone.append(centred(weights))
+    if not gone:
+        return None
+    return "neither" if len({*gone}) > 1 else "folded" if gone[0] else "raw"

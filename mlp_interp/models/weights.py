@@ -385,8 +385,12 @@ class Weights:
             return value
         norm = self._norm_after(layer, _WRITING[name])
         value = value if norm is None else value * self._offset(norm.w)
-        multiplier = getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0)
+        multiplier = self.multiplier(layer)
         return value if multiplier == 1 else value * multiplier
+
+    def multiplier(self, layer: int) -> float:
+        """By what a block multiplies what it adds to the stream (Granite); 1 in most models."""
+        return float(getattr(self.model.blocks[layer], "residual_contribution_scale", 1.0))
 
     def unscaled(self, layer: int, name: str) -> Tensor:
         """The same without what follows before the stream.
