@@ -20,6 +20,7 @@ PAGES = (
     "features",
     "superposition",
     "reach",
+    "rewrites",
 )
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)

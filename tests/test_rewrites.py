@@ -299,6 +299,16 @@ def test_what_is_preserved_stays(nano, keys):
     assert float(rate.sel(kind="paraphrase")) >= 0.9
 
 
+def test_one_text_to_preserve_is_one_text(nano, keys):
+    given = {"layers": [0], "keys": keys, "prefixes": 0, "steps": 1}
+    with pytest.warns(UserWarning, match="later layers read little"):
+        one, many = (
+            rewrite_many(nano, [SWEDEN], preserve=some, **given)
+            for some in (LANGUAGE[0], LANGUAGE[:1])
+        )
+    assert one.data.attrs["preserve"] == many.data.attrs["preserve"] == LANGUAGE[0]
+
+
 def test_without_the_second_moment_neighbours_change(nano, keys):
     identity = keys.copy(deep=True)
     identity.second_moment.values[:] = np.eye(768)
@@ -382,6 +392,31 @@ def test_answers_of_several_tokens_have_all_of_them_counted(nano, berlin):
     assert got == pytest.approx(wanted, abs=1e-3)
 
 
+def test_what_the_model_says_competes_with_first_tokens(nano):
+    """One token is likelier than any whole answer: the target counts by its first, too."""
+    found = made(nano, size=0.0)
+    data = found.data.assign_coords(target=("fact", [" Berlin and Rome"]))
+    found = Rewrite(data.assign_coords(prompt=("fact", [SWEDEN[1]]), subject=("fact", ["Sweden"])))
+    neighbours = ["The capital of Norway is", "The capital of Germany is", OTHERS[0]]
+    scores = score_rewrite(nano, found, same_subject=LANGUAGE[:1], neighbours=neighbours)
+    before = scores.sel(way="before")
+    own, said, kept = (
+        before.isel(prompt=before.text.values.tolist().index(text))
+        for text in (SWEDEN[1], *neighbours[:2])
+    )
+    with torch.no_grad():
+        p = nano(SWEDEN[1])[0, -1].softmax(-1)
+    berlin = nano.to_single_token(" Berlin")
+    wanted = float(p[berlin] - p.max())
+    assert float(before.magnitude.sel(kind="efficacy")) == pytest.approx(wanted, abs=1e-4)
+    for one, sign in ((own, -1), (said, 1)):
+        assert float(one.success) == (sign > 0)
+    # Both begin alike: nothing to compare, however unlikely the rest of the target is.
+    assert kept.top_token.item() == " Berlin"
+    assert np.isnan(kept.success)
+    assert float(own.log_probability) < float(p[berlin].log())
+
+
 def test_text_is_scored_too(nano, text, berlin):
     references = ["Berlin is a city in Sweden. We went there.", "Berlin."]
     scores = score_rewrite(
@@ -398,9 +433,14 @@ def test_text_is_scored_too(nano, text, berlin):
             after = nano(text.tokens[:6]).double().log_softmax(-1)
             last = nano(references[0]).log_softmax(-1)[0]
             new = nano.generate(SWEDEN[1], max_new_tokens=6, do_sample=False, verbose=False)
-    kl = (before.exp() * (before - after)).sum(-1).mean(1)
+    kl = (before.exp() * (before - after)).sum(-1)[:, 1:]
+    counts = text.tokens[:6, 1:] != 0
+    kl = kl.masked_fill(~counts, torch.nan).nanmean(1)
     assert float(scores.kl) == pytest.approx(float(kl.mean()), rel=1e-2)
     assert float(scores.kl_se) == pytest.approx(float(kl.std() / 6**0.5), rel=1e-2)
+    felt = footprint(nano, berlin, text.tokens[:6])
+    for name in ("kl", "delta_loss"):
+        assert float(scores[name]) == pytest.approx(float(felt[f"mean_{name}"]), rel=1e-5)
     ids = nano.to_tokens(references[0])[0]
     own = last[:-1].gather(1, ids[1:, None]).mean()
     other = score_rewrite(nano, berlin, same_subject=LANGUAGE[:1], references=references[:1])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation, JumpRelu, Relu, TopK
-from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
+from mlp_interp.dictionaries.dictionary import Dictionary
 from mlp_interp.dictionaries.parts import Folder, Given, centred_output, placed, with_unit_rows
 from mlp_interp.dictionaries.places import place_of
 
@@ -22,7 +22,7 @@ _NORMALIZE = {
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _KNOWN = ("standard", "topk", "jumprelu", *_TRANSCODERS)
 _RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
-_HOOK = dict.fromkeys(AFTER_NORM, "ln2.hook_normalized")
+_HOOK = {"mlp_in": "ln2.hook_normalized", "mlp_normalized": "ln2.hook_normalized"}
 
 
 def read(folder: Folder, given: Given) -> Dictionary:

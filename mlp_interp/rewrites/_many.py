@@ -115,6 +115,7 @@ def rewrite_many(
     chosen = sorted(indices("layers", layers, weights.n_layers))
     if not chosen:
         raise ValueError("layers is empty; wanted at least one")
+    preserve = [preserve] if isinstance(preserve, str) else list(preserve)
     listed = _checked(model, facts, others)
     runner = Runner.of(model)
     for n, fact in enumerate(listed):
@@ -168,7 +169,6 @@ def _checked(model: Model, facts: Sequence[Sequence[str]], others: float | int) 
 
 def _kept(model: Model, facts: Sequence[Placed], preserve: Sequence[str]) -> list[Rows | None]:
     """The preserved prompts of each fact."""
-    preserve = [preserve] if isinstance(preserve, str) else list(preserve)
     subjects = [fact.fact.subject for fact in facts]
     for text in preserve:
         if not any(subject in text for subject in subjects):

@@ -11,6 +11,7 @@ from mlp_interp.edits import Edit
 from mlp_interp.metrics.rows import clean_loss, next_tokens
 from mlp_interp.models import describe
 from mlp_interp.models.own_mode import own_mode
+from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.prompts.tokenizing import decode, tokenizer_of
@@ -63,6 +64,10 @@ def score_rewrite(
     A rewrite that is perfect by the first three may have made the subject into another one
     altogether: that is why `same_subject` is required. Where the target is no possible answer, its
     success says nothing, and top-1 is to be read. What the model said before is the null.
+
+    Where the right answer, or the rival, is what the model says before, that is one token: success
+    and magnitude then compare first tokens alone, for all tokens of a long answer are never as
+    likely as the first of another. Where the two begin alike, both are NaN.
 
     Args:
         model: The model, without the rewrite.
@@ -159,11 +164,12 @@ def _of_prompts(model: Model, asked: Sequence[Asked], ways: Sequence[Sequence[An
     tops = [[x.top for x in way] for way in ways]
     first = np.array([(one.answer or (-1,))[0] for one in asked])
     # A neighbour whose right answer is the target itself has no rival.
-    alone = np.array([one.answer in one.rivals for one in asked])
+    alone = np.array([one.alike for one in asked])
+    mine, other = (np.array([[x.compared[n] for x in way] for way in ways]) for n in (0, 1))
     by_prompt = {
-        "success": np.where(alone, np.nan, answer > rival),
+        "success": np.where(alone, np.nan, mine > other),
         "top1": (np.array(tops) == first).astype(float),
-        "magnitude": np.exp(answer) - np.exp(rival),
+        "magnitude": np.where(alone, np.nan, np.exp(mine) - np.exp(other)),
     }
     kinds = np.array([one.kind for one in asked])
     there = [kind for kind in KINDS if kind in kinds]
@@ -209,6 +215,7 @@ def _any(tokenizer: Any, words: Sequence[tuple[int, ...]]) -> str:
 def _of_corpus(runner: Runner, corpus: Any, edits: Sequence[Edit], batch_size: int) -> xr.Dataset:
     """What the prediction of other text loses."""
     texts = padded_texts(runner.weights.model, corpus)
+    counts = which_count(runner.weights.model, texts.tokens, texts.real, 1)
     parts: dict[str, list[torch.Tensor]] = {"kl": [], "delta_loss": []}
     for start in range(0, len(texts.tokens), batch_size):
         part = slice(start, start + batch_size)
@@ -216,7 +223,8 @@ def _of_corpus(runner: Runner, corpus: Any, edits: Sequence[Edit], batch_size: i
         clean = runner.run(texts.tokens[part])
         for effects in edit_effects(runner, clean, [edits], real=real):
             for name, values in parts.items():
-                values.append(getattr(effects, name)[0].nanmean(-1).cpu())
+                found = getattr(effects, name)[0].cpu().masked_fill(~counts[part].cpu(), torch.nan)
+                values.append(found.nanmean(-1))
     return _with_errors(
         {name: torch.cat(values) for name, values in parts.items()}, "nats per token"
     )

@@ -37,6 +37,8 @@ class Asked:
         answer: Tokens that are wanted after it; None for what the model says now.
         rivals: Tokens that it competes with, the likeliest of several; empty for what the model
             says now.
+        first_only: Whether one of these is what the model says now, a single token, so that first
+            tokens are compared.
     """
 
     kind: str
@@ -44,6 +46,17 @@ class Asked:
     ids: tuple[int, ...]
     answer: tuple[int, ...] | None
     rivals: tuple[tuple[int, ...], ...]
+    first_only: bool = False
+
+    @property
+    def alike(self) -> bool:
+        """Whether what is wanted and a rival are one, so that there is nothing to compare."""
+        answer = self.compared(self.answer or ())
+        return answer in [self.compared(rival) for rival in self.rivals]
+
+    def compared(self, words: tuple[int, ...]) -> tuple[int, ...]:
+        """The part of an answer that is compared."""
+        return words[:1] if self.first_only else words
 
 
 @dataclass(frozen=True)
@@ -54,11 +67,13 @@ class Answered:
         answer: Log-probability of what is wanted, nats, of all its tokens.
         rival: Of the likeliest of its rivals.
         top: The likeliest next token.
+        compared: As the first two, of what is compared.
     """
 
     answer: float
     rival: float
     top: int
+    compared: tuple[float, float]
 
 
 def asked_of(model: Model, rewrite: Rewrite, prompts: Mapping[str, Prompted]) -> list[Asked]:
@@ -118,7 +133,9 @@ def settled(asked: Sequence[Asked], tops: Sequence[int]) -> list[Asked]:
     found = []
     for one, top in zip(asked, tops, strict=True):
         answer = (top,) if one.answer is None else one.answer
-        found.append(replace(one, answer=answer, rivals=one.rivals or ((top,),)))
+        said = one.answer is None or not one.rivals
+        rivals = one.rivals or ((top,),)
+        found.append(replace(one, answer=answer, rivals=rivals, first_only=said))
     return found
 
 
@@ -134,14 +151,17 @@ def answered(runner: Runner, asked: Sequence[Asked], edits: Sequence[Edit]) -> l
         (one.ids, words[:-1]) for one in asked for words in (one.answer or (), *one.rivals, ())
     ]
     logs = _after(runner, texts, edits)
-    return [
-        Answered(
-            _total(logs, one.ids, one.answer or ()),
-            max(_total(logs, one.ids, rival) for rival in one.rivals),
-            int(logs[one.ids, ()][0].argmax()),
-        )
-        for one in asked
-    ]
+    found = []
+    for one in asked:
+        pairs = [
+            (
+                _total(logs, one.ids, of(one.answer or ())),
+                max(_total(logs, one.ids, of(rival)) for rival in one.rivals),
+            )
+            for of in (tuple, one.compared)
+        ]
+        found.append(Answered(*pairs[0], int(logs[one.ids, ()][0].argmax()), pairs[1]))
+    return found
 
 
 _Text = tuple[tuple[int, ...], tuple[int, ...]]
