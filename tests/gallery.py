@@ -116,6 +116,11 @@ mi.plots.toy(pentagon)""",
     "reachable": """
 sizes = [1, 2, 5, 10, 20, 30, 35, 40, 45, 50, 55, 60]
 mi.plots.reachable(mi.reach.reachable_share(model, sizes, n=8, corpus=corpus))""",
+    "replacement": """
+heldout = mi.load_corpus("nano", model, sequences=48, length=64, seed=1)
+options = {"reads": "mlp_in", "n_latents": 256, "k": 16, "steps": 80, "batch_size": 256}
+trained = [mi.latents.train(model, corpus, f"{n}.mlp", **options) for n in range(4)]
+mi.plots.replacement(mi.latents.replace(model, trained, heldout))""",
 }
 
 VIEWS = {

@@ -414,6 +414,12 @@ def test_replacing_is_that_of_plain_hooks(nano: Any, corpus: Any, trained: Any) 
             clean = nano(row[None])[0].double().log_softmax(-1)
             changed = nano.run_with_hooks(row[None], fwd_hooks=hooks)[0].double().log_softmax(-1)
         kls.append(float((clean.exp() * (clean - changed)).sum(-1)[counts[0, :, 0]].mean()))
+    drawn = {line.name: line for line in mi.plots.replacement(found).data}
+    assert list(drawn) == ["zero", "mean", "linear map", "dictionary"]
+    assert list(drawn["dictionary"].y) == ["1.mlp", "2.mlp", "all"]
+    np.testing.assert_allclose(drawn["dictionary"].x, found.kl.sel(by="dictionary"))
+    with pytest.raises(ValueError, match=r"latents\.replace"):
+        mi.plots.replacement(found.drop_vars("kl"))
     found_kl = float(found.kl.sel(replaced="all", by="dictionary"))
     np.testing.assert_allclose(found_kl, np.mean(kls), rtol=1e-3)
     alone = latents.evaluate(nano, transcoder, few)

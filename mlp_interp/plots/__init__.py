@@ -25,6 +25,7 @@ from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
 from mlp_interp.plots._ranges import ranges
 from mlp_interp.plots._reach import reachable
+from mlp_interp.plots._replacement import replacement
 from mlp_interp.plots._steering import dose_response
 from mlp_interp.plots._superposition import noise_tolerance, spectrum, toy
 from mlp_interp.plots._trace import causal_trace
@@ -57,6 +58,7 @@ __all__ = [
     "ranges",
     "reachable",
     "receptor_value",
+    "replacement",
     "revisions",
     "roles",
     "scores",
