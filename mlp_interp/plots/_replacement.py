@@ -62,7 +62,7 @@ def replacement(result: xr.Dataset) -> go.Figure:
         type="category", categoryorder="array", categoryarray=labels[::-1], title="replaced",
         showgrid=True,
     )  # fmt: skip
-    note = "linear map fitted on these texts; bars: one standard error over sequences"
+    note = "linear map fitted in-sample; bars: one standard error over sequences"
     title = "What is lost with dictionaries in their places"
     height = 230 + 34 * len(labels)
     figure = style.finish(figure, title, result, note=note, height=height)
