@@ -500,16 +500,18 @@ def test_texts_that_are_refused(
 def test_without_a_latent_and_without_the_error(nano: Any, corpus: Any, path: Any) -> None:
     """Slow reference: plain hooks, one text at a time; position 0 and BOS are spared."""
     one, few = some(nano, "mlp_in"), corpus.tokens[:2, :12].long()
-    found = latents.ablate(nano, few, one, [5, "L1F7", "1.error"], path=path)
-    assert found.component.values.tolist() == ["L1F5", "L1F7", "1.error"]
-    assert found.kind.values.tolist() == ["latent", "latent", "error"]
-    assert float(found.kl_mean.min()) > 0
+    spared = int(one(read_by_hand(nano, one, few[:1, :1]))[1].dense().argmax())
+    chosen = [spared, 5, 7]
+    found = latents.ablate(nano, few, one, [spared, 5, "L1F7", "1.error"], path=path)
+    assert found.component.values.tolist() == [*(f"L1F{k}" for k in chosen), "1.error"]
+    assert found.kind.values.tolist() == ["latent"] * 3 + ["error"]
+    assert float(found.kl_mean[1:].min()) > 0
     norm, last = nano.ln_final, f"blocks.{nano.cfg.n_layers - 1}.hook_resid_post"
     for n, row in enumerate(few):
         clean, cache = nano.run_with_cache(row[None])
         rebuilt, active = one(read_by_hand(nano, one, row[None]))
         written = cache[one.site.hook_name]
-        parts = [active.dense()[..., [k]] * one.W_dec[k] for k in (5, 7)]
+        parts = [active.dense()[..., [k]] * one.W_dec[k] for k in chosen]
         for label, whole in zip(found.component.values, [*parts, written - rebuilt], strict=True):
             part = whole * (row != 0)[None, :, None]
             hook = (one.site.hook_name, lambda x, hook, part=part: x - part)
