@@ -3,21 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
-import anywidget
-
 from mlp_interp.explorer.snapshot import source, style
 
 __all__ = ["widget_for"]
 
 
-class _Widget(anywidget.AnyWidget):
-    _esm = f"{source()}\nexport default {{ render }};"
-    _css = style()
-
-
 def widget_for(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """A widget whose questions are answered by a function; each answer has its question's id."""
-    widget = _Widget()
+    import anywidget  # the extra `notebook`
+
+    class Drawn(anywidget.AnyWidget):
+        _esm = f"{source()}\nexport default {{ render }};"
+        _css = style()
+
+    widget = Drawn()
 
     def hear(_widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         widget.send({**answer(content), "id": content.get("id")})
