@@ -59,8 +59,7 @@ class Ablated(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """None: it runs the model itself."""
-        if shape.shortest < 2:
-            raise ValueError(f"sequences of {shape.shortest} token have no next token")
+        shape.check_next_token()
         return ()
 
     def empty(self, shape: Shape) -> State:

@@ -1,6 +1,5 @@
 """`mlp-interp heads` and `mlp-interp induction`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from mlp_interp.cli.options import (
     DebugOption,
     DeviceOption,
     ModelOption,
+    OutOption,
     Processing,
     ProcessingOption,
     RevisionOption,
@@ -18,11 +18,6 @@ from mlp_interp.cli.options import (
     clear_errors,
     load,
 )
-
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Write all numbers to a .nc or .zarr file, too."),
-]
 
 
 def heads(

@@ -1,7 +1,6 @@
 """`mlp-interp memories`."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ from mlp_interp.cli.options import (
     FieldOption,
     LengthOption,
     ModelOption,
+    OutOption,
     Processing,
     ProcessingOption,
     RevisionOption,
@@ -43,10 +43,7 @@ def memories(
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Neurons to show.")] = 10,
     seed: Annotated[int, typer.Option(help="Draws sequences and controls.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Write all numbers to a .nc or .zarr file, too."),
-    ] = None,
+    out: OutOption = None,
     model: ModelOption = "nano",
     device: DeviceOption = None,
     revision: RevisionOption = None,

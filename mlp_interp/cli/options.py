@@ -85,6 +85,10 @@ LengthOption = Annotated[
         "--length", "-t", min=2, help="Tokens in each. Default: 600 of a data set, else 128."
     ),
 ]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Write all numbers to a .nc or .zarr file, too."),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 

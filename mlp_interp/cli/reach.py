@@ -1,7 +1,6 @@
 """`mlp-interp reach`."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from mlp_interp.cli.options import (
     DebugOption,
     DeviceOption,
     ModelOption,
+    OutOption,
     Processing,
     ProcessingOption,
     RevisionOption,
@@ -37,10 +37,7 @@ def reach(
     ] = False,
     sets: Annotated[int, typer.Option("--sets", "-n", min=1, help="Random sets a size.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Draws the random sets.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Write all numbers to a .nc or .zarr file, too."),
-    ] = None,
+    out: OutOption = None,
     model: ModelOption = "nano",
     device: DeviceOption = None,
     revision: RevisionOption = None,

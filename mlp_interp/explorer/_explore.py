@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mlp_interp.explorer.reading import Reading
-from mlp_interp.explorer.snapshot import document, framed
+from mlp_interp.explorer.snapshot import document
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.single import one_each
-from mlp_interp.views._page import FIT, save_html
+from mlp_interp.views._page import FIT, framed, save_html
 
 __all__ = ["Explorer", "explore"]
 
@@ -170,7 +170,8 @@ class Explorer:
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The page; and the widget before it, where there are widgets."""
-        shown: dict[str, Any] = {"text/plain": repr(self), "text/html": framed(self.html())}
+        page = framed(self.html(), "explorer", 640)
+        shown: dict[str, Any] = {"text/plain": repr(self), "text/html": page}
         if not self._live:
             return shown, {}
         from mlp_interp.explorer.widget import widget_for

@@ -9,7 +9,7 @@ from mlp_interp.explorer.reading import Asked, Reading
 from mlp_interp.views.bundle import to_json
 from mlp_interp.views.document import POLICY, without_controls
 
-__all__ = ["document", "framed", "source", "style"]
+__all__ = ["document", "source", "style"]
 
 # Stands in for Python: it looks up what it is asked for.
 _KNOWN = """
@@ -62,14 +62,6 @@ def document(reading: Reading, prompt: str, asked: Asked, positions: list[int], 
         '<body><div id="explorer"></div>'
         f'<script type="application/json" id="held">{data}</script>'
         f"<script>{source()}{_KNOWN}{fit}</script></body></html>"
-    )
-
-
-def framed(page: str) -> str:
-    """A page in a frame, which keeps its style to itself."""
-    return (
-        f'<iframe srcdoc="{escape(page)}" title="explorer" '
-        'style="width: 100%; height: 640px; border: 0;"></iframe>'
     )
 
 

@@ -184,8 +184,7 @@ class Activities(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """The neurons of the layers."""
-        if shape.shortest < 2:
-            raise ValueError(f"sequences of {shape.shortest} token have no next token")
+        shape.check_next_token()
         return tuple(Site("post", layer) for layer in self.layers)
 
     def empty(self, shape: Shape) -> State:

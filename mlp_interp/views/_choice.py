@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlp_interp.prompts.display import visible
-from mlp_interp.views._page import FIT, MAX_TOKENS, STYLE, as_numbers, as_texts, save_html
+from mlp_interp.views._page import FIT, MAX_TOKENS, STYLE, as_numbers, as_texts, framed, save_html
 from mlp_interp.views.bundle import CHOOSE, to_json
 from mlp_interp.views.document import shared
 
@@ -68,10 +68,7 @@ class Choice:
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
         height = 120 + 26 * (len(self.tokens) // 16)
-        return (
-            f'<iframe srcdoc="{escape(self.html())}" title="tokens coloured by value" '
-            f'style="width: 100%; height: {height}px; border: 0;"></iframe>'
-        )
+        return framed(self.html(), "tokens coloured by value", height)
 
     def __repr__(self) -> str:
         """Sizes; a notebook draws the view instead."""

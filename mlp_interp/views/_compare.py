@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from mlp_interp.views._page import FIT, NEGATIVE, POSITIVE, STYLE, save_html
+from mlp_interp.views._page import FIT, NEGATIVE, POSITIVE, STYLE, framed, save_html
 
 MAX_ROWS = 200
 WAYS = ("plain", "edited")
@@ -62,10 +62,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """A frame, so that its look stays its own."""
-        return (
-            f'<iframe srcdoc="{escape(self.html())}" title="compare" '
-            f'style="width: 100%; height: {60 + 70 * self.rows}px; border: 0;"></iframe>'
-        )
+        return framed(self.html(), "compare", 60 + 70 * self.rows)
 
     def __repr__(self) -> str:
         """Its size; a notebook draws the table instead."""

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.prompts.display import visible
-from mlp_interp.views._page import FIT, STYLE, as_numbers, save_html
+from mlp_interp.views._page import FIT, STYLE, as_numbers, framed, save_html
 from mlp_interp.views.bundle import to_json
 from mlp_interp.views.document import POLICY, shared
 
@@ -72,10 +72,7 @@ class LensGrid:
 
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
-        return (
-            f'<iframe srcdoc="{escape(self.html())}" title="what each layer would say" '
-            f'style="width: 100%; height: {self.height}px; border: 0;"></iframe>'
-        )
+        return framed(self.html(), "what each layer would say", self.height)
 
     def __repr__(self) -> str:
         """Sizes; a notebook draws the view instead."""

@@ -1,7 +1,6 @@
 """The page of one neuron."""
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mlp_interp.views._neuron_parts import (
     weights,
     words,
 )
-from mlp_interp.views._page import save_html
+from mlp_interp.views._page import framed, save_html
 from mlp_interp.views.document import render_document, shared
 from mlp_interp.views.numbers import number, percent
 
@@ -52,10 +51,7 @@ class Page:
 
     def _repr_html_(self) -> str:
         """A frame, so that the page's look stays its own."""
-        return (
-            f'<iframe srcdoc="{escape(self.document)}" title="{escape(self.title)}" '
-            'style="width: 100%; height: 900px; border: 0;"></iframe>'
-        )
+        return framed(self.document, self.title, 900)
 
     def __repr__(self) -> str:
         """The title; a notebook shows the page instead."""

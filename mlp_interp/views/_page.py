@@ -89,7 +89,7 @@ class View:
             "</body></html>"
         )
 
-    def _framed(self) -> str:
+    def _in_notebook(self) -> str:
         """The document in a frame, which may take the script from the page around it."""
         if not sharing:
             return self.html()
@@ -112,15 +112,26 @@ class View:
 
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
-        return (
-            f'<iframe srcdoc="{escape(self._framed())}" title="{escape(self.component)}" '
-            f'style="width: 100%; height: {self.height}px; border: 0;"></iframe>'
-        )
+        return framed(self._in_notebook(), self.component, self.height)
 
     def __repr__(self) -> str:
         """Name and size; a notebook draws the view instead."""
         size = len(self.props.get("tokens", ()))
         return f"View({self.component}, {size} tokens)"
+
+
+def framed(document: str, title: str, height: int) -> str:
+    """A document in a frame, which keeps its look and its scripts to itself.
+
+    Args:
+        document: A complete one.
+        title: For those who hear the page; plain text.
+        height: In pixels, before the document fits its frame.
+    """
+    return (
+        f'<iframe srcdoc="{escape(document)}" title="{escape(title)}" '
+        f'style="width: 100%; height: {height}px; border: 0;"></iframe>'
+    )
 
 
 def save_html(document: str, path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from mlp_interp.views._page import FIT, STYLE, as_numbers, save_html
+from mlp_interp.views._page import FIT, STYLE, as_numbers, framed, save_html
 from mlp_interp.views.bundle import to_json
 from mlp_interp.views.document import POLICY
 
@@ -105,10 +105,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         """A frame, so that its look stays its own."""
-        return (
-            f'<iframe srcdoc="{escape(self.html())}" title="table" '
-            f'style="width: 100%; height: {self.height}px; border: 0;"></iframe>'
-        )
+        return framed(self.html(), "table", self.height)
 
     def __repr__(self) -> str:
         """Its size; a notebook draws the table instead."""

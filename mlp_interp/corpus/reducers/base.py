@@ -90,6 +90,15 @@ class Shape:
             return {"head": self.n_kv_heads, "d_head": self.d_head}
         return {"d_model": self.d_model}
 
+    def check_next_token(self) -> None:
+        """Refuse texts that no token can be predicted in.
+
+        Raises:
+            ValueError: The shortest has one token.
+        """
+        if self.shortest < 2:
+            raise ValueError(f"sequences of {self.shortest} token have no next token")
+
 
 @dataclass
 class Batch:

@@ -131,8 +131,7 @@ class Loss(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """None but the final stream."""
-        if shape.shortest < 2:
-            raise ValueError(f"sequences of {shape.shortest} token have no next token")
+        shape.check_next_token()
         return ()
 
     def empty(self, shape: Shape) -> State:
