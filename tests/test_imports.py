@@ -13,6 +13,7 @@ MODULES = [
     for info in pkgutil.walk_packages(mlp_interp.__path__, "mlp_interp.")
     if not info.name.endswith("__main__")
 ]
+PUBLIC = [n for n in dir(mlp_interp) if isinstance(getattr(mlp_interp, n), ModuleType)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -22,3 +23,10 @@ def test_a_module_is_what_its_name_says(name):
     there = getattr(import_module(package), last)
     assert isinstance(there, ModuleType), f"{package} has a {type(there).__name__} named {last}"
     assert there is module
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_completion_offers_what_is_public(name):
+    """And not the modules that a package is made of, which look like its functions."""
+    package = getattr(mlp_interp, name)
+    assert dir(package) == sorted(package.__all__)

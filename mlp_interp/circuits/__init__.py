@@ -9,6 +9,15 @@ from mlp_interp.circuits._faithfulness import FRACTIONS as FRACTIONS
 from mlp_interp.circuits._faithfulness import faithfulness as faithfulness
 from mlp_interp.circuits.hypothesis import evaluate_hypothesis as evaluate_hypothesis
 
+__all__ = [
+    "FRACTIONS",
+    "edge_attribution",
+    "evaluate_hypothesis",
+    "faithfulness",
+    "test_hypothesis",
+]
+__dir__ = __all__.copy
+
 
 def test_hypothesis(*args, **kwargs) -> xr.Dataset:
     """The old name of `evaluate_hypothesis`; it goes with the next release."""

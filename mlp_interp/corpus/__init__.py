@@ -7,3 +7,4 @@ from mlp_interp.corpus.loading import load_corpus
 from mlp_interp.corpus.options import SweepOptions
 
 __all__ = ["Corpus", "SweepOptions", "load_corpus", "open_corpus", "sweep", "token_streams"]
+__dir__ = __all__.copy

@@ -26,3 +26,4 @@ __all__ = [
     "load_all",
     "save",
 ]
+__dir__ = __all__.copy

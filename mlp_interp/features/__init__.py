@@ -25,3 +25,4 @@ __all__ = [
     "self_score",
     "universal",
 ]
+__dir__ = __all__.copy

@@ -19,3 +19,4 @@ __all__ = [
     "roles",
     "split_scores",
 ]
+__dir__ = __all__.copy

@@ -19,3 +19,4 @@ __all__ = [
     "separate",
     "train",
 ]
+__dir__ = __all__.copy

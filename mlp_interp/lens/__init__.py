@@ -11,3 +11,18 @@ from mlp_interp.lens.fitted import mean as mean
 from mlp_interp.lens.lens import Lens as Lens
 from mlp_interp.lens.lens import decoder as decoder
 from mlp_interp.lens.lens import logit as logit
+
+__all__ = [
+    "Lens",
+    "decoder",
+    "linear",
+    "load",
+    "logit",
+    "mean",
+    "over",
+    "read",
+    "repetition",
+    "save",
+    "tuned",
+]
+__dir__ = __all__.copy

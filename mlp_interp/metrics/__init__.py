@@ -25,3 +25,22 @@ from mlp_interp.metrics.named import probability as probability
 from mlp_interp.metrics.named import probability_difference as probability_difference
 from mlp_interp.metrics.values import finite as finite
 from mlp_interp.metrics.values import normalized as normalized
+
+__all__ = [
+    "KL",
+    "METRICS",
+    "Continuation",
+    "Custom",
+    "Effects",
+    "Linear",
+    "Metric",
+    "MetricLike",
+    "answer_log_probability",
+    "kl",
+    "log_probability",
+    "logit",
+    "logit_difference",
+    "probability",
+    "probability_difference",
+]
+__dir__ = __all__.copy

@@ -45,3 +45,4 @@ __all__ = [
     "verdict",
     "verify_neuron",
 ]
+__dir__ = __all__.copy

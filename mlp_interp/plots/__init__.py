@@ -70,3 +70,4 @@ __all__ = [
     "update_events",
     "update_shares",
 ]
+__dir__ = __all__.copy

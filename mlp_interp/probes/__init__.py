@@ -23,3 +23,4 @@ __all__ = [
     "probe_direction",
     "sparse_probe",
 ]
+__dir__ = __all__.copy

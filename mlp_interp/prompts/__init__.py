@@ -24,3 +24,4 @@ __all__ = [
     "refusal",
     "sentiment",
 ]
+__dir__ = __all__.copy

@@ -13,3 +13,4 @@ __all__ = [
     "reachable_share",
     "with_certificate",
 ]
+__dir__ = __all__.copy

@@ -16,3 +16,4 @@ __all__ = [
     "rewritten",
     "score_rewrite",
 ]
+__dir__ = __all__.copy

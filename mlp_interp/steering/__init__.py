@@ -54,3 +54,4 @@ __all__ = [
     "scale",
     "steer",
 ]
+__dir__ = __all__.copy

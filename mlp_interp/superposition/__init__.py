@@ -18,3 +18,4 @@ __all__ = [
     "toy",
     "underdetermined",
 ]
+__dir__ = __all__.copy

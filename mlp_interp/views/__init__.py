@@ -33,3 +33,4 @@ __all__ = [
     "token_values",
     "tokens",
 ]
+__dir__ = __all__.copy

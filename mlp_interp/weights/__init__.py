@@ -15,3 +15,4 @@ __all__ = [
     "table",
     "virtual_weights",
 ]
+__dir__ = __all__.copy
