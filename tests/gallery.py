@@ -106,6 +106,24 @@ keys = mi.rewrites.associations(model, corpus, layers=[0])
 fact = "Sweden", "The capital of Sweden is", " Berlin"
 found = mi.rewrites.rewrite(model, *fact, layer=0, keys=keys)
 mi.plots.footprint(mi.rewrites.footprint(model, found, corpus))""",
+    "probe": """
+text = [f"The {event} lasted from the year 17{{year}} to the year 17" for event in ("war", "trial")]
+rows = [{"year": f"{n:02d}", "n": n} for n in range(2, 99)]
+years = mi.probes.Labelled.of(model, rows, text=text, y="n", entity="year", position="last")
+mi.plots.probe(mi.probes.probe(model, years))""",
+    "sparse_probe": """
+pairs = mi.prompts.refusal(model, n=50, seed=0)
+sides = zip(pairs.clean_text + pairs.corrupted_text, pairs.answer_text + pairs.foil_text)
+rows = [{"text": text, "answer": answer} for text, answer in sides]
+asked = mi.probes.Labelled.of(model, rows, text="{text}", y="answer", prepend_bos=False)
+mi.plots.sparse_probe(mi.probes.sparse_probe(model, asked))""",
+    "compare_directions": """
+pairs = mi.prompts.refusal(model, n=50, seed=0)
+sides = zip(pairs.clean_text + pairs.corrupted_text, pairs.answer_text + pairs.foil_text)
+rows = [{"text": text, "answer": answer} for text, answer in sides]
+asked = mi.probes.Labelled.of(model, rows, text="{text}", y="answer", prepend_bos=False)
+answers = {answer: answer for answer in asked.classes}
+mi.plots.compare_directions(mi.probes.compare_directions(model, asked, answers))""",
     "spectrum": "mi.plots.spectrum(mi.superposition.spectrum(model, corpus))",
     "noise_tolerance": """
 noise = mi.superposition.noise_tolerance(model, corpus.tokens[:8])

@@ -18,6 +18,7 @@ PAGES = (
     "memories",
     "weights",
     "features",
+    "probes",
     "superposition",
     "reach",
     "rewrites",

@@ -14,7 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression, RidgeCV
 
-from mlp_interp import probes, results, steer, steering
+from mlp_interp import plots, probes, results, steer, steering
 from mlp_interp.nano.corpus import MIXTURE
 from mlp_interp.nano.tasks import examples
 from mlp_interp.probes import Labelled, _read
@@ -636,3 +636,64 @@ def test_comparing_refuses(nano: Any, years: Labelled, refusals: Labelled) -> No
     few = Labelled.of(nano, [{"t": f"x{i}", "k": "ab"[i % 2]} for i in range(4)], text="{t}", y="k")
     with warnings.catch_warnings(), pytest.raises(ValueError, match="at least two of each"):
         probes.compare_directions(nano, few, {"a": " Sorry", "b": " Sure"}, folds=2)
+
+
+# Figures
+
+
+def test_the_figure_of_a_probe_has_the_numbers(nano: Any, years: Labelled) -> None:
+    found = probes.probe(nano, years, layers=[0, 2], controls=3, folds=3)
+    found["control"][0] = -5.0
+    figure = plots.probe(found)
+    lines = {line.name: line for line in figure.data}
+    np.testing.assert_array_equal(lines["held out"].y, found["mean"])
+    np.testing.assert_array_equal(lines["held out"].error_y.array, found.score_se)
+    np.testing.assert_array_equal(lines["selectivity"].y, found.selectivity)
+    assert lines["labels exchanged"].y[:3].tolist() == [-1] * 3  # the lower edge, which is said
+    assert lines["labels exchanged"].customdata[:3].tolist() == [-5] * 3
+    np.testing.assert_allclose(lines["their mean"].customdata, found.control.mean("draw"))
+    assert lines["the token alone"].y[0] == float(found.baseline.mean())
+    assert figure.layout.xaxis2.ticktext == ("embed", "0", "2")
+    assert "R² below -1" in figure.layout.title.text
+    alone = plots.probe(probes.probe(nano, years, layers=0, controls=0, folds=3))
+    assert [line.name for line in alone.data] == ["held out", "the token alone"]
+    with pytest.raises(ValueError, match=r"Dataset of probes\.probe"):
+        plots.probe(found[["score"]])
+
+
+def test_the_figure_of_a_sparse_probe_has_the_numbers(kind: Any) -> None:
+    model = kind()
+    data = small(model, 24, y="even")
+    found = probes.sparse_probe(model, data, k=[1, 2], folds=3, controls=2)
+    figure = plots.sparse_probe(found)
+    one, random, two, _ = figure.data
+    np.testing.assert_array_equal(one.y, found["mean"].sel(k=1))
+    np.testing.assert_array_equal(two.error_y.array, found.auroc_se.sel(k=2))
+    np.testing.assert_allclose(random.y, found.control.sel(k=1).mean("draw"))
+    assert one.text[0] == str(found.unit.values[0, 0])
+    assert two.text[1] == ", ".join(map(str, found.unit.values[1]))
+    assert len(plots.sparse_probe(found.isel(draw=slice(0))).data) == 2
+    with pytest.raises(ValueError, match=r"Dataset of probes\.sparse_probe"):
+        plots.sparse_probe(found[["auroc"]])
+
+
+def test_the_figure_of_directions_has_the_numbers(compared: Any) -> None:
+    figure = plots.compare_directions(compared)
+    by_name = {line.name: line for line in figure.data if line.name}
+    np.testing.assert_array_equal(by_name["discriminant"].y, compared.moved.sel(direction="lda"))
+    cosines = [line for line in figure.data if line.xaxis == "x" and line.name]
+    assert [line.name for line in cosines] == [
+        "difference of means", "logistic probe", "discriminant",
+    ]  # fmt: skip
+    wanted = compared.cosine.sel(direction="mean_difference", other="gradient")
+    np.testing.assert_array_equal(cosines[0].y, wanted)
+    bands = [line for line in figure.data if not line.name]
+    assert [max(band.y) for band in bands[1:]] == pytest.approx(
+        [float(compared[f"control_{name}"].max()) for name in ("accuracy", "left", "moved")]
+    )
+    assert max(bands[0].y) == 2 * compared.attrs["cosine_chance"]
+    one = plots.compare_directions(compared.sel(layer=[2]), to="probe")
+    assert "cosine to the logistic probe" in one.layout.annotations[0].text
+    assert len(one.data[0].x) == 4  # a band that can be seen
+    with pytest.raises(ValueError, match="to='line'; wanted one of mean_difference"):
+        plots.compare_directions(compared, to="line")

@@ -23,6 +23,7 @@ from mlp_interp.plots._neurons import (
 from mlp_interp.plots._norms import norms
 from mlp_interp.plots._one_neuron import activation_histogram
 from mlp_interp.plots._patching import patching
+from mlp_interp.plots._probes import compare_directions, probe, sparse_probe
 from mlp_interp.plots._ranges import ranges
 from mlp_interp.plots._reach import reachable
 from mlp_interp.plots._replacement import replacement
@@ -38,6 +39,7 @@ __all__ = [
     "attribution",
     "causal_trace",
     "compare",
+    "compare_directions",
     "compose",
     "direct_vs_total",
     "dose_response",
@@ -55,6 +57,7 @@ __all__ = [
     "norms",
     "patching",
     "positions",
+    "probe",
     "ranges",
     "reachable",
     "receptor_value",
@@ -63,6 +66,7 @@ __all__ = [
     "roles",
     "scores",
     "sources",
+    "sparse_probe",
     "spectrum",
     "toy",
     "trajectory",
