@@ -1,23 +1,27 @@
 """Which heads read what which other heads write, more than chance would have it."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
 
 from mlp_interp.heads._sides import compared, sides_of
+from mlp_interp.heads._spectral import spectral
+from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import checked_distance, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import strings, variable
 from mlp_interp.sites import Site
 
 __all__ = ["compose"]
 
 KINDS = ("q", "k", "v")
-Measure = Literal["frobenius", "overlap"]
+Measure = Literal["frobenius", "spectral", "overlap", "tokens"]
 
 _NUMBERS = 2**26
 """Of all factors that are held at once."""
@@ -32,6 +36,9 @@ def compose(
     measure: Measure = "frobenius",
     distance: int | None = None,
     energy: float = 0.9,
+    source: TokenSource = "extended",
+    sample: int | None = SAMPLE,
+    seed: int = 0,
 ) -> xr.Dataset:
     """How much of what each head writes the queries, keys and values of later heads can read.
 
@@ -50,21 +57,37 @@ def compose(
         writers: Labels of heads, one or several; None for all.
         readers: Labels of what reads (``"L1H3.k"``), or ``"q"``, ``"k"`` or ``"v"`` for those of
             all heads; one or several; None for all of all three.
-        measure: ``"frobenius"``; or ``"overlap"``, of the spaces alone: ``A`` and ``B`` are
-            replaced by projections on the directions that hold `energy` of each.
+        measure: With what the sizes of ``A B``, ``A`` and ``B`` are measured:
+
+            - ``"frobenius"``: over all directions alike;
+            - ``"spectral"``: their largest singular values: the share of the strongest read of the
+              strongest write, which one direction in common makes large;
+            - ``"overlap"``: of the spaces alone: ``A`` and ``B`` are replaced by projections on the
+              directions that hold `energy` of each;
+            - ``"tokens"``: over the tokens at the other two ends, as `source` has them, less their
+              means: those that the writer attends to, and those of the query (or of the key, or,
+              for values, of the logits). The square is the mean square of cosines between what the
+              writer writes for one token and the reader looks for with another, weighed by their
+              lengths.
         distance: Between query and key, whose rotation stands between the two; None for the
             average over distances 1 to 31 of the Gram matrix. Values have none.
         energy: For the overlap, the share of the squared norm.
+        source: For tokens: ``"embed"``, ``"extended"`` or `TokenStreams`.
+        sample: How many tokens stand for a larger vocabulary, drawn by `seed`; None for all.
+        seed: Of that draw, and of the rotations that the spectral measure's chance is drawn with.
 
     Returns:
-        A Dataset over ``writer, reader`` with ``score`` and ``z``, NaN where the reader comes
-        before or beside the writer, and over ``reader`` and ``writer`` their layers and heads.
-        ``attrs["expected"]`` is the score whose square is the mean under rotations.
+        A Dataset over ``writer, reader`` with ``score``, ``z`` and ``expected``, NaN where the
+        reader comes before or beside the writer, and over ``reader`` and ``writer`` their layers
+        and heads. ``expected`` is the score whose square is the mean under rotations. For the
+        spectral measure no closed form is known: ``expected`` is the mean of 48 random rotations,
+        and ``z`` is in their deviations, which so many draws give to a tenth.
 
     Raises:
         ValueError: A head or reader that the model does not have or that is named twice, an unknown
-            measure, a distance beyond the context, a share outside 0 to 1, or scores that are more
-            than products of queries and keys where queries or keys are asked for.
+            measure, a distance beyond the context, a share outside 0 to 1, a source or sample that
+            cannot be, or scores that are more than products of queries and keys where queries or
+            keys are asked for.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, on composition.
@@ -78,29 +101,41 @@ def compose(
         [[87.0, -10.0]]
     """
     weights = Weights.of(model)
-    check_choice("measure", measure, ("frobenius", "overlap"))
+    check_choice("measure", measure, get_args(Measure))
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}; wanted a share above 0, up to 1")
     checked_distance(weights, distance)
     writing = listed_heads(weights, writers, argument="writers")
     reading = _readers(weights, readers)
-    order = sorted(range(len(writing)), key=lambda i: writing[i].layer or 0)
-    score, z = (
-        torch.full((len(writing), len(reading)), torch.nan, dtype=torch.float64) for _ in range(2)
+    checked_seed(seed)
+    tokens = None
+    if measure == "tokens":
+        tokens = Vocabulary.of(model, source, sample=sample, seed=seed)
+    options = {"measure": measure, "distance": distance, "energy": energy, "tokens": tokens}
+    order = _by_layer(writing, range(len(writing)))
+    layers = [writing[i].layer or 0 for i in order]
+    score, z, expected = (
+        torch.full((len(writing), len(reading)), torch.nan, dtype=torch.float64) for _ in range(3)
     )
-    options = {"measure": measure, "distance": distance, "energy": energy}
     m = weights.d_model - (weights.norm.kind == "layer")
     for places in _groups(weights, reading):
         some = [reading[i] for i in places]
         sides = sides_of(weights, [writing[i] for i in order], some, **options)
-        before = [sum((writing[i].layer or 0) < (site.layer or 0) for i in order) for site in some]
+        before = [bisect_left(layers, site.layer or 0) for site in some]
+        if measure == "spectral":
+            found = spectral(*sides, before, m, seed)
+        else:
+            found = compared(*sides, before, m)
         rows, columns = torch.tensor(order)[:, None], torch.tensor(places)
-        for target, value in zip((score, z), compared(*sides, before, m), strict=True):
+        for target, value in zip((score, z, expected), found, strict=True):
             target[rows, columns] = value.cpu()
     dims = ("writer", "reader")
+    above = "it over chance" if measure == "spectral" else "its square over chance"
+    about = "by chance, its mean" if measure == "spectral" else "by chance, root of its mean square"
     variables = {
         "score": variable(dims, score, unit="share", long_name=f"{measure} composition score"),
-        "z": variable(dims, z, unit="sd", long_name="its square over chance"),
+        "z": variable(dims, z, unit="sd", long_name=above),
+        "expected": variable(dims, expected, unit="share", long_name=about),
     }
     coords = {
         **head_coords(writing, "writer"),
@@ -114,9 +149,11 @@ def compose(
         "data": "the weights alone",
         "measure": measure,
         "distance": "1 to 31" if distance is None else distance,
-        "expected": m**-0.5,
         "exact": 1,
+        "seed": seed,
     }
+    if tokens is not None:
+        attrs |= tokens.attrs({site.layer for site in (*writing, *reading)})
     return xr.Dataset(variables, coords, attrs)
 
 
@@ -148,9 +185,16 @@ def _groups(weights: Weights, reading: Sequence[Site]) -> list[list[int]]:
     """Places of the readers that are compared at once: all, or in large models those of a kind."""
     numbers = (len(reading) + weights.n_layers * weights.n_heads) * weights.d_model * weights.d_head
     if numbers <= _NUMBERS:
-        return [list(range(len(reading)))]
-    kinds = {site.name for site in reading}
-    return [[i for i, site in enumerate(reading) if site.name == kind] for kind in sorted(kinds)]
+        return [_by_layer(reading, range(len(reading)))]
+    return [
+        _by_layer(reading, [i for i, site in enumerate(reading) if site.name == kind])
+        for kind in sorted({site.name for site in reading})
+    ]
+
+
+def _by_layer(sites: Sequence[Site], places: Sequence[int]) -> list[int]:
+    """Places of some sites, in the order of their layers."""
+    return sorted(places, key=lambda i: sites[i].layer or 0)
 
 
 def _reader_coords(sites: Sequence[Site]) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.heads._spectra import triangular
 from mlp_interp.heads._turns import Turns
+from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.models import Weights
 from mlp_interp.models.heads import Heads
 from mlp_interp.sites import Site
 
-__all__ = ["Side", "compared", "sides_of"]
+__all__ = ["Side", "compared", "runs", "sides_of", "unheard"]
 
 _NUMBERS = 2**25
 """Entries of Gram matrices at a time: 128 MiB."""
@@ -53,9 +55,12 @@ class Side:
     @classmethod
     def together(cls, sides: Sequence["Side"], places: Sequence[int]) -> "Side":
         """Several, each head at its place."""
-        order = torch.tensor(places).argsort()
         rows = zip(*((side.factor, side.trace, side.square) for side in sides), strict=True)
-        return cls(*(torch.cat(row)[order.to(row[0].device)] for row in rows))
+        found = [torch.cat(row) for row in rows]
+        if [*places] != sorted(places):
+            order = torch.tensor(places).argsort().to(found[0].device)
+            found = [x[order] for x in found]
+        return cls(*found)
 
 
 def sides_of(
@@ -66,8 +71,12 @@ def sides_of(
     measure: str,
     distance: int | None,
     energy: float,
+    tokens: Vocabulary | None = None,
 ) -> tuple[Side, Side]:
-    """What some heads write, and what some queries, keys and values read, in their order."""
+    """What some heads write, and what some queries, keys and values read, in their order.
+
+    With `tokens` the other end of each is weighed by them; without, all directions count alike.
+    """
     scored = any(site.name != "v" for site in reading)
     turns = None
     found: tuple[list[Side], list[Side]] = [], []
@@ -82,35 +91,49 @@ def sides_of(
             listed = (writing, reading)[side]
             mine = [i for i, s in enumerate(listed) if s.layer == layer and s.name == kind]
             units = [listed[i].unit for i in mine]
-            matrix, inner = _matrices(heads, kind, turns)
+            matrix, inner = _matrices(heads, kind, turns, tokens)
             found[side].append(Side.of(matrix[units], inner[units], measure, energy))
             places[side].extend(mine)
     first, second = (Side.together(*x) for x in zip(found, places, strict=True))
     return first, second
 
 
-def _matrices(heads: Heads, kind: str, turns: Turns | None) -> tuple[Tensor, Tensor]:
+def _matrices(
+    heads: Heads, kind: str, turns: Turns | None, tokens: Vocabulary | None
+) -> tuple[Tensor, Tensor]:
     """With which matrix heads write or read, and what comes before or after that."""
     if kind == "z":
-        return heads.O.mT, _gram(heads.V)
+        return heads.O.mT, _gram(heads.V, _spread(tokens, heads.layer))
     if kind == "v" or turns is None:
-        return heads.V, _gram(heads.O.mT)
+        spread = None if tokens is None else tokens.directions_covariance()
+        return heads.V, _gram(heads.O.mT, spread)
     matrix, other = (heads.Q, heads.K) if kind == "q" else (heads.K, heads.Q)
-    return matrix, turns.averaged(_gram(other), forward=kind == "q")
+    gram = _gram(other, _spread(tokens, heads.layer))
+    return matrix, turns.averaged(gram, forward=kind == "q")
 
 
-def _gram(matrix: Float[Tensor, "head d_model k"]) -> Float[Tensor, "head k k"]:
-    return (matrix.mT @ matrix).double()
+def _spread(tokens: Vocabulary | None, layer: int) -> Float[Tensor, "d_model d_model"] | None:
+    """How what a layer reads of the tokens varies."""
+    return None if tokens is None else tokens.moments(layer).covariance
+
+
+def _gram(
+    matrix: Float[Tensor, "head d_model k"],
+    spread: Float[Tensor, "d_model d_model"] | None = None,
+) -> Float[Tensor, "head k k"]:
+    if spread is None:
+        return (matrix.mT @ matrix).double()
+    return matrix.double().mT @ spread @ matrix.double()
 
 
 def compared(
     writer: Side, reader: Side, before: Sequence[int], m: int
-) -> tuple[Float[Tensor, "writer reader"], Float[Tensor, "writer reader"]]:
-    """Scores of all pairs, and how many deviations their squares are above the mean by chance.
+) -> tuple[Float[Tensor, "writer reader"], ...]:
+    """Scores of all pairs, how many deviations their squares are above chance, and chance's root.
 
     Args:
         writer: Ordered by layers.
-        reader: In any order.
+        reader: Alike.
         before: How many of the writers write before each reader; the others have NaN.
         m: Dimensions in which the one may be rotated against the other.
     """
@@ -118,7 +141,9 @@ def compared(
     t, u = writer.trace[:, None], reader.trace
     tt, uu = writer.square[:, None], reader.square
     variance = 2 * (m * tt - t**2) * (m * uu - u**2) / (m**2 * (m - 1) * (m + 2))
-    return (together / (t * u)).sqrt(), (together - t * u / m) / variance.clamp_min(0).sqrt()
+    score = (together / (t * u)).sqrt()
+    z = (together - t * u / m) / variance.clamp_min(0).sqrt()
+    return score, z, torch.full_like(score, m**-0.5).masked_fill(score.isnan(), torch.nan)
 
 
 def _traces(
@@ -131,15 +156,29 @@ def _traces(
     A trace of a product is a product of all entries, which costs less than to multiply the factors
     of each pair. Entries beside the diagonal come twice, and are made once.
     """
-    size, numbers = first.shape[1], torch.tensor(before, device=first.device)
+    size, alike = first.shape[1], runs(before)
     total = first.new_zeros(len(first), len(second), dtype=torch.float64)
     step = max(1, min(-(-size // _PARTS), _NUMBERS // (size * (len(first) + len(second)))))
     for start in range(0, size, step):
         w, r = (F[:, start : start + step] @ F[:, start:].mT for F in (first, second))
         w[..., w.shape[1] :] *= 2
         w, r = w.flatten(1), r.flatten(1)
-        for number in set(before):
-            columns = (numbers == number).nonzero()[:, 0]
+        for number, columns in alike:
             total[:number, columns] += (w[:number] @ r[columns].T).double()
-    rows = torch.arange(len(first), device=first.device)[:, None]
-    return total.masked_fill(rows >= numbers, torch.nan)
+    return total.masked_fill(unheard(len(first), before).to(first.device), torch.nan)
+
+
+def runs(before: Sequence[int]) -> list[tuple[int, slice]]:
+    """The numbers that are not 0, each with where it stands; equal ones stand together."""
+    found, start = [], 0
+    for number, some in groupby(before):
+        end = start + len([*some])
+        if number:
+            found.append((number, slice(start, end)))
+        start = end
+    return found
+
+
+def unheard(writers: int, before: Sequence[int]) -> Bool[Tensor, "writer reader"]:
+    """Which pairs are of a reader that does not come after the writer."""
+    return torch.arange(writers)[:, None] >= torch.tensor(before)
