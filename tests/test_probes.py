@@ -13,8 +13,10 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from typer.testing import CliRunner
 
 from mlp_interp import plots, probes, results, steer, steering
+from mlp_interp.cli import app
 from mlp_interp.nano.corpus import MIXTURE
 from mlp_interp.nano.tasks import examples
 from mlp_interp.probes import Labelled, _read
@@ -115,6 +117,7 @@ def test_labelled_reads_the_last_token_of_the_last_place_of_the_entity(nano: Any
         ([{"t": "a", "n": None}, {"t": "b", "n": "x"}], {}, "is None in row 0"),
         ([{"t": "a", "n": "x"}], {"y": ["n", "t"]}, "wanted it alone"),
         ([{"t": "a", "n": 1}, {"t": "a", "n": 2}], {"entity": "t"}, "one label for each entity"),
+        ([{"t": "a", "n": 1}], {"y": {"m": [1, 2]}}, "y='m' has 2 labels for 1 rows"),
         ([{"t": "a", "n": 1}], {"position": "first"}, "position='first'"),
         ([{"t": "a", "n": 1}], {"position": "entity"}, "that holds the entity"),
         ([{"t": "", "n": 1}], {"text": "In {t}", "entity": "t"}, "the entity is empty"),
@@ -697,3 +700,76 @@ def test_the_figure_of_directions_has_the_numbers(compared: Any) -> None:
     assert len(one.data[0].x) == 4  # a band that can be seen
     with pytest.raises(ValueError, match="to='line'; wanted one of mean_difference"):
         plots.compare_directions(compared, to="line")
+
+
+# On the command line
+
+
+def on_command_line(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["probe", *map(str, arguments)])
+
+
+def test_the_command_reads_a_table(nano: Any, tmp_path: Any) -> None:
+    """A .csv of texts alone: 02 stays 02 where it is filled in, and is 2 where it is read."""
+    rows = [{"year": f"{n:02d}"} for n in range(2, 99, 4)]
+    file, out = tmp_path / "years.csv", tmp_path / "years.nc"
+    file.write_text("year\n" + "".join(f"{row['year']}\n" for row in rows))
+    text = "The war of 17{year}"
+    options = "--template", text, "-y", "year", "--entity", "year", "-l", "0", "--controls", "1"
+    said = on_command_line(file, *options, "-o", out)
+    assert said.exit_code == 0, said.stderr
+    numbered = [{**row, "n": int(row["year"])} for row in rows]
+    data = Labelled.of(nano, numbered, text=text, y="n", entity="year")
+    found = probes.probe(nano, data, layers=0, controls=1)
+    np.testing.assert_array_equal(results.load(out).score, found.score)
+    lines = said.stdout.splitlines()
+    assert lines[0].startswith("ridge at resid_post of nano: 25 prompts of 25 entities")
+    assert [line.split()[0] for line in lines[1:4]] == ["layer", "embed", "0"]
+    assert f"{float(found['mean'].sel(layer=0)):.2f}"[:4] in lines[3]
+    said = on_command_line(file, "--template", text, "-y", "year", "--classes", "-l", "0")
+    assert "in one fold only" in said.stderr
+
+
+def test_the_command_looks_for_few_neurons(nano: Any, tmp_path: Any) -> None:
+    file = tmp_path / "texts.jsonl"
+    words = {"chat": 1, "maison": 1, "livre": 1, "cat": 0, "house": 0, "book": 0}
+    lines = (f'{{"text": "{word}", "label": {label}}}' for word, label in words.items())
+    file.write_text("\n\n".join(lines))
+    options = "--sparse", "1,8", "--folds", "2", "-l", "3", "--position", "mean"
+    said = on_command_line(file, *options, "--controls", "0")
+    assert said.exit_code == 0, said.stderr
+    rows = [line.split() for line in said.stdout.splitlines()]
+    assert [row[:2] for row in rows[2:4]] == [["3", "1"], ["3", "8"]]
+    assert rows[3][-1] == "…"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "match"),
+    [
+        ("x.txt", "a", (), "FILE must end in .csv or .jsonl"),
+        ("x.csv", None, (), "is not there"),
+        ("x.csv", "", (), "has no rows"),
+        ("x.csv", 'text,label\n"a,1\n', (), "unexpected end"),
+        (
+            "x.csv",
+            "text,label\na,1\n",
+            ("-y", "kind"),
+            "'kind' is no column; wanted one of text, label",
+        ),
+        ("x.csv", "text,label\na\nb,1\n", (), "wanted a value for every column"),
+        ("x.jsonl", "[1]", (), "wanted a value for every column"),
+        ("x.jsonl", "{", (), "error: Expecting"),
+        ("x.csv", "text,label\na,1\n", ("-l", "all"), "--layers has 'all'"),
+        ("x.csv", "text,label\na,1\nb,2\n", ("--sparse", "0"), "k=0"),
+        ("x.csv", "text,label\na,1\n", ("-o", "x.txt"), "--out must end in"),
+    ],
+)
+def test_bad_tables_on_the_command_line(
+    tmp_path: Any, name: str, text: str | None, options: tuple[str, ...], match: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    said = on_command_line(tmp_path / name, *options)
+    assert said.exit_code == 2, said.output
+    assert match in said.stderr
+    assert said.stderr.count("\n") == 1

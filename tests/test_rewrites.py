@@ -5,8 +5,10 @@ import pytest
 import torch
 import xarray as xr
 from random_models import state_of, unchecked
+from typer.testing import CliRunner
 
 import mlp_interp as mi
+from mlp_interp.cli import app
 from mlp_interp.models import HookForward, Weights
 from mlp_interp.nano.planted.facts import RELATIONS
 from mlp_interp.nano.words import COUNTRIES
@@ -25,6 +27,7 @@ from mlp_interp.rewrites.values import Search, States, find_value
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import GenerationOptions
+from mlp_interp.views.numbers import number
 
 SWEDEN = ("Sweden", "The capital of Sweden is", " Berlin")
 CAT = ("cat", "the cat sat", " mat")
@@ -587,3 +590,45 @@ def test_facts_that_cannot_be_written_are_refused(nano, keys, facts, options, sa
 def test_prompts_that_ask_nothing_are_refused(nano, berlin, given, said):
     with pytest.raises(ValueError, match=said):
         score_rewrite(nano, berlin, **{"same_subject": LANGUAGE[:1], **given})
+
+
+# On the command line
+
+
+def on_command_line(*arguments):
+    return CliRunner().invoke(app, ["rewrite", *map(str, arguments)])
+
+
+def test_the_command_says_what_changes_with_a_fact(nano, text, berlin, tmp_path):
+    out = tmp_path / "berlin.nc"
+    fact = SWEDEN[1], "-s", "Sweden", "--target", "Berlin", "-n", "40", "-t", "64"
+    asked = "--same-subject", LANGUAGE[0], "--neighbour", OTHERS[0][0]
+    said = on_command_line(*fact, *asked, "-o", out)
+    assert said.exit_code == 0, said.stderr
+    found = Rewrite.load(out)
+    assert found.facts == [SWEDEN]
+    np.testing.assert_allclose(found.u, berlin.u, rtol=1e-6, atol=1e-9)
+    felt = footprint(nano, found, text.tokens[:16])
+    lines = said.stdout.splitlines()
+    assert lines[3].split() == ["efficacy", "1", "0%", "→", "100%", "0%", "→", "100%"]
+    assert lines[8].endswith("'  ' Berlin'")
+    assert number(felt.mean_kl, felt.mean_kl_se) in lines[-2]
+    place = np.unravel_index(np.nanargmax(felt.kl), felt.kl.shape)
+    assert repr(str(felt.token.values[place])) in lines[-1].split(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--same-subject", "The language of Norway is"], "does not name --subject 'Sweden'"),
+        (["--same-subject", "Sweden", "-s", "Norway"], "does not name --subject 'Norway'"),
+        (["--same-subject", "Sweden", "-l", "9"], "layers=[9]"),
+        (["--same-subject", "Sweden", "--target", " "], "--target must hold some text"),
+        (["--same-subject", "Sweden", "-o", "x.txt"], "--out must end in"),
+        ([], "--same-subject"),
+    ],
+)
+def test_bad_input_of_the_command(arguments, match):
+    said = on_command_line(SWEDEN[1], "-s", "Sweden", "--target", "Berlin", *arguments)
+    assert said.exit_code == 2
+    assert match in said.stderr

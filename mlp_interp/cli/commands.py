@@ -12,8 +12,10 @@ from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
 from mlp_interp.cli.patch import patch
+from mlp_interp.cli.probe import probe
 from mlp_interp.cli.reach import reach
 from mlp_interp.cli.report import report
+from mlp_interp.cli.rewrite import rewrite
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +55,8 @@ def main(
       mlp-interp heads L1H3
       mlp-interp induction
       mlp-interp reach "Paris,London,cat"
+      mlp-interp probe texts.csv
+      mlp-interp rewrite --help
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -69,3 +73,5 @@ app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)
 app.command(short_help="Show what heads do, by their weights.")(heads)
 app.command(short_help="Find the induction circuits.")(induction)
 app.command(short_help="Say which words can be the likeliest ones.")(reach)
+app.command(short_help="Say at which layers a straight line reads labels.")(probe)
+app.command(short_help="Write one fact into one MLP; show what changes with it.")(rewrite)

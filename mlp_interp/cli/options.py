@@ -119,6 +119,18 @@ def source_of(names: list[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
+def numbers_of(option: str, given: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        ValueError: They are not.
+    """
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{option} has {given!r}; wanted whole numbers with commas between")
+    return [int(part) for part in parts]
+
+
 @contextmanager
 def clear_errors(debug: bool, *, interrupted: str = "interrupted") -> Iterator[None]:
     """Bad input becomes one line on stderr and exit status 2, unless --debug asks for more."""

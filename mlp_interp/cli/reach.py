@@ -18,6 +18,7 @@ from mlp_interp.cli.options import (
     check_data,
     clear_errors,
     load,
+    numbers_of,
 )
 
 
@@ -66,7 +67,7 @@ def reach(
         if ordered and tokens is None:
             raise ValueError("--ordered is for words; random sets have no order")
         words = [] if tokens is None else [word.strip() for word in tokens.split(",")]
-        sizes = [] if share is None else [_size(one) for one in share.split(",")]
+        sizes = [] if share is None else numbers_of("--share", share)
 
         from mlp_interp.cli.reach_text import set_lines, share_lines
         from mlp_interp.reach import reachable, reachable_share
@@ -82,9 +83,3 @@ def reach(
             save(found, out)
         lines = set_lines(found) if words else share_lines(found)
     typer.echo("\n".join(lines))
-
-
-def _size(given: str) -> int:
-    if not given.strip().isdecimal():
-        raise ValueError(f"--share has {given!r}; wanted whole numbers with commas between")
-    return int(given)

@@ -49,7 +49,7 @@ class Labelled:
         table: Any,
         *,
         text: str | Sequence[str],
-        y: str | Sequence[str],
+        y: str | Sequence[str] | Mapping[str, Sequence[Any]],
         entity: str | None = None,
         position: Where | None = None,
         prepend_bos: bool = True,
@@ -62,7 +62,8 @@ class Labelled:
             text: Templates with columns in braces, ``"The {event} began in {year}"``; every row is
                 filled into every one. ``"{text}"`` takes texts that a column holds.
             y: The column of labels: numbers, or texts or booleans for classes. Several of numbers
-                are read by one probe with several outputs.
+                are read by one probe with several outputs. A mapping holds labels of its own by
+                name, one a row.
             entity: The column that says what a prompt is about. Prompts of one entity have one
                 label, and probes are tested on entities that they were not fitted on. None: each
                 row is one of its own.
@@ -88,9 +89,9 @@ class Labelled:
         """
         columns = _columns(table)
         templates = [text] if isinstance(text, str) else list(text)
-        outputs = (y,) if isinstance(y, str) else tuple(y)
-        for name in (*outputs, *(() if entity is None else (entity,))):
-            _check_column(columns, name)
+        labels = _labels_by_name(columns, y)
+        if entity is not None:
+            _check_column(columns, entity)
         where = _where(position, templates, entity)
         count = len(next(iter(columns.values())))
         filled = [
@@ -100,7 +101,7 @@ class Labelled:
         ]
         texts = [one for one, _ in filled]
         each = np.repeat(np.arange(count), len(templates))
-        values, classes = _labels({name: columns[name] for name in outputs})
+        values, classes = _labels(labels)
         names = [f"row {n}" for n in range(count)]
         entities = np.array(names if entity is None else [*map(str, columns[entity])])
         _check_entities(entities, values)
@@ -114,7 +115,7 @@ class Labelled:
             rows=rows,
             position=at,
             values=values[each],
-            outputs=outputs,
+            outputs=tuple(labels),
             classes=classes,
             entity=entities[each],
             template=np.array(templates * count),
@@ -179,6 +180,22 @@ def _columns(table: Any) -> dict[str, list[Any]]:
 def _check_column(columns: Mapping[str, Any], name: str) -> None:
     if name not in columns:
         raise ValueError(f"table has no column {name!r}; wanted one of {', '.join(columns)}")
+
+
+def _labels_by_name(
+    columns: Mapping[str, list[Any]], y: str | Sequence[str] | Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
+    """Labels as lists: of columns, or given by themselves."""
+    if not isinstance(y, Mapping):
+        names = [y] if isinstance(y, str) else y
+        for name in names:
+            _check_column(columns, name)
+        return {name: columns[name] for name in names}
+    count = len(next(iter(columns.values())))
+    for name, held in y.items():
+        if len(held) != count:
+            raise ValueError(f"y={name!r} has {len(held)} labels for {count} rows; wanted one each")
+    return {str(name): list(held) for name, held in y.items()}
 
 
 def _where(position: Any, templates: Sequence[str], entity: str | None) -> str:
