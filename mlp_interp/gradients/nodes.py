@@ -29,7 +29,16 @@ from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import FAMILIES, GATED, did_you_mean
 
-__all__ = ["HEADS", "NEURONS", "SITES", "STREAMS", "as_grid", "attribution_patch"]
+__all__ = [
+    "HEADS",
+    "NEURONS",
+    "SITES",
+    "STREAMS",
+    "as_grid",
+    "attribution_patch",
+    "beside_runs",
+    "extended",
+]
 
 STREAMS = ("resid_pre", "attn_out", "mlp_out")
 HEADS = FAMILIES["head"]
@@ -135,7 +144,7 @@ def attribution_patch(
         readings.append(part.reading)
         for name, values in _estimates(part, neuron_positions).items():
             missing = length - values.shape[-2] if _has_pos(name, neuron_positions) else 0
-            estimates[name].append(_extended(values, missing))
+            estimates[name].append(extended(values, missing))
     unit = question.metric.unit
     shared = weights.n_kv_heads < weights.n_heads
     result = xr.Dataset(
@@ -195,6 +204,11 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     effect = xr.concat([estimates[name] for name in names], index)
     if "kv_head" in effect.dims:  # a grid's heads are those of its sites
         effect = effect.rename(kv_head="head")
+    return beside_runs(effect, estimates)
+
+
+def beside_runs(effect: xr.DataArray, estimates: xr.Dataset) -> xr.Dataset:
+    """Estimated effects as the metric that a patched run would have, beside both runs' own."""
     clean, corrupted = estimates.clean, estimates.corrupted
     noising = estimates.attrs["direction"] == "noising"
     raw = clean - effect if noising else corrupted + effect
@@ -213,7 +227,7 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     )
 
 
-def _extended(values: np.ndarray, missing: int) -> np.ndarray:
+def extended(values: np.ndarray, missing: int) -> np.ndarray:
     """NaN at so many more positions, ``[..., pos, prompt]``: those of longer prompts."""
     if not missing:
         return values

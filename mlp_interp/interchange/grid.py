@@ -11,7 +11,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
 from mlp_interp.sites import FAMILIES, Family, did_you_mean
 
-__all__ = ["Cell", "Grid", "Positions", "grid_of"]
+__all__ = ["Cell", "Grid", "Positions", "grid_of", "positions_of"]
 
 Positions = Literal["each", "all"] | Sequence[int]
 _WINDOWED = ("attn_out", "mlp_out")
@@ -167,6 +167,15 @@ def _positions(
 ) -> tuple[int, ...] | None:
     if positions is None:
         positions = "each" if family == "stream" else "all"
+    return positions_of(positions, length)
+
+
+def positions_of(positions: Positions | str, length: int) -> tuple[int, ...] | None:
+    """Positions that are exchanged one at a time; None for all together.
+
+    Raises:
+        ValueError: Another word, or positions that the prompts lack.
+    """
     if isinstance(positions, str):
         if positions not in ("each", "all"):
             raise ValueError(f"positions={positions!r}; wanted 'each', 'all' or a list of them")

@@ -1,8 +1,9 @@
 """Runs a grid of patches: as patched runs of one base run, or one forward pass a cell."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,12 +14,15 @@ from mlp_interp.edits import Edit
 from mlp_interp.interchange.exchange import Exchange
 from mlp_interp.interchange.grid import Cell, Grid
 from mlp_interp.interchange.pair import Pair
-from mlp_interp.interchange.patches import Patch, Patches
+from mlp_interp.interchange.patches import Patch, Patches, entered, spans, whole
 from mlp_interp.models import Forward
-from mlp_interp.runs import final_streams, rows_in
+from mlp_interp.runs import PatchedRun, final_streams, rows_in
 from mlp_interp.sites import Site
 
-__all__ = ["ROWS", "Outcome", "kept_for", "measure"]
+__all__ = ["ROWS", "Added", "Outcome", "kept_for", "measure", "measure_added"]
+
+Changed = tuple[tuple[int, ...], list[Edit], Bool[Tensor, " prompt"]]
+"""The place of a value, the edits it is read after, and in which prompts they change anything."""
 
 ROWS = 2048  # more of them together gain nothing: the matrix products are at full speed already
 
@@ -73,13 +77,81 @@ def measure(pair: Pair, grid: Grid, *, memory: float, progress: bool) -> Outcome
         progress: Show a progress bar.
     """
     if isinstance(pair.base.forward, Forward):
-        return _patched(pair, Patches(grid, Exchange(pair.base, pair.source)), memory, progress)
-    return _edited(pair, grid, progress)
+        patches = Patches(grid, Exchange(pair.base, pair.source))
+        return _patched(pair, grid.shape, patches, memory, progress)
+    cells = ((cell.where, *_edits(pair, grid, cell)) for cell in grid.cells())
+    return _edited(pair, grid.shape, cells, progress)
 
 
-def _patched(pair: Pair, patches: Patches, memory: float, progress: bool) -> Outcome:
+class Added(NamedTuple):
+    """A vector for each prompt and position that is added at a place of the stream.
+
+    `where` is its place in the array of results, before that of the position.
+    """
+
+    where: tuple[int, ...]
+    site: Site
+    change: Float[Tensor, "prompt pos d_model"]
+
+
+def measure_added(
+    pair: Pair,
+    added: Iterable[Added],
+    shape: tuple[int, ...],
+    positions: Sequence[int] | None,
+    *,
+    memory: float,
+    progress: bool,
+) -> Outcome:
+    """The metric after each of some additions: what parts of a place are exchanged by.
+
+    Args:
+        pair: The two runs.
+        added: What is added to the base.
+        shape: Of the results, without positions.
+        positions: At which positions, one at a time; None for all together.
+        memory: As of `measure`.
+        progress: As of `measure`.
+    """
+    if positions is not None:
+        shape = (*shape, len(positions))
+    if isinstance(pair.base.forward, Forward):
+        return _patched(pair, shape, _patches(pair, added, positions), memory, progress)
+    return _edited(pair, shape, _additions(added, positions), progress)
+
+
+def _patches(
+    pair: Pair, added: Iterable[Added], positions: Sequence[int] | None
+) -> Iterator[Patch]:
+    for where, site, change in added:
+        differs = (change != 0).any(-1)
+        if not bool(differs.any()):
+            continue
+        entry, stream = entered(pair.base, site, change)
+        for suffix, prompt, some in spans(differs, positions):
+            yield (
+                (*where, *suffix, prompt),
+                PatchedRun(prompt, entry, some.start, stream[prompt, some]),
+            )
+
+
+def _additions(added: Iterable[Added], positions: Sequence[int] | None) -> Iterator[Changed]:
+    for where, site, change in added:
+        if positions is None:
+            yield where, [Edit.add(site, change)], (change != 0).flatten(1).any(-1)
+            continue
+        for place, position in enumerate(positions):
+            if position < change.shape[1]:
+                some = change[:, position : position + 1]
+                edits = [Edit.add(site, some, positions=position)]
+                yield (*where, place), edits, (some != 0).flatten(1).any(-1)
+
+
+def _patched(
+    pair: Pair, shape: tuple[int, ...], patches: Iterable[Patch], memory: float, progress: bool
+) -> Outcome:
     base, read = pair.base, pair.reading.read
-    outcome = Outcome.of(pair, patches.grid.shape)
+    outcome = Outcome.of(pair, shape)
     rows = min(ROWS, rows_in(base, memory / 2))
     numbers = memory / 2 * 2**20 / base.final.element_size()
 
@@ -93,8 +165,8 @@ def _patched(pair: Pair, patches: Patches, memory: float, progress: bool) -> Out
             outcome.fill([place for place, _ in some], measured(some))
             bar.update(len(some))
         bar.update(bar.total - bar.n)
-    outcome.everything[:] = measured(patches.whole(changed=True))
-    outcome.nothing[:] = measured(patches.whole(changed=False))
+    outcome.everything[:] = measured(whole(base, pair.source.streams[0]))
+    outcome.nothing[:] = measured(whole(base, base.streams[0]))
     return outcome
 
 
@@ -112,18 +184,20 @@ def _chunks(patches: Iterable[Patch], numbers: float) -> Iterator[list[Patch]]:
         yield waiting
 
 
-def _edited(pair: Pair, grid: Grid, progress: bool) -> Outcome:
+def _edited(
+    pair: Pair, shape: tuple[int, ...], cells: Iterable[Changed], progress: bool
+) -> Outcome:
     """One forward pass a cell: slow, and right for any model."""
-    outcome = Outcome.of(pair, grid.shape)
+    outcome = Outcome.of(pair, shape)
 
     def measured(edits: list[Edit]) -> Float[Tensor, " prompt"]:
         return pair.measured(pair.base.edited(edits, sites=()).final)
 
-    for cell in tqdm(list(grid.cells()), desc="patching", disable=not progress):
-        edits, differs = _edits(pair, grid, cell)
+    bar = tqdm(cells, total=math.prod(shape), desc="patching", disable=not progress)
+    for where, edits, differs in bar:
         if differs.any():
-            outcome.values[cell.where] = measured(edits)
-            outcome.changed[cell.where] = differs
+            outcome.values[where] = measured(edits)
+            outcome.changed[where] = differs
     first = Site("resid_pre", 0)
     outcome.everything[:] = measured([Edit.set(first, pair.source.streams[0])])
     outcome.nothing[:] = measured([Edit.set(first, pair.base.streams[0])])

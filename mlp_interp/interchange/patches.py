@@ -1,6 +1,6 @@
 """A grid of exchanges as patched runs of the base run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mlp_interp.interchange.exchange import Exchange
 from mlp_interp.interchange.grid import Grid
-from mlp_interp.runs import Frozen, PatchedRun
+from mlp_interp.runs import Frozen, PatchedRun, Run
+from mlp_interp.sites import Site
 
-__all__ = ["Patch", "Patches"]
+__all__ = ["Patch", "Patches", "entered", "spans", "whole"]
 
 Patch = tuple[tuple[int, ...], PatchedRun]
 """The place of a value, the cell's and then the prompt, and the run that it is read from."""
@@ -43,29 +44,19 @@ class Patches:
                 else:
                     yield from self._heads(where, name, layer)
 
-    def whole(self, *, changed: bool) -> list[Patch]:
-        """From the first block on, all of the source, or of the base run itself; of each prompt."""
-        base, source = self.exchange.base, self.exchange.source
-        stream = (source if changed else base).streams[0].expand_as(base.streams[0])
-        return [((i,), PatchedRun(i, 0, 0, stream[i])) for i in range(base.batch)]
-
     def _streams(self, where: tuple[int, ...], name: str, layer: int) -> Iterator[Patch]:
         """A vector at each position is exchanged: whatever the site, a new stream from it on."""
         base, pair = self.exchange.base, self.exchange.pair
         window = self.grid.window_at(layer)
         first = window[0]
-        entry = first if name == "resid_pre" else first + 1
         taken, own = pair(name, first)
         differs = (taken != own).any(-1)
         for each in window[1:]:
             differs |= torch.ne(*pair(name, each)).any(-1)
+        entry, stream = entered(base, Site(name, first), taken - own)
         if name in ("resid_pre", "resid_post"):
-            stream = taken
-        elif name == "attn_out":
-            stream = base.with_attention(first, taken - own)
-        else:
-            stream = base.streams[entry] + (taken - own)
-        for suffix, prompt, positions in self._spans(differs):
+            stream = taken  # to the last bit
+        for suffix, prompt, positions in spans(differs, self.grid.positions):
             frozen = tuple(
                 Frozen(each, name, positions.start, pair(name, each)[0][prompt, positions])
                 for each in window[1:]
@@ -80,7 +71,7 @@ class Patches:
         differs = self.exchange.differs(name, layer)
         for place, head in enumerate(self.grid.units or ()):
             stream = base.with_attention(layer, self._written(name, layer, head, change))
-            for suffix, prompt, positions in self._spans(differs[:, :, head]):
+            for suffix, prompt, positions in spans(differs[:, :, head], self.grid.positions):
                 run = PatchedRun(prompt, layer + 1, positions.start, stream[prompt, positions])
                 yield (*where, place, *suffix, prompt), run
 
@@ -137,26 +128,11 @@ class Patches:
             change = change * (linear if name == "pre" else activated)
         after = base.streams[layer + 1]
         for place, neuron in enumerate(self.grid.units or ()):
-            for suffix, prompt, positions in self._spans(change[..., neuron] != 0):
+            for suffix, prompt, positions in spans(change[..., neuron] != 0, self.grid.positions):
                 written = change[prompt, positions, neuron, None] * vectors[neuron]
                 stream = after[prompt, positions] + written
                 run = PatchedRun(prompt, layer + 1, positions.start, stream)
                 yield (*where, place, *suffix, prompt), run
-
-    def _spans(
-        self, differs: Bool[Tensor, "prompt pos"]
-    ) -> Iterator[tuple[tuple[int, ...], int, slice]]:
-        """What changes in each cell: its place on the position axis, the prompt, the positions."""
-        rows = differs.tolist()
-        if self.grid.positions is None:
-            for prompt, row in enumerate(rows):
-                if True in row:
-                    yield (), prompt, slice(row.index(True), len(row))
-            return
-        for place, position in enumerate(self.grid.positions):
-            for prompt, row in enumerate(rows):
-                if position < len(row) and row[position]:
-                    yield (place,), prompt, slice(position, position + 1)
 
     def _shared(self, x: Tensor, dim: int) -> Tensor:
         return self.exchange.base.lean.shared(x, dim)
@@ -171,3 +147,42 @@ class Patches:
         rows = slice(heads.start * weights.d_head, heads.stop * weights.d_head)
         out = self.exchange.base.lean.projections(layer).out.T[rows]
         return change[:, :, heads].flatten(2) @ out
+
+
+def whole(base: Run, stream: Float[Tensor, "#prompt pos d_model"]) -> list[Patch]:
+    """From the first block on, another stream; of each prompt."""
+    stream = stream.expand_as(base.streams[0])
+    return [((i,), PatchedRun(i, 0, 0, stream[i])) for i in range(base.batch)]
+
+
+def entered(
+    base: Run, site: Site, change: Float[Tensor, "prompt pos d_model"]
+) -> tuple[int, Float[Tensor, "prompt pos d_model"]]:
+    """The first block that reads a change of a place of the stream, and what it then reads."""
+    layer = site.layer or 0
+    if site.name == "resid_pre":
+        return layer, base.streams[layer] + change
+    if site.name == "attn_out":
+        return layer + 1, base.with_attention(layer, change)
+    return layer + 1, base.streams[layer + 1] + change
+
+
+def spans(
+    differs: Bool[Tensor, "prompt pos"], positions: Sequence[int] | None
+) -> Iterator[tuple[tuple[int, ...], int, slice]]:
+    """What changes in each cell: its place on the position axis, the prompt, the positions.
+
+    Args:
+        differs: Where anything does.
+        positions: Those that are exchanged one at a time; None for all together.
+    """
+    rows = differs.tolist()
+    if positions is None:
+        for prompt, row in enumerate(rows):
+            if True in row:
+                yield (), prompt, slice(row.index(True), len(row))
+        return
+    for place, position in enumerate(positions):
+        for prompt, row in enumerate(rows):
+            if position < len(row) and row[position]:
+                yield (place,), prompt, slice(position, position + 1)

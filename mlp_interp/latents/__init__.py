@@ -1,8 +1,10 @@
 """What a dictionary's latents write, do and mean, and what it leaves unexplained."""
 
 from mlp_interp.latents._ablate import ablate as ablate
+from mlp_interp.latents._attribution import attribution_patch as attribution_patch
 from mlp_interp.latents._direction import direction as direction
 from mlp_interp.latents._evaluate import evaluate as evaluate
+from mlp_interp.latents._patch import patch as patch
 from mlp_interp.latents._recovery import recovery as recovery
 from mlp_interp.latents._replace import replace as replace
 from mlp_interp.latents._separate import separate as separate
@@ -12,8 +14,10 @@ from mlp_interp.latents.in_runs import activations as activations
 __all__ = [
     "ablate",
     "activations",
+    "attribution_patch",
     "direction",
     "evaluate",
+    "patch",
     "recovery",
     "replace",
     "separate",

@@ -11,21 +11,21 @@ from torch import Tensor
 from mlp_interp.ablation.effects import account
 from mlp_interp.dictionaries import Dictionary, Latents
 from mlp_interp.edits import Edit
+from mlp_interp.latents.named import named
 from mlp_interp.latents.spliced import check_one_layer, read_in, sites_of
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models import describe
-from mlp_interp.models.indices import distinct, index
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
-from mlp_interp.sites import Site, site_of
+from mlp_interp.sites import Site
 
-__all__ = ["ablate", "latent_site"]
+__all__ = ["ablate"]
 
 Path = Literal["total", "direct"]
 
@@ -81,7 +81,7 @@ def ablate(
     check_choice("path", path, get_args(Path))
     runner = Runner.of(model)
     check_one_layer(runner.weights, dictionary)
-    sites = None if latents is None else _named(dictionary, latents)
+    sites = None if latents is None else named([dictionary], latents)
     texts = padded_texts(model, tokens, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
     clean = runner.run(texts.tokens.long(), sites=sites_of(runner.weights, [dictionary]))
@@ -110,34 +110,6 @@ def ablate(
             "exact": "yes: every latent is taken away",
         },
     )
-
-
-def latent_site(dictionary: Dictionary, latent: int | str, *, argument: str = "latent") -> Site:
-    """The latent of a dictionary that a number or label names, or its error.
-
-    Raises:
-        ValueError: It has no such latent.
-    """
-    layer = dictionary.layer
-    if isinstance(latent, str):
-        site = site_of(latent, argument=argument)
-        if site.layer != layer or site.name not in ("latents", "error"):
-            raise ValueError(
-                f"{argument}={latent!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
-                f"'{layer}.error'"
-            )
-        if site.name == "error":
-            return site
-        latent = site.unit
-    return Site("latents", layer, neuron=index(argument, latent, dictionary.n_latents))
-
-
-def _named(dictionary: Dictionary, latents: Sequence[int | str]) -> list[Site]:
-    if isinstance(latents, str) or not len(latents):
-        raise ValueError(f"latents={latents!r}; wanted a list of one or more")
-    sites = [latent_site(dictionary, one, argument="latents") for one in latents]
-    distinct("latents", [site.label for site in sites])
-    return sites
 
 
 def _active(

@@ -12,9 +12,9 @@ from torch import Tensor
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
 from mlp_interp.latents.linear import Linear, linear_maps
+from mlp_interp.latents.named import check_list
 from mlp_interp.latents.spliced import (
     Batch,
-    check_one_layer,
     measured,
     put,
     read_in,
@@ -133,10 +133,7 @@ def replace(
 
 
 def _checked(runner: Runner, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-    if isinstance(dictionaries, Dictionary) or not len(dictionaries):
-        raise ValueError(f"dictionaries={dictionaries!r}; wanted a list of one or more")
-    for n, one in enumerate(dictionaries):
-        check_one_layer(runner.weights, one, name=f"dictionaries[{n}]")
+    check_list(runner.weights, dictionaries)
     distinct("dictionaries", [one.site.label for one in dictionaries])
     return sorted(dictionaries, key=lambda one: (one.layer, one.writes))
 

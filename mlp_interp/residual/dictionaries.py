@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, Latents, Reading
@@ -11,7 +12,7 @@ from mlp_interp.residual.parts import Dense, Part, Scaled
 from mlp_interp.residual.stream import Residual
 from mlp_interp.sites import Site
 
-__all__ = ["split"]
+__all__ = ["parts_of", "split"]
 
 
 def split(
@@ -33,7 +34,7 @@ def split(
     """
     if not dictionaries:
         return residual
-    parts = {part.sites[0].whole: [part] for part in residual.parts}
+    parts: dict[Site, Sequence[Part]] = {part.sites[0].whole: [part] for part in residual.parts}
     layers = [one.layer for one in dictionaries]
     for n, one in enumerate(dictionaries):
         one.check(weights, name=f"dictionaries[{n}]")
@@ -48,20 +49,31 @@ def split(
                 f"dictionaries[{n}] is of {places}; wanted one component of a residual at "
                 f"level={residual.level!r}"
             )
-        parts[one.site] = _parts(weights, one, at, residual)
+        parts[one.site] = parts_of(weights, one, at, residual.real)
     return replace(residual, parts=tuple(part for some in parts.values() for part in some))
 
 
-def _parts(
-    weights: Weights, one: Dictionary, at: Callable[[Site], Tensor], residual: Residual
-) -> list[Part]:
+def parts_of(
+    weights: Weights,
+    one: Dictionary,
+    at: Callable[[Site], Tensor],
+    real: Bool[Tensor, "batch pos"] | None = None,
+) -> list[Dense | Scaled]:
+    """What a dictionary makes of what is at its place: active latents, bias, skip, and the error.
+
+    Args:
+        weights: The model's.
+        one: The dictionary, of one layer.
+        at: Gives what was kept at a site.
+        real: Where text is, not padding; None for everywhere.
+    """
     reading, written, layer = Reading(weights, [one]), at(one.site), one.layer
     for name, place in reading.wanted:
         reading.note(name, place, at(Site(name, place)))
     rebuilt, latents = one(reading.read(one, written))
     bias = latents.rescaled(one.b_dec.expand(*latents.values.shape[:-1], -1))
     biases = Dense((Site("b_dec", layer),), bias.to(written)[:, :, None])
-    found: list[Part] = [*_active(one, latents, written, residual), biases]
+    found: list[Dense | Scaled] = [*_active(one, latents, written, real), biases]
     if latents.skipped is not None:
         passing = latents.skipped if latents.scale is None else latents.skipped * latents.scale
         found.append(Dense((Site("skip", layer),), passing.to(written)[:, :, None]))
@@ -69,11 +81,13 @@ def _parts(
     return [*found, Dense((Site("error", layer),), error)]
 
 
-def _active(one: Dictionary, latents: Latents, like: Tensor, residual: Residual) -> list[Part]:
+def _active(
+    one: Dictionary, latents: Latents, like: Tensor, real: Bool[Tensor, "batch pos"] | None
+) -> list[Scaled]:
     """The latents that are active at some token that is asked about."""
     values = latents.values
-    if residual.real is not None:
-        values = values * residual.real[..., None].to(values)
+    if real is not None:
+        values = values * real[..., None].to(values)
     chosen, places = latents.indices.unique(return_inverse=True)
     empty = values.new_zeros(*values.shape[:-1], len(chosen))
     coefficients = empty.scatter_add(-1, places, values)
