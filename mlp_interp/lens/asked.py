@@ -15,7 +15,7 @@ from mlp_interp.prompts.single import one_each
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.runs import Run
 
-__all__ = ["Asked", "texts_and_run"]
+__all__ = ["Asked", "texts_and_run", "texts_of"]
 
 
 def texts_and_run(model: Model, tokens: Any, attention_mask: Any = None) -> tuple[Padded, Run]:
@@ -31,11 +31,21 @@ def texts_and_run(model: Model, tokens: Any, attention_mask: Any = None) -> tupl
         padding = padding_in(weights, run, shape, attention_mask=attention_mask)
         attrs = {"data": f"a run of {shape[0]} x {shape[1]} tokens"}
         return Padded(run.tokens, padding, attrs), run
-    padded = _clean(model, tokens) if isinstance(tokens, Contrast) else None
-    if padded is not None and attention_mask is not None:
-        raise ValueError("attention_mask beside a Contrast, whose lengths are known; wanted None")
-    padded = padded_texts(model, tokens, attention_mask) if padded is None else padded
+    padded = texts_of(model, tokens, attention_mask)
     return padded, Run.record(forward_of(model), weights.checked(padded.tokens))
+
+
+def texts_of(model: Model, tokens: Any, attention_mask: Any = None) -> Padded:
+    """Texts, tokens, a corpus, or the clean side of a contrast.
+
+    Raises:
+        ValueError: They are not tokens of this model.
+    """
+    if not isinstance(tokens, Contrast):
+        return padded_texts(model, tokens, attention_mask)
+    if attention_mask is not None:
+        raise ValueError("attention_mask beside a Contrast, whose lengths are known; wanted None")
+    return _clean(model, tokens)
 
 
 def _clean(model: Model, contrast: Contrast) -> Padded:
