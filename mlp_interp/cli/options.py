@@ -126,9 +126,10 @@ def numbers_of(option: str, given: str) -> list[int]:
         ValueError: They are not.
     """
     parts = [part.strip() for part in given.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{option} has {given!r}; wanted whole numbers with commas between")
-    return [int(part) for part in parts]
+    for part in parts:
+        if not part.isdecimal():
+            raise ValueError(f"{option} has {part!r}; wanted whole numbers with commas between")
+    return list(map(int, parts))
 
 
 @contextmanager

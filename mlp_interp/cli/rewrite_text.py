@@ -25,11 +25,11 @@ def score_lines(scores: xr.Dataset, keys: xr.Dataset) -> list[str]:
     for kind in scores["kind"].values:
         one = scores.sel(kind=kind)
         count = int((scores["kind_of"] == kind).sum())
-        rates = [
+        success, top1 = (
             " → ".join(percent(one[name].sel(way=way)) for way in ("before", "after"))
             for name in ("success_rate", "top1_rate")
-        ]
-        rows.append((str(kind).replace("_", " "), str(count), *rates))
+        )
+        rows.append((str(kind).replace("_", " "), str(count), success, top1))
     return [visible(line) for line in [*lines, *_table(rows)]]
 
 
