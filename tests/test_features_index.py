@@ -1,20 +1,25 @@
 """The index of neurons by feature, and the neurons that two models share."""
 
+import re
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from random_models import VOCABULARY, random_llama, random_neox, tiny_tokenizer, unchecked
+from typer.testing import CliRunner
 
-from mlp_interp import SweepOptions, features, load_model
+from mlp_interp import SweepOptions, features, load, load_corpus, load_model
+from mlp_interp.cli import app, features_data
 from mlp_interp.features.crossed import Crossed, rectangles, rotation
 from mlp_interp.features.documents import OfDocuments
 from mlp_interp.features.partners import Partners
 from mlp_interp.features.ranks import Ranked, false_discovery
 from mlp_interp.metrics.separation import auroc
+from mlp_interp.prompts.tokenizing import decode
 
 DOCUMENTS = [[0, *range(5 * n, 5 * n + 4 + n % 3)] for n in range(1, 13)]
 LABELS = np.arange(12) % 2 == 0
@@ -323,3 +328,61 @@ def test_universal_refuses(moved, options, says):
 def test_universal_refuses_models_of_other_tokens(nano, moved):
     with pytest.raises(ValueError, match="other='nano' has another tokenizer"):
         features.universal(moved[0], nano, texts(2))
+
+
+def on_command_line(*arguments):
+    return CliRunner().invoke(app, ["features", *map(str, arguments)])
+
+
+def test_the_command_says_which_neurons_tell_a_feature(tmp_path, nano):
+    out, size = tmp_path / "f.nc", ["-n", 8, "-t", 48, "--seed", 1]
+    done = on_command_line("Topic: chess.", "-w", "is , was", *size, "-k", 2, "-o", out)
+    assert done.exit_code == 0, done.stderr
+    corpus = load_corpus("nano", nano, sequences=8, length=48, seed=1)
+    rows = features_data.documents(nano, corpus)
+    assert min(map(len, rows)) >= 8
+    assert all(0 not in row[1:] for row in rows)
+    texts = [f" {decode(nano.tokenizer, row)} ".lower() for row in rows]
+    labels = features_data.asked(nano, rows, [], ["is , was"])["is , was"]
+    assert labels.tolist() == [bool(re.search(r"\bis\b|\bwas\b", text)) for text in texts]
+    found: Any = load(out)
+    assert found["positives"].values.tolist() == [round(len(rows) / 4), labels.sum()]
+    best = features.best(found, "Topic: chess.", k=2)["component"].values
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[4:6]] == best.tolist()
+    done = on_command_line("Topic: chess.", "-w", "is , was", *size, "--neuron", best[0])
+    of_it = features.about(found, str(best[0]))
+    for line, one in zip(done.stdout.splitlines()[2:], of_it["feature"].values, strict=False):
+        assert line.strip().startswith(str(one))
+        assert line.split()[-1] == f"{float(of_it['p_family'].sel(feature=one)):.2g}"
+
+
+def test_the_command_says_what_another_model_has(tmp_path, neox_directory):
+    text, out = tmp_path / "text.txt", tmp_path / "u.nc"
+    text.write_text("the cat sat on the mat; hello world " * 40)
+    size = ["-c", text, "-n", 4, "-t", 16, "-k", 1]
+    done = on_command_line("-m", neox_directory, "--other", neox_directory, *size, "-o", out)
+    assert done.exit_code == 0, done.stderr
+    first = done.stdout.splitlines()[2].split()
+    assert (first[0], first[1], first[-1]) == ("0", "1.00", "100%")
+    assert load(out)["correlation"].sizes["rank"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "wanted either features"),
+        (["Topic: chess.", "--other", "nano-1"], "wanted either features"),
+        (["--other", "nano-1", "--neuron", "L0N1"], "--neuron is for features"),
+        ([" "], "prefix must hold some text"),
+        (["-w", ","], "--words must hold some text"),
+        (["Topic: chess.", "--neuron", "L9"], "L9"),
+        (["Topic: chess.", "-o", "f.txt"], "--out must end in"),
+        (["--other", "./nowhere"], "is no directory here"),
+    ],
+)
+def test_the_command_refuses(arguments, match):
+    done = on_command_line(*arguments)
+    assert done.exit_code == 2
+    assert match in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,17 +1,23 @@
 """Dimensions, noise, bounds and modes against slow references and plants."""
 
 from itertools import permutations
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import unchecked
 from reference import full_cache
+from typer.testing import CliRunner
 
 import mlp_interp as mi
+from mlp_interp.cli import app, superposition_text
+from mlp_interp.cli import superposition as command
 from mlp_interp.sites import Site
 from mlp_interp.superposition import (
     _modes,
+    _noise,
     _spectrum,
     capacity,
     modes,
@@ -310,3 +316,69 @@ def test_what_is_refused(kind, texts):
             call()
     with pytest.raises(ValueError, match="kind='other'"):
         unchecked(noise_tolerance)(model, texts, kind="other")
+
+
+def on_command_line(*arguments):
+    return CliRunner().invoke(app, ["superposition", *map(str, arguments)])
+
+
+def test_the_command_says_what_was_measured(tmp_path, nano):
+    out, size = tmp_path / "s.nc", ["-n", 8, "-t", 24, "--seed", 1]
+    done = on_command_line("--site", "resid_post", "--noise", "shuffled", *size, "-o", out)
+    assert done.exit_code == 0, done.stderr
+    corpus = mi.load_corpus("nano", nano, sequences=8, length=24, seed=1)
+    dimensions = spectrum(nano, corpus, site="resid_post", seed=1)
+    noise = noise_tolerance(nano, corpus, sites="resid_post", kind="shuffled", seed=1)
+    with xr.open_datatree(out) as tree:
+        np.testing.assert_allclose(tree["noise"]["kl"], noise["kl"])
+        np.testing.assert_allclose(tree["spectrum"]["eigenvalue"], dimensions["eigenvalue"])
+    row = done.stdout.splitlines()[3].split()
+    assert row[0] == "1"
+    assert abs(float(row[1]) - float(dimensions["participation"][1, -1])) < 0.1
+    assert row[-1] == f"{float(noise['exponent'][0, 1]):.2f}"
+    assert row[-2] == f"{float(noise['tolerated'][0, 1]):.2f}"
+
+
+def test_results_can_be_kept(kind, texts, tmp_path):
+    model = kind()
+    for n, found in enumerate(
+        [
+            capacity(64, 2, 0.5),
+            underdetermined(3000, 0.01),
+            spectrum(model, texts, layers=1, points=(6,)),
+            noise_tolerance(model, texts, layers=1, sizes=(0.1, 0.2)),
+            modes(model, texts, positions=-1, k=20),
+        ]
+    ):
+        kept: Any = mi.load(mi.save(found, tmp_path / f"{n}.nc"))
+        assert kept.identical(found), found.attrs
+
+
+def test_what_is_tolerated_beyond_all_sizes_is_said():
+    there = xr.Dataset(
+        {"tolerated": np.nan, "kl": ("size", [1e-4, 2e-4])}, coords={"size": [0.1, 0.2]}
+    )
+    assert superposition_text._tolerated(there, 0.01) == "> 0.2"
+    assert superposition_text._tolerated(there, 0.00005) == "< 0.1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--site", "z"], "--site 'z'"),
+        (["--noise", "shuffle"], "did you mean 'shuffled'"),
+        (["-o", "s.zarr"], "--out must end in .nc"),
+        (["-c", "nosuch.txt"], "--corpus 'nosuch.txt'"),
+        (["--noise", "values"], "got --site post"),
+    ],
+)
+def test_the_command_refuses(arguments, match):
+    done = on_command_line(*arguments)
+    assert done.exit_code == 2
+    assert match in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_of_the_command_are_those_that_there_are():
+    assert command.SITES == _noise._SITES
+    assert get_args(_noise.Kind) == command.KINDS

@@ -1,9 +1,12 @@
 """Concepts in the readout: whitening, planted sets and steps, nano's own categories."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from mlp_interp import load, save
 from mlp_interp.nano.words import COUNTRIES
 from mlp_interp.superposition import _concepts, concepts
 
@@ -50,7 +53,7 @@ def test_random_children_are_at_right_angles_too(white):
     assert abs(np.mean(steps)) < 0.1
 
 
-def test_countries_of_nano_are_a_concept(nano):
+def test_countries_of_nano_are_a_concept(nano, tmp_path):
     names = [f" {name}" for name in COUNTRIES]
     known = [n for n in names if len(nano.tokenizer.encode(n, add_special_tokens=False)) == 1]
     sets = {"countries": known, "some": known[:8]}
@@ -59,6 +62,8 @@ def test_countries_of_nano_are_a_concept(nano):
     assert (found["auroc_control"] < 0.75).all()
     np.testing.assert_allclose(np.diag(found["cosine"]), 1)
     assert abs(float(found["step_cosine"][0])) < 0.5
+    kept: Any = load(save(found, tmp_path / "concepts.nc"))
+    assert kept.identical(found)
 
 
 def test_what_concepts_refuse(nano):

@@ -1,12 +1,14 @@
 """Whether a feature lies between two neurons: planted angles, and what must not change."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from reference import full_cache
 
-from mlp_interp import SweepOptions
+from mlp_interp import SweepOptions, load, save
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
 from mlp_interp.superposition import _overlaps, overlaps
@@ -90,7 +92,7 @@ def test_what_never_changes_has_neither_angle_nor_rank(kind):
     assert alive["weight_rank"] == (1 + 3 * (alive["weight_B"] <= 0)) / 4
 
 
-def test_overlaps_of_a_model_are_those_by_hand(kind):
+def test_overlaps_of_a_model_are_those_by_hand(kind, tmp_path):
     """Pairs, correlations and angles from a cache of the library's."""
     model = kind()
     texts = torch.randint(1, 300, (16, 9), generator=torch.Generator().manual_seed(4))
@@ -112,6 +114,8 @@ def test_overlaps_of_a_model_are_those_by_hand(kind):
         wanted = read_angle(x[:, a].astype(float), x[:, b].astype(float), follows, text)
         np.testing.assert_allclose((here["theta"], here["theta_se"]), wanted, rtol=1e-2, atol=0.2)
     assert (np.diff(found["shared"]) <= 0).all()
+    kept: Any = load(save(found, tmp_path / "pairs.nc"))
+    assert kept.identical(found)
     again = overlaps(
         model,
         texts,

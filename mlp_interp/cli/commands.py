@@ -7,6 +7,7 @@ import typer
 
 from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
+from mlp_interp.cli.features import features
 from mlp_interp.cli.heads import heads, induction
 from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
@@ -16,6 +17,7 @@ from mlp_interp.cli.probe import probe
 from mlp_interp.cli.reach import reach
 from mlp_interp.cli.report import report
 from mlp_interp.cli.rewrite import rewrite
+from mlp_interp.cli.superposition import superposition
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +59,8 @@ def main(
       mlp-interp reach "Paris,London,cat"
       mlp-interp probe texts.csv
       mlp-interp rewrite --help
+      mlp-interp superposition
+      mlp-interp features "Topic: chess."
 
     Exit status: 0 success, 1 a check failed, 2 wrong input, 130 interrupted.
     """  # noqa: D301 (click reads the \\b)
@@ -75,3 +79,5 @@ app.command(short_help="Find the induction circuits.")(induction)
 app.command(short_help="Say which words can be the likeliest ones.")(reach)
 app.command(short_help="Say at which layers a straight line reads labels.")(probe)
 app.command(short_help="Write one fact into one MLP; show what changes with it.")(rewrite)
+app.command(short_help="Show how many dimensions and how much noise there is.")(superposition)
+app.command(short_help="Show which neurons tell a feature.")(features)

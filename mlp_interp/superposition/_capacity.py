@@ -79,7 +79,7 @@ def capacity(d: int, k_active: int, noise: float, *, d_mlp: int | None = None) -
             "analysis": "capacity",
             "long_name": "bounds on how many features fit, under assumptions",
             "unit": "features",
-            "exact": False,
+            "exact": 0,
             "d": d,
             "k_active": k_active,
             "noise": float(noise),
@@ -139,6 +139,6 @@ def underdetermined(tokens: int, rates: Sequence[float] | float) -> xr.Dataset:
             "analysis": "underdetermined",
             "long_name": "whether there is enough text for a dictionary's features",
             "unit": "tokens",
-            "exact": False,
+            "exact": 0,
         },
     )

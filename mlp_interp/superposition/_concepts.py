@@ -96,7 +96,7 @@ def concepts(
         analysis="concepts",
         long_name="directions of sets of tokens under the causal inner product",
         unit="see each variable",
-        exact=True,
+        exact=1,
         controls=controls,
         seed=seed,
     )

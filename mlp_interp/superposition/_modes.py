@@ -125,7 +125,7 @@ def modes(
     attrs = {**padded.attrs, **describe(model), "analysis": "modes", "unit": "logits"}
     attrs |= {"nucleus": nucleus, "cosine": cosine, "least": least, "own": own, "first": first}
     about = "sets of tokens that streams raise by themselves"
-    return result.assign_attrs(attrs, long_name=about, exact=True)
+    return result.assign_attrs(attrs, long_name=about, exact=1)
 
 
 def unforced(

@@ -124,7 +124,7 @@ def overlaps(
     return _dataset(pairs, measured).assign_attrs(
         attrs,
         unit="see each variable",
-        exact=False,
+        exact=0,
         long_name="whether what two neurons promote is read off one or off both",
     )
 

@@ -131,7 +131,7 @@ def spectrum(
     result["enough"] = _enough(result)
     attrs = {k: v for k, v in part.attrs.items() if k not in ("reducer", "analysis", "data")}
     attrs |= {**texts.attrs, "analysis": "spectrum", "site": site, "first": first, "seed": seed}
-    attrs |= {"each": -1 if each is None else each, "exact": True, "unit": "see each variable"}
+    attrs |= {"each": -1 if each is None else each, "exact": 1, "unit": "see each variable"}
     return _said(result).assign_attrs(attrs, long_name=f"dimensions that activations at {site} use")
 
 

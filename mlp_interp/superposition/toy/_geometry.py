@@ -94,7 +94,7 @@ def geometry(
             "analysis": "geometry",
             "long_name": "shapes that features make",
             "unit": "see each variable",
-            "exact": True,
+            "exact": 1,
             "represented": represented,
             "touching": touching,
             "tolerance": tolerance,
@@ -179,7 +179,7 @@ def thomson(n: int, d: int, *, restarts: int = 8, steps: int = 500, seed: int = 
             "analysis": "thomson",
             "long_name": "charges at rest on a sphere",
             "unit": "none",
-            "exact": False,
+            "exact": 0,
             "seed": seed,
         },
     )

@@ -92,7 +92,7 @@ def phase_diagram(
             "analysis": "phase_diagram",
             "long_name": "what one dimension does with two features",
             "unit": unit,
-            "exact": True,
+            "exact": 1,
             "steps": steps,
             "restarts": restarts,
             "seed": seed,

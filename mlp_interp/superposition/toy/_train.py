@@ -184,6 +184,6 @@ def _dataset(W: Tensor, b: Tensor, loss: Tensor, probability: Tensor) -> xr.Data
             "analysis": "toy_models",
             "long_name": "toy models of superposition",
             "unit": "see each variable",
-            "exact": False,
+            "exact": 0,
         },
     )
