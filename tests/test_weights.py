@@ -11,7 +11,7 @@ from browser import needs_browser, open_page
 from random_models import BACKENDS, VOCABULARY, random_neox, tiny_tokenizer, unchecked
 from torch import Tensor
 
-from mlp_interp import Unembed, load_corpus, load_model, views
+from mlp_interp import Unembed, heads, load_corpus, load_model, views
 from mlp_interp.corpus import token_streams
 from mlp_interp.models import Weights
 from mlp_interp.models.heads import Heads
@@ -22,6 +22,7 @@ from mlp_interp.weights import (
     bigrams,
     embedding_fidelity,
     singular,
+    skip_trigrams,
     subspaces,
     table,
     virtual_weights,
@@ -147,6 +148,70 @@ def test_one_row_may_hold_all_that_is_best() -> None:
     values, rows, _ = best_of_all(left, right, best_of_rows(left, right, 2), 20)
     assert values.tolist() == [*range(49, 29, -1)]
     assert not rows.any()
+
+
+def planted(backend: str, writes: Tensor, query: int = 5, key: int = 7) -> Any:
+    """A model whose only head writes one token for each of some, and looks from one for another."""
+    source = random_neox(layers=1, d_model=64, heads=1)
+    with torch.no_grad():
+        block, base = source.gpt_neox.layers[0], source.gpt_neox
+        block.input_layernorm.weight.fill_(1)
+        for bias in (block.input_layernorm.bias, *(x.bias for x in block.attention.children())):
+            bias.zero_()
+        x = torch.nn.functional.layer_norm(base.embed_in.weight, (64,))
+        logits = base.final_layer_norm.weight * source.get_output_embeddings().weight
+        queries, keys, values = block.attention.query_key_value.weight.zero_().chunk(3)
+        queries[40], keys[40] = x[query] / 8, x[key] / 8  # entries from 32 on are not rotated
+        values[:] = (logits[writes] - logits.mean(0)).T @ x[: len(writes)] / 64
+        block.attention.dense.weight.copy_(torch.eye(64))
+    return load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+
+
+def test_what_a_head_writes_for_other_tokens_is_no_copying(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(60, generator=generator)
+    shuffled = torch.empty_like(order)
+    shuffled[order] = order.roll(1)  # a circle, which leaves none at its place
+    for writes, copies in ((shuffled, False), (torch.arange(60), True)):
+        model = planted(backend, writes)
+        found = table(model, "L0H0.OV", source="embed", k=1, best=1)
+        assert float((found["column"][:60, 0].values == writes.numpy()).mean()) > 0.9
+        role = heads.roles(model, source="embed", scan=True).sel(layer=0, head=0)
+        assert (float(found["diagonal_z"][:60].mean()) > 3) == copies
+        assert (float(role.copying) > 0.8) == copies
+        assert (abs(float(role.copying)) < 3 * float(role.copying_null)) != copies
+        assert (float(role.copying_top1) > 0.15) == copies
+
+
+def test_a_planted_trigram_is_found(backend: str) -> None:
+    model = planted(backend, torch.arange(60).roll(1))
+    found = skip_trigrams(model, "L0H0", source="embed", k=3, per_token=2, distance=4)
+    first = found.isel(source=0, place=0)
+    assert [int(first[x]) for x in ("source_id", "destination", "out")] == [7, 5, 6]
+    assert float(first["attention"]) > 0.8
+    assert float(found["attention"].isel(source=slice(1, 3)).max()) < 0.6
+    assert float(first["effect"]) > float(first["null"]) + 3 * float(first["null_sd"])
+
+
+def test_skip_trigrams_are_those_of_whole_tables(some_model: Any) -> None:
+    found = skip_trigrams(some_model, "L1H2", k=4, per_token=3, keys=9)
+    scores, ov = whole(some_model, "L1H2.QK"), whole(some_model, "L1H2.OV")
+    odds = scores.exp() / scores.exp().mean(1, keepdim=True) / 8
+    attention = (odds / (1 + odds)).T
+    effect, source = (attention.amax(1) * ov.amax(1)).topk(4)
+    np.testing.assert_allclose(found["effect"], effect, rtol=1e-4)
+    np.testing.assert_array_equal(found["source_id"], source)
+    for name, matrix in (("attention", attention), ("ov", ov), ("score", scores.T)):
+        ids = found["out" if name == "ov" else "destination"].values
+        here = matrix[source[:, None], torch.from_numpy(ids)]
+        np.testing.assert_allclose(found[name], here, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["attention"], attention[source].topk(3).values, rtol=1e-4)
+    np.testing.assert_allclose(found["ov"], ov[source].topk(3).values, rtol=1e-4)
+    every = skip_trigrams(some_model, "L1H2", k=VOCABULARY, per_token=1, keys=9)["null"]
+    # Whose is written for whom is as good as independent.
+    together = float(attention.amax(1).mean() * ov.amax(1).mean())
+    assert float(every.mean()) == pytest.approx(together, rel=0.02)
+    assert float(every[0]) < float(attention.max() * ov.max())
 
 
 def test_singular_directions_are_those_of_the_centred_matrix(some_model: Any) -> None:
@@ -338,6 +403,13 @@ def test_nano_bigrams_and_copying(nano: Any) -> None:
         (table, "direct", {"tokens": [999]}, "tokens holds 999; wanted tokens that are rows"),
         (table, "direct", {"tokens": []}, "tokens is empty"),
         (singular, "L1H2.OV", {"k": 9}, "k=9; wanted an integer from 1 to 8"),
+        (skip_trigrams, "L7H0", {}, "head='L7H0'"),
+        (skip_trigrams, "1.mlp", {}, "head='1.mlp'"),
+        (skip_trigrams, "L1H2", {"k": 301}, "k=301; wanted an integer from 1 to 300"),
+        (skip_trigrams, "L1H2", {"per_token": 0}, "per_token=0"),
+        (skip_trigrams, "L1H2", {"keys": 1}, "keys=1; wanted at least 2"),
+        (skip_trigrams, "L1H2", {"distance": 64}, "distance=64; wanted at most 63"),
+        (skip_trigrams, "L1H2", {"seed": -1}, "seed=-1"),
         (singular, "L1H2.OV", {"tokens": 0}, "tokens=0"),
         (embedding_fidelity, None, {"keep": [0]}, "keep=0"),
         (embedding_fidelity, None, {"layers": 5}, "layers="),

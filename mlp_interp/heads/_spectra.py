@@ -47,12 +47,15 @@ def elsewhere(
     One for each head in turn. They depend on the basis of their k columns as the given ones do.
     """
     d_model, k = matrices.shape[1:]
-    drawn = norm.keep(torch.randn(draws, k, d_model, generator=generator)).to(matrices)
+    # A head as wide as the stream has a direction more than a LayerNorm lets through.
+    k = min(k, d_model - (norm.kind == "layer"))
+    drawn = norm.keep(torch.randn(draws, k, d_model, generator=generator))
+    drawn = drawn.to(matrices.device, torch.float64)
     # Orthonormal through the small Gram matrix: there are many more entries than vectors.
     inside = torch.linalg.cholesky(drawn @ drawn.mT)
-    frames = torch.linalg.solve_triangular(inside, drawn, upper=False).mT
+    frames = torch.linalg.solve_triangular(inside, drawn, upper=False).mT.to(matrices)
     values, vectors = torch.linalg.eigh((matrices.mT @ matrices).double())
-    values, vectors = values.to(matrices), vectors.to(matrices)
+    values, vectors = values[:, -k:].to(matrices), vectors[..., -k:].to(matrices)
     # Signs of eigenvectors are arbitrary: let what the matrix makes of them have one.
     images = matrices @ vectors
     largest = images.gather(1, images.abs().argmax(1, keepdim=True))
