@@ -216,6 +216,18 @@ def test_discriminants() -> None:
     np.testing.assert_allclose(
         discriminant(X, labels, None).coef, discriminant(X, labels, shrinkage).coef, rtol=1e-6
     )
+    # With fewer prompts than dimensions, by the smaller side.
+    wide, two = rng.standard_normal((12, 30)) + 5, labels[34:46]
+    within = wide - np.array([wide[two == c].mean(0) for c in (0, 1)])[two]
+    for shrinkage in (None, 0.0, 0.3):
+        drawn = (
+            ledoit_wolf_shrinkage(within, assume_centered=True) if shrinkage is None else shrinkage
+        )
+        covariance = (1 - drawn) * within.T @ within / 12
+        covariance += drawn * np.eye(30) * (within**2).mean()
+        apart = wide[two == 1].mean(0) - wide[two == 0].mean(0)
+        wanted = apart @ np.linalg.pinv(covariance, rcond=1e-10)
+        np.testing.assert_allclose(discriminant(wide, two, shrinkage).coef[0], wanted, rtol=1e-6)
     three = np.arange(100) % 3
     predicted = discriminant(X, three, 0.0)(X).argmax(1)
     assert (predicted == LinearDiscriminantAnalysis(solver="lsqr").fit(X, three).predict(X)).all()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Line", "discriminant", "logistic", "needs_sklearn", "scaled"]
+__all__ = ["Line", "discriminant", "logistic", "needs_sklearn", "principal", "scaled"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,16 @@ def discriminant(X: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> 
     if shrinkage == 1.0:
         towards = means / (variance or 1.0)
     else:
-        covariance = within.T @ within / len(X)
+        squares, axes = principal(within)
         if shrinkage is None:
-            shrinkage = _ledoit_wolf(within, covariance, variance)
-        covariance *= 1 - shrinkage
-        covariance.flat[:: len(covariance) + 1] += shrinkage * variance
-        towards = means @ np.linalg.pinv(covariance, hermitian=True, rcond=1e-10)
+            shrinkage = _ledoit_wolf(within, squares / len(X), variance)
+        drawn = (1 - shrinkage) * squares / len(X) + shrinkage * variance
+        # Beside the axes, if there is any room, the covariance is the sphere's alone.
+        beside = shrinkage * variance if axes.shape[1] < len(axes) else 0.0
+        least = 1e-10 * max(beside, drawn.max())
+        rest = 1 / beside if beside > least else 0.0
+        along = 1 / np.where(drawn > least, drawn, np.inf) - rest
+        towards = (means @ axes * along) @ axes.T + rest * means
     share = np.log([(labels == c).mean() for c in classes])
     offset = share - (towards * means).sum(1) / 2
     if len(classes) == 2:
@@ -61,9 +65,18 @@ def discriminant(X: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> 
     return Line(towards, offset)
 
 
-def _ledoit_wolf(within: np.ndarray, covariance: np.ndarray, variance: float) -> float:
-    """How far a sample's covariance is to be drawn towards a sphere."""
-    n, square = len(within), (covariance**2).sum()
+def principal(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared singular values ``[r]`` and principal axes ``[d, r]``, by the smaller side."""
+    if len(Z) < Z.shape[1]:
+        _, sizes, axes = np.linalg.svd(Z, full_matrices=False)
+        return sizes**2, axes.T
+    squares, axes = np.linalg.eigh(Z.T @ Z)
+    return squares.clip(0), axes
+
+
+def _ledoit_wolf(within: np.ndarray, values: np.ndarray, variance: float) -> float:
+    """How far a covariance with some eigenvalues is to be drawn towards a sphere."""
+    n, square = len(within), (values**2).sum()
     apart = square - variance**2 * within.shape[1]
     noise = ((within**2).sum(1) ** 2).mean() - square  # E |x xᵀ − S|²
     return float(min(1.0, noise / n / apart)) if apart > 0 else 1.0

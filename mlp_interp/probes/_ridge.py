@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlp_interp.probes._linear import Line, scaled
+from mlp_interp.probes._linear import Line, principal, scaled
 
 __all__ = ["ridge"]
 
@@ -60,11 +60,8 @@ class _Decomposed:
     def of(cls, X: np.ndarray) -> "_Decomposed":
         mean, spread = scaled(X)
         Z = (X - mean) / spread
-        if len(Z) < Z.shape[1]:
-            _, sizes, axes = np.linalg.svd(Z, full_matrices=False)
-            return cls(mean, spread, axes.T, sizes**2, X)
-        squares, axes = np.linalg.eigh(Z.T @ Z)
-        return cls(mean, spread, axes, squares.clip(0), X)
+        squares, axes = principal(Z)
+        return cls(mean, spread, axes, squares, X)
 
     def points(self, X: np.ndarray) -> np.ndarray:
         """Activations along the axes, ``[prompt, r]``."""
