@@ -58,8 +58,8 @@ def test_the_view_shows_texts_one_below_the_other(nano):
     found = activations(nano, ["L0N433", "L0N1"], TEXTS)
     one = mi.views.activations(found.sel(component=["L0N433"]))
     real = found.activation.sel(component="L0N433").values
-    shown = np.array(one.props["values"])
-    ends = [n for n, token in enumerate(one.props["tokens"]) if token == "\n"]
+    shown = np.array(one.rows[""])
+    ends = [n for n, token in enumerate(one.tokens) if token == "\n"]
     assert len(ends) == 2
     np.testing.assert_allclose(np.delete(shown, ends), real[~np.isnan(real)], rtol=1e-3)
     several = mi.views.activations(found)

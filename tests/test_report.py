@@ -18,6 +18,7 @@ from mlp_interp.report.format import with_error
 from mlp_interp.report.progress import Forecast
 from mlp_interp.report.sections import heads, importance, lens, memories, neurons, norms, ranges
 from mlp_interp.report.store import Store
+from mlp_interp.report.units import commands
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -146,9 +147,54 @@ def test_the_page_draws_itself(written, tmp_path):
     # neurons and two of memories.
     assert dom.count('class="plot js-plotly-plot"') == 17
     assert "layer 4 after " in dom  # the grid of layers, by its script
-    assert "colored-tokens" in dom
+    assert dom.count('class="ramp') >= 3  # the legends of coloured texts
     assert re.search(r"rgba\((33, 102, 172|178, 24, 43), 0\.(698|7)\)", dom)  # the excerpt
     assert 'aria-label=""' not in dom
+
+
+@needs_browser
+def test_names_of_heads_and_neurons_tell_their_commands(written, tmp_path):
+    """In words, tables and figures; by what the model was loaded."""
+    page = written.page.read_text(encoding="utf-8")
+    linked = re.findall(r'<a class="unit" href="#more">(L\d+[HN]\d+)</a>', page)
+    assert {label[2] for label in linked} == {"H", "N"}
+    assert '#more">L0H0</a>\u00a0→' in page.replace("&nbsp;", "\u00a0")
+    clicked = (
+        "<script>setTimeout(() => { const told = document.getElementById('more'), said = [];"
+        "for (const unit of ['H', 'N']) { [...document.querySelectorAll('a.unit')]"
+        ".find((x) => x.textContent.includes(unit)).click(); said.push(told.textContent); }"
+        "const bars = [...document.querySelectorAll('.plot')]"
+        ".find((x) => x.data?.[0].y?.[0] === {});"
+        "bars.emit('plotly_click', { points: [{ y: bars.data[0].y[0], x: 1 }] });"
+        "document.title = [...said, told.textContent, told.hidden].join('|'); }, 9000)</script>"
+    )
+    strongest = re.search(r"and neuron <a[^>]*>(\w+)", page)[1]
+    clicked = clicked.replace("{}", json.dumps(strongest))
+    dom, console = open_page(page.replace("</body>", f"{clicked}</body>"), tmp_path)
+    assert not console, console
+    head, neuron, bar, hidden = re.search(r"<title>(.*?)</title>", dom)[1].split("|")
+    assert re.fullmatch(r"mlp-interp heads L\d+H\d+ --model nano", head)
+    assert re.fullmatch(r"mlp-interp neuron L\d+N\d+ --model nano", neuron)
+    assert bar == f"mlp-interp neuron {strongest} --model nano"
+    assert hidden == "false"
+
+
+@pytest.mark.parametrize(
+    ("attrs", "head"),
+    [
+        ({"model": "pythia-70m"}, "mlp-interp heads {} --model pythia-70m"),
+        (
+            {"model": "a b", "revision": "step1"},
+            "mlp-interp heads {} --model 'a b' --revision step1",
+        ),
+        ({"model": "x", "processing": "raw"}, "mlp-interp heads {} --model x --processing raw"),
+        ({"model": "memory"}, "mlp_interp.heads.roles(model)"),
+        ({"model": "x", "processing": "as loaded by the user"}, "mlp_interp.heads.roles(model)"),
+    ],
+)
+def test_commands_load_the_model_that_was_measured(attrs, head):
+    known = {"revision": "main", "processing": "folded", **attrs}
+    assert commands(known)["head"].startswith(head)
 
 
 @needs_browser

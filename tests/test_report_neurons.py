@@ -9,7 +9,6 @@ import pytest
 import torch
 import xarray as xr
 from browser import needs_browser, open_page
-from markupsafe import escape
 from random_models import VOCABULARY
 
 from mlp_interp import load_corpus, neurons
@@ -22,6 +21,7 @@ from mlp_interp.report.sections.neurons import Neurons, measure, numbers, senten
 from mlp_interp.report.sections.neurons import compute as measuring
 from mlp_interp.report.sections.neurons.words import layers
 from mlp_interp.report.store import Store
+from mlp_interp.report.units import linked
 from mlp_interp.sites import Site
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -263,7 +263,7 @@ def test_files(nano, whole, measured, tmp_path, monkeypatch):
     assert [*told["outliers"]] == [*measured.outliers["component"].values]
     assert [*told["examples"]] == [*measured.examples["component"].values]
     for sentence in sentences(measured):
-        assert escape(sentence) in written.page.read_text(encoding="utf-8")
+        assert linked(sentence) in written.page.read_text(encoding="utf-8")
     assert written.page.stat().st_size < 4_000_000
 
 
@@ -275,7 +275,9 @@ def test_the_section_holds_tables_figures_and_texts(whole, measured):
     rows = re.findall(r'<tr><th scope="row">(?:<a[^>]*>)?(\w+)(?:</a>)?</th>', section)
     assert rows == [*"0123", *measured.outliers["component"].values]
     positive = int((measured.examples["activation"] > 0).sum())
-    assert section.count('data-view="ColoredTokens"') == positive
+    assert section.count('class="choice"') == positive
+    fires = int((measured.examples["activation"] > 0).any("example").sum())
+    assert section.count('class="legend"') == fires
     for label in measured.examples["component"].values:
         assert re.search(rf'<summary><a class="unit"[^>]*>{label}</a>', section)
 

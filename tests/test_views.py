@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from browser import PROGRAM, needs_browser, open_page
 
 from mlp_interp import views
@@ -24,10 +25,9 @@ def data_of(html):
 
 def test_values_become_plain_rounded_numbers():
     for values in (torch.tensor([0.123456, -2.0]), np.float32([0.123456, -2.0]), [0.123456, -2]):
-        props = views.tokens(["a", "b"], values).props
-        assert props["values"] == [0.1235, -2.0]
-        assert all(type(value) is float for value in props["values"])
-        assert (props["minValue"], props["maxValue"]) == (-2.0, 2.0)
+        (row,) = views.tokens(["a", "b"], values).rows.values()
+        assert row == [0.1235, -2.0]
+        assert all(type(value) is float for value in row)
 
 
 def test_rounding_keeps_four_digits_at_any_size():
@@ -35,9 +35,27 @@ def test_rounding_keeps_four_digits_at_any_size():
     np.testing.assert_allclose(rounded, [123500.0, 1.235e-9, 0.0, -10.0], rtol=1e-12)
 
 
-def test_zero_everywhere_still_has_a_scale():
-    assert views.tokens(["a"], [0.0]).props["maxValue"] == 1.0
-    assert views.tokens(["a"], [0.5], limit=2.0).props["minValue"] == -2
+def test_the_unit_is_that_of_the_values():
+    values = xr.DataArray([0.5], attrs={"unit": "nats"})
+    assert "</span> nats</span>" in views.tokens(["a"], values).fragment()
+    assert "</span> bits</span>" in views.tokens(["a"], values, unit="bits").fragment()
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("values", "options", "said"),
+    [
+        ([1, -4], {}, ("−4.00", "+4.00", "rgba(33, 102, 172, 0.176)")),
+        ([1, 4], {}, ("0", "4.00", "rgba(33, 102, 172, 0.176)")),
+        ([0, 0], {}, ("0", "1.00", "rgba(33, 102, 172, 0)")),
+        ([1, 4], {"limit": 2.0}, ("0", "2.00", "rgba(33, 102, 172, 0.35)")),
+    ],
+)
+def test_the_legend_says_what_full_colour_is(values, options, said, tmp_path):
+    dom, console = open_page(views.tokens(["a", "b"], values, **options).html(), tmp_path)
+    assert not console, console
+    ends = [re.search(f'class="{end}">([^<]*)<', dom)[1] for end in ("least", "most")]
+    assert (*ends, re.search(r"background: (rgba[^;]*);", dom)[1]) == said
 
 
 def test_a_choice_holds_all_values():
@@ -62,25 +80,23 @@ def test_json_in_a_script_reads_back_and_holds_no_markup():
 
 
 def test_the_page_names_no_server():
-    html = views.tokens(TOKENS, range(7)).html()
+    html = views.attention(TOKENS, CAUSAL).html()
     assert "http" not in re.sub(r"[A-Za-z0-9+/=]{1000,}", "", html)
     assert html.count('id="circuitsvis"') == 1
     assert len(html) < 600_000
 
 
 def test_fragments_leave_the_bundle_to_the_page_and_close_what_they_open():
-    fragment = views.tokens(TOKENS, range(7), caption=HOSTILE).fragment()
+    fragment = views.attention(TOKENS, CAUSAL, caption=HOSTILE).fragment()
     assert len(fragment) < 3_000
     for tag in ("figure", "div", "script", "figcaption"):
         assert fragment.count(f"<{tag}") == fragment.count(f"</{tag}>") == 1
     assert "<img" not in fragment
 
 
-def test_hover_text_is_escaped_only_where_it_must_be():
-    shown = data_of(views.tokens(TOKENS, range(7)).fragment())["tokens"]
-    assert shown[:2] == ["<|endoftext|>", " Mary"]
-    assert shown[2] == "&lt;/script>&lt;img src=x onerror=alert(1)>"
-    assert shown[3:5] == ["&amp;lt;", "&lt;!--"]
+def test_attention_names_blank_tokens():
+    shown = data_of(views.attention([" Mary", "\n", "  "], CAUSAL[:, :3, :3]).fragment())["tokens"]
+    assert shown == [" Mary", "↵", "··"]
 
 
 @needs_browser
@@ -99,8 +115,10 @@ def test_text_is_text_and_views_share_a_page(tmp_path):
         assert "<img" not in page
         assert "<b>" not in page
         assert "<i>" not in page
-        if number == 1:
-            assert "rgba(33, 102, 172, 0.698)" in page  # the largest value, by the script
+        if number < 2:
+            assert (
+                "rgba(33, 102, 172, 0.7)" in page or "0.698" in page
+            )  # the largest, by the script
             assert page.count('title="6 "') == 1
         if number < 2:
             assert "&lt;/script&gt;&lt;img" in page
@@ -115,7 +133,7 @@ def test_frames_in_one_page(tmp_path):
     view = views.tokens(TOKENS, range(7), caption=HOSTILE)
     report = (
         "<script>setTimeout(() => { document.title = [...document.querySelectorAll('iframe')]"
-        ".map(f => f.contentDocument.querySelectorAll('.colored-tokens > span').length"
+        ".map(f => f.contentDocument.querySelectorAll('.token').length"
         " + ':' + f.contentDocument.images.length + ':' + f.style.height).join(' '); }, 3000)"
         "</script>"
     )
@@ -129,7 +147,7 @@ def test_frames_in_one_page(tmp_path):
 
 def test_views_share_one_script(tmp_path, monkeypatch):
     """Each is small, draws what it drew before, and says so where the script is not there."""
-    view = views.tokens(TOKENS, range(7))
+    view = views.attention(TOKENS, CAUSAL)
     alone = view.html()
     monkeypatch.setattr(_page, "sharing", False)
     shared = views.share()._repr_html_()
@@ -140,13 +158,13 @@ def test_views_share_one_script(tmp_path, monkeypatch):
         return
     count = (
         "<script>setTimeout(() => { document.title = [...document.querySelectorAll('iframe')]"
-        ".map(f => f.contentDocument.querySelectorAll('.colored-tokens > span').length"
+        ".map(f => f.contentDocument.querySelectorAll('canvas').length"
         " + ':' + f.contentDocument.body.innerText.includes('share()')).join(' '); }, 12000)"
         "</script>"
     )
     dom, console = open_page(shared + frame * 3 + count, tmp_path)
     assert not console, console
-    assert re.search(r"<title>(.*?)</title>", dom)[1].split() == ["7:false"] * 3
+    assert re.search(r"<title>(.*?)</title>", dom)[1].split() == ["3:false"] * 3
     dom, _ = open_page(frame + count, tmp_path)
     assert re.search(r"<title>(.*?)</title>", dom)[1] == "0:true"
 

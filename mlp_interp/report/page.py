@@ -15,6 +15,7 @@ from mlp_interp.report.figure import Drawing, drawing
 from mlp_interp.report.format import number, percent, with_error
 from mlp_interp.report.section import Section
 from mlp_interp.report.summary import Summary
+from mlp_interp.report.units import commands, linked
 from mlp_interp.views.bundle import circuitsvis
 from mlp_interp.views.document import environment, render_document
 
@@ -39,6 +40,7 @@ def render(content: Content, summary: Summary, *, made: Mapping[str, str] | None
         "share": _share,
         "number": number,
         "percent": percent,
+        "linked": linked,
     }
     templates = environment(filters, _template)
     attrs = content.check.attrs
@@ -64,6 +66,7 @@ def render(content: Content, summary: Summary, *, made: Mapping[str, str] | None
         cards=_cards(content),
         notes=content.notes,
         circuitsvis=circuitsvis(),
+        more=commands(attrs),
         made=made or {},
     )
 
@@ -108,7 +111,7 @@ def _cards(content: Content) -> dict[str, tuple[dict[str, str], dict[str, str]]]
     }
     described = {"description": str(content.corpus.get("data", ""))}
     data = {key.replace("_", " "): value for key, value in content.corpus.items() if key != "data"}
-    folded = {key: str(value) for key, value in data.items() if _dull(value)}
+    folded = {key: str(value) for key, value in data.items() if key != "seed" and _dull(value)}
     told = {key: str(value) for key, value in data.items() if key not in folded}
     known = {key: str(value) for key, value in model.items()}
     return {

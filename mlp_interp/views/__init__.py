@@ -1,7 +1,7 @@
-"""Tokens and attention heads as circuitsvis views that need no network.
+"""Tokens, attention heads, neurons and tables as views that need no network.
 
-Each function takes plain values and returns a `View`, which shows itself in Jupyter (as often per
-page as you like), and gives a stand-alone page as `view.html()`.
+Each function returns what shows itself in Jupyter (as often per page as you like), gives a page
+that stands by itself as `view.html()`, and keeps one with `view.save("view.html")`.
 """
 
 from mlp_interp.views._choice import Choice, token_values

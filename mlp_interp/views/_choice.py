@@ -1,4 +1,4 @@
-"""Text with every token coloured by one of several values, chosen from a list."""
+"""Text with every token coloured by a value, or by one of several, chosen from a list."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ __all__ = ["Choice", "token_values"]
 
 @dataclass(frozen=True)
 class Choice:
-    """Tokens and several values of each; shows itself in Jupyter.
+    """Tokens and one or several values of each; shows itself in Jupyter.
 
     Attributes:
         tokens: As text.
@@ -24,6 +24,7 @@ class Choice:
         chosen: Whose values are shown first.
         caption: One sentence below; plain text.
         unit: Of the values.
+        limit: The value of full colour; None for the largest of those shown.
     """
 
     tokens: list[str]
@@ -31,22 +32,35 @@ class Choice:
     chosen: str
     caption: str = ""
     unit: str = ""
+    limit: float | None = None
 
-    def fragment(self) -> str:
-        """HTML for a page that has the script `CHOOSE` and the style of tokens."""
+    def fragment(self, *, legend: bool = True) -> str:
+        """HTML for a page that has the script `CHOOSE` and the style of tokens.
+
+        Args:
+            legend: Say what full colour means; of texts with one `limit`, the first may do for all.
+        """
+        tokens = "".join(map(_drawn, self.tokens))
+        caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
+        held = {"values": list(self.rows.values()), "unit": self.unit, "limit": self.limit}
+        return (
+            f'<figure class="choice">{self._head() if legend else ""}'
+            f'<p class="passage">{tokens}</p>'
+            f'<script type="application/json">{to_json(held)}</script>{caption}</figure>'
+        )
+
+    def _head(self) -> str:
+        """Whose values are shown, and what the colours mean."""
         options = "".join(
             f"<option{' selected' if name == self.chosen else ''}>{escape(visible(name))}</option>"
             for name in self.rows
         )
-        tokens = "".join(map(_drawn, self.tokens))
-        caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
-        data = to_json({"values": list(self.rows.values()), "unit": self.unit})
+        several = len(self.rows) > 1
+        whose = f'<select aria-label="colour by">{options}</select> '
         return (
-            f'<figure class="choice"><p><select aria-label="colour by">{options}</select> '
+            f"<p>{whose if several else escape(visible(self.chosen))}"
             '<span class="legend"><span class="least"></span><span class="ramp"></span>'
             f'<span class="most"></span> {escape(self.unit)}</span></p>'
-            f'<p class="passage">{tokens}</p>'
-            f'<script type="application/json">{data}</script>{caption}</figure>'
         )
 
     def html(self) -> str:
@@ -72,7 +86,8 @@ class Choice:
 
     def __repr__(self) -> str:
         """Sizes; a notebook draws the view instead."""
-        return f"Choice({len(self.tokens)} tokens, {len(self.rows)} values of each)"
+        values = f", {len(self.rows)} values of each" if len(self.rows) > 1 else ""
+        return f"Choice({len(self.tokens)} tokens{values})"
 
 
 def token_values(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mlp_interp.prompts.display import visible
 from mlp_interp.views._page import NEGATIVE, POSITIVE, View, as_numbers, as_texts
 
 MAX_TOKENS = 256
@@ -55,7 +56,7 @@ def attention(
     causal = not np.triu(values, 1).any()
     props = {
         "attention": values.tolist(),
-        "tokens": texts,
+        "tokens": [visible(text) if text.strip(" ") else "·" * len(text) for text in texts],
         "attentionHeadNames": labels,
         "maskUpperTri": bool(causal),
         "negativeColor": NEGATIVE,

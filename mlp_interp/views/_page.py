@@ -55,7 +55,7 @@ class View:
     already has the bundle.
 
     Attributes:
-        component: The name of the circuitsvis component, such as "ColoredTokens".
+        component: The name of the circuitsvis component, such as "AttentionHeads".
         props: Its properties, plain Python values only.
         caption: One sentence below the view; plain text.
         height: Height of the frame in a notebook before it fits itself, in pixels.

@@ -1,6 +1,5 @@
 """Text with every token coloured by a signed value."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,23 +7,25 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.views._choice import Choice, token_values
-from mlp_interp.views._page import MAX_TOKENS, NEGATIVE, POSITIVE, View, as_numbers, as_texts
-
-# circuitsvis writes a token's text into the page as HTML. What HTML would read as a tag or an
-# entity is escaped here, and nothing else: its hover text is plain, and would show the escapes.
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
+from mlp_interp.views._page import MAX_TOKENS, as_numbers, as_texts
 
 
 def tokens(
-    token_strs: Sequence[str], values: Any, *, limit: float | None = None, caption: str = ""
-) -> View:
-    """Tokens coloured by one signed value each: red negative, white zero, blue positive.
+    token_strs: Sequence[str],
+    values: Any,
+    *,
+    limit: float | None = None,
+    unit: str | None = None,
+    caption: str = "",
+) -> Choice:
+    """Tokens coloured by one signed value each: red negative, blue positive, with a legend.
 
     Args:
         token_strs: The tokens as text, one string each.
         values: One number per token (list, numpy, torch or DataArray).
         limit: The value of full colour, either sign; by default the largest value shown. Give the
             same limit to views that are to be compared.
+        unit: Of the values, for the legend; None for the one that a DataArray has.
         caption: One sentence to put below.
 
     Returns:
@@ -36,31 +37,20 @@ def tokens(
 
     Example:
         >>> tokens(["The", " cat"], [0.5, -1.0])
-        View(ColoredTokens, 2 tokens)
+        Choice(2 tokens)
     """
     texts = as_texts(token_strs, limit=MAX_TOKENS)
     numbers = as_numbers("values", values, 1)
     if len(numbers) != len(texts):
         raise ValueError(f"values must match tokens: {len(numbers)} values, {len(texts)} tokens")
-    if limit is None:
-        limit = float(abs(numbers).max()) or 1.0
-    if not limit > 0:
+    if limit is not None and not limit > 0:
         raise ValueError(f"limit must be positive, got {limit}")
-    props = {
-        "tokens": [show_as_text(text) for text in texts],
-        "values": numbers.tolist(),
-        "minValue": -limit,
-        "maxValue": limit,
-        "negativeColor": NEGATIVE,
-        "positiveColor": POSITIVE,
-        "paddingBottom": 0,
-    }
-    return View("ColoredTokens", props, caption, height=90 + 26 * (len(texts) // 16))
+    if unit is None:
+        unit = str(getattr(values, "attrs", {}).get("unit", ""))
+    return Choice(texts, {"": numbers.tolist()}, "", caption, unit, limit)
 
 
-def activations(
-    result: xr.Dataset, *, limit: float | None = None, caption: str = ""
-) -> View | Choice:
+def activations(result: xr.Dataset, *, limit: float | None = None, caption: str = "") -> Choice:
     """What neurons do in texts: every token coloured by the activation there.
 
     Args:
@@ -77,7 +67,7 @@ def activations(
     Example:
         >>> from mlp_interp import load_model, neurons
         >>> activations(neurons.activations(load_model("nano"), "L0N433", "Il aime le pain."))
-        View(ColoredTokens, 8 tokens)
+        Choice(8 tokens)
     """
     held = getattr(result, "get", {}.get)("activation")
     if held is None or {*held.dims} != {"component", "prompt", "pos"} or "token" not in held.coords:
@@ -99,8 +89,3 @@ def activations(
     if limit is not None:
         raise ValueError(f"limit={limit} of several neurons; wanted None: each has its own")
     return token_values(strs, dict(zip(named, rows, strict=True)), caption=caption)
-
-
-def show_as_text(token: str) -> str:
-    """A token that reads the same when HTML is made of it."""
-    return _MARKUP.sub(lambda match: "&lt;" if match[0] == "<" else "&amp;", token)

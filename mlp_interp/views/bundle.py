@@ -42,21 +42,27 @@ function mountViews(root) {
 CHOOSE = """
 function wireChoices(root) {
   for (const place of root.querySelectorAll(".choice")) {
-    const { values, unit } = JSON.parse(place.querySelector("script").textContent);
-    const select = place.querySelector("select");
+    const held = JSON.parse(place.querySelector("script").textContent), { values, unit } = held;
+    const select = place.querySelector("select"), legend = place.querySelector(".legend");
     const tokens = place.querySelectorAll(".token");
     const paint = () => {
-      const row = values[select.selectedIndex];
-      const limit = Math.max(...row.map(Math.abs)) || 1;
-      place.querySelector(".least").textContent = "−" + limit.toPrecision(3);
-      place.querySelector(".most").textContent = "+" + limit.toPrecision(3);
+      const row = values[select ? select.selectedIndex : 0];
+      const limit = held.limit ?? (Math.max(...row.map(Math.abs)) || 1);
+      const signed = row.some((value) => value < 0);
+      if (legend) {
+        const [least, ramp, most] = legend.children;
+        ramp.classList.toggle("positive", !signed);
+        least.textContent = signed ? "−" + limit.toPrecision(3) : "0";
+        most.textContent = (signed ? "+" : "") + limit.toPrecision(3);
+      }
       tokens.forEach((token, at) => {
         const hue = row[at] < 0 ? "178, 24, 43" : "33, 102, 172";
-        token.style.background = `rgba(${hue}, ${0.7 * Math.abs(row[at]) / limit})`;
+        const share = Math.min(1, Math.abs(row[at]) / limit);
+        token.style.background = `rgba(${hue}, ${0.7 * share})`;
         token.title = `${row[at]} ${unit}`;
       });
     };
-    select.onchange = paint;
+    if (select) select.onchange = paint;
     paint();
   }
 }

@@ -12,9 +12,11 @@ async function drawFigure(place) {
   return drawNow(place);
 }
 
-function drawNow(place) {
+async function drawNow(place) {
   const paper = document.documentElement.classList.contains("paper");
   const { data, layout } = JSON.parse(place.querySelector("script").textContent);
+  // What has a width needs that much at least.
+  if (layout.width) layout.width = Math.max(layout.width, place.clientWidth);
   const look = JSON.parse(document.getElementById("look").textContent);
   Object.assign(look.layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
   look.layout.font = { family: getComputedStyle(document.body).fontFamily, color: colour("--text") };
@@ -23,10 +25,12 @@ function drawNow(place) {
     const lines = { gridcolor: colour("--line"), linecolor: colour("--line") };
     look.layout[axis] = { ...look.layout[axis], ...lines, zerolinecolor: colour("--line") };
   }
-  return Plotly.newPlot(place, data, { ...layout, template: look, autosize: true }, {
-    responsive: true, displaylogo: false, displayModeBar: paper ? false : "hover",
+  await Plotly.newPlot(place, data, { ...layout, template: look, autosize: true }, {
+    responsive: true, displaylogo: false,
+    displayModeBar: paper || matchMedia("(hover: none)").matches ? false : "hover",
     modeBarButtons: [["toImage", "resetScale2d"]],
   });
+  place.on("plotly_click", tellPoint);
 }
 
 async function drawViews(place) {
@@ -57,16 +61,33 @@ async function drawAll(root) {
 document.querySelectorAll("details").forEach((folded) => {
   folded.addEventListener("toggle", () => drawAll(folded));
 });
-// Names of neurons put their command where it stands.
+// A head or neuron, by its name in the text or its mark in a figure, has a command that shows all
+// about it.
+const more = document.getElementById("more");
+
+function commandOf(unit) {
+  return more.dataset[unit.includes("N") ? "neuron" : "head"].replace("{}", unit);
+}
+
+function tell(unit) {
+  more.hidden = false;
+  more.firstElementChild.textContent = commandOf(unit);
+}
+
+function tellPoint({ points: [point] }) {
+  const { x, y, text, hovertext, customdata } = point;
+  const unit = [y, x, text, hovertext, customdata].flat(3).join(" ").match(/L\d+[HN]\d+/);
+  if (more && unit) tell(unit[0]);
+}
+
 document.querySelectorAll("a.unit").forEach((link) => {
-  link.addEventListener("click", () => {
-    const place = document.getElementById("unit-page");
-    place.textContent = place.textContent.replace(/L\d+N\d+/, link.textContent);
-  });
+  link.title = commandOf(link.textContent);
+  link.onclick = (event) => { event.preventDefault(); tell(link.textContent); };
 });
 
 // Paper shows everything, black on white and as wide as it is; then all is as it was.
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const grids = document.querySelectorAll(".lens .grid");
 let unfolded = [];
 
 function redraw() {
@@ -83,11 +104,14 @@ addEventListener("beforeprint", () => {
     place.dataset.drawn = "yes";
     if (window.Plotly) drawNow(place);
   }
+  // Nobody can scroll on paper.
+  for (const grid of grids) grid.style.zoom = Math.min(1, 0.95 * grid.clientWidth / grid.scrollWidth);
 });
 
 addEventListener("afterprint", () => {
   document.documentElement.classList.remove("paper");
   unfolded.forEach((folded) => { folded.open = false; });
+  for (const grid of grids) grid.style.zoom = "";
   redraw();
 });
 

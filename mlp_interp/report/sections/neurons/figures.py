@@ -7,7 +7,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from mlp_interp import plots, views
-from mlp_interp.report.figure import drawing
+from mlp_interp.report.figure import WIDE, drawing
 from mlp_interp.report.format import percent, with_error
 from mlp_interp.report.sections.neurons.compute import EACH_SIDE, Neurons
 from mlp_interp.report.sections.neurons.words import layers
@@ -35,7 +35,6 @@ def shown(neurons: Neurons) -> dict[str, Any]:
         "heading": "What do the neurons do?",
         "intro": "A neuron reads the stream through its receptor and, where its activation before "
         "the nonlinearity is above zero, fires: then it adds its value vector to the stream.",
-        "command": _command(neurons),
         "layers": layers(neurons),
         "size": neurons.activity.sizes["neuron"],
         "beyond": neurons.activity.attrs["outliers_beyond"],
@@ -43,19 +42,17 @@ def shown(neurons: Neurons) -> dict[str, Any]:
         "each_side": EACH_SIDE,
         "outliers": _outliers(neurons.outliers),
         "fractions": drawing(plots.activation_fractions(few)),
-        "predicted": drawing(plots.receptor_value(points, x="activation_volume", y="fraction")),
-        "norms": drawing(plots.receptor_value(points)),
+        "predicted": drawing(
+            plots.receptor_value(points, x="activation_volume", y="fraction"), width=WIDE
+        ),
+        "norms": drawing(plots.receptor_value(points), width=WIDE),
         "position": drawing(plots.activity_by_position(places)),
-        "updates": drawing(plots.update_shares(evenly(neurons.updates, "layer", LAYERS))),
+        "updates": drawing(
+            plots.update_shares(evenly(neurons.updates, "layer", LAYERS)), width=WIDE
+        ),
         "examples": _examples(neurons.examples),
         **_notes(neurons.activity, points, places, neurons.outliers.sizes["component"]),
     }
-
-
-def _command(neurons: Neurons) -> str:
-    """What makes the page of one neuron; the page puts others in its place."""
-    label = str(neurons.examples["component"].values[0])
-    return f"mlp-interp neuron {label} --model {neurons.activity.attrs['model']}"
 
 
 def _some_neurons(found: xr.Dataset) -> xr.Dataset:
@@ -131,7 +128,7 @@ def _texts(here: xr.Dataset) -> list[Markup]:
             limit=float(np.nanmax(strengths)),
             caption=f"{strengths[n]:.2f} at {_word(here, int(n))!r} ({place})",
         )
-        drawn.append(Markup(view.fragment()))
+        drawn.append(Markup(view.fragment(legend=not drawn)))
     return drawn
 
 
