@@ -9,6 +9,7 @@ from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
 from mlp_interp.cli.features import features
 from mlp_interp.cli.heads import heads, induction
+from mlp_interp.cli.latent import latent
 from mlp_interp.cli.lens import lens, tune_lens
 from mlp_interp.cli.memories import memories
 from mlp_interp.cli.neuron import neuron
@@ -52,6 +53,7 @@ def main(
       mlp-interp attribute "The capital of France is" --answer Paris --foil Rome
       mlp-interp patch --task ioi              writes patch.html
       mlp-interp neuron L3N506                 writes L3N506.html
+      mlp-interp latent --dictionary my-sae
       mlp-interp memories
       mlp-interp lens "The capital of France is" writes lens.html
       mlp-interp heads L1H3
@@ -71,6 +73,7 @@ app.command(short_help="Check that a model computes what it should.")(check)
 app.command(short_help="Show what adds to the logit of an answer.")(attribute)
 app.command(short_help="Exchange activations between two runs; write one HTML page.")(patch)
 app.command(short_help="Show all about one neuron; write one HTML page.")(neuron)
+app.command(short_help="Show what a dictionary explains, and all about one latent.")(latent)
 app.command(short_help="Show whether texts go on as neurons say.")(memories)
 app.command(short_help="Show what each layer would say; write one HTML page.")(lens)
 app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)

@@ -127,6 +127,17 @@ def _check(
         site = None
     if site is None or site.neuron is None or site.name != "post":
         raise ValueError(f"neuron={label!r}; wanted a label such as L3N669")
+    return check_places(label, out, data, checkpoint)
+
+
+def check_places(
+    label: str, out: Path | None, data: Path | None, checkpoint: Path | None
+) -> tuple[Path, Path]:
+    """Where a page and its numbers go: named after what they are of, unless told otherwise.
+
+    Raises:
+        ValueError: They cannot be written there.
+    """
     page = Path(f"{label}.html") if out is None else out
     numbers = page.with_suffix(".nc") if data is None else data
     if page.suffix != ".html":

@@ -1,15 +1,16 @@
 """What `mlp-interp neuron` computes, writes and prints."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from mlp_interp import views
-from mlp_interp.corpus import SweepOptions, load_corpus
+from mlp_interp.corpus import Corpus, SweepOptions, load_corpus
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons import neuron_page
 from mlp_interp.neurons.page.page import checked_request
@@ -17,7 +18,7 @@ from mlp_interp.prompts.display import visible
 from mlp_interp.results import save
 from mlp_interp.views.numbers import number, percent
 
-__all__ = ["build", "summary"]
+__all__ = ["build", "summary", "text_of", "write"]
 
 
 def build(
@@ -46,25 +47,44 @@ def build(
         The summary, as the terminal shows it.
     """
     site = checked_request(model, label, options["k"])
-    options_of_corpus = {key: value for key, value in corpus.items() if key != "source"}
-    text = load_corpus(corpus["source"], model, **options_of_corpus)
+    text = text_of(model, corpus)
+    compute = partial(neuron_page, model, site, text, **options)
+    return summary(write(compute, page=page, data=data, sweep=sweep))
+
+
+def text_of(model: Model, corpus: Mapping[str, Any]) -> Corpus:
+    """The corpus that options name."""
+    options = {key: value for key, value in corpus.items() if key != "source"}
+    return load_corpus(corpus["source"], model, **options)
+
+
+def write(
+    compute: Callable[..., xr.Dataset], *, page: Path, data: Path, sweep: SweepOptions
+) -> xr.Dataset:
+    """Compute a page, and write it and its numbers.
+
+    Args:
+        compute: Gives the page; takes ``sweep``.
+        page: As of `build`.
+        data: As of `build`.
+        sweep: As of `build`.
+    """
     parts = page.with_name(page.name + ".parts") if sweep.checkpoint is None else sweep.checkpoint
-    result = neuron_page(model, site, text, sweep=replace(sweep, checkpoint=parts), **options)
+    result = compute(sweep=replace(sweep, checkpoint=parts))
     views.neuron(result).save(page)
     save(result, data)
     if sweep.checkpoint is None:
         shutil.rmtree(parts, ignore_errors=True)
-    return summary(result)
+    return result
 
 
 def summary(page: xr.Dataset) -> list[str]:
-    """A few lines that say what the neuron does."""
+    """A few lines that say what the neuron, or latent, does."""
     attrs = page.attrs
     share = percent(page["fraction"], page["fraction_se"])
-    volume = percent(page["activation_volume"])
     lines = [
         f"{page['component'].item()} of {attrs['model']}, {attrs['data']}",
-        f"fires at {share} of {attrs['positions']:,} positions; would in {volume} of directions",
+        f"fires at {share} of {attrs['positions']:,} positions{_would(page)}",
         *(
             f"{verb:<10} {'  '.join(repr(str(word)) for word in page[f'{name}_text'].values[:6])}"
             for verb, name in (("promotes", "promoted"), ("suppresses", "suppressed"))
@@ -80,6 +100,12 @@ def summary(page: xr.Dataset) -> list[str]:
     cosines = zip(near["similar"].values, near["similar_value_cosine"].values, strict=True)
     named = [f"{label} {number(cosine)}" for label, cosine in list(cosines)[:4]]
     return [visible(line) for line in (*lines, f"writes like {', '.join(named)}")]
+
+
+def _would(page: xr.Dataset) -> str:
+    if "activation_volume" not in page:
+        return ""
+    return f"; would in {percent(page['activation_volume'])} of directions"
 
 
 def _example(page: xr.Dataset, index: int) -> str:

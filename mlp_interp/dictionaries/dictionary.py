@@ -1,5 +1,6 @@
 """`Dictionary`: an SAE or transcoder as data, which encodes and decodes."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ from mlp_interp.dictionaries.activations import Activation, JumpRelu
 from mlp_interp.dictionaries.fitting import check_fit, check_module
 from mlp_interp.dictionaries.latents import Latents
 from mlp_interp.models import Weights
+from mlp_interp.models._checksum import checksum
 from mlp_interp.models.finite import check_finite
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.processing import processing
@@ -132,6 +134,16 @@ class Dictionary:
     def site(self) -> Site:
         """The first place it writes to."""
         return self.sites[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any entry of it, and with what it is of."""
+        names = ("layer", "reads", "writes", "spans", "normalize")
+        digest = hashlib.sha256(repr([getattr(self, name) for name in names]).encode())
+        digest.update(f"{self.activation}".encode())
+        for name, x in sorted(self._tensors().items()):
+            digest.update(f"{name} {tuple(x.shape)} {checksum(x)}".encode())
+        return digest.hexdigest()[:16]
 
     @property
     def is_sae(self) -> bool:

@@ -1,9 +1,11 @@
 """What a dictionary's latents write, do and mean, and what it leaves unexplained."""
 
 from mlp_interp.latents._ablate import ablate as ablate
+from mlp_interp.latents._activity import activity as activity
 from mlp_interp.latents._attribution import attribution_patch as attribution_patch
 from mlp_interp.latents._direction import direction as direction
 from mlp_interp.latents._evaluate import evaluate as evaluate
+from mlp_interp.latents._page import page as page
 from mlp_interp.latents._patch import patch as patch
 from mlp_interp.latents._recovery import recovery as recovery
 from mlp_interp.latents._replace import replace as replace
@@ -14,9 +16,11 @@ from mlp_interp.latents.in_runs import activations as activations
 __all__ = [
     "ablate",
     "activations",
+    "activity",
     "attribution_patch",
     "direction",
     "evaluate",
+    "page",
     "patch",
     "recovery",
     "replace",

@@ -12,6 +12,7 @@ from mlp_interp.views._neuron_parts import (
     ablation,
     bands,
     figure,
+    is_latent,
     sentences,
     similar,
     strongest,
@@ -59,10 +60,10 @@ class Page:
 
 
 def neuron(page: xr.Dataset) -> Page:
-    """Everything about one neuron on one page: when it fires, on what, and what that does.
+    """Everything about one neuron, or latent, on one page: when it fires, on what, what that does.
 
     Args:
-        page: What `mlp_interp.neurons.neuron_page` gave.
+        page: What `mlp_interp.neurons.neuron_page` gave, or `mlp_interp.latents.page`.
 
     Returns:
         A page that shows itself in Jupyter; ``page.save("L3N506.html")`` writes it. Texts need no
@@ -82,7 +83,8 @@ def neuron(page: xr.Dataset) -> Page:
     missing = [name for name in _NEEDED if name not in getattr(page, "variables", ())]
     if missing:
         raise ValueError(
-            f"page lacks {', '.join(map(repr, missing))}; wanted the Dataset of neuron_page"
+            f"page lacks {', '.join(map(repr, missing))}; wanted the Dataset of neuron_page, or of "
+            "latents.page"
         )
     attrs = page.attrs
     title = f"{page['component'].item()} of {attrs['model']}"
@@ -102,8 +104,11 @@ def neuron(page: xr.Dataset) -> Page:
         "losses": ablation(page),
         "similar": similar(page),
         "first": int(attrs["first"]),
+        "latent": is_latent(page),
     }
     facts = [f"{attrs['processing']} weights", str(attrs["data"])]
+    if "dictionary" in attrs:
+        facts.insert(0, _what(str(attrs["dictionary"])))
     revision = str(attrs.get("revision", ""))
     if revision not in ("", "none", "main", "unknown"):
         facts.insert(0, f"revision {revision}")
@@ -115,6 +120,11 @@ def neuron(page: xr.Dataset) -> Page:
         **context,
     )
     return Page(title, document)
+
+
+def _what(dictionary: str) -> str:
+    """What a dictionary is; which weights it is for is said anyway."""
+    return dictionary.removeprefix("Dictionary: ").split(", for ")[0]
 
 
 def _limit(page: xr.Dataset) -> float:

@@ -19,6 +19,16 @@ _LOSSES = {
     "kl": "KL (nats)",
     "promoted": "log-probability of promoted tokens (nats)",
 }
+_WEIGHTS = {
+    "receptor_norm_folded": "receptor norm",
+    "value_norm_folded": "value vector norm",
+    "bias_folded": "bias",
+    "cosine_folded": "cosine of the two",
+    "encoder_norm": "encoder norm",
+    "decoder_norm": "decoder norm",
+    "encoder_bias": "bias",
+    "encoder_cosine": "cosine of the two",
+}
 _POSITIONS = {"all": "all", "firing": "where it fires"}
 _BANDS = ["fires, lower half", "fires, next 40%", "fires, next 9%", "fires, top 1%"]
 
@@ -43,15 +53,13 @@ def sentences(page: xr.Dataset) -> list[str]:
 
 def weights(page: xr.Dataset) -> list[tuple[str, str]]:
     """Norms, angles, bias."""
-    volume = percent(page["activation_volume"])
+    said = [(about, number(page[name])) for name, about in _WEIGHTS.items() if name in page]
+    if "activation_volume" in page:
+        said.append(("would fire in", f"{percent(page['activation_volume'])} of all directions"))
     return [
-        ("receptor norm", number(page["receptor_norm_folded"])),
-        ("value vector norm", number(page["value_norm_folded"])),
-        ("bias", number(page["bias_folded"])),
-        ("cosine of the two", number(page["cosine_folded"])),
-        ("would fire in", f"{volume} of all directions"),
-        ("mean activation", number(page["mean"].sel(site="post"))),
-        ("largest", number(page["greatest"].sel(site="post"))),
+        *said,
+        ("mean activation", number(page["mean"][-1])),
+        ("largest", number(page["greatest"][-1])),
     ]
 
 
@@ -170,7 +178,10 @@ def similar(page: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def figure(page: xr.Dataset) -> dict[str, Any]:
-    """Histogram of the pre-activation, in bins of equal width of which one begins at zero."""
+    """Histogram of what decides if it fires, in bins of equal width, one of which begins at zero.
+
+    Of a latent that is its activation; positions where it is not active are not drawn.
+    """
     edges, shares = histogram(page)
     middle, width = (edges[1:] + edges[:-1]) / 2, float(edges[1] - edges[0])
     drawn = go.Figure()
@@ -191,7 +202,7 @@ def figure(page: xr.Dataset) -> dict[str, Any]:
         bargap=0,
         margin={"l": 70, "r": 20, "t": 20, "b": 50},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-        xaxis_title="pre-activation",
+        xaxis_title="activation" if is_latent(page) else "pre-activation",
         yaxis={"title": "share of positions", "type": "log", "tickformat": "~%", "nticks": 6},
     )
     return {"json": Markup(script_safe(str(drawn.to_json()))), "height": HEIGHT}
@@ -202,12 +213,19 @@ def histogram(page: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     The bins of the result are spread evenly over those of the page.
     """
-    here = page.sel(site="pre")
-    counts = here["histogram"].values.astype(float)
+    here = page.isel(site=0)
+    counts, positions = here["histogram"].values.astype(float), float(here["histogram"].sum())
+    if is_latent(page):
+        counts = np.where(page["bin_low"].values > 0, counts, 0.0)
     least, greatest = float(here["least"]), float(here["greatest"])
     width = (greatest - least) / BINS or 1.0
     edges = width * np.arange(math.floor(least / width), math.floor(greatest / width) + 2)
     known = np.append(page["bin_low"].values, np.inf).clip(least, greatest)
     total = np.concatenate([[0.0], counts.cumsum()])
     below = np.interp(edges, known, total, left=0.0, right=total[-1])
-    return edges, np.diff(below) / max(1.0, total[-1])
+    return edges, np.diff(below) / max(1.0, positions)
+
+
+def is_latent(page: xr.Dataset) -> bool:
+    """Whether it is the page of a latent of a dictionary."""
+    return "latent" in page.coords

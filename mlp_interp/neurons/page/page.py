@@ -21,13 +21,19 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.page import sections
-from mlp_interp.neurons.page.removal import removal
+from mlp_interp.neurons.page.removal import NeuronUnit, removal
 from mlp_interp.neurons.weights.statistics import neuron_weights, promoted_tokens
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.sites import NEURONS, Site, SiteLike
 
-__all__ = ["checked_request", "neuron_page"]
-
+__all__ = [
+    "OCTAVES",
+    "band_edges",
+    "checked_request",
+    "first_counted",
+    "neuron_page",
+    "some_of",
+]
 
 # Of the positions where the neuron fires: the lower half, to nine tenths, to 99 in a hundred, the
 # rest.
@@ -132,7 +138,7 @@ def neuron_page(
     about = neuron_weights(model, layers=[layer], tokens=False)
     words = promoted_tokens(model, site, k=k)
     similar = sections.similar(model, site, k)
-    first = _first(model, tokens)
+    first = first_counted(model, tokens)
     options: dict[str, Any] = {"layers": (layer,), "units": (site.unit,), "first": first}
     shown: dict[str, Any] = {"before": before, "after": after}
     reducers = {
@@ -145,16 +151,16 @@ def neuron_page(
         name: result.isel(layer=0, neuron=0, drop=True)
         for name, result in run_sweep(model, texts, reducers, options=sweep).items()
     }
-    edges = _edges(found["bins.post"])
+    edges = band_edges(found["bins.post"])
     bands = BandExamples(
         neuron=site.label, edges=edges, k=examples, first=first, seed=seed, **shown
     )
     drawn = run_sweep(model, texts, {"bands": bands}, options=sweep)["bands"]
-    ablated = _some(len(tokens), ablate, seed)
+    ablated = some_of(len(tokens), ablate, seed)
     held_at = float(found["moments.post"]["mean"])
     removed = removal(
         model,
-        site,
+        NeuronUnit(Weights.of(model), site),
         tokens[ablated].long(),
         words["promoted"].values,
         held_at=held_at,
@@ -203,7 +209,7 @@ def checked_request(model: Model, neuron: SiteLike, k: Any) -> Site:
     return weights.place(neuron, kind="neuron", argument="neuron")
 
 
-def _first(model: Model, tokens: Tensor) -> int:
+def first_counted(model: Model, tokens: Tensor) -> int:
     """1 where all sequences begin with BOS, else 0."""
     tokenizer = getattr(model, "tokenizer", None)
     bos = getattr(tokenizer, "bos_token_id", None)
@@ -211,12 +217,13 @@ def _first(model: Model, tokens: Tensor) -> int:
     return int(begins)
 
 
-def _some(size: int, count: int, seed: int) -> Tensor:
+def some_of(size: int, count: int, seed: int) -> Tensor:
+    """Numbers of some sequences, drawn at random, ascending."""
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return order[:count].sort().values
 
 
-def _edges(histogram: xr.Dataset) -> tuple[float, ...]:
+def band_edges(histogram: xr.Dataset) -> tuple[float, ...]:
     """Edges of the bands: where it does not fire, then by quantiles of where it does."""
     firing = histogram.isel(bin=(histogram["low"] > 0).values)
     inner = quantiles(firing, SHARES).values

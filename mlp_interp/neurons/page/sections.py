@@ -1,5 +1,6 @@
 """The parts of a neuron's page as labelled variables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,15 @@ _EXAMPLES = {
 }
 
 
-def activity(found: dict[str, xr.Dataset]) -> dict[str, Any]:
+def activity(found: dict[str, xr.Dataset], names: Sequence[str] = NEURONS) -> dict[str, Any]:
     """How often it fires, moments, histograms."""
-    bins = [found[f"bins.{name}"] for name in NEURONS]
-    variables: dict[str, Any] = {"site": ("site", list(NEURONS))}
+    bins = [found[f"bins.{name}"] for name in names]
+    variables: dict[str, Any] = {"site": ("site", list(names))}
     for name in ("fraction", "fraction_se"):
         long_name = "share of positions at which it fires"
         variables[name] = found["fraction"][name].assign_attrs(long_name=long_name)
     for name in ("mean", "std", "least", "greatest"):
-        values = [float(found[f"moments.{where}"][name]) for where in NEURONS]
+        values = [float(found[f"moments.{where}"][name]) for where in names]
         about = f"{name} over positions"
         variables[name] = variable("site", values, unit="activation", long_name=about)
     variables["histogram"] = xr.DataArray(

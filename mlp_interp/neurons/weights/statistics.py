@@ -20,9 +20,9 @@ from mlp_interp.models.vocabulary import Best, LogitMoments, TokenDirections, ab
 from mlp_interp.neurons.weights.volume import activation_volume
 from mlp_interp.prompts.reading import texts
 from mlp_interp.results import to_numpy, variable
-from mlp_interp.sites import SiteLike, component_coords
+from mlp_interp.sites import Site, SiteLike, component_coords
 
-__all__ = ["neuron_weights", "promoted_tokens"]
+__all__ = ["neuron_weights", "promoted_tokens", "tokens_along"]
 
 _VECTORS = 256
 """Neurons at a time that are compared with the vocabulary."""
@@ -192,8 +192,20 @@ def promoted_tokens(model: Model, neuron: SiteLike, *, k: int = 10) -> xr.Datase
     weights = Weights.of(model)
     site = weights.place(neuron, kind="neuron", argument="neuron")
     checked_count(k, weights.d_vocab, "tokens")
-    value = Vectors.of(weights, site.layer or 0).value_folded[site.unit, None]
-    found = _read_out(TokenDirections.unembedding(weights), value, k)
+    value = Vectors.of(weights, site.layer or 0).value_folded[site.unit]
+    return tokens_along(model, site, value, k)
+
+
+def tokens_along(model: Model, site: Site, value: Float[Tensor, " d_model"], k: int) -> xr.Dataset:
+    """Tokens that a component raises and lowers most with what it writes, as `promoted_tokens`.
+
+    Args:
+        model: The model.
+        site: Which component it is.
+        value: What later norms let through of what it writes.
+        k: How many tokens of each sign.
+    """
+    found = _read_out(TokenDirections.unembedding(Weights.of(model)), value[None], k)
     names = component_coords([site])
     coords = {name: names[name][1][0] for name in ("component", "layer", "neuron")}
     return _dataset(model, {name: to_numpy(x[0]) for name, x in found.items()}, (), coords)
