@@ -20,6 +20,7 @@ from mlp_interp.neurons.stores.triggers import memories as memories
 from mlp_interp.neurons.sweeps.activity import activity as activity
 from mlp_interp.neurons.sweeps.activity import outliers as outliers
 from mlp_interp.neurons.sweeps.updates import update_shares as update_shares
+from mlp_interp.neurons.weights.grouping import clusters as clusters
 from mlp_interp.neurons.weights.similar import antipodal_pairs as antipodal_pairs
 from mlp_interp.neurons.weights.similar import nearest_neurons as nearest_neurons
 from mlp_interp.neurons.weights.statistics import neuron_weights as neuron_weights
@@ -30,6 +31,7 @@ __all__ = [
     "activations",
     "activity",
     "antipodal_pairs",
+    "clusters",
     "composition",
     "expected_embedding_generate",
     "maximize",
