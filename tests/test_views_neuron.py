@@ -9,7 +9,7 @@ from browser import needs_browser, open_page
 
 import mlp_interp as mi
 from mlp_interp import views
-from mlp_interp.neurons import neuron_page
+from mlp_interp.neurons import memories, neuron_page
 from mlp_interp.views._neuron_parts import histogram
 from mlp_interp.views.numbers import number, percent
 
@@ -91,6 +91,75 @@ def test_bins_of_the_figure_hold_what_those_of_the_page_hold(page):
     assert np.isclose(edges, 0).any()
     np.testing.assert_allclose(np.diff(edges), edges[1] - edges[0])
     assert shares[edges[:-1] >= -1e-9].sum() == pytest.approx(float(page["fraction"]), abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def found(nano):
+    corpus = mi.load_corpus("nano", nano, sequences=12, length=48)
+    return memories(nano, corpus, layers=3, k=5)
+
+
+def test_a_neuron_is_shown_as_a_memory(page, found):
+    assert "Does its value say what follows?" not in views.neuron(page).html()
+    html = views.neuron(page, memories=found).html()
+    section = html.split('<section id="memory">')[1].split("</section>")[0]
+    text = unescape(re.sub(r"<[^>]*>", "", section))
+    one = found.sel(layer=3, neuron=506)
+    for name in ("agreement", "agreement_chance"):
+        assert percent(one[name]) in text
+    for name in ("agreement_p", "lift", "lift_chance", "lift_p"):
+        assert number(one[name]) in text
+    for name in ("rank", "rank_chance"):
+        assert f"{float(one[name]):,g}" in text
+    rows = section.split("<tbody>")[1].split("<tr>")[1:]
+    assert len(rows) == 5
+    first = page["top_text"].values[:, page["context"].values <= 0]
+    for row, i in zip(rows, range(5), strict=True):
+        cells = unescape(re.sub(r"<[^>]*>", "", row)).replace("↵", "\n")
+        here = one.isel(example=i)
+        assert cells.startswith("".join(first[i]))  # its triggers are the page's strongest
+        assert str(here["trigger_text"].item()) == first[i][-1]
+        assert str(here["next_text"].item()) in cells
+        assert ("yes" in row) == (int(here["next"]) == int(one["promoted"][0]))
+
+
+def test_texts_of_memories_are_shown_and_never_run(page, found):
+    changed = found.copy(deep=True)
+    for name in ("promoted_text", "trigger_text", "next_text"):
+        changed[name].values[..., 0] = HOSTILE
+    html = views.neuron(page, memories=changed).html()
+    assert "<img" not in html
+    assert html.count("&lt;/script&gt;&lt;img") == 3
+
+
+def test_memories_of_other_texts_have_triggers_without_their_context(page, found):
+    section = views.neuron(page, memories=found.assign_attrs(data="others")).html()
+    section = section.split('<section id="memory">')[1].split("</section>")[0]
+    assert "(others)" in section
+    assert section.count('class="token here"') == 5
+    assert section.split("<tbody>")[1].count("<span") == 10
+
+
+def test_a_neuron_without_triggers_has_no_numbers(page, found):
+    empty = found.copy(deep=True)
+    for name in ("activation", "agreement", "rank", "lift"):
+        empty[name].loc[{"neuron": 506}] = np.nan
+    html = views.neuron(page, memories=empty).html()
+    assert "It has no trigger after which a token follows." in html
+    assert 'class="token here"' not in html.split('<section id="memory">')[1].split("</section>")[0]
+
+
+def test_memories_of_something_else_are_refused(page, found):
+    for wrong, text in (
+        (found.drop_vars("lift"), "memories lacks 'lift'; wanted the Dataset of memories"),
+        (
+            found.assign_attrs(model="other"),
+            "memories is of model='other'; wanted the page's, 'nan",
+        ),
+        (found.assign_coords(layer=[2]), "memories has nothing of L3N506; wanted layers with this"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            views.neuron(page, memories=wrong)
 
 
 def test_a_result_of_another_kind_is_refused(page):

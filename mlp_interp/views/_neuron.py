@@ -8,6 +8,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from mlp_interp.prompts.display import visible
+from mlp_interp.views._neuron_memory import memory
 from mlp_interp.views._neuron_parts import (
     ablation,
     bands,
@@ -59,18 +60,21 @@ class Page:
         return f"Page({self.title!r})"
 
 
-def neuron(page: xr.Dataset) -> Page:
+def neuron(page: xr.Dataset, *, memories: xr.Dataset | None = None) -> Page:
     """Everything about one neuron, or latent, on one page: when it fires, on what, what that does.
 
     Args:
         page: What `mlp_interp.neurons.neuron_page` gave, or `mlp_interp.latents.page`.
+        memories: What `mlp_interp.neurons.memories` found of the same model, to show the neuron as
+            a memory: the texts that it answers to, what follows them, and whether its value says
+            so, beside chance. None leaves that out.
 
     Returns:
         A page that shows itself in Jupyter; ``page.save("L3N506.html")`` writes it. Texts need no
         JavaScript, the histogram does.
 
     Raises:
-        ValueError: It is not such a result.
+        ValueError: It is not such a result, or `memories` has nothing of this neuron.
 
     Example:
         >>> from mlp_interp import load_corpus, load_model
@@ -105,6 +109,7 @@ def neuron(page: xr.Dataset) -> Page:
         "similar": similar(page),
         "first": int(attrs["first"]),
         "latent": is_latent(page),
+        "memory": None if memories is None else memory(page, memories),
     }
     facts = [f"{attrs['processing']} weights", str(attrs["data"])]
     if "dictionary" in attrs:

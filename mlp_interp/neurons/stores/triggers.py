@@ -92,8 +92,8 @@ def memories(
         - ``promoted`` (with ``rank``'s dim ``place``) and ``promoted_text``: at its first trigger;
         - ``activation``, ``sequence``, ``pos`` (with ``example``), ``token`` and ``around`` (with
           ``context``: 0 is the trigger, 1 what follows): the triggers, as `TopExamples` has them.
-          ``next`` and ``next_text``: the token that follows. It is -1 at the end of a sequence, and
-          is not counted.
+          ``trigger``, ``trigger_text``: its token. ``next`` and ``next_text``: the token that
+          follows. It is -1 at the end of a sequence, and is not counted.
 
         A neuron without triggers (never active, or in too few sequences) has NaN, and promotes -1;
         one whose triggers all end a sequence has NaN.
@@ -180,7 +180,11 @@ def _dataset(
         value = torch.stack([row[name] for row in rows])
         dims = (*places, "place")[: value.ndim]
         result[name] = variable(dims, value, unit=unit, long_name=about)
-    for name in ("next", "promoted"):
+    here = np.where(triggers["activation"].isnull(), -1, triggers["token"].sel(context=0).values)
+    result["trigger"] = variable(
+        (*places, "example"), here, unit="token id", long_name="token of each trigger"
+    )
+    for name in ("trigger", "next", "promoted"):
         text, about = texts(model, result[name].values), result[name].attrs["long_name"]
         result[f"{name}_text"] = (result[name].dims, text, {"unit": "text", "long_name": about})
     for name, about in _TRIGGER.items():
