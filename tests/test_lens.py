@@ -132,39 +132,6 @@ def test_a_token_is_not_above_itself() -> None:
     assert ((logits > own).sum(-1) == found.ranks["some"])[sure].all()
 
 
-def test_decoders_run_the_last_blocks(some_model: Any, tokens: torch.Tensor) -> None:
-    found = read(some_model, tokens, {str(n): decoder(some_model, n) for n in range(3)})
-    same = read(some_model, tokens, logit(some_model))
-    np.testing.assert_array_equal(found["kl_output"].sel(lens="0"), same["kl_output"])
-    for n in (1, 2):
-        assert float(found["kl_output"].sel(lens=str(n), layer=3 - n).max()) < 1e-5
-        assert found["entropy"].sel(lens=str(n), layer=range(4 - n, 3)).isnull().all()
-    # By plain hooks: the last block's input replaced by the first one's.
-    streams = plain_streams(some_model, tokens)
-    put = (Site("resid_pre", 2).hook_name, lambda x, hook=None: streams[0].clone())
-    with torch.no_grad():
-        logits = some_model.run_with_hooks(tokens, fwd_hooks=[put]).double()
-        clean = some_model(tokens).double().log_softmax(-1)
-    kl = (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
-    np.testing.assert_allclose(found["kl_output"].sel(lens="1", layer=0), kl, atol=1e-4)
-
-
-@pytest.mark.parametrize("part", ["attn", "mlp"])
-def test_halves_of_the_last_block(some_model: Any, tokens: torch.Tensor, part: Any) -> None:
-    found = read(some_model, tokens, decoder(some_model, 1, part=part))
-    streams = plain_streams(some_model, tokens)
-    names = {"attn": "mlp_out", "mlp": "attn_out"}
-    hooks = [
-        (Site("resid_pre", 2).hook_name, lambda x, hook=None: streams[1].clone()),
-        (Site(names[part], 2).hook_name, lambda x, hook=None: torch.zeros_like(x)),
-    ]
-    with torch.no_grad():
-        logits = some_model.run_with_hooks(tokens, fwd_hooks=hooks).double().log_softmax(-1)
-        clean = some_model(tokens).double().log_softmax(-1)
-    kl = (clean.exp() * (clean - logits)).sum(-1)
-    np.testing.assert_allclose(found["kl_output"].sel(layer=1), kl, atol=1e-4)
-
-
 def test_processing_and_class_do_not_matter(kind: Any, tokens: torch.Tensor) -> None:
     for architecture in ("parallel", "llama"):
         first = kind(architecture, BACKENDS[0], "folded")
@@ -274,11 +241,6 @@ def test_lenses_know_their_model(
         read(kind(), tokens, logit(nano))
     with pytest.raises(ValueError, match=r"layers=\[2\].*runs the last 2 blocks"):
         read(kind(), tokens, decoder(kind(), 2), layers=[2])
-    with pytest.raises(ValueError, match="blocks=3; wanted at most 2"):
-        decoder(kind(), 3)
-    other: Any = "both"
-    with pytest.raises(ValueError, match="part='both'"):
-        decoder(kind(), 1, part=other)
     assert isinstance(logit(kind()), Lens)
 
 

@@ -31,6 +31,25 @@ def test_over_is_the_mean_of_reads(some_model: Any) -> None:
     assert bool(((here <= spread * 1.03) | middle.isnull()).all())
 
 
+def test_means_by_position(some_model: Any) -> None:
+    lens = decoder(some_model, 1, context="clean")
+    options = mi.SweepOptions(batch_size=2, shard=1)
+    found = over(some_model, ROWS, lens, by_position=True, first=2, sweep=options)
+    assert found["pos"].values.tolist() == [2, 3, 4, 5]
+    each = read(some_model, ROWS, lens).isel(pos=slice(2, None))
+    for name in ("kl_output", "entropy", "agrees", "logp_next"):
+        here, values = found[f"{name}_by_position"], each[name]
+        np.testing.assert_allclose(here, values.mean("prompt"), atol=2e-5, err_msg=name)
+        count = values.notnull().sum("prompt")
+        error = (values.std("prompt", ddof=1) / count**0.5).where(count > 1)
+        here = found[f"{name}_by_position_se"]
+        np.testing.assert_allclose(here, error, atol=2e-5, err_msg=name)
+    plain = over(some_model, ROWS, lens, first=2)
+    assert not {*plain.data_vars} & {f"{name}_by_position" for name in plain.data_vars}
+    xr.testing.assert_allclose(found[[*plain.data_vars]], plain, atol=1e-5)
+    assert found["logp_next_by_position"].attrs["unit"] == "nats"
+
+
 def test_distances_of_pairs_of_layers(kind: Any) -> None:
     model = kind()
     found = over(model, ROWS[::2], logit(model))

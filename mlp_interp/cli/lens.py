@@ -26,7 +26,7 @@ from mlp_interp.cli.options import (
 
 LENS_HELP = (
     "'logit' (the model's own readout), 'decoder:N' (its last N blocks before the readout), "
-    "'decoder:N:attn' or 'decoder:N:mlp', or a file or folder of a trained lens."
+    "'decoder:N:attn', 'decoder:N:mlp' or 'decoder:N:clean', or a file or folder of a trained lens."
 )
 
 
@@ -95,6 +95,8 @@ def named(given: str, model: Any) -> Any:
         number, _, part = rest.partition(":")
         if not number.isdecimal():
             raise ValueError(f"--lens {given!r}; wanted decoder:N with a number of blocks")
+        if part == "clean":
+            return lenses.decoder(model, int(number), context="clean")
         wanted: Any = part or "block"
         return lenses.decoder(model, int(number), part=wanted)
     if not Path(given).exists():

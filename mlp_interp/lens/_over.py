@@ -10,7 +10,7 @@ from mlp_interp import corpus as corpora
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.lens._read import Lenses, chosen_layers, lenses_of
 from mlp_interp.lens.labels import finished
-from mlp_interp.lens.means import LensMeans
+from mlp_interp.lens.means import EACH, LensMeans
 from mlp_interp.models import Weights
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
@@ -19,7 +19,6 @@ from mlp_interp.results import mean_and_error_over
 
 __all__ = ["over"]
 
-_EACH = ("kl_output", "kl_input", "entropy", "agrees", "logp_next", "logp_output", "logp_input")
 _PAIRS = ("kl_pairs", "agreement_pairs")
 
 
@@ -32,6 +31,7 @@ def over(
     attention_mask: Any = None,
     layers: Any = None,
     first: int = 1,
+    by_position: bool = False,
     sweep: SweepOptions = SweepOptions(),
 ) -> xr.Dataset:
     """What the model would say if it stopped at each layer, on average over a corpus.
@@ -47,6 +47,8 @@ def over(
             `mlp_interp.models.padding`.
         layers: Which layers, the number of blocks for the final stream; None for all.
         first: Position of each text from which on positions count: 1 leaves out the first, and BOS.
+        by_position: Whether to give means at each position, too: the first ones of a text, with
+            little before them, are unlike the others.
         sweep: Batches, where finished shards are kept, on what machines.
 
     Returns:
@@ -54,7 +56,9 @@ def over(
         ``entropy``, ``agrees``, ``logp_next``, ``logp_output``, ``logp_input`` as in `read`, each
         with its standard error ``*_se``; ``kl_output_quantile`` and ``rank_…_quantile`` over all
         positions (right to 2.3%); ``kl_pairs`` (KL(layer‖other), nats) and ``agreement_pairs``
-        (share of positions at which the two have the same likeliest token).
+        (share of positions at which the two have the same likeliest token). With `by_position` all
+        that has an error also as ``*_by_position`` along ``pos``, over the sequences that reach it,
+        with ``*_by_position_se``.
 
     Raises:
         ValueError: As `read` and `mlp_interp.sweep`.
@@ -76,6 +80,7 @@ def over(
             named=f"{one!r} {one.digest()}",
             layers=chosen_layers(one, layers, weights.n_layers),
             first=first,
+            by_position=by_position,
         )
         for name, one in named.items()
     }
@@ -99,8 +104,9 @@ def over(
 
 def _summary(found: xr.Dataset) -> xr.Dataset:
     """Means over sequences, and their errors."""
-    summary = found[[name for name in found.data_vars if str(name).endswith("_quantile")]]
-    for name in _EACH:
+    kept = [name for name in found.data_vars if "sequence" not in found[name].dims]
+    summary = found[kept]
+    for name in EACH:
         summary[name], summary[f"{name}_se"] = mean_and_error_over(found[name], "sequence")
     for name in _PAIRS:
         summary[name] = found[name].mean("sequence")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.lens.context import in_clean_context
 from mlp_interp.lens.lens import Lens
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import keep
@@ -61,13 +62,7 @@ class Decoded:
         early = [layer for layer in layers if layer != final]
         found = {layer: streams[layer] for layer in layers}
         if lens.blocks and early:
-            batch, length = streams[0].shape[:2]
-            each = max(1, _TOGETHER // (batch * length))
-            for start in range(0, len(early), each):
-                some = early[start : start + each]
-                joined = torch.cat([streams[layer] for layer in some])
-                ran = _through(forward, joined, final - lens.blocks, lens.part)
-                found |= dict(zip(some, ran.split(batch), strict=True))
+            found |= _decoded(forward, lens, streams, early)
         return cls(lens, unembed.norm, found)
 
     def normalized(self, layer: int, rows: Rows) -> Float[Tensor, "row d_model"]:
@@ -81,12 +76,37 @@ class Decoded:
         return self.norm.standardize(single(self.streams[max(self.streams)][rows]))
 
 
-def _through(
-    forward: Forward | HookForward, stream: Tensor, start: int, part: str
-) -> Float[Tensor, "batch pos d_model"]:
-    """A stream after the last blocks, or what one half of each makes of it."""
-    observe = partial(_without, _OTHER[part]) if _OTHER[part] else keep
-    return forward.run(stream, start=start, observe=observe)
+def _decoded(
+    forward: Forward | HookForward,
+    lens: Lens,
+    streams: Sequence[Float[Tensor, "batch pos d_model"]],
+    layers: Sequence[int],
+) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    """The streams of some layers after the last blocks, or what one half of each makes of them."""
+    final, (batch, length) = len(streams) - 1, streams[0].shape[:2]
+    start = final - lens.blocks
+    left_out = _OTHER[lens.part]
+    observe = partial(_without, left_out) if left_out else keep
+    found: dict[int, Tensor] = {}
+    if lens.context == "clean":
+        clean = {layer: streams[layer] for layer in range(start, final)}
+        parts = torch.arange(batch).split(max(1, _TOGETHER // length))  # scores are of all pairs
+        for layer in layers:
+            ran = [
+                in_clean_context(
+                    forward, {n: x[rows] for n, x in clean.items()}, streams[layer][rows], observe
+                )
+                for rows in parts
+            ]
+            found[layer] = torch.cat(ran)
+        return found
+    each = max(1, _TOGETHER // (batch * length))
+    for at in range(0, len(layers), each):
+        some = layers[at : at + each]
+        joined = torch.cat([streams[layer] for layer in some])
+        ran = forward.run(joined, start=start, observe=observe)
+        found |= dict(zip(some, ran.split(batch), strict=True))
+    return found
 
 
 def _without(names: Sequence[str], name: str, _layer: int, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from mlp_interp.results import single
 __all__ = ["load", "save"]
 
 _TENSORS = ("weight", "bias", "known")
-_PLAIN = ("kind", "blocks", "part", "ahead", "centred", "attrs")
+_PLAIN = ("kind", "blocks", "part", "context", "ahead", "centred", "attrs")
 
 
 def save(lens: Lens, path: str | Path) -> Path:

@@ -85,7 +85,8 @@ def with_sites(found: xr.Dataset, n_layers: int) -> xr.Dataset:
 
 def of_lens(lens: Lens) -> dict[str, Any]:
     """What a result says of the lens."""
-    return {"lens": lens.kind, "blocks": lens.blocks, "part": lens.part, "ahead": lens.ahead}
+    names = ("blocks", "part", "context", "ahead")
+    return {"lens": lens.kind, **{name: getattr(lens, name) for name in names}}
 
 
 def finished(
@@ -114,7 +115,8 @@ def finished(
     if "top_id" in found:
         found["top_text"] = (found["top_id"].dims, read_tokens(model, found["top_id"].values))
     for name, values in found.data_vars.items():
-        unit, long_name = ABOUT[str(name).removesuffix("_se").removesuffix("_quantile")]
+        stem = str(name).removesuffix("_se").removesuffix("_quantile")
+        unit, long_name = ABOUT[stem.removesuffix("_by_position")]
         values.attrs = {"unit": unit, "long_name": long_name}
     found = with_sites(found, Weights.of(model).n_layers)
     return found.assign_attrs(

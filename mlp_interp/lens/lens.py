@@ -16,9 +16,10 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import directions
 from mlp_interp.results import single
 
-__all__ = ["Lens", "Part", "decoder", "logit", "sketch"]
+__all__ = ["Context", "Lens", "Part", "decoder", "logit", "sketch"]
 
 Part = Literal["block", "attn", "mlp"]
+Context = Literal["same", "clean"]
 
 _TOKENS = 16
 _NEAR = 1e-3
@@ -43,6 +44,8 @@ class Lens:
         bias: What is added, for each layer. None for nothing.
         blocks: How many of the model's last blocks are part of the lens.
         part: What of those blocks.
+        context: What they read at other positions: ``"same"``, the stream of the same layer, or
+            ``"clean"``, what they read in the run.
         ahead: How many tokens further on than the next the lens looks.
         centred: Whether ``T`` is given ``D x``; translators of the tuned-lens package are given
             ``x``, and so belong to raw weights alone.
@@ -55,6 +58,7 @@ class Lens:
     bias: Float[Tensor, "layer d_model"] | None = None
     blocks: int = 0
     part: Part = "block"
+    context: Context = "same"
     ahead: int = 0
     centred: bool = True
     known: Float[Tensor, " number"] | None = None
@@ -113,6 +117,7 @@ class Lens:
 
     def __repr__(self) -> str:
         blocks = f", blocks={self.blocks}, part={self.part!r}" if self.blocks else ""
+        blocks += f", context={self.context!r}" if self.context != "same" else ""
         ahead = f", ahead={self.ahead}" if self.ahead else ""
         return f"Lens({self.kind!r}{blocks}{ahead}, model={self.attrs.get('model')!r})"
 
@@ -161,12 +166,17 @@ def logit(model: Model) -> Lens:
     return Lens(**about(model, "logit"))
 
 
-def decoder(model: Model, blocks: int = 1, *, part: Part = "block") -> Lens:
+def decoder(
+    model: Model, blocks: int = 1, *, part: Part = "block", context: Context = "same"
+) -> Lens:
     """The model's last blocks as the decoder: what it says if all blocks between are left out.
 
-    The stream that enters a layer, at all positions, goes through the last blocks and the readout.
-    Nothing is trained, and what is read was computed by the model's own weights; the last blocks
-    read a stream that they were not trained on, though.
+    The stream that enters a layer goes through the last blocks and the readout. Nothing is trained,
+    and what is read was computed by the model's own weights; the last blocks read a stream that
+    they were not trained on, though. With ``context="clean"`` that is so at the one position that
+    is read alone: what they find at earlier ones is what they find in the run, so that a large
+    distance is about this position, and a small one may be due to what later layers have made of
+    the earlier ones.
 
     Args:
         model: The model.
@@ -174,9 +184,13 @@ def decoder(model: Model, blocks: int = 1, *, part: Part = "block") -> Lens:
         part: ``"block"``; or ``"attn"`` or ``"mlp"``, that half of these blocks alone. In a
             parallel block both halves read the same stream; in a sequential one the MLP alone reads
             what it never reads in the model, the stream without what attention adds.
+        context: ``"same"``: blocks between are left out at all positions; ``"clean"``: at the
+            position that is read, and keys and values of the earlier ones are those of the run.
+            Models that the lean pass cannot stand in for take a pass for each position.
 
     Raises:
-        ValueError: The model does not have so many blocks, or another part.
+        ValueError: The model does not have so many blocks, or another part or context; a clean
+            context for MLPs alone, which read none.
 
     References:
         nostalgebraist, "interpreting GPT: the logit lens", 2020, the extended decoder.
@@ -189,4 +203,7 @@ def decoder(model: Model, blocks: int = 1, *, part: Part = "block") -> Lens:
     most = Weights.of(model).n_layers - 1
     count("blocks", blocks, least=0, most=most)
     check_choice("part", part, get_args(Part))
-    return replace(Lens(**about(model, "decoder")), blocks=blocks, part=part)
+    check_choice("context", context, get_args(Context))
+    if context == "clean" and part == "mlp":
+        raise ValueError("context='clean' with part='mlp', which reads no context; wanted 'same'")
+    return replace(Lens(**about(model, "decoder")), blocks=blocks, part=part, context=context)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.corpus.reducers import Batch, Reducer, Shape, State
+from mlp_interp.corpus.reducers.base import mean_and_error_of_sums
 from mlp_interp.lens.columns import Columns
 from mlp_interp.lens.decoding import Decoded
 from mlp_interp.lens.distributions import Distributions, rows_at_once
@@ -19,7 +20,10 @@ from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
-__all__ = ["QUANTILES", "LensMeans"]
+__all__ = ["EACH", "QUANTILES", "LensMeans"]
+
+EACH = ("kl_output", "kl_input", "entropy", "agrees", "logp_next", "logp_output", "logp_input")
+"""What is averaged, with errors."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -28,6 +32,8 @@ _A_DECADE = 100
 """Bins of the histograms of KLs and ranks: quantiles are right to 2.3% of themselves."""
 
 _RANKS = ("next", "output", "input")
+
+_SUMMED = ("bins.", "positions.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +45,14 @@ class LensMeans(Reducer):
         named: Tells it from others (`Lens.digest`).
         layers: Which layers it reads.
         first: Position from which on tokens count.
+        by_position: Whether means at each position are wanted, beside those over positions.
     """
 
     lens: Lens = field(repr=False, compare=False)
     named: str
     layers: tuple[int, ...]
     first: int = 1
+    by_position: bool = False
     wants_final: bool = True
     takes_padding: ClassVar[bool] = True
 
@@ -62,7 +70,11 @@ class LensMeans(Reducer):
         bins = (_DECADES[1] - _DECADES[0]) * _A_DECADE + 2
         names = ("kl_output", *(f"rank_{name}" for name in _RANKS))
         size = len(self.layers), bins
-        return {f"bins.{name}": torch.zeros(size, dtype=torch.int64) for name in names}
+        state = {f"bins.{name}": torch.zeros(size, dtype=torch.int64) for name in names}
+        if self.by_position:  # numbers, their sum and that of their squares
+            size = 3, len(self.layers), shape.length
+            state |= {f"positions.{n}": torch.zeros(size, dtype=torch.float64) for n in EACH}
+        return state
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Keep a stream until the final one is there."""
@@ -100,16 +112,21 @@ class LensMeans(Reducer):
                 )
                 held[..., rows[0], rows[1]] = values
         self.merge(state, {name: x.nanmean(-1).cpu() for name, x in sums.items()})
-        for name in [name for name in state if name.startswith("bins.")]:
-            values = sums[name.removeprefix("bins.")].flatten(1).cpu()
-            at = _bins(values)
-            known = ~values.isnan()
-            state[name].scatter_add_(1, at, known.long())
+        for name, held in state.items():
+            kind, _, what = name.rpartition(".")
+            if kind == "bins":
+                values = sums[what].flatten(1).cpu()
+                held.scatter_add_(1, _bins(values), (~values.isnan()).long())
+            elif kind == "positions":
+                values = sums[what].double().cpu()
+                x = values.nan_to_num()
+                powers = torch.stack([(~values.isnan()).double(), x, x.square()])
+                held[..., : values.shape[-1]] += powers.sum(2)
 
     def merge(self, state: State, later: State) -> None:
         """The sequences one after the other; histograms add up."""
         for name, value in later.items():
-            if name.startswith("bins."):
+            if name.startswith(_SUMMED):
                 state[name] += value
             else:
                 state[name] = torch.cat([state[name], value], -1) if name in state else value
@@ -122,11 +139,19 @@ class LensMeans(Reducer):
                 what = name.removeprefix("bins.")
                 points = _quantiles(value, ranks=what.startswith("rank"))
                 found[f"{what}_quantile"] = (("layer", "quantile"), points)
+            elif name.startswith("positions."):
+                what = name.removeprefix("positions.")
+                count, total, squares = value[..., self.first :]
+                mean, error = mean_and_error_of_sums(total, squares, count)
+                found[f"{what}_by_position"] = (("layer", "pos"), mean)
+                found[f"{what}_by_position_se"] = (("layer", "pos"), error)
             else:
                 dims = ("layer", "other", "sequence") if value.ndim == 3 else ("layer", "sequence")
                 found[name] = (dims, to_numpy(value))
         layers = list(self.layers)
         coords = {"layer": layers, "other": layers, "quantile": list(QUANTILES)}
+        if self.by_position:
+            coords["pos"] = list(range(self.first, shape.length))
         return xr.Dataset(found, coords=coords)
 
 
