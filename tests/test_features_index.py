@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import xarray as xr
 from random_models import VOCABULARY, random_llama, random_neox, tiny_tokenizer, unchecked
 from typer.testing import CliRunner
 
@@ -50,6 +51,10 @@ def test_areas_are_those_of_each_neurons_own_numbers(some_model, summary):
         assert (np.abs(found.auroc[n].values - expected) < 1e-6).mean() > 0.99
     assert found.positives.values.tolist() == [6, 4]
     assert found.largest_null.shape == (2, 5)
+    # The order that is seen is one of those that could be: never 0, and 1 where all are as far.
+    away = np.abs(found.auroc - 0.5)
+    as_far = (found.largest_null >= away - 1e-9).sum("draw")
+    xr.testing.assert_allclose(found.p_family.drop_attrs(), (1 + as_far) / 6)
 
 
 def test_the_null_is_that_of_all_shuffles():
@@ -301,6 +306,9 @@ def test_universal_neurons_are_correlations(some_model):
     expected = np.corrcoef(ours.T, theirs.T)[: ours.shape[1], ours.shape[1] :]
     top = np.sort(expected, axis=1)[:, :-5:-1]
     np.testing.assert_allclose(found.correlation.values.reshape(-1, 4), top, atol=2e-5)
+    mutual = expected[:, expected.argmax(1)].argmax(0) == np.arange(len(expected))
+    np.testing.assert_array_equal(found.mutual.values.ravel(), mutual)
+    assert 0 < mutual.mean() < 1
     labels = found.partner_layer.values * 64 + found.partner_neuron.values
     np.testing.assert_allclose(
         np.take_along_axis(expected, labels.reshape(-1, 4), 1), top, atol=2e-5

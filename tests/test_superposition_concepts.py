@@ -1,5 +1,7 @@
 """Concepts in the readout: whitening, planted sets and steps, nano's own categories."""
 
+import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 import torch
 
 from mlp_interp import load, save
-from mlp_interp.nano.words import COUNTRIES
+from mlp_interp.nano.topics import TOPICS
+from mlp_interp.nano.words import CITIES, COUNTRIES, FEMALE, NAMES, PLACES
 from mlp_interp.superposition import _concepts, concepts
 
 
@@ -64,6 +67,34 @@ def test_countries_of_nano_are_a_concept(nano, tmp_path):
     assert abs(float(found["step_cosine"][0])) < 0.5
     kept: Any = load(save(found, tmp_path / "concepts.nc"))
     assert kept.identical(found)
+
+
+def test_kinds_of_words_are_concepts_of_nano_and_topics_hardly(nano):
+    """Topics put words beside each other in texts, kinds of words put them in each other's place.
+
+    The words of a topic are those that its sentences have and no other topic's.
+    """
+    one = lambda word: len(nano.tokenizer.encode(word, add_special_tokens=False)) == 1
+    of = {t: {f" {w}" for s in v for w in re.findall(r"[a-z]{4,}", s)} for t, v in TOPICS.items()}
+    many = Counter(word for found in of.values() for word in found)
+    topics = {t: sorted(w for w in ws if many[w] == 1 and one(w)) for t, ws in of.items()}
+    kinds = {"names": NAMES, "women": FEMALE, "places": PLACES, "cities": CITIES}
+    sets = {name: [f" {word}" for word in words] for name, words in kinds.items()} | topics
+    found = concepts(nano, sets, parents={"women": "names"}, controls=10)
+    beyond = found["auroc"] - found["auroc_control"]
+    assert (found["auroc"].sel(concept=list(kinds)) > 0.99).all()
+    assert (beyond > 3 * found["auroc_control_sd"]).sel(concept=list(kinds)).all()
+    longer = (found["norm"] - found["norm_control"]) / found["norm_control_sd"]
+    assert (longer.sel(concept=list(kinds)) > 8).all()
+    # All topics together are beyond random sets, each by itself need not be.
+    of_topics = beyond.sel(concept=list(topics))
+    error = found["auroc_control_sd"].sel(concept=list(topics)).mean() / len(topics) ** 0.5
+    assert of_topics.mean() > 3 * error
+    assert of_topics.mean() < 0.35
+    assert longer.sel(concept=list(topics)).max() < longer.sel(concept=list(kinds)).min()
+    # A random half of the names is at as right an angle to all of them as women are.
+    step = (found["step_cosine"] - found["step_cosine_control"]) / found["step_cosine_control_sd"]
+    assert abs(step.item()) < 3
 
 
 def test_what_concepts_refuse(nano):
