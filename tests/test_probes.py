@@ -546,6 +546,59 @@ def test_sparse_probes_refuse(nano: Any, years: Labelled, refusals: Labelled) ->
             probes.sparse_probe(nano, data, **options)
 
 
+def test_each_unit_is_what_all_tokens_say(some_model: Any, tokens: torch.Tensor) -> None:
+    truth = (tokens % 3 == 0) | (tokens % 5 == 0)
+    found = probes.each_unit(some_model, tokens, truth, controls=2)
+    _, cache = some_model.run_with_cache(tokens)
+    layer = 1
+    x, labels = cache["post", layer][:, 1:].double().numpy(), truth[:, 1:].numpy()
+    f, _ = f_classif(x.reshape(-1, x.shape[-1]), labels.ravel())
+    np.testing.assert_allclose(found.f.sel(layer=layer), f, rtol=1e-4, atol=1e-6)
+    difference = x[labels].mean(0) - x[~labels].mean(0)
+    np.testing.assert_allclose(found.difference.sel(layer=layer), difference, atol=1e-5)
+    halves = []
+    for half in (0, 1):
+        one, those = x[half::2], labels[half::2]
+        with_it, without = one[those], one[~those]
+        within = with_it.var(0) * len(with_it) + without.var(0) * len(without)
+        deviation = np.sqrt(within / (those.size - 2))
+        halves.append((with_it.mean(0) - without.mean(0)) / deviation)
+    best = int(np.abs(halves[0]).argmax())
+    assert int(found.best.sel(layer=layer, half="even")) == best
+    held = np.sign(halves[0][best]) * halves[1][best]
+    assert float(found.held_out.sel(layer=layer, half="even")) == pytest.approx(held, rel=1e-4)
+    assert found.tokens.values.tolist() == [(~labels).sum(), labels.sum()]
+    assert found.control.shape == (2, 2, some_model.cfg.n_layers)
+    # A label for each sequence is one for each of its tokens.
+    one = np.array([True, True, False, False])
+    each = probes.each_unit(some_model, tokens, one, layers=layer, site="resid_post", controls=0)
+    whole = np.repeat(one[:, None], tokens.shape[1], 1)
+    same = probes.each_unit(some_model, tokens, whole, layers=layer, site="resid_post", controls=0)
+    xr.testing.assert_equal(each, same)
+
+
+def test_one_pass_finds_the_unit_of_a_kind_of_text(nano: Any, texts: list[dict[str, str]]) -> None:
+    some = texts[::2]
+    french = [row["kind"] == "french" for row in some]
+    found = probes.each_unit(nano, [row["text"] for row in some], french, layers=[2, 3])
+    assert (found.best.sel(layer=3) == 506).all()
+    assert (found.held_out.sel(layer=3) > 2).all()
+    assert (found.control < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([1, 0, 1, 0], "wanted truth values, one for each of 4 sequences"),
+        ([True] * 3, r"labels=torch.bool\[3\]"),
+        ([True, False, True, False], "tokens that count have it and 0 have not"),
+    ],
+)
+def test_each_unit_refuses(nano: Any, tokens: torch.Tensor, labels: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        probes.each_unit(nano, tokens, labels)
+
+
 # Which direction the model uses
 
 
