@@ -350,6 +350,24 @@ def test_saved_and_read_again(tmp_path: Path, package: str, more: Any) -> None:
         assert getattr(again, name) == getattr(one, name), name
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("activation", [Relu(), TopK(3), JumpRelu(torch.full((N,), 0.5))])
+def test_sae_lens_reads_what_is_written(activation: Any, tmp_path: Path) -> None:
+    """The same file, the same inputs; where that package is installed."""
+    sae_lens = pytest.importorskip("sae_lens")
+    for name, b_in in (("with", PARTS["b_dec"]), ("without", None)):
+        one = made(activation, b_in=b_in)
+        theirs = sae_lens.SAE.load_from_disk(one_path(one, tmp_path / name), device="cpu")
+        found, active = dictionaries.load(tmp_path / name)(X)
+        with torch.no_grad():
+            torch.testing.assert_close(theirs.encode(X), active.dense(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(theirs(X), found, atol=1e-5, rtol=0)
+
+
+def one_path(one: Dictionary, path: Path) -> str:
+    return str(dictionaries.save(one, path, package="sae_lens"))
+
+
 def test_what_a_package_has_nothing_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"package='sae_lens' has no architecture"):
         dictionaries.save(made(reads="mlp_in"), tmp_path, package="sae_lens")

@@ -11,7 +11,7 @@ import torch
 import mlp_interp as mi
 from mlp_interp import latents
 from mlp_interp.dictionaries import Dictionary, JumpRelu, TopK
-from mlp_interp.latents.learner import Learner
+from mlp_interp.latents.learner import Learner, beginning
 from mlp_interp.latents.rows import Rows, pairs_of
 from mlp_interp.models import Weights, forward_of
 from mlp_interp.runs import Runner
@@ -183,6 +183,32 @@ def test_training_learns_and_is_the_same_again(
     x, y = pairs_of(forward_of(nano), sae, corpus.tokens, corpus.tokens > 0)
     rebuilt, _ = sae(x)
     assert float((rebuilt - y).square().sum() / (y - y.mean(0)).square().sum()) < 0.5
+
+
+def test_a_batch_topk_step_is_that_of_dense_products() -> None:
+    """Value and gradients of the sparse sum, whatever threshold is guessed."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 12, generator=g)
+    for running in (0.0, 0.5, 9.0):
+        state = beginning(x, x, 30, 0)
+        state["step"] += 1
+        state["threshold"] += running
+        held = {k: state[k].requires_grad_() for k in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        pre = x @ held["W_enc"] + held["b_enc"]
+        learner = Learner("batch_topk", 4, 1e-3, 10, 5)
+        rebuilt, active = learner._rebuilt(state, held, pre)
+        least = pre.detach().flatten().sort().values[-160]
+        kept = pre.relu() * (pre.detach() >= least)
+        wanted = kept @ held["W_dec"] + held["b_dec"]
+        torch.testing.assert_close(rebuilt, wanted)
+        assert torch.equal(active, (kept > 0).any(0))
+        torch.testing.assert_close(state["threshold"], running + 0.02 * (least - running))
+        mine, theirs = (
+            torch.autograd.grad((y - x).square().sum(), [*held.values()], retain_graph=True)
+            for y in (rebuilt, wanted)
+        )
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_pools_hold_every_row_once_a_round(nano: Any, corpus: Any) -> None:

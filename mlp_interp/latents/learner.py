@@ -107,12 +107,21 @@ class Learner:
             active = torch.zeros_like(state["idle"], dtype=torch.bool)
             active[indices[values > 0]] = True
             return rebuilt, active
-        positive = pre.relu()
-        least = positive.detach().flatten().topk(self.k * len(pre), sorted=False).values.min()
-        kept = positive * (positive.detach() >= least)
-        running = state["threshold"]
-        running += (least.cpu() - running) * (_MEMORY if int(state["step"]) else 1.0)
-        return kept @ held["W_dec"] + held["b_dec"], (kept.detach() > 0).any(0)
+        running, first = state["threshold"], not int(state["step"])
+        least = _least(pre.detach(), self.k * len(pre), float("-inf" if first else running / 2))
+        chosen = (pre.detach() >= least) & (pre.detach() > 0)
+        rows, indices = chosen.nonzero(as_tuple=True)
+        each = chosen.sum(-1)
+        # As many products as there are active latents: a dense one takes thirty times as many.
+        rebuilt = held["b_dec"] + F.embedding_bag(
+            indices,
+            held["W_dec"],
+            each.cumsum(0) - each,
+            per_sample_weights=pre[rows, indices],
+            mode="sum",
+        )
+        running += (least.cpu() - running) * (1.0 if first else _MEMORY)
+        return rebuilt, chosen.any(0)
 
     def _revived(self, state: Tensors, held: Tensors, pre: Tensor, error: Tensor) -> Tensor:
         """How badly dead latents explain what the others leave over, as a share of that."""
@@ -140,3 +149,17 @@ class Learner:
     def _rate(self, step: int) -> float:
         warm, left = max(1.0, _WARMUP * self.steps), self.steps - step + 1
         return self.lr * min(1.0, step / warm, left / max(1.0, _DECAY * self.steps))
+
+
+def _least(values: Float[Tensor, "row latent"], k: int, guess: float) -> Float[Tensor, ""]:
+    """The k-th largest of all values, 0 where that is below zero.
+
+    Args:
+        values: The values.
+        k: Which.
+        guess: Something that at least so many are probably above: then the others need no sorting.
+    """
+    few = values[values > max(guess, 0.0)]
+    if len(few) < k:
+        few = values.flatten()
+    return few.topk(k, sorted=False).values.min().clamp_min(0)
