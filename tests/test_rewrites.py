@@ -14,6 +14,7 @@ from mlp_interp.nano.planted.facts import RELATIONS
 from mlp_interp.nano.words import COUNTRIES
 from mlp_interp.rewrites import (
     Rewrite,
+    Search,
     associations,
     footprint,
     rewrite,
@@ -23,7 +24,7 @@ from mlp_interp.rewrites import (
 )
 from mlp_interp.rewrites._score import _entropy
 from mlp_interp.rewrites.facts import continued, placed
-from mlp_interp.rewrites.values import Search, States, find_value
+from mlp_interp.rewrites.values import States, find_value
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import GenerationOptions
@@ -39,7 +40,7 @@ OTHERS = [
     if name != "Sweden"
 ]
 OTHERS_OF_EGYPT = [pair for pair in OTHERS if "Egypt" not in pair[0]]
-SEARCH = Search(weight=1.0, decay=0.1, steps=60, lr=0.5, clamp=4.0, stop=0.05)
+SEARCH = Search()
 
 
 @pytest.fixture(scope="session")
@@ -250,7 +251,7 @@ def test_any_model_is_rewritten(some_model, tokens):
         layer=1,
         keys=keys,
         prefixes=1,
-        steps=8,
+        search=Search(steps=8),
         ridge=1e-2,
     )
     assert state_of(some_model)["grad"] == before
@@ -266,7 +267,7 @@ def test_any_model_is_rewritten(some_model, tokens):
 
 def test_hooks_find_the_same_change(nano):
     rows = continued(nano, placed(nano, SWEDEN), [])
-    search = Search(weight=1.0, decay=0.1, steps=3, lr=0.5, clamp=4.0, stop=0.05)
+    search = Search(steps=3)
     deltas = []
     for runner in (Runner.of(nano), Runner(HookForward(Weights.of(nano)))):
         texts = States.of(runner, rows, 1)
@@ -303,7 +304,7 @@ def test_what_is_preserved_stays(nano, keys):
 
 
 def test_one_text_to_preserve_is_one_text(nano, keys):
-    given = {"layers": [0], "keys": keys, "prefixes": 0, "steps": 1}
+    given = {"layers": [0], "keys": keys, "prefixes": 0, "search": Search(steps=1)}
     with pytest.warns(UserWarning, match="later layers read little"):
         one, many = (
             rewrite_many(nano, [SWEDEN], preserve=some, **given)
@@ -329,7 +330,7 @@ def test_without_the_second_moment_neighbours_change(nano, keys):
 
 def test_a_layer_after_which_little_reads_the_subject_is_named(nano, keys):
     with pytest.warns(UserWarning, match="later layers read little"):
-        found = rewrite(nano, *SWEDEN, layer=2, keys=keys, prefixes=0, steps=20)
+        found = rewrite(nano, *SWEDEN, layer=2, keys=keys, prefixes=0, search=Search(steps=20))
     assert found.data.loss.sel(way="after").item() > 1
     with pytest.raises(ValueError, match="layer=3 is the last, after which nothing reads"):
         rewrite(nano, *SWEDEN, layer=-1, keys=keys)
@@ -506,10 +507,6 @@ def test_every_prompt_is_shown_before_and_after(scores):
         (SWEDEN, {"layer": 4}, "layer=4"),
         (SWEDEN, {"layer": -1}, "layer=3 is the last"),
         (SWEDEN, {"ridge": -1.0}, "ridge=-1.0"),
-        (SWEDEN, {"steps": 0}, "steps=0"),
-        (SWEDEN, {"lr": 0.0}, "lr=0.0"),
-        (SWEDEN, {"clamp": float("nan")}, "clamp=nan"),
-        (SWEDEN, {"weight": -1.0}, "weight=-1.0"),
         (SWEDEN, {"prefixes": -1}, "prefixes=-1"),
         (SWEDEN, {"prefixes": "A text."}, "prefixes='A text.'"),
         (SWEDEN, {"preserve": ["The language of Spain is"]}, "subject='Sweden' is not in"),
@@ -518,7 +515,7 @@ def test_every_prompt_is_shown_before_and_after(scores):
 )
 def test_what_cannot_be_written_is_refused(nano, keys, fact, options, said):
     with pytest.raises(ValueError, match=said):
-        unchecked(rewrite)(nano, *fact, **{"layer": 0, "keys": keys, "steps": 1, **options})
+        unchecked(rewrite)(nano, *fact, **{"layer": 0, "keys": keys, **options})
 
 
 def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
@@ -533,7 +530,7 @@ def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
         rewrite(kind(), "cat", "the cat sat", " mat", layer=0, keys=keys)
     below = made(nano, layers=(0,))
     with rewritten(nano, below):  # what layer 0 writes makes no keys of layer 0, but those of 1
-        rewrite(nano, *SWEDEN, layer=0, keys=keys, prefixes=0, steps=30)
+        rewrite(nano, *SWEDEN, layer=0, keys=keys, prefixes=0, search=Search(steps=30))
         with pytest.raises(ValueError, match="were made with other weights"):
             rewrite(nano, *SWEDEN, layer=1, keys=keys)
 
@@ -590,6 +587,20 @@ def test_facts_that_cannot_be_written_are_refused(nano, keys, facts, options, sa
 def test_prompts_that_ask_nothing_are_refused(nano, berlin, given, said):
     with pytest.raises(ValueError, match=said):
         score_rewrite(nano, berlin, **{"same_subject": LANGUAGE[:1], **given})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"clamp": float("nan")}, "clamp=nan"),
+        ({"weight": -1.0}, "weight=-1.0"),
+    ],
+)
+def test_searches_of_numbers_out_of_range(options, match):
+    with pytest.raises(ValueError, match=match):
+        Search(**options)
 
 
 # On the command line

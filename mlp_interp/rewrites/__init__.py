@@ -6,9 +6,11 @@ from mlp_interp.rewrites._many import rewrite_many
 from mlp_interp.rewrites._rewrite import rewrite
 from mlp_interp.rewrites._score import score_rewrite
 from mlp_interp.rewrites.result import Rewrite, rewritten
+from mlp_interp.rewrites.values import Search
 
 __all__ = [
     "Rewrite",
+    "Search",
     "associations",
     "footprint",
     "rewrite",

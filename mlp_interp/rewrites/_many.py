@@ -44,13 +44,8 @@ def rewrite_many(
     others: float | int = 0.1,
     prefixes: Prefixes = 8,
     preserve: Sequence[str] = (),
-    weight: float | int = 1.0,
-    decay: float | int = 0.1,
     ridge: float | int = 1e-4,
-    steps: int = 60,
-    lr: float | int = 0.5,
-    clamp: float | int = 4.0,
-    stop: float | int = 0.05,
+    search: Search = Search(),
     seed: int = 0,
 ) -> Rewrite:
     """Write several facts at once, each layer taking its share of the change.
@@ -71,13 +66,8 @@ def rewrite_many(
             written. At 0 all facts are written in full, and no two may have one key.
         prefixes: As in `rewrite`, the same for all facts.
         preserve: As in `rewrite`; each goes with the facts whose subject it names.
-        weight: As in `rewrite`.
-        decay: As in `rewrite`.
         ridge: As in `rewrite`.
-        steps: As in `rewrite`.
-        lr: As in `rewrite`.
-        clamp: As in `rewrite`.
-        stop: As in `rewrite`.
+        search: As in `rewrite`.
         seed: As in `rewrite`.
 
     Returns:
@@ -111,7 +101,6 @@ def rewrite_many(
         Rewrite('The capital of France is' -> ' Rome' and 1 more; layers 0, 1)
     """
     weights = checked_model(model, "rewrite_many")
-    search = Search(weight=weight, decay=decay, steps=steps, lr=lr, clamp=clamp, stop=stop)
     chosen = sorted(indices("layers", layers, weights.n_layers))
     if not chosen:
         raise ValueError("layers is empty; wanted at least one")

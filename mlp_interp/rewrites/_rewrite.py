@@ -30,13 +30,8 @@ def rewrite(
     keys: xr.Dataset,
     prefixes: Prefixes = 8,
     preserve: Sequence[str] = (),
-    weight: float | int = 1.0,
-    decay: float | int = 0.1,
     ridge: float | int = 1e-4,
-    steps: int = 60,
-    lr: float | int = 0.5,
-    clamp: float | int = 4.0,
-    stop: float | int = 0.05,
+    search: Search = Search(),
     seed: int = 0,
 ) -> Rewrite:
     """Write one fact into one MLP, taken as a linear memory that turns keys into values.
@@ -63,13 +58,8 @@ def rewrite(
             The prompt by itself is always among the contexts.
         preserve: Prompts that name the subject, after which the next token is to stay as likely as
             it is.
-        weight: Of the KL divergence, in nats, on those.
-        decay: Of the squared length of δ, in lengths of the value.
         ridge: What is added to the diagonal of the second moment, as a share of its mean.
-        steps: Steps of Adam at most.
-        lr: Their size.
-        clamp: Longest δ, in lengths of the value.
-        stop: Nats at which the search ends: loss of the target, and weighted KL.
+        search: How δ is looked for.
         seed: Of the prefixes.
 
     Returns:
@@ -78,7 +68,7 @@ def rewrite(
     Raises:
         ValueError: The subject is not in the prompt, is there twice or shares a token with its
             neighbours; the target is no token, or what the model says already; the layer is none,
-            or one after which nothing reads the subject; `keys` are of other weights; a number is
+            or one after which nothing reads the subject; `keys` are of other weights; the ridge is
             out of range, or the model has hooks on it or normalises what MLPs write.
 
     Warns:
@@ -100,7 +90,6 @@ def rewrite(
         True
     """
     weights = checked_model(model, "rewrite")
-    search = Search(weight=weight, decay=decay, steps=steps, lr=lr, clamp=clamp, stop=stop)
     layer = index("layer", layer, weights.n_layers)
     fact, runner = placed(model, (subject, prompt, target)), Runner.of(model)
     check_fact(runner, fact, layer)

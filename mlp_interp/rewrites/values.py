@@ -20,23 +20,30 @@ __all__ = ["Found", "Search", "States", "find_value"]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How the change is looked for.
+    """How the change δ of an MLP's output is looked for, after which the target is said.
 
-    Attributes:
-        weight: Of the KL divergence on preserved prompts.
-        decay: Of the change's squared length, in lengths of the value.
+    Args:
+        weight: Of the KL divergence, in nats, on preserved prompts.
+        decay: Of the squared length of δ, in lengths of the value.
         steps: Steps of Adam at most.
-        lr: Its step size.
-        clamp: Longest change, in lengths of the value.
-        stop: Nats of loss and weighted KL at which it is enough.
+        lr: Their size.
+        clamp: Longest δ, in lengths of the value.
+        stop: Nats at which the search ends: loss of the target, and weighted KL.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Example:
+        >>> Search(steps=20).clamp
+        4.0
     """
 
-    weight: float
-    decay: float
-    steps: int
-    lr: float
-    clamp: float
-    stop: float
+    weight: float | int = 1.0
+    decay: float | int = 0.1
+    steps: int = 60
+    lr: float | int = 0.5
+    clamp: float | int = 4.0
+    stop: float | int = 0.05
 
     def __post_init__(self) -> None:
         count("steps", self.steps)
