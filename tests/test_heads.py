@@ -113,15 +113,32 @@ def test_composition_over_distances_is_the_mean_of_squares(small):
 def test_chance_of_composition_is_that_of_random_rotations(measure):
     generator = torch.Generator().manual_seed(0)
     size, draws = 24, 2000
-    scales = torch.tensor([3.0, 2.0, 1.0, 0.5])
-    thin = [torch.randn(size, 4, generator=generator) * scales for _ in range(2)]
+    scales = torch.tensor([3.0, 2.0, 1.0, 0.5] + 16 * [0.0])
+    # One that nearly fills the space, and so has little to find anywhere.
+    wide = torch.linalg.qr(torch.randn(size, 20, generator=generator))[0]
+    thin = torch.randn(size, 20, generator=generator) * scales
     turns = torch.linalg.qr(torch.randn(draws, size, size, generator=generator))[0]
-    inner = torch.eye(4).double()
-    writer = Side.of((turns @ thin[0]), inner.expand(draws, 4, 4), measure, 0.9)
-    reader = Side.of(thin[1][None], inner[None], measure, 0.9)
+    inner = torch.eye(20).double()
+    writer = Side.of(turns @ wide, inner.expand(draws, 20, 20), measure, 0.99)
+    reader = Side.of(thin[None], inner[None], measure, 0.9)
     _, z, _ = compared(writer, reader, [draws], size)
     assert abs(float(z.mean())) < 0.1
     assert abs(float(z.std()) - 1) < 0.1
+
+
+def test_overlap_is_of_the_directions_that_hold_so_much(small):
+    first, second = (Heads.of(Weights.of(small), layer) for layer in (0, 2))
+    spaces = []
+    for matrix in (first.V[1] @ first.O[1], (second.V[3] @ second.O[3]).mT):
+        _, values, basis = torch.linalg.svd(matrix.double())
+        share = values.square().cumsum(0) / values.square().sum()
+        spaces.append(basis[: int((share < 0.7).sum()) + 1])
+    sizes = [len(x) for x in spaces]
+    assert min(sizes) > 1
+    assert max(sizes) < 8
+    expected = float((spaces[0] @ spaces[1].mT).norm()) / (sizes[0] * sizes[1]) ** 0.5
+    found = of_heads.compose(small, writers="L0H1", readers="L2H3.v", measure="overlap", energy=0.7)
+    assert found.score.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_spectral_measure_is_of_whole_products(small):
