@@ -22,6 +22,7 @@ PAGES = (
     "superposition",
     "reach",
     "rewrites",
+    "dictionaries",
 )
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^\| [^|`]+ \| `((?:mi|steering|clean)\.[^`]+)` \|", re.MULTILINE)

@@ -174,3 +174,40 @@ def test_patches_of_latents_that_are_refused(
     if not set(options) & {"latents"}:
         with pytest.raises(ValueError, match=text):
             latents.attribution_patch(nano, task, chosen, **options)
+
+
+@pytest.mark.parametrize("reads", ["mlp_in", "mlp_normalized", "resid_post"])
+def test_virtual_weights_are_what_a_write_moves(some_model: Any, reads: str) -> None:
+    """Slow reference: what a small write into the stream does before the rule, scale held."""
+    weights = Weights.of(some_model)
+    writes = "mlp_out" if reads != "resid_post" else "resid_post"
+    writer, reader = some(some_model, layer=0), some(some_model, reads, writes, layer=2)
+    found = latents.virtual_weights(some_model, writer, reader, k=24, best=3)
+    rows = writer.W_dec.double()
+    if reads == "resid_post":
+        moved = rows
+    else:  # a norm that divides by 1
+        centred = rows - rows.mean(-1, keepdim=True) * (weights.norm.kind == "layer")
+        moved = centred * (weights.block(2).ln2.w.double() if reads == "mlp_in" else 1.0)
+    wanted = moved @ reader.W_enc.double()
+    mine = np.take_along_axis(wanted.numpy(), found.column.values, 1)
+    np.testing.assert_allclose(found.value, mine, atol=1e-4, rtol=1e-4)
+    assert str(found.row_text[3].values) == "L0F3"
+    assert str(found.best_column_text[0].values).startswith("L2F")
+
+
+def test_virtual_weights_to_tokens_and_from_neurons(nano: Any) -> None:
+    one, read = some(nano, "mlp_in", layer=2), mi.Unembed.of(nano)
+    found = latents.virtual_weights(nano, one, "unembed", k=4, best=3)
+    logits = read.norm.keep(one.W_dec) @ read.weight
+    wanted = (logits - logits.mean(-1, keepdim=True)).topk(4).values
+    np.testing.assert_allclose(found.value, wanted, atol=1e-3, rtol=1e-4)
+    assert "L1N" in str(latents.virtual_weights(nano, "L1", one, k=2, best=2).row_text[0].values)
+    for writer, reader, text in (
+        (one, "L2", "wanted a later one"),
+        ("L0", some(nano, "resid_post", "resid_post", layer=2), "wanted a dictionary, or"),
+        (some(nano, layer=0), some(nano, layer=2), "reads what a module writes"),
+        (some(nano, layer=0, W_skip=None, normalize="layer_norm"), "unembed", "depends on text"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            latents.virtual_weights(nano, writer, reader)

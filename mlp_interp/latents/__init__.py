@@ -11,6 +11,7 @@ from mlp_interp.latents._recovery import recovery as recovery
 from mlp_interp.latents._replace import replace as replace
 from mlp_interp.latents._separate import separate as separate
 from mlp_interp.latents._train import train as train
+from mlp_interp.latents._virtual import virtual_weights as virtual_weights
 from mlp_interp.latents.in_runs import activations as activations
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "replace",
     "separate",
     "train",
+    "virtual_weights",
 ]
 __dir__ = __all__.copy

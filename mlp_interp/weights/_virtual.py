@@ -17,11 +17,11 @@ from mlp_interp.weights._table import ranked
 from mlp_interp.weights.factors import Ends, Factors, every
 from mlp_interp.weights.matrices import readout, writing
 
-__all__ = ["virtual_weights"]
+__all__ = ["Side", "between", "reader_of", "virtual_weights", "writer_of"]
 
 _NEURONS = re.compile(r"L(\d+)(?:N(\d+))?")
 
-Side = tuple[Float[Tensor, "end d_model"], Ends, int]
+Side = tuple[Float[Tensor, "_ d_model"], Ends, int]
 
 
 @torch.no_grad()
@@ -71,15 +71,46 @@ def virtual_weights(
         ((768, 3), True)
     """
     weights = Weights.of(model)
-    written, rows, at = _writer(weights, writer)
-    read, columns, above = _reader(weights, reader)
+    sides = writer_of(weights, writer), reader_of(weights, reader)
+    found = between(model, *sides, (writer, reader), k=k, best=best, side=side, progress=progress)
+    return found.assign_attrs(analysis="virtual_weights", writer=writer, reader=reader)
+
+
+def between(
+    model: Model,
+    writing_side: Side,
+    reading_side: Side,
+    named: tuple[Any, Any],
+    *,
+    k: int,
+    best: int,
+    side: Literal["high", "low"],
+    progress: bool,
+) -> xr.Dataset:
+    """Products of what some vectors write and others read; options as of `virtual_weights`.
+
+    Args:
+        model: The model.
+        writing_side: What is written, what that is, and after which block it is there.
+        reading_side: What is read with, and in which block.
+        named: What the caller calls the two, for the error.
+        k: As of `virtual_weights`.
+        best: As of `virtual_weights`.
+        side: As of `virtual_weights`.
+        progress: As of `virtual_weights`.
+
+    Raises:
+        ValueError: The reader is not above the writer.
+    """
+    weights = Weights.of(model)
+    (written, rows, at), (read, columns, above) = writing_side, reading_side
     # In sequential blocks too, no MLP reads what itself or a later one writes.
     if above <= at:
         raise ValueError(
-            f"reader={reader!r} does not read what writer={writer!r} writes; wanted a later one"
+            f"reader={named[1]!r} does not read what writer={named[0]!r} writes; wanted a later one"
         )
     dimensions = weights.d_model - (weights.norm.kind == "layer")
-    unit = f"{_UNITS[columns.kind]} per {'activation' if rows.kind == 'neuron' else 'token'}"
+    unit = f"{_UNITS[columns.kind]} per {'token' if rows.kind == 'token' else 'activation'}"
     about = writing(weights) if rows.kind == "neuron" else {"exact": 1}
     factors = Factors(written, read, rows, columns, {"unit": unit, **about})
     found = ranked(model, factors, k=min(k, len(read)), best=best, side=side, progress=progress)
@@ -89,13 +120,18 @@ def virtual_weights(
         "row", null, unit=unit, long_name="standard deviation in a random direction"
     )
     found["z"] = (found["value"] / found["null_sd"]).assign_attrs(unit="standard deviations")
-    return found.assign_attrs(analysis="virtual_weights", writer=writer, reader=reader)
+    return found
 
 
-_UNITS = {"neuron": "pre-activation", "token": "logits"}
+_UNITS = {"neuron": "pre-activation", "latent": "pre-activation", "token": "logits"}
 
 
-def _writer(weights: Weights, label: Any) -> Side:
+def writer_of(weights: Weights, label: Any) -> Side:
+    """What a label writes, as norms let it through.
+
+    Raises:
+        ValueError: It is none of `virtual_weights`.
+    """
     if label == "embed":
         streams = streams_of(weights.model, "embed")
         return weights.norm.keep(streams.stream(0)), Ends("token", streams.tokens), -1
@@ -103,7 +139,12 @@ def _writer(weights: Weights, label: Any) -> Side:
     return _some(Vectors.of(weights, layer).value_folded, weights, layer, neuron)
 
 
-def _reader(weights: Weights, label: Any) -> Side:
+def reader_of(weights: Weights, label: Any) -> Side:
+    """What a label reads with, the norm before it folded in.
+
+    Raises:
+        ValueError: It is none of `virtual_weights`.
+    """
     if label == "unembed":
         ends = Ends("token", every(weights.d_vocab, weights))
         return readout(weights)[1], ends, weights.n_layers

@@ -23,20 +23,21 @@ class Ends:
     """What the rows, or columns, of a matrix are.
 
     Attributes:
-        kind: ``"token"`` or ``"neuron"``.
-        ids: Token ids, or numbers of neurons.
-        layer: Of the neurons.
+        kind: ``"token"``, ``"neuron"`` or ``"latent"``, of a dictionary.
+        ids: Token ids, or numbers of neurons or latents.
+        layer: Of these.
     """
 
-    kind: Literal["token", "neuron"]
+    kind: Literal["token", "neuron", "latent"]
     ids: Int[Tensor, " end"]
     layer: int | None = None
 
     def labels(self, model: Model, ids: np.ndarray) -> np.ndarray:
-        """How those with these ids read: tokens as text, neurons as ``L3N669``."""
+        """How those with these ids read: tokens as text, others as ``L3N669``."""
         if self.kind == "token":
             return texts(model, ids)
-        flat = [Site("post", self.layer, neuron=int(i)).label for i in ids.ravel()]
+        name = "post" if self.kind == "neuron" else "latents"
+        flat = [Site(name, self.layer, neuron=int(i)).label for i in ids.ravel()]
         return np.array(flat, dtype=object).reshape(ids.shape)
 
 
