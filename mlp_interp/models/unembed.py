@@ -108,7 +108,10 @@ class Unembed:
         mean = folded.mean(0)
         # Processing that folds the LayerNorm centres the columns too, up to rounding; leaving them
         # as they are then saves a copy of the largest matrix of the model.
-        if norm.kind == "layer" and float(mean.abs().max()) > 1e-6 * float(folded.abs().max()):
+        # (So would be the sizes of all its entries, and the extremes of a transposed one.)
+        parts = folded.split(1024, dim=1)
+        largest = max(float(end.abs()) for part in parts for end in part.aminmax())
+        if norm.kind == "layer" and float(mean.abs().max()) > 1e-6 * largest:
             folded = folded - mean
         return cls(folded, affine.b @ weights.W_U + weights.b_U, norm, weights.cap), mean
 
