@@ -177,6 +177,18 @@ def test_random_sets_end_where_the_law_says() -> None:
     assert shares[1] < 0.2
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_half_of_sets_and_of_orders_can_be_had_within_15_percent_of_the_law(ordered: bool) -> None:
+    rng = np.random.default_rng(2)
+    readout, law = readout_of(rng.normal(size=(1000, 64))), largest_set(1000, 64)
+    shares = []
+    for k in (round(0.85 * law), round(1.15 * law)):
+        sets = np.stack([rng.choice(1000, k, replace=False) for _ in range(12)])
+        found = solved(readout, sets, ordered=ordered, tolerance=1.0, decide=True, rounds=60)
+        shares.append(np.mean([margin.verdict for margin in found]))
+    assert shares[0] > 0.5 > shares[1]
+
+
 def test_the_law_is_known_at_half_the_tokens() -> None:
     assert needed_dimension(200, 100) == pytest.approx(100, rel=1e-6)  # t is 0, each term a half
     assert needed_dimension(2048, 44) < 191 < needed_dimension(2048, 46)
