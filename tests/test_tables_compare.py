@@ -97,6 +97,18 @@ def test_the_figure_has_a_mark_for_each_model_and_names_its_entries():
         plots.compare(xr.Dataset())
 
 
+ALSO = {"scores": {"key": 0}, "activation_histogram": {"neuron": "L0N0"}}
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("name", [x for x in plots.__all__ if x != "compare"])
+def test_other_figures_say_which_one_draws_a_comparison(name):
+    found = compare({"a": shares(FIRST), "b": shares(SECOND)})
+    given = [found.share, found.share] if name == "estimate" else [found]
+    with pytest.raises(ValueError, match=r"compares 2 models; plots\.compare draws it"):
+        getattr(plots, name)(*given, **ALSO.get(name, {}))
+
+
 @pytest.mark.parametrize(
     ("results", "text"),
     [

@@ -168,6 +168,7 @@ def sources(
 
 
 def _check(result: xr.DataArray, top: int) -> None:
+    style.need_one(result, MAKER)
     if not isinstance(result, xr.DataArray):
         raise ValueError(f"result must be the DataArray of {MAKER}, got {type(result).__name__}")
     style.need_dims(result, "component", maker=MAKER)

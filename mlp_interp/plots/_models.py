@@ -10,7 +10,6 @@ from plotly.colors import sample_colorscale
 from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 
-MAKER = "compare"
 FEW = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.AMBER)
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 
@@ -42,8 +41,8 @@ def compare(result: xr.Dataset, *, top: int = 30, difference: bool = False) -> g
         >>> [marks.name for marks in compare(tables.compare(lost)).data]
         ['ioi', 'facts']
     """
-    style.need(result, "difference", "difference_se", maker=MAKER)
-    style.need_dims(result, "model", maker=MAKER)
+    style.need(result, "difference", "difference_se", maker=style.COMPARED)
+    style.need_dims(result, "model", maker=style.COMPARED)
     indices.count("top", top)
     main = next(str(name) for name in result.data_vars if not str(name).startswith("difference"))
     shown = "difference" if difference else main

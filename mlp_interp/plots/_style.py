@@ -63,8 +63,21 @@ WIDEST = 120  # characters of small text on one line of a title
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # the ends of RdBu
 
 
+COMPARED = "compare"  # who makes results of several models
+
+
+def need_one(result: Any, maker: str) -> None:
+    """Raise a ValueError if `result` sets several models side by side, and `maker` does not."""
+    if maker != COMPARED and "model" in getattr(result, "dims", ()):
+        raise ValueError(
+            f"result compares {result.sizes['model']} models; plots.compare draws it. This figure "
+            f"draws what {maker} returns"
+        )
+
+
 def need(result: xr.Dataset | xr.DataArray, *names: str, maker: str) -> None:
     """Raise a ValueError unless `result` is a Dataset that holds the variables `names`."""
+    need_one(result, maker)
     if not isinstance(result, xr.Dataset):
         raise ValueError(f"result must be the Dataset of {maker}, got a {type(result).__name__}")
     missing = [name for name in names if name not in result.variables]
@@ -78,6 +91,7 @@ def need(result: xr.Dataset | xr.DataArray, *names: str, maker: str) -> None:
 
 def need_dims(result: xr.DataArray | xr.Dataset, *dims: str, maker: str) -> None:
     """Raise a ValueError unless `result` has the dimensions `dims`."""
+    need_one(result, maker)
     missing = [dim for dim in dims if dim not in result.dims]
     if missing:
         raise ValueError(
