@@ -4,6 +4,8 @@ import json
 import re
 
 import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import torch
 import xarray as xr
@@ -12,7 +14,7 @@ from browser import PROGRAM, needs_browser, open_page
 from mlp_interp import views
 from mlp_interp.views import _page
 from mlp_interp.views._page import as_numbers
-from mlp_interp.views.bundle import to_json
+from mlp_interp.views.bundle import UNPACK, plotly, to_json
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TOKENS = ["<|endoftext|>", " Mary", HOSTILE, "&lt;", "<!--", "\u2028", "<b>"]
@@ -145,12 +147,43 @@ def test_frames_in_one_page(tmp_path):
     assert all(30 < height < 160 for height in heights), heights  # lower than it begins
 
 
-def test_views_share_one_script(tmp_path, monkeypatch):
+@pytest.fixture
+def shared(monkeypatch):
+    """The scripts in a notebook; all is as it was afterwards."""
+    before = pio.renderers.default
+    monkeypatch.setattr(_page, "sharing", False)
+    yield views.share()._repr_html_()
+    pio.renderers.default = before
+
+
+@needs_browser
+def test_figures_share_one_script(shared, tmp_path):
+    """Figures in the notebook's page, and pages in frames."""
+    marks = go.Scatter(x=np.arange(3.0), y=[1, None, np.nan], text=HOSTILE)
+    figure = pio.renderers["mlp_interp"].to_mimebundle(go.Figure(marks).to_dict())["text/html"]
+    page = views.Page(
+        "x",
+        f'<script id="plotly">{plotly()}</script><script>{UNPACK}'
+        'runPacked("plotly").then(() => Plotly.newPlot(document.body, [{ y: [1] }]))</script>',
+    )
+    assert len(figure) + len(page._repr_html_()) < 20_000
+    ask = "d => d.querySelectorAll('.js-plotly-plot').length"
+    count = (
+        f"<script>setTimeout(() => {{ document.title = [document, document.querySelector('iframe')"
+        f".contentDocument].map({ask}).join(' '); }}, 9000)</script>"
+    )
+    found = [figure, re.sub(r"figure-\w+", "other", figure), page._repr_html_(), count]
+    dom, console = open_page("".join([shared, *found]), tmp_path)
+    assert not console, console
+    assert re.search(r"<title>(\d.*?)</title>", dom)[1] == "2 1"
+    dom, _ = open_page("".join(found), tmp_path)
+    assert dom.count("mi.views.share() again") >= 2
+
+
+def test_views_share_one_script(shared, tmp_path):
     """Each is small, draws what it drew before, and says so where the script is not there."""
     view = views.attention(TOKENS, CAUSAL)
     alone = view.html()
-    monkeypatch.setattr(_page, "sharing", False)
-    shared = views.share()._repr_html_()
     frame = view._repr_html_()
     assert len(frame) < 10_000 < len(shared)
     assert view.html() == alone

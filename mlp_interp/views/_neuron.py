@@ -8,6 +8,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from mlp_interp.prompts.display import visible
+from mlp_interp.views import _page
 from mlp_interp.views._neuron_memory import memory
 from mlp_interp.views._neuron_parts import (
     ablation,
@@ -21,6 +22,7 @@ from mlp_interp.views._neuron_parts import (
     words,
 )
 from mlp_interp.views._page import framed, save_html
+from mlp_interp.views.bundle import plotly
 from mlp_interp.views.document import render_document, shared
 from mlp_interp.views.numbers import number, percent
 
@@ -53,7 +55,8 @@ class Page:
 
     def _repr_html_(self) -> str:
         """A frame, so that the page's look stays its own."""
-        return framed(self.document, self.title, 900)
+        held = self.document.replace(plotly(), "") if _page.sharing else self.document
+        return framed(held, self.title, 900)
 
     def __repr__(self) -> str:
         """The title; a notebook shows the page instead."""

@@ -30,21 +30,7 @@ new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
 """
 
 
-# `views.share` puts the script into an element of this name, once in a notebook.
-SHARED = "mlp-interp-views"
-sharing = False
-# The script is above the frame, but the frame may be drawn first.
-BORROW = """
-async function borrowed(id) {
-  for (let tries = 0; tries < 40; tries++) {
-    const held = parent.document.getElementById(id);
-    if (held) return held.textContent;
-    await new Promise((done) => setTimeout(done, 250));
-  }
-  document.body.append("To draw this, run the cell with mi.views.share() again, above.");
-  throw new Error("no script to draw views with");
-}
-"""
+sharing = False  # whether `views.share` has put the scripts into the notebook
 
 
 @dataclass(frozen=True)
@@ -78,22 +64,16 @@ class View:
 
     def html(self) -> str:
         """A complete document that draws the view and asks no server for anything."""
-        held = f'<script type="text/plain" id="circuitsvis">{circuitsvis()}</script>'
-        return self._document(held, 'runPacked("circuitsvis").then')
+        return self._document(circuitsvis())
 
-    def _document(self, held: str, draw: str) -> str:
+    def _document(self, script: str) -> str:
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>view</title>'
-            f"<style>{STYLE}</style></head><body>{self.fragment()}{held}"
-            f"<script>{UNPACK}{MOUNT}{FIT}{draw}(() => mountViews(document));</script>"
-            "</body></html>"
+            f"<style>{STYLE}</style></head><body>{self.fragment()}"
+            f'<script type="text/plain" id="circuitsvis">{script}</script>'
+            f'<script>{UNPACK}{MOUNT}{FIT}runPacked("circuitsvis")'
+            ".then(() => mountViews(document));</script></body></html>"
         )
-
-    def _in_notebook(self) -> str:
-        """The document in a frame, which may take the script from the page around it."""
-        if not sharing:
-            return self.html()
-        return self._document("", f'{BORROW}borrowed("{SHARED}").then(runText).then')
 
     def save(self, path: str | Path) -> Path:
         """Write `html` to a file, all of it or nothing.
@@ -112,7 +92,7 @@ class View:
 
     def _repr_html_(self) -> str:
         """A frame, so that any number of views on one page stay out of each other's way."""
-        return framed(self._in_notebook(), self.component, self.height)
+        return framed(self._document("" if sharing else circuitsvis()), self.component, self.height)
 
     def __repr__(self) -> str:
         """Name and size; a notebook draws the view instead."""

@@ -6,11 +6,10 @@ from importlib import metadata, resources
 from typing import Any
 
 import plotly.graph_objects as go
-import plotly.offline
 from jinja2 import ChoiceLoader, DictLoader, Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlp_interp.views.bundle import CHOOSE, MOUNT, UNPACK, pack, to_json
+from mlp_interp.views.bundle import CHOOSE, MOUNT, UNPACK, plotly, to_json
 
 __all__ = ["environment", "render_document", "shared"]
 
@@ -57,7 +56,7 @@ def render_document(
             style=Markup("".join(map(shared, ("style.css", "choice.css", "lens.css")))),
             script=Markup(UNPACK + MOUNT + CHOOSE + shared("lens.js") + shared("page.js")),
             colophon=f"mlp_interp {metadata.version('mlp-interp')}",
-            plotly=pack(plotly.offline.get_plotlyjs()),
+            plotly=plotly(),
             look=look(),
             **context,
         )
