@@ -1,10 +1,21 @@
 """What does an MLP, a head or a single neuron of a Pythia model *do*?
 
-The names used every day, listed in ``__init__.pyi``; each lives in the module of its own name,
-where the rest of its kind is found. They are loaded on first use, so that ``mlp-interp --help``
-does not wait for torch.
+    import mlp_interp as mi
+
+    model = mi.load_model("nano")                 # or "pythia-70m", or a directory
+    corpus = mi.load_corpus("nano", model, sequences=32, length=64)
+    found = mi.subupdate_importance(model, corpus)    # directly, and through later layers
+    mi.plots.importance(found)
+    mi.table(found, 5)
+
+`decompose`, `attribute_logits`: what was written, and what it does to the logits directly.
+`ablate_total`, `patch`, `path_patch`, `steer`: what happens without it, or with another.
+`lens.read`, `neurons.neuron_page`, `heads.roles`: a layer, a neuron, a head by itself.
+`explore`: one prompt by hand. `table`, `plots`, `views`, `save`: what to do with results.
 """
 
 import lazy_loader
+
+# The names of ``__init__.pyi``, loaded on first use: ``mlp-interp --help`` does not wait for torch.
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

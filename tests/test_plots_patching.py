@@ -262,7 +262,7 @@ def test_a_trace_is_three_panels_with_the_subject_marked(traced):
 def test_a_trace_of_one_site_and_one_sample_has_no_errors(nano):
     one = causal_trace(nano, "The capital of France is", "France", samples=1, window=2)
     figure = plots.causal_trace(one.sel(site="mlp_out"))
-    assert figure.layout.annotations[0].text == "MLP, 2 layers at a time"
+    assert figure.layout.annotations[0].text == "MLP, 2 at a time"
     assert "standard error" not in figure.data[0].hovertemplate
     assert "±" not in figure.layout.title.text
 

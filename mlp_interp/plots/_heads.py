@@ -51,8 +51,10 @@ def roles(
             row=1, hovertemplate="<b>%{customdata}</b><br>" + name + " %{z:.3g}<extra></extra>",
             **look,
         )  # fmt: skip
-    figure.update_xaxes(title="head", dtick=1, showgrid=False)
-    figure.update_yaxes(autorange="reversed", dtick=1, showgrid=False)
+    # Panels side by side have room for so many numbers.
+    heads, layers = (max(1, -(-result.sizes[dim] // n)) for dim, n in (("head", 8), ("layer", 24)))
+    figure.update_xaxes(title="head", dtick=heads, showgrid=False)
+    figure.update_yaxes(autorange="reversed", dtick=layers, showgrid=False)
     figure.update_yaxes(title="layer", col=1)
     height = 220 + 40 * min(result.sizes["layer"], 12)
     return style.finish(figure, "What heads do, from weights", result, height=height)

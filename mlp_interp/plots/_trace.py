@@ -102,7 +102,7 @@ def causal_trace(trace: xr.Dataset) -> go.Figure:
 
 
 def _title(site: str, window: int) -> str:
-    windowed = f", {window} layers at a time" if site in WINDOWED and window > 1 else ""
+    windowed = f", {window} at a time" if site in WINDOWED and window > 1 else ""
     return NAMES.get(site, site) + windowed
 
 

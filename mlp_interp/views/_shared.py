@@ -43,7 +43,7 @@ class _Figures(MimetypeRenderer):
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         name, height = f"figure-{uuid4().hex}", fig_dict["layout"].get("height", 450)
         held = {key: fig_dict.get(key, {}) for key in ("data", "layout")}
-        figure = script_safe(pio.json.to_json_plotly(held))
+        figure = script_safe(str(pio.json.to_json_plotly(held)))
         options = '{"responsive": true, "displaylogo": false}'
         script = f"""(window.mlpInterpPlotly?.() ?? Promise.reject()).then(() => {{
             const figure = {figure};
