@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits.selection import Selection
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.options import checked_seed, generator_of
 from mlp_interp.sites import GATED, NEURONS, Site
 
 __all__ = ["Action", "Add", "Clamp", "Noise", "ProjectOut", "Replace", "Scale", "Set", "Value"]
@@ -281,8 +280,7 @@ class Noise(Action):
         shape = (selection.shape[0], *selection.shape[2:])
         rows = []
         for position in selection.positions:
-            words = np.random.SeedSequence([self.seed, position]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+            generator = generator_of(self.seed, position)
             rows.append(torch.randn(shape, generator=generator, dtype=torch.float32))
         return old + selection.cut(self.std, old) * torch.stack(rows, dim=1).to(old)
 

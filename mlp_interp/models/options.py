@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["check_choice", "check_counts", "checked_count", "checked_seed"]
+import numpy as np
+import torch
+
+__all__ = ["check_choice", "check_counts", "checked_count", "checked_seed", "generator_of"]
 
 
 def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
@@ -51,3 +54,9 @@ def checked_seed(seed: Any) -> int:
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}; wanted an integer from 0, below 2**63")
     return seed
+
+
+def generator_of(*words: int) -> torch.Generator:
+    """A stream of random numbers of its own for each list of numbers, the first of them a seed."""
+    (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))

@@ -20,7 +20,7 @@ from mlp_interp.metrics.rows import joined
 from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.options import check_choice, checked_seed, generator_of
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -265,9 +265,8 @@ class Noisy(Reducer):
         return torch.stack(rows)
 
     def _generator(self, text: int, site: Site) -> torch.Generator:
-        words = [self.seed, text, 1 + (-1 if site.layer is None else site.layer), len(site.name)]
-        (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        layer = 0 if site.layer is None else 1 + site.layer
+        return generator_of(self.seed, text, layer, len(site.name))
 
 
 def _summary(
