@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import BACKENDS, VOCABULARY, build, unchecked
 
 from mlp_interp import load, save
@@ -13,7 +14,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.models.vocabulary import TokenDirections
 from mlp_interp.neurons import clusters
-from mlp_interp.neurons.weights.grouping import _gaussian
+from mlp_interp.neurons.weights.grouping import _grouped, _noise
 from mlp_interp.neurons.weights.kmeans import rand_index, spherical
 
 
@@ -29,6 +30,7 @@ def test_planted_groups_are_found(backend: str) -> None:
     value[63] = 0
     found = clusters(model, k=5, layers=1, tokens=3).isel(layer=0)
     assert found["cluster"][63] == -1
+    assert found["cosine"].isnull().sum() == 1
     labels = torch.from_numpy(found["cluster"][:63].values)
     assert rand_index(labels, group) == 1
     assert found["size"].values.tolist() == group.bincount().sort(descending=True).values.tolist()
@@ -86,12 +88,30 @@ def test_noise_has_the_mean_and_covariance_of_its_cloud() -> None:
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([3.0, 1, 0.3, 0])
     cloud = unit(torch.randn(5000, 4, generator=generator) * scales + torch.tensor([1.0, 0, 0, 0]))
-    noise = _gaussian(cloud, generator)
-    np.testing.assert_allclose(noise.mean(0), cloud.mean(0), atol=1e-5)
-    np.testing.assert_allclose(noise.T.cov(), cloud.T.cov(), atol=1e-5)
+    noise = _noise(cloud, generator)
+    np.testing.assert_allclose(noise.norm(dim=1), 1, atol=1e-6)
+    np.testing.assert_allclose(noise.mean(0), cloud.mean(0), atol=1e-3)
+    np.testing.assert_allclose(noise.T.cov(), cloud.T.cov(), atol=1e-3)
     assert float((noise - cloud).norm(dim=1).median()) > 0.3
-    few = _gaussian(cloud[:3], generator)  # fewer than dimensions
-    np.testing.assert_allclose(few.T.cov(), cloud[:3].T.cov(), atol=1e-5)
+    assert _noise(cloud[:3], generator).isfinite().all()  # fewer than dimensions
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_noise_of_any_spectrum_is_in_no_groups(power: int) -> None:
+    generator = torch.Generator().manual_seed(power)
+    scales = torch.arange(1, 25).pow(-power / 2)
+    cloud = unit(torch.randn(400, 24, generator=generator) * scales)
+    own, *chance = _grouped(cloud, 8, 12, (0, 0)).tight
+    assert abs(own - np.mean(chance)) < 4 * np.std(chance, ddof=1)
+
+
+def test_other_layers_and_controls_change_nothing(kind: Any) -> None:
+    model = kind()
+    whole = clusters(model, k=5, controls=2).sel(layer=[1])
+    alone = clusters(model, k=5, controls=2, layers=1)
+    xr.testing.assert_identical(alone.drop_attrs(), whole.drop_attrs())
+    more = clusters(model, k=5, controls=3, layers=1)
+    assert more["cluster"].identical(alone["cluster"])
 
 
 def test_the_rand_index_counts_pairs() -> None:
@@ -125,7 +145,8 @@ def test_groups_on_nano_and_in_a_file(nano: Any, tmp_path: Any) -> None:
     found = clusters(nano, layers=1, tokens=2)
     again = clusters(nano, layers=1, tokens=2)
     assert found.identical(again)
-    assert load(save(found, tmp_path / "found.nc")).identical(found)
+    kept: Any = load(save(found, tmp_path / "found.nc"))
+    assert kept.identical(found)
     above = float((found["tightness"] - found["tightness_null"])[0])
     assert 0 < above < 0.1
 

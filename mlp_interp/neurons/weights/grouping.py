@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count, indices
-from mlp_interp.models.options import check_choice, checked_count, checked_seed
+from mlp_interp.models.options import check_choice, checked_count, checked_seed, generator_of
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.models.vocabulary import Best, TokenDirections
@@ -21,6 +21,11 @@ from mlp_interp.results import to_numpy, variable
 from mlp_interp.sites import Site
 
 __all__ = ["clusters"]
+
+_ROUNDS, _UNEVEN = 100, 1e-3
+"""Of noise: how often it is given both of its properties, and how far lengths may be from one."""
+_NOTHING = 1e-10
+"""A share of the largest variance that is rounding: directions that vectors do not have."""
 
 
 @torch.no_grad()
@@ -38,10 +43,10 @@ def clusters(
 
     Any cloud of vectors falls into groups, the tighter the more groups there are and the fewer
     directions the cloud fills. So beside ``tightness``, the mean cosine of a neuron to the centre
-    of its group, stands that of Gaussian vectors of the layer's mean and covariance, which have no
-    groups. A layer that is hardly tighter has none either, however telling the tokens of its
-    centres look. ``stability`` says whether another start finds the same groups, again beside
-    Gaussian vectors.
+    of its group, stands that of random vectors of length one that have the layer's mean and
+    covariance, but no groups. A layer that is hardly tighter has none either, however telling the
+    tokens of its centres look. ``stability`` says whether another start finds the same groups,
+    again beside random vectors.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
@@ -51,16 +56,17 @@ def clusters(
         layers: Which layers; None for all.
         tokens: How many tokens of each centre: those whose logits it raises most, or, of receptors,
             whose embeddings drive it most.
-        controls: How many clouds of Gaussian vectors, at least two.
+        controls: How many clouds of random vectors, at least two.
         seed: Of them, and of where centres begin.
 
     Returns:
         A Dataset with ``cluster`` of each ``layer, neuron`` (by size, the largest is 0; -1 where
-        the vector is zero) and ``cosine`` to its centre; of each ``layer, group``: ``size``,
-        ``group_cosine``, the mean of its neurons, and with ``rank`` ``token`` and ``token_text``;
-        and of each ``layer``: ``tightness`` with ``tightness_null`` and ``tightness_null_sd``, the
-        mean and deviation of the Gaussian clouds, and ``stability``, the adjusted Rand index of two
-        starts (1: the same groups, 0: independent ones), with ``stability_null``.
+        the vector is zero) and ``cosine`` to its centre (then NaN); of each ``layer, group``:
+        ``size``, ``group_cosine``, the mean of its neurons, and with ``rank`` ``token`` and
+        ``token_text``; and of each ``layer``: ``tightness`` with ``tightness_null`` and
+        ``tightness_null_sd``, the mean and deviation of the random clouds, and ``stability``, the
+        adjusted Rand index of two starts (1: the same groups, 0: independent ones), with
+        ``stability_null``.
 
     Raises:
         ValueError: An unknown `by`, counts out of range, layers that the model does not have,
@@ -85,8 +91,8 @@ def clusters(
     checked_count(k, weights.d_mlp, "neurons")
     checked_count(tokens, weights.d_vocab, "tokens", name="tokens")
     count("controls", controls, least=2)
-    generator = torch.Generator().manual_seed(checked_seed(seed))
-    found = [_grouped(_units(weights, layer, by), k, controls, generator) for layer in listed]
+    checked_seed(seed)
+    found = [_grouped(_units(weights, layer, by), k, controls, (seed, layer)) for layer in listed]
     names = _tokens(weights, by, torch.stack([one.centres for one in found]), tokens)
     each, group, layer = ("layer", "neuron"), ("layer", "group"), ("layer",)
     stacked = {
@@ -107,7 +113,7 @@ def clusters(
     for name, x in (("tightness", tight), ("stability", stable)):
         unit_of = "cosine" if name == "tightness" else "adjusted Rand index"
         variables[name] = variable(layer, x[:, 0], unit=unit_of)
-        about = "of Gaussian vectors"
+        about = "of random vectors"
         variables[f"{name}_null"] = variable(layer, x[:, 1:].mean(1), unit=unit_of, long_name=about)
         variables[f"{name}_null_sd"] = variable(layer, x[:, 1:].std(1), unit=unit_of)
     width = range(weights.d_mlp)
@@ -128,7 +134,7 @@ class _Grouped:
         centres: Of length one.
         size: Of each group.
         group_cosine: Mean cosine in each.
-        tight: Mean cosine of all, then of each Gaussian cloud.
+        tight: Mean cosine of all, then of each random cloud.
         stable: Agreement of two starts, the same way.
     """
 
@@ -142,18 +148,21 @@ class _Grouped:
 
 
 def _grouped(
-    units: Float[Tensor, "neuron d_model"], k: int, controls: int, generator: torch.Generator
+    units: Float[Tensor, "neuron d_model"], k: int, controls: int, words: tuple[int, int]
 ) -> _Grouped:
+    """Groups of a layer; `words` draw, and neither other layers nor controls change its groups."""
     alive = units.any(1)
     cloud = units[alive]
     if len(cloud) < k:
         raise ValueError(f"k={k}; wanted at most {len(cloud)}, as many as vectors that are not 0")
-    runs = [_twice(cloud, k, generator)]
-    runs += [_twice(unit(_gaussian(cloud, generator)), k, generator) for _ in range(controls)]
+    generators = [generator_of(*words, number) for number in range(1 + controls)]
+    runs = [_twice(cloud, k, generators[0])]
+    runs += [_twice(_noise(cloud, generator), k, generator) for generator in generators[1:]]
     own, centres, _, _ = runs[0]
     order = own.bincount(minlength=k).argsort(descending=True, stable=True)
     labels, cosine = torch.full_like(alive, -1, dtype=torch.int64), torch.zeros_like(units[:, 0])
     labels[alive], centres = order.argsort()[own], centres[order]
+    cosine[~alive] = torch.nan
     cosine[alive] = (cloud * centres[labels[alive]]).sum(1)
     size = labels[alive].bincount(minlength=k)
     total = cosine.new_zeros(k).index_add_(0, labels[alive], cosine[alive])
@@ -176,22 +185,31 @@ def _twice(
     )
 
 
-def _gaussian(
+def _noise(
     cloud: Float[Tensor, "vector d_model"], generator: torch.Generator
 ) -> Float[Tensor, "vector d_model"]:
-    """As many vectors with exactly the mean and the covariance of a cloud, and nothing else of it.
+    """As many vectors of length one with the mean and the covariance of a cloud, and no more of it.
 
-    Draws that have them on the average alone would be more uneven than the cloud, which is drawn
-    itself, and fall into tighter groups.
+    Gaussian vectors taken to length one have another covariance than before: a flatter one, in
+    which groups are looser than in any cloud of the first. So both are given to them in turn until
+    they have both. They are the cloud's own, not theirs on the average: draws would be more uneven
+    than the cloud, which is drawn itself, and fall into tighter groups.
     """
-    mean = cloud.mean(0)
-    centred = (cloud - mean).double()
+    mean = cloud.double().mean(0)
+    centred = cloud.double() - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred)
-    rank = min(len(cloud) - 1, cloud.shape[1])
+    rank = int((values > _NOTHING * values[-1]).sum())
+    root, axes = values[-rank:].sqrt(), vectors[:, -rank:]
     drawn = torch.randn(len(cloud), rank, generator=generator, dtype=torch.float64)
-    Q, R = torch.linalg.qr((drawn - drawn.mean(0)).to(cloud.device))
-    spread = vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
-    return mean + ((Q * R.diagonal().sign()) @ spread.T).to(cloud)
+    found = drawn.to(cloud.device) * root
+    for _ in range(_ROUNDS):
+        Q, R = torch.linalg.qr(found - found.mean(0))
+        wanted = mean + (Q * R.diagonal().sign() * root) @ axes.T
+        lengths = wanted.norm(dim=1, keepdim=True)
+        found = wanted / lengths @ axes
+        if (lengths - 1).square().mean() < _UNEVEN**2:
+            break
+    return unit(wanted).to(cloud)
 
 
 def _units(weights: Weights, layer: int, by: str) -> Float[Tensor, "neuron d_model"]:

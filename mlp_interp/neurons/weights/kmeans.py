@@ -28,15 +28,16 @@ def spherical(
         Dhillon & Modha, "Concept Decompositions for Large Sparse Text Data Using Clustering", 2001;
         Arthur & Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007.
     """
-    centres = units[_seeds(units, k, generator)]
+    moved = centres = units[_seeds(units, k, generator)]
     labels = torch.full((len(units),), -1, device=units.device)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS):  # if they do not suffice the last move is left out
+        centres = moved
         closest = (units @ centres.T).argmax(1)
         if torch.equal(closest, labels):
             break
         labels = closest
         total = torch.zeros_like(centres).index_add_(0, labels, units)
-        centres = torch.where(total.any(1, keepdim=True), unit(total), centres)
+        moved = torch.where(total.any(1, keepdim=True), unit(total), centres)
     return labels, centres
 
 
