@@ -1,7 +1,9 @@
 """A module can be imported by its name: nothing of its package stands in its place."""
 
+import ast
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -30,3 +32,8 @@ def test_completion_offers_what_is_public(name):
     """And not the modules that a package is made of, which look like its functions."""
     package = getattr(mlp_interp, name)
     assert dir(package) == sorted(package.__all__)
+    if Path(package.__file__).name == "__init__.py" and name != "metrics":  # some are for analyses
+        tree = ast.parse(Path(package.__file__).read_text())
+        names = [x for node in tree.body if isinstance(node, ast.ImportFrom) for x in node.names]
+        meant = {x.name for x in names if x.name == x.asname}
+        assert meant <= set(dir(package))

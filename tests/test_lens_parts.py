@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from random_models import BACKENDS, VOCABULARY
+from random_models import BACKENDS, VOCABULARY, hooked
 
 import mlp_interp as mi
 from mlp_interp.lens import read_parts, read_vectors
 from mlp_interp.models import Unembed, Weights
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.sites import Site
 
@@ -156,8 +157,9 @@ def test_vectors_are_read_as_the_readout_does(some_model: Any) -> None:
     weights, unembed = Weights.of(some_model), Unembed.of(some_model)
     values = Vectors.of(weights, 1).value
     found = read_vectors(some_model, values, k=VOCABULARY)
-    kept = weights.final_norm.keep(values)
-    logits = weights.final_norm.standardize(kept) @ unembed.weight
+    norm = Norm(weights.final_norm.kind, 0.0)
+    kept = norm.keep(values)
+    logits = norm.standardize(kept) @ unembed.weight
     logits -= logits.mean(-1, keepdim=True)
     order = found["promoted_id"].values.argsort(-1)
     here = np.take_along_axis(found["promoted_logit"].values, order, -1)
@@ -165,11 +167,40 @@ def test_vectors_are_read_as_the_readout_does(some_model: Any) -> None:
     np.testing.assert_allclose(found["length"], kept.norm(dim=-1).numpy(force=True), rtol=1e-5)
     same = read_vectors(some_model, 1000 * values, k=VOCABULARY)
     plain = read_vectors(some_model, values, scale=2.0, k=3)
-    factor = weights.final_norm.scale(kept).numpy(force=True) / 2
+    factor = norm.scale(kept).numpy(force=True) / 2
     wanted = found["promoted_logit"][:, :3].values * factor
     np.testing.assert_allclose(plain["promoted_logit"], wanted, rtol=1e-4)
     np.testing.assert_array_equal(plain["promoted_p"], found["promoted_p"])
     assert (same["promoted_id"][:, 0] == found["promoted_id"][:, 0]).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1e25])
+def test_lengths_of_vectors_do_not_matter(some_model: Any, size: float) -> None:
+    weights = Weights.of(some_model)
+    values = Vectors.of(weights, 1).value_folded[:4].double()
+    found, other = (read_vectors(some_model, s * values, k=3) for s in (1.0, size))
+    factor = 1 if weights.final_norm.kind != "none" else size
+    np.testing.assert_array_equal(other["promoted_id"], found["promoted_id"])
+    np.testing.assert_allclose(other["promoted_logit"], factor * found["promoted_logit"], rtol=1e-3)
+    np.testing.assert_array_equal(other["promoted_p"], found["promoted_p"])
+    np.testing.assert_allclose(other["length"], size * found["length"], rtol=1e-5)
+    plain = read_vectors(some_model, size * values, scale=size, k=3)
+    np.testing.assert_allclose(plain["promoted_logit"].max("rank"), plain["promoted_logit"][:, 0])
+    assert plain["promoted_logit"].notnull().all()
+    assert (plain["promoted_logit"][:, 0] > 0).all()
+
+
+def test_parts_sum_to_logits_before_their_cap() -> None:
+    model = hooked(output_logits_soft_cap=1.0, d_mlp=12)
+    tokens = torch.arange(1, 10)[None]
+    found = read_parts(model, tokens, targets=7, k=VOCABULARY)
+    capped = model(tokens)[0, -1].detach().double()
+    before = torch.atanh(capped)
+    b_U = Unembed.of(model).bias.detach().double()
+    wanted = (before - b_U) - (before - b_U).mean()
+    assert float(found["logit_target"].sum()) == pytest.approx(float(wanted[7]), abs=1e-4)
+    assert found.attrs["sums"].endswith("before the cap on logits")
+    assert "before the cap" in found["logit_target"].attrs["long_name"]
 
 
 def test_chance_is_what_random_directions_give(kind: Any) -> None:
@@ -198,7 +229,7 @@ def test_vectors_keep_their_names(kind: Any) -> None:
     found = read_vectors(model, named.transpose("d_model", "layer"), k=1)
     assert found["component"].values.tolist() == ["layer 1", "layer 2"]
     assert read_vectors(model, drawn[0], k=1)["component"].values.tolist() == ["0"]
-    plain = read_vectors(model, drawn.numpy(), labels=["a", "b"], k=1)
+    plain = read_vectors(model, [*drawn], labels=["a", "b"], k=1)
     np.testing.assert_array_equal(plain["promoted_logit"], found["promoted_logit"])
     assert plain["component"].values.tolist() == ["a", "b"]
     zero = read_vectors(model, torch.zeros(Weights.of(model).d_model), k=1)
@@ -214,6 +245,8 @@ def test_vectors_keep_their_names(kind: Any) -> None:
         ({"vectors": xr.DataArray(np.ones((1, 1, 32)), dims=("a", "b", "d_model"))}, "has dims"),
         ({"scale": 0.0}, "scale=0.0; wanted 'own' or a positive number"),
         ({"scale": "stream"}, "scale='stream'"),
+        ({"scale": True}, "scale=True"),
+        ({"vectors": torch.full((2, 32), 1e300, dtype=torch.float64)}, "vectors holds"),
         ({"labels": ["a"]}, "labels has 1 names for 2 vectors"),
         ({"k": 0}, "k=0"),
         ({"controls": 0}, "controls=0"),

@@ -23,6 +23,8 @@ __all__ = [
     "mean",
     "over",
     "read",
+    "read_parts",
+    "read_vectors",
     "repetition",
     "save",
     "tuned",

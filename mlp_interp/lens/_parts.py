@@ -79,7 +79,8 @@ def read_parts(
         ``promoted_p`` and the same of ``suppressed``, as in `read_vectors`; with targets
         ``logit_target``, over the mean of all logits, and with foils ``logit_difference``, where
         ``attribute_logits`` has more. With ``scale="stream"`` components sum to the logits less the
-        readout's bias, and so over their mean.
+        readout's bias, and so over their mean; where the model caps its logits, to those before
+        the cap. ``kl_added`` is of the model's own.
 
     Raises:
         ValueError: As `read` and `mlp_interp.decompose`.
@@ -110,9 +111,10 @@ def read_parts(
     asked = Asked.of(weights, padded, positions, tokens, targets)
     residual = _decomposed(model, cache, level, positions, asked)
     found = Said(Unembed.of(model), promotion, residual, asked, scale, weights.parallel).arrays()
-    sums = "to the logits less the readout's bias" if scale == "stream" else "no"
+    capped = ", before the cap on logits" if weights.cap is not None else ""
+    sums = f"to the logits less the readout's bias{capped}" if scale == "stream" else "no"
     return xr.Dataset(
-        _variables(model, found),
+        _variables(model, found, capped),
         coords={**component_coords(residual.sites), **token_coords(model, asked, k)},
         attrs={
             "analysis": "components as tokens",
@@ -137,11 +139,18 @@ def _decomposed(model: Model, cache: Cache, level: Level, positions: Any, asked:
     return decompose(model, cache, level=level, positions=positions, attention_mask=mask)
 
 
-def _variables(model: Model, found: Mapping[str, np.ndarray]) -> dict[str, xr.Variable]:
+def _variables(
+    model: Model, found: Mapping[str, np.ndarray], capped: str
+) -> dict[str, xr.Variable]:
     dims = ("prompt", "pos", "component")
     tokens = {name: x for name, x in found.items() if name not in _ABOUT}
     own = {
-        name: variable(dims, found[name], unit=unit, long_name=long_name)
+        name: variable(
+            dims,
+            found[name],
+            unit=unit,
+            long_name=long_name + (capped if unit == "logits" else ""),
+        )
         for name, (unit, long_name) in _ABOUT.items()
         if name in found
     }

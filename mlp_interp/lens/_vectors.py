@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.lens.promotion import ABOUT, Promotion
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.finite import check_finite
+from mlp_interp.models.norm import Norm
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.results import strings, to_numpy, variable
@@ -44,7 +45,8 @@ def read_vectors(
             along ``d_model`` and at most one more dim, as steering directions are.
         labels: Their names; None for the DataArray's coordinates, or numbers.
         scale: What they are divided by: ``"own"``, what the final norm would divide by if a vector
-            were the whole stream, so that lengths do not matter; or a number, as the scale of a
+            were a whole stream far larger than its epsilon, so that lengths do not matter (a model
+            without a norm divides by nothing); or a number, as the scale of a
             stream that they are added to (1 for logits of the vectors as they are).
         k: How many tokens of each sign.
         controls: How many random directions, drawn evenly, each of which counts with either sign.
@@ -52,9 +54,10 @@ def read_vectors(
 
     Returns:
         A Dataset along ``component`` (and ``rank``): ``promoted_id``, ``promoted_logit`` (over the
-        mean of all logits, which no probability feels), ``promoted_text``; ``promoted_random``, the
-        logit at that rank of a random direction of the same length; ``promoted_p``, (1 + draws
-        whose largest logit is as large) / (1 + draws); the same of ``suppressed``; and ``length``,
+        mean of all logits, which no probability feels, and before a cap on them),
+        ``promoted_text``; ``promoted_random``, the logit at that rank of a random direction of the
+        same length; ``promoted_p``, (1 + draws whose largest logit is as large) / (1 + draws);
+        the same of ``suppressed``; and ``length``,
         the L2 norm of what the final norm keeps, before it is divided.
 
     Raises:
@@ -74,14 +77,15 @@ def read_vectors(
     """
     weights = Weights.of(model)
     given, names = _given(vectors, labels, weights.d_model)
-    if scale != "own" and not (isinstance(scale, int | float) and 0 < scale < float("inf")):
-        raise ValueError(f"scale={scale!r}; wanted 'own' or a positive number")
-    check_finite("vectors", given)
+    if scale != "own":
+        scale = _positive(scale)
     promotion = Promotion.of(weights, k, controls, seed)
     norm = weights.final_norm
     kept = norm.keep(given.to(promotion.tokens.mean))
-    found = promotion.read(norm.standardize(kept) if scale == "own" else kept / scale)
-    variables = {"length": variable("component", kept.norm(dim=-1), unit="stream")}
+    check_finite("vectors", kept)
+    found = promotion.read(_alone(norm, kept) if scale == "own" else kept / scale)
+    length = torch.linalg.vector_norm(kept, dim=-1, dtype=torch.float64)
+    variables = {"length": variable("component", length, unit="stream")}
     variables |= of_promotion(model, found, ("component",))
     return xr.Dataset(
         variables,
@@ -135,7 +139,9 @@ def _given(
         if names is None and vectors.ndim == 2:
             dim = vectors.dims[0]
             names = [f"{dim} {x}" if dim != "component" else x for x in vectors[dim].values]
-        vectors = torch.from_numpy(vectors.values)
+        vectors = torch.from_numpy(vectors.values.copy())
+    if isinstance(vectors, list | tuple) and any(isinstance(x, Tensor) for x in vectors):
+        vectors = torch.stack([torch.as_tensor(x) for x in vectors])
     rows = torch.atleast_2d(torch.as_tensor(vectors)).detach()
     if rows.ndim != 2 or rows.shape[1] != d_model or not len(rows) or not rows.is_floating_point():
         raise ValueError(
@@ -145,3 +151,23 @@ def _given(
     if len(names) != len(rows):
         raise ValueError(f"labels has {len(names)} names for {len(rows)} vectors; wanted one each")
     return rows, strings(names)
+
+
+def _positive(scale: Any) -> float:
+    """A number that vectors are divided by.
+
+    Raises:
+        ValueError: It is none, or not above zero and finite.
+    """
+    number = scale.item() if hasattr(scale, "item") and np.size(scale) == 1 else scale
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < np.inf:
+        raise ValueError(f"scale={scale!r}; wanted 'own' or a positive number")
+    return float(number)
+
+
+def _alone(norm: Norm, kept: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector d_model"]:
+    """Vectors as the norm leaves them if each is a stream of its own; its epsilon has no part."""
+    if norm.kind == "none":
+        return kept
+    largest = kept.abs().amax(-1, keepdim=True)
+    return torch.where(largest > 0, Norm(norm.kind, 0.0).standardize(kept / largest), 0)

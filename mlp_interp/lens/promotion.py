@@ -60,7 +60,7 @@ class Promotion:
         checked_count(k, weights.d_vocab, "tokens")
         checked_count(controls, 2**16, "random directions", name="controls")
         generator = torch.Generator().manual_seed(checked_seed(seed))
-        drawn = torch.randn(controls, weights.d_model, generator=generator)
+        drawn = torch.randn(controls, weights.d_model, generator=generator, dtype=torch.float32)
         drawn = torch.nn.functional.normalize(weights.final_norm.keep(drawn), dim=-1)
         tokens = TokenDirections.unembedding(weights)
         high, low = _extremes(tokens, drawn.to(tokens.mean), k)
@@ -72,8 +72,11 @@ class Promotion:
         Directions alone are multiplied, so that tiny vectors keep their digits.
         """
         vectors = single(vectors)
-        length = vectors.norm(dim=-1, keepdim=True)
-        unit = torch.where(length > 0, vectors / length, 0)
+        largest = vectors.abs().amax(-1, keepdim=True)  # the square of a length may be no number
+        shrunk = torch.where(largest > 0, vectors / largest, 0)
+        length = shrunk.norm(dim=-1, keepdim=True)
+        unit = torch.where(length > 0, shrunk / length, 0)
+        length = length * largest
         found: dict[str, Tensor] = {}
         sides = zip(
             ("promoted", "suppressed"), (1, -1), _extremes(self.tokens, unit, self.k), strict=True
