@@ -111,6 +111,11 @@ def compose(
     tokens = None
     if measure == "tokens":
         tokens = Vocabulary.of(model, source, sample=sample, seed=seed)
+    elif (source, sample) != ("extended", SAMPLE):
+        raise ValueError(
+            f"source={source!r}, sample={sample} beside measure={measure!r}, which asks for no "
+            "tokens; wanted measure='tokens'"
+        )
     options = {"measure": measure, "distance": distance, "energy": energy, "tokens": tokens}
     order = _by_layer(writing, range(len(writing)))
     layers = [writing[i].layer or 0 for i in order]
@@ -152,6 +157,8 @@ def compose(
         "exact": 1,
         "seed": seed,
     }
+    if measure == "spectral":
+        attrs |= {"exact": 0, "approximation": "expected and z are of 48 random rotations"}
     if tokens is not None:
         attrs |= tokens.attrs({site.layer for site in (*writing, *reading)})
     return xr.Dataset(variables, coords, attrs)

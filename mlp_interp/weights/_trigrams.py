@@ -1,6 +1,7 @@
 """What a head does alone: a token long ago, the token here, and what comes next."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def skip_trigrams(
         of the strongest destination and out. Beside it stands ``null``, and ``null_sd``: the effect
         in the same place of the list if what is written for a source were written for another,
         over 64 permutations. A head of which it is as large attends to tokens whatever it then has
-        to say.
+        to say. ``exact`` is 0, and ``approximation`` says why.
 
     Raises:
         ValueError: A head that the model does not have, counts out of range, or what `source` or
@@ -124,7 +125,14 @@ def skip_trigrams(
     }
     about = {"analysis": "skip_trigrams", "long_name": "skip-trigrams of a head", "matrix": label}
     about |= {"unit": unit, "keys": keys, "seed": seed, "data": "the weights alone"}
+    about |= {"exact": 0, "approximation": _left_out(scores.attrs, distance)}
     return xr.Dataset(variables, coords, {**describe(model), **scores.attrs, **about})
+
+
+def _left_out(attrs: Mapping[str, Any], distance: int | None) -> str:
+    said = ["the other keys have mean scores", "the final norm divides by 1"]
+    said += ["scores are of mean rotations"] if distance is None else []
+    return "; ".join([*said, *([attrs["approximation"]] if "approximation" in attrs else [])])
 
 
 def _margins(scores: Factors) -> tuple[Float[Tensor, "key inner"], Float[Tensor, "query inner"]]:
