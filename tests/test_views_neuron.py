@@ -1,6 +1,7 @@
 """The page of a neuron: its numbers, its figure, and that text stays text."""
 
 import re
+from contextlib import suppress
 from html import unescape
 
 import numpy as np
@@ -147,6 +148,13 @@ def test_a_neuron_without_triggers_has_no_numbers(page, found):
     html = views.neuron(page, memories=empty).html()
     assert "It has no trigger after which a token follows." in html
     assert 'class="token here"' not in html.split('<section id="memory">')[1].split("</section>")[0]
+
+
+def test_memories_without_a_variable_are_refused_or_shown_without_it(page, found):
+    for name in found.variables:
+        if name not in found.dims:
+            with suppress(ValueError):
+                views.neuron(page, memories=found.drop_vars(name))
 
 
 def test_memories_of_something_else_are_refused(page, found):

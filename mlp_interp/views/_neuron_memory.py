@@ -10,7 +10,19 @@ from mlp_interp.views.numbers import number, percent
 
 __all__ = ["memory"]
 
-_NEEDED = ("agreement", "agreement_chance", "lift", "rank", "promoted_text", "trigger_text", "next")
+_NEEDED = (
+    *("agreement", "agreement_chance", "agreement_p", "lift", "lift_chance", "lift_p", "rank"),
+    *(
+        "promoted",
+        "promoted_text",
+        "trigger_text",
+        "activation",
+        "next",
+        "next_text",
+        "sequence",
+        "pos",
+    ),
+)
 
 
 def memory(page: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
