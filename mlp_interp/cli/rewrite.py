@@ -29,7 +29,9 @@ from mlp_interp.cli.options import (
     source_of,
 )
 
-_FELT = 16  # sequences in which it is looked at where the rewrite is felt
+# Sequences in which it is looked at where the rewrite is felt, at most a quarter of the text. The
+# keys are not of them: a rewrite is made small on its keys' text.
+_FELT = 16
 
 
 def rewrite(
@@ -45,7 +47,10 @@ def rewrite(
         ),
     ],
     layer: Annotated[
-        int, typer.Option("--layer", "-l", help="The layer whose MLP is changed.")
+        int,
+        typer.Option(
+            "--layer", "-l", help="The layer whose MLP is changed; -1 counts from the last."
+        ),
     ] = 0,
     paraphrase: Annotated[
         list[str], typer.Option(help="Another way to ask for the new fact; or several.")
@@ -74,7 +79,8 @@ def rewrite(
     """Write one fact into one MLP, and say what else has changed with it.
 
     Prints how often the answer that is wanted is likelier than its rival, and how often it is the
-    likeliest of all, before and after; what each prompt says; and where other text feels it. What
+    likeliest of all, before and after; what each prompt says; and where other text feels it, which
+    is the first 16 sequences, or a quarter of fewer than 64, that the rewrite has not seen. What
     --out keeps is the rewrite: `Rewrite.load` reads it, and `rewritten` puts it into the model.
 
     \b
@@ -96,13 +102,18 @@ def rewrite(
 
         from mlp_interp.cli.rewrite_text import felt_lines, prompt_lines, score_lines
         from mlp_interp.corpus import SweepOptions, load_corpus
+        from mlp_interp.models.indices import index
         from mlp_interp.rewrites import associations, footprint, score_rewrite
         from mlp_interp.rewrites import rewrite as written
         from mlp_interp.rewrites.facts import placed
+        from mlp_interp.rewrites.keys import checked_model
+        from mlp_interp.rewrites.making import check_fact
+        from mlp_interp.runs import Runner
 
         loaded = load(model, revision, device, processing, backend)
         fact = subject.strip(), prompt, f" {target.strip()}"
-        placed(loaded, fact)  # before the sweep
+        layer = index("--layer", layer, checked_model(loaded, "rewrite").n_layers)
+        check_fact(Runner.of(loaded), placed(loaded, fact), layer)  # before the sweep
         text = load_corpus(
             source_of(corpus),
             loaded,
@@ -113,8 +124,11 @@ def rewrite(
             split=split,
             subset=subset,
         )
+        apart = min(_FELT, len(text) // 4)
+        if not apart:
+            raise ValueError(f"--sequences={len(text)}; wanted 4 or more, of which one is held out")
         options = SweepOptions(progress=sys.stderr.isatty())
-        keys = associations(loaded, text, layers=[layer], seed=seed, options=options)
+        keys = associations(loaded, text[apart:], layers=[layer], seed=seed, options=options)
         with warnings.catch_warnings():  # the scores say it
             warnings.filterwarnings("ignore", ".*is not what the model says")
             found = written(loaded, *fact, layer=layer, keys=keys, preserve=preserve, seed=seed)
@@ -125,7 +139,7 @@ def rewrite(
             paraphrases=paraphrase,
             neighbours=neighbour,
         )
-        felt = footprint(loaded, found, text.tokens[:_FELT])
+        felt = footprint(loaded, found, text.tokens[:apart])
         if out is not None:
             found.save(out)
         lines = [*score_lines(scores, keys), "", *prompt_lines(scores), "", *felt_lines(felt)]

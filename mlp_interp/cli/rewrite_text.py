@@ -50,17 +50,18 @@ def felt_lines(felt: xr.Dataset, named: int = 6) -> list[str]:
     """How much other text feels it, and the tokens whose prediction moves most.
 
     Args:
-        felt: What `rewrites.footprint` gave.
+        felt: What `rewrites.footprint` gave, of other text than the keys'.
         named: How many tokens.
     """
     kl, loss = (
         number(felt[f"mean_{name}"], felt[f"mean_{name}_se"]) for name in ("kl", "delta_loss")
     )
+    rows = felt.sizes["sequence"]
     values, tokens = felt["kl"].values.ravel(), felt["token"].values.ravel()
     most = [at for at in np.argsort(-np.nan_to_num(values, nan=-1.0))[:named] if values[at] > 0]
     places = ", ".join(f"{str(tokens[at])!r} {values[at]:.2g}" for at in most)
     return [
-        f"other text: KL {kl} nats and Δloss {loss} nats per token",
+        f"other text ({rows} sequences, not the keys'): KL {kl} and Δloss {loss} nats per token",
         visible(f"most at: {places} nats"),
     ]
 

@@ -28,7 +28,7 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import to_numpy
-from mlp_interp.sites import LATENTS, Site, component_coords
+from mlp_interp.sites import Site, component_coords
 
 __all__ = ["patch"]
 
@@ -101,7 +101,9 @@ def patch(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
     check_layers(question.weights, dictionaries)
-    sites = None if latents is None else named(dictionaries, latents, others=LATENTS)
+    sites = (
+        None if latents is None else named(dictionaries, latents, others=("error", "b_dec", "skip"))
+    )
     asked = question.by_length()
     where = [positions_of(positions, part.contrast.length) for part in asked]
     kept = sites_of(question.weights, dictionaries)

@@ -93,20 +93,23 @@ def latent_site(
         dictionary: The dictionary.
         latent: The number or label.
         argument: What the caller calls it.
-        others: What else than latents may be named.
+        others: What else than latents may be named; a skip only where there is one.
 
     Raises:
-        ValueError: It has no such latent.
+        ValueError: It has no such latent, or no skip.
     """
     layer = dictionary.layer
     if isinstance(latent, str):
         site = site_of(latent, argument=argument)
-        if site.layer != layer or site.name not in ("latents", *others):
+        nameless = site.name == "latents" and site.neuron is None
+        if nameless or site.layer != layer or site.name not in ("latents", *others):
             raise ValueError(
                 f"{argument}={latent!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
                 f"'{layer}.error'"
             )
-        if site.name in others:
+        if site.name == "skip" and dictionary.W_skip is None:
+            raise ValueError(f"{argument}={latent!r} of {dictionary!r}, which has no W_skip")
+        if site.name != "latents":
             return site
         latent = site.unit
     return Site("latents", layer, neuron=index(argument, latent, dictionary.n_latents))
