@@ -2,6 +2,7 @@
 
 from mlp_interp.lens._over import over as over
 from mlp_interp.lens._parts import read_parts as read_parts
+from mlp_interp.lens._patchscope import patchscope as patchscope
 from mlp_interp.lens._read import read as read
 from mlp_interp.lens._repetition import repetition as repetition
 from mlp_interp.lens._tuned import tuned as tuned
@@ -22,6 +23,7 @@ __all__ = [
     "logit",
     "mean",
     "over",
+    "patchscope",
     "read",
     "read_parts",
     "read_vectors",

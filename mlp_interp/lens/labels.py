@@ -74,12 +74,14 @@ def read_tokens(model: Model, ids: np.ndarray) -> np.ndarray:
     return strings(read)
 
 
+def stream_site(layer: int, n_layers: int) -> Site:
+    """Where the stream that enters a layer is; the number of blocks for the final one."""
+    return Site("resid_pre", layer) if layer < n_layers else Site("resid_post", n_layers - 1)
+
+
 def with_sites(found: xr.Dataset, n_layers: int) -> xr.Dataset:
     """The same with the name of each stream."""
-    sites = [
-        Site("resid_pre", layer) if layer < n_layers else Site("resid_post", n_layers - 1)
-        for layer in found["layer"].values.tolist()
-    ]
+    sites = [stream_site(layer, n_layers) for layer in found["layer"].values.tolist()]
     return found.assign_coords(site=("layer", strings([site.label for site in sites])))
 
 
