@@ -285,7 +285,8 @@ def test_texts_in_which_nothing_counts_change_nothing(nano: Any, trained: Any, w
     got = replaced.kl.isel(replaced=0).sel(by=splices)
     np.testing.assert_allclose(got, found.kl.sel(splice=splices), atol=1e-6)
     np.testing.assert_allclose(found.fvu, alone.fvu, rtol=1e-6)
-    for verb, what in ((latents.evaluate, one), (latents.replace, [one])):
+    verbs: Any = ((latents.evaluate, one), (latents.replace, [one]))
+    for verb, what in verbs:
         with pytest.raises(ValueError, match="first=1 with 1 texts of up to 4 tokens"):
             verb(nano, what, tokens[1:], attention_mask=mask[1:])
 
@@ -440,7 +441,8 @@ def test_replacing_is_that_of_plain_hooks(nano: Any, corpus: Any, trained: Any) 
             clean = nano(row[None])[0].double().log_softmax(-1)
             changed = nano.run_with_hooks(row[None], fwd_hooks=hooks)[0].double().log_softmax(-1)
         kls.append(float((clean.exp() * (clean - changed)).sum(-1)[counts[0, :, 0]].mean()))
-    drawn = {line.name: line for line in mi.plots.replacement(found).data}
+    figure: Any = mi.plots.replacement(found)
+    drawn = {line.name: line for line in figure.data}
     assert list(drawn) == ["zero", "mean", "linear map", "dictionary"]
     assert list(drawn["dictionary"].y) == ["1.mlp", "2.mlp", "all"]
     np.testing.assert_allclose(drawn["dictionary"].x, found.kl.sel(by="dictionary"))

@@ -1,6 +1,7 @@
 """What a dictionary's latents write, do and mean, and what it leaves unexplained."""
 
 from mlp_interp.latents._ablate import ablate as ablate
+from mlp_interp.latents._absorption import absorption as absorption
 from mlp_interp.latents._activity import activity as activity
 from mlp_interp.latents._attribution import attribution_patch as attribution_patch
 from mlp_interp.latents._direction import direction as direction
@@ -16,6 +17,7 @@ from mlp_interp.latents.in_runs import activations as activations
 
 __all__ = [
     "ablate",
+    "absorption",
     "activations",
     "activity",
     "attribution_patch",

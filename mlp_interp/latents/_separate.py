@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, TopK
+from mlp_interp.latents.kinds import halves, kinds_of
 from mlp_interp.latents.spliced import Batch, read_in, runs_of, sites_of
 from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import describe
@@ -84,7 +85,7 @@ def separate(
     seed = checked_seed(seed)
     runner = Runner.of(model)
     dictionary.check(runner.weights)
-    kinds = _kinds(texts)
+    kinds = kinds_of(texts)
     padded = padded_texts(model, [text for some in texts.values() for text in some])
     counts = which_count(model, padded.tokens, padded.real, first)
     if not bool(counts.any(1).all()):
@@ -97,8 +98,10 @@ def separate(
     for batch in runs_of(runner, padded, counts, sites, batch_size):
         for name, units in sources.items():
             pooled[name].append(_pooled(units(batch), batch, pooling).cpu())
-    halves = _halves(kinds, seed)
-    found = {name: _best(torch.cat(parts).numpy(), kinds, halves) for name, parts in pooled.items()}
+    chooses = halves(kinds, seed)
+    found = {
+        name: _best(torch.cat(parts).numpy(), kinds, chooses) for name, parts in pooled.items()
+    }
     told = {
         "auroc": ("auroc", "of the half that did not choose"),
         "auroc_chosen": ("auroc", "of the half that chose"),
@@ -152,16 +155,6 @@ def random_like(dictionary: Dictionary, mean: Tensor, k: int, seed: int) -> Dict
     )
 
 
-def _kinds(texts: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """The kind of each text, by number."""
-    if len(texts) < 2:
-        raise ValueError(f"texts has {len(texts)} kinds; wanted two or more")
-    for name, some in texts.items():
-        if isinstance(some, str) or len(some) < 4:
-            raise ValueError(f"texts[{name!r}] has {len(some)} texts; wanted a list of 4 or more")
-    return np.repeat(np.arange(len(texts)), [len(some) for some in texts.values()])
-
-
 def _sources(
     runner: Runner,
     dictionary: Dictionary,
@@ -199,16 +192,6 @@ def _pooled(
     if pooling == "max":
         return x.masked_fill(~counts, -torch.inf).amax(1)
     return (x * counts).sum(1) / counts.sum(1)
-
-
-def _halves(kinds: np.ndarray, seed: int) -> np.ndarray:
-    """True for the half of each kind's texts that choose."""
-    order = np.random.default_rng(seed)
-    chooses = np.zeros(len(kinds), dtype=bool)
-    for kind in np.unique(kinds):
-        own = order.permutation(np.flatnonzero(kinds == kind))
-        chooses[own[: len(own) // 2]] = True
-    return chooses
 
 
 def _best(
