@@ -11,7 +11,7 @@ from reference import full_cache
 from mlp_interp import SweepOptions, load, load_model, save
 from mlp_interp.corpus import sweep
 from mlp_interp.sites import Site
-from mlp_interp.superposition import _overlaps, overlaps
+from mlp_interp.superposition import _angles, _overlaps, overlaps
 from mlp_interp.superposition._activities import Activities
 from mlp_interp.superposition._angles import auroc, read_angle
 from mlp_interp.superposition._pairs import Pair, controls_of, pool_of
@@ -62,6 +62,20 @@ def test_the_error_is_that_of_other_texts(planted):
         rows = (some[:, None] * 100 + np.arange(100)).ravel()
         found.append(read_angle(a[rows], b[rows], follows[rows], np.repeat(np.arange(60), 100))[0])
     np.testing.assert_allclose(read_angle(*planted)[1], np.std(found), rtol=0.35)
+
+
+def test_fits_end_where_nothing_pulls_any_more():
+    """Also of neurons that are far out at a few tokens, where full steps go to and fro."""
+    draws = np.random.default_rng(5)
+    a, *others = draws.standard_normal((9, 4000)) ** 9
+    follows = draws.random(4000) < 0.04
+    x = np.stack([a, *others])
+    x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    beta = _angles._lines(a, np.stack(others), follows)
+    for mine, b in zip(beta, x[1:], strict=True):
+        left = follows - 1 / (1 + np.exp(-(mine @ np.stack([np.ones(4000), x[0], b]))))
+        np.testing.assert_allclose(left.sum(), 0, atol=1e-6)
+        np.testing.assert_allclose([left @ x[0], left @ b], mine[1:], atol=1e-5)
 
 
 def test_auroc_is_the_share_of_pairs():

@@ -21,7 +21,7 @@ from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import strings, variable
 from mlp_interp.sites import Site
 from mlp_interp.superposition._activities import Activities
-from mlp_interp.superposition._angles import auroc, read_angle
+from mlp_interp.superposition._angles import auroc, read_angle, read_angles
 from mlp_interp.superposition._pairs import Pair, controls_of, pairs_of, pool_of
 
 __all__ = ["overlaps"]
@@ -169,12 +169,12 @@ def _measured(
     """
     a, b = x[pair.a], x[pair.b]
     theta, error = read_angle(a, b, follows, text)
-    angles = np.array([read_angle(a, x[n], follows, text)[0] for n in others])
+    angles = read_angles(a, np.stack([x[n] for n in others]), follows)
     weights = np.sin(np.radians(angles[np.isfinite(angles)]))
     weight = np.sin(np.radians(theta))
     spread = (weights.std(ddof=1) or np.nan) if len(weights) > 1 else np.nan
     fitted = text % 2 == 0
-    half, _ = read_angle(a[fitted], b[fitted], follows[fitted], text[fitted])
+    half = read_angles(a[fitted], b[None, fitted], follows[fitted])[0]
     along = np.full(len(a), np.nan)
     if np.isfinite(half) and a.std() > 0:
         along = np.cos(np.radians(half)) * a / a.std()
