@@ -14,8 +14,19 @@
 `explore`: one prompt by hand. `table`, `plots`, `views`, `save`: what to do with results.
 """
 
+from typing import Any
+
 import lazy_loader
 
 # The names of ``__init__.pyi``, loaded on first use: ``mlp-interp --help`` does not wait for torch.
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ or name.startswith("_"):  # what Python and notebooks ask of any module
+        return _load(name)
+    from mlp_interp.sites import did_you_mean
+
+    near = did_you_mean(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")

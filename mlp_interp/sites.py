@@ -9,8 +9,9 @@ TransformerLens hook names.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from numbers import Integral
+from operator import eq
 from typing import Any, Literal, SupportsInt
 
 import numpy as np
@@ -329,8 +330,16 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     by_case = {name.lower(): name for name in known}
     bare = given.lower().removeprefix("hook_")
     alias = _ALIASES.get(bare)
-    near = [alias] if alias in by_case else get_close_matches(bare, by_case, n=1)
-    return f" (did you mean {by_case[near[0]]!r}?)" if near else ""
+    near = [alias] if alias in by_case else get_close_matches(bare, by_case)
+    if not near:
+        return ""
+    best = max(near, key=lambda one: _likeness(one, bare))
+    return f" (did you mean {by_case[best]!r}?)"
+
+
+def _likeness(known: str, given: str) -> tuple[float, int]:
+    """How like two names are; of those equally like, equal letters in equal places tell."""
+    return SequenceMatcher(None, known, given).ratio(), sum(map(eq, known, given))
 
 
 def _of_hook(text: str) -> Site | None:

@@ -9,6 +9,7 @@ from random_models import build, random_neox, unchecked
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import mlp_interp
 from mlp_interp import (
     Edit,
     attribute_logits,
@@ -23,6 +24,15 @@ from mlp_interp.ablation import ablate_direct
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.texts import texts_of
 from mlp_interp.residual import cache_for
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("patchs", r" \(did you mean 'patch'\?\)"), ("zzzz", ""), ("__wrapped__", "")],
+)
+def test_a_misspelt_name_gets_the_nearest(name, near):
+    with pytest.raises(AttributeError, match=f"{name}'?{near}$"):
+        getattr(mlp_interp, name)
 
 
 def word_tokenizer():
