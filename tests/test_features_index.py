@@ -385,6 +385,7 @@ def test_the_command_says_what_another_model_has(tmp_path, neox_directory):
         ([" "], "prefix must hold some text"),
         (["-w", ","], "--words must hold some text"),
         (["Topic: chess.", "--neuron", "L9"], "L9"),
+        (["Topic: chess.", "--neuron", "L9N0"], "--neuron='L9N0'"),
         (["Topic: chess.", "-o", "f.txt"], "--out must end in"),
         (["--other", "./nowhere"], "is no directory here"),
     ],

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import mlp_interp as mi
 from mlp_interp import latents
 from mlp_interp.cli import app
+from mlp_interp.cli.neuron_page import summary
 from mlp_interp.dictionaries import Dictionary, TopK
 from mlp_interp.models import Weights
 from mlp_interp.views.numbers import percent
@@ -102,6 +103,27 @@ def test_a_page_says_what_edits_of_the_latent_do(nano: Any) -> None:
     assert f"<h1>L1F{n} of nano</h1>" in shown
     assert "Which latents are similar?" in shown
     assert "Pre-activations" not in shown
+
+
+def test_a_page_of_text_without_a_beginning_counts_as_activity_does(nano: Any, corpus: Any) -> None:
+    one, tokens = some(nano), corpus.tokens[:4, 1:]
+    active = latents.activity(nano, one, tokens)
+    n = int(active.fraction.values.argmax())
+    found = latents.page(nano, one, n, tokens, k=1, ablate=1)
+    assert float(found.fraction) == float(active.fraction[n])
+    every = latents.page(nano, one, n, tokens, k=1, ablate=1, first=0)
+    assert every.attrs["positions"] == tokens.numel() > found.attrs["positions"]
+
+
+def test_a_latent_that_is_never_active_has_no_examples(nano: Any, corpus: Any) -> None:
+    one = some(nano)
+    one.b_enc[3] = -1e6
+    one.W_enc[:, 3] = 0
+    found = latents.page(nano, one, 3, corpus.tokens[:2], k=2, ablate=1)
+    assert float(found.fraction) == 0
+    assert found.sizes["example"] == 0
+    assert "not active in this text" in summary(found)
+    assert "Nowhere in this text." in mi.views.neuron(found).html()
 
 
 @pytest.mark.parametrize(

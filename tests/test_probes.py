@@ -823,17 +823,26 @@ def test_the_command_looks_for_few_neurons(nano: Any, tmp_path: Any) -> None:
         ),
         ("x.csv", "text,label\na\nb,1\n", (), "wanted a value for every column"),
         ("x.jsonl", "[1]", (), "wanted a value for every column"),
-        ("x.jsonl", "{", (), "error: Expecting"),
+        ("x.jsonl", '{"text": 1}\n{', (), "line 2 is no JSON: Expecting"),
+        (
+            "x.csv",
+            "text,text,label\na,b,1\n",
+            (),
+            "columns text, text, label; wanted each name once",
+        ),
+        ("x.csv", "text,label\na,1\nb,2\n", ("--template", "{text"), "text='{text': "),
+        ("x.csv", "text,label\na,1\nb,2\n", ("--sparse", "1,1"), "k=[1, 1]; wanted each once"),
+        ("x.csv", b"text,label\n\xff,1\n", (), "is not UTF-8 at byte 11"),
         ("x.csv", "text,label\na,1\n", ("-l", "all"), "--layers has 'all'"),
         ("x.csv", "text,label\na,1\nb,2\n", ("--sparse", "0"), "k=0"),
         ("x.csv", "text,label\na,1\n", ("-o", "x.txt"), "--out must end in"),
     ],
 )
 def test_bad_tables_on_the_command_line(
-    tmp_path: Any, name: str, text: str | None, options: tuple[str, ...], match: str
+    tmp_path: Any, name: str, text: str | bytes | None, options: tuple[str, ...], match: str
 ) -> None:
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     said = on_command_line(tmp_path / name, *options)
     assert said.exit_code == 2, said.output
     assert match in said.stderr

@@ -1,7 +1,7 @@
 """`mlp-interp features`."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -109,7 +109,6 @@ def features(
         check_corpus(corpus)
 
         from mlp_interp.cli.features_data import asked, documents
-        from mlp_interp.cli.features_text import about_lines, best_lines, universal_lines
         from mlp_interp.corpus import SweepOptions, load_corpus
         from mlp_interp.features import index, universal
         from mlp_interp.results import save
@@ -118,6 +117,7 @@ def features(
         if neuron is not None:
             neuron_of(neuron)
         loaded = load(model, revision, device, processing, backend)
+        _check_neuron(loaded, neuron)
         tokens = load_corpus(
             source_of(corpus),
             loaded,
@@ -132,14 +132,28 @@ def features(
         if other is not None:
             kin = load(other, None, device, processing, backend)
             found = universal(loaded, kin, tokens, seed=seed, batch_size=batch_size)
-            lines = universal_lines(found, top)
         else:
             rows = documents(loaded, tokens)
             sweep = SweepOptions(batch_size=batch_size, progress=sys.stderr.isatty())
             labels = asked(loaded, rows, given, listed)
             found = index(loaded, rows, labels, share=share, seed=seed, sweep=sweep)
             found.attrs["data"] = f"{len(rows)} documents of {tokens.attrs['data']}"
-            lines = best_lines(found, top) if neuron is None else about_lines(found, neuron)
         if out is not None:
             save(found, out)
+        lines = _lines(found, top, neuron, other)
     typer.echo("\n".join(lines))
+
+
+def _check_neuron(model: Any, neuron: str | None) -> None:
+    from mlp_interp.models import Weights
+
+    if neuron is not None:
+        Weights.of(model).place(neuron, kind="neuron", argument="--neuron")
+
+
+def _lines(found: Any, top: int, neuron: str | None, other: str | None) -> list[str]:
+    from mlp_interp.cli.features_text import about_lines, best_lines, universal_lines
+
+    if other is not None:
+        return universal_lines(found, top)
+    return best_lines(found, top) if neuron is None else about_lines(found, neuron)

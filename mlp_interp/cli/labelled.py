@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["check_table", "labels_of", "rows_of"]
 
@@ -29,19 +29,37 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: It has no rows, or one that is damaged.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            try:
-                rows = list(csv.DictReader(file, strict=True))
-            except csv.Error as error:
-                raise ValueError(f"FILE {str(path)!r}: {error}") from None
-        else:
-            rows = [json.loads(line) for line in file if line.strip()]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            read = _of_csv if path.suffix.lower() == ".csv" else _of_lines
+            rows = read(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"FILE {str(path)!r} is not UTF-8 at byte {error.start}") from None
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"FILE {str(path)!r}: {error}") from None
     if not rows:
         raise ValueError(f"FILE {str(path)!r} has no rows; wanted prompts with labels")
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or None in row or None in row.values():
             raise ValueError(f"row {number} of FILE is {row}; wanted a value for every column")
+    return rows
+
+
+def _of_csv(file: TextIO) -> list[Any]:
+    reader = csv.DictReader(file, strict=True)
+    names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        raise ValueError(f"columns {', '.join(names)}; wanted each name once")
+    return list(reader)
+
+
+def _of_lines(file: TextIO) -> list[Any]:
+    rows = []
+    for number, line in enumerate(file, 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON: {error.msg} at {error.pos}") from None
     return rows
 
 

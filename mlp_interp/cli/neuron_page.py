@@ -89,8 +89,7 @@ def summary(page: xr.Dataset) -> list[str]:
             f"{verb:<10} {'  '.join(repr(str(word)) for word in page[f'{name}_text'].values[:6])}"
             for verb, name in (("promotes", "promoted"), ("suppresses", "suppressed"))
         ),
-        "most active at the token in [brackets]",
-        *(f"  {_example(page, i)}" for i in range(min(3, page.sizes.get("example", 0)))),
+        *_examples(page),
         "without it, in total (directly)",
     ]
     for where, said in (("all", "everywhere"), ("firing", "where it fires")):
@@ -106,6 +105,13 @@ def _would(page: xr.Dataset) -> str:
     if "activation_volume" not in page:
         return ""
     return f"; would in {percent(page['activation_volume'])} of directions"
+
+
+def _examples(page: xr.Dataset) -> list[str]:
+    if not page.sizes.get("example", 0):
+        return ["not active in this text"]
+    shown = [f"  {_example(page, i)}" for i in range(min(3, page.sizes["example"]))]
+    return ["most active at the token in [brackets]", *shown]
 
 
 def _example(page: xr.Dataset, index: int) -> str:

@@ -66,7 +66,12 @@ def probe(
         bool, typer.Option("--classes", help="Labels are classes, even where they are numbers.")
     ] = False,
     layers: Annotated[
-        str | None, typer.Option("--layers", "-l", help="With commas between: 0,2,5. Default: all.")
+        str | None,
+        typer.Option(
+            "--layers",
+            "-l",
+            help="With commas between: 0,2,5. Default: all. The embedding is always there.",
+        ),
     ] = None,
     site: Annotated[
         str | None,

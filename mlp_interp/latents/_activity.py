@@ -59,7 +59,8 @@ def activity(
         A Dataset along ``latent``: ``fraction`` with ``fraction_se`` over sequences, ``mean``,
         ``std``, ``greatest``, ``mean_active``; and along ``example``, too, ``activation``,
         ``sequence``, ``pos``, with ``token`` and ``around`` along ``context``, as
-        `mlp_interp.corpus.reducers.TopExamples` gives them.
+        `mlp_interp.corpus.reducers.TopExamples` gives them: where a latent is active in fewer
+        sequences, the rest are examples of nothing, with an activation of 0.
 
     Raises:
         ValueError: A dictionary of several layers or of another model; what `mlp_interp.sweep`

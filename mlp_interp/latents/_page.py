@@ -21,9 +21,10 @@ from mlp_interp.latents.of_latents import OfLatents
 from mlp_interp.latents.spliced import check_one_layer, sites_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
+from mlp_interp.models.padding import check_first
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.page import sections
-from mlp_interp.neurons.page.page import OCTAVES, band_edges, first_counted, some_of
+from mlp_interp.neurons.page.page import OCTAVES, band_edges, some_of
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import tokens_along
 from mlp_interp.prompts.texts import padded_texts
@@ -46,6 +47,7 @@ def page(
     before: int = 12,
     after: int = 6,
     ablate: int = 32,
+    first: int = 1,
     seed: int = 0,
     sweep: SweepOptions = SweepOptions(),
 ) -> xr.Dataset:
@@ -68,6 +70,7 @@ def page(
         before: Tokens of context before each example.
         after: Tokens of context after it.
         ablate: Sequences, drawn from the corpus, on which the latent is taken away.
+        first: Position from which on tokens count, as of `activity`.
         seed: Of both draws.
         sweep: How the corpus is run, both times.
 
@@ -100,7 +103,7 @@ def page(
     check_counts(examples=examples, ablate=ablate)
     checked_seed(seed)
     texts = padded_texts(model, corpus, attention_mask)
-    first = first_counted(model, texts.tokens)
+    check_first(first)
     unit = _Latent(weights, dictionary, site.unit)
     words = tokens_along(model, site, weights.norm.keep(unit.value), k)
     options: dict[str, Any] = {"site": "post", "layers": (dictionary.layer,), "first": first}
@@ -140,7 +143,7 @@ def page(
     parts = {
         **unit.weights_said(),
         **sections.activity(found, ["latents"]),
-        **sections.examples(model, found["top"], "top", "example"),
+        **sections.examples(model, _active(found["top"]), "top", "example"),
         **sections.examples(model, drawn.rename(example="draw"), "band", "draw"),
         **sections.bands(drawn),
         **words.drop_vars(["component", "layer", "neuron"], errors="ignore").data_vars,
@@ -166,6 +169,11 @@ def page(
             "seed": seed,
         },
     )
+
+
+def _active(top: xr.Dataset) -> xr.Dataset:
+    """The largest activations that are any: a latent that is not active is about nothing there."""
+    return top.isel(example=(top["activation"] > 0).values)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,9 @@ class _Search:
         if data.classes is None or len(data.classes) != 2:
             raise ValueError(f"data has classes {data.classes}; wanted two: this against the rest")
         check_choice("ranking", ranking, RANKINGS)
-        ks = tuple(sorted({count("k", n, most=widest) for n in np.atleast_1d(k).tolist()}))
+        ks = tuple(sorted(count("k", n, most=widest) for n in np.atleast_1d(k).tolist()))
+        if len({*ks}) < len(ks):
+            raise ValueError(f"k={[*ks]}; wanted each once")
         if not ks or (ranking == "exhaustive" and ks != (1,)):
             raise ValueError(f"k={k} with ranking={ranking!r}; wanted some, and of it only k=1")
         if ks[-1] > 1 or ranking in ("l1", "mutual_information", "adaptive"):

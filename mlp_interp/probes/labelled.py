@@ -214,8 +214,20 @@ def _where(position: Any, templates: Sequence[str], entity: str | None) -> str:
     return position
 
 
+def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Texts of a template, each with the column that follows.
+
+    Raises:
+        ValueError: Braces that are not closed, or not opened.
+    """
+    try:
+        return list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"text={template!r}: {error}; wanted columns in braces") from None
+
+
 def _fields(template: str) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    return [field for _, field, _, _ in _parsed(template) if field is not None]
 
 
 def _filled(
@@ -223,7 +235,7 @@ def _filled(
 ) -> tuple[str, tuple[int, int]]:
     """A template with a row's values, and where the entity stands last in it."""
     found, span = "", (0, 0)
-    for literal, field, spec, conversion in Formatter().parse(template):
+    for literal, field, spec, conversion in _parsed(template):
         found += literal
         if field is None:
             continue

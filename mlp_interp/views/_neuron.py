@@ -137,5 +137,6 @@ def _what(dictionary: str) -> str:
 
 def _limit(page: xr.Dataset) -> float:
     """The activation of full colour: the largest that is shown."""
-    shown = [float(abs(page[name]).max()) for name in ("top_around", "band_around")]
+    some = [page[name] for name in ("top_around", "band_around") if page[name].size]
+    shown = [float(abs(x).max()) for x in some]
     return max([x for x in shown if x == x], default=1.0) or 1.0
