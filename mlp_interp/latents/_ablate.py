@@ -107,7 +107,7 @@ def ablate(
             "dictionary": repr(dictionary),
             "baseline": "zero",
             "first": first,
-            "exact": "yes: every latent is taken away",
+            "exact": 1,
         },
     )
 

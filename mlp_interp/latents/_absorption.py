@@ -148,7 +148,7 @@ def absorption(
             "share_wanted": share,
             "seed": seed,
             "errors": "standard error over texts",
-            "exact": "yes",
+            "exact": 1,
         },
     )
 

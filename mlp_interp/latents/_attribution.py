@@ -141,7 +141,8 @@ def attribution_patch(
             "analysis": "attribution patching of latents",
             "dictionaries": "; ".join(map(repr, dictionaries)),
             "steps": steps,
-            "exact": "no: first order",
+            "exact": 0,
+            "approximation": "first order: the change times the gradient",
         },
     )
     return beside_runs(result.estimate, result).assign(whole=result.whole)

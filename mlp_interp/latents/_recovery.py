@@ -86,7 +86,7 @@ def recovery(
             "data": f"{len(truth)} features",
             "seed": seed,
             "errors": "standard error over features",
-            "exact": "yes",
+            "exact": 1,
         },
     )
 

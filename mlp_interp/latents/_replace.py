@@ -127,7 +127,7 @@ def replace(
             "first": first,
             "counted": int(counts.sum()),
             "errors": "standard error over sequences",
-            "exact": "yes: every replacement is run",
+            "exact": 1,
         },
     )
 

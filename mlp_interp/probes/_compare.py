@@ -126,7 +126,8 @@ def compare_directions(
         "cosine_chance": float(model.cfg.d_model) ** -0.5,
         "n_layers": int(model.cfg.n_layers),
         "data": data.about,
-        "exact": "no",
+        "exact": 0,
+        "approximation": "directions are fitted to a sample of prompts",
         **describe(model),
     }
     return _dataset(stacked, place).assign_attrs(attrs)

@@ -123,7 +123,7 @@ def each_unit(
             "unit": "deviations",
             "seed": seed,
             "first": first,
-            "exact": "yes: sums over all tokens",
+            "exact": 1,
         },
     )
 

@@ -118,7 +118,8 @@ def probe(
         "site": site,
         "classes": list(data.classes or ()),
         "data": data.about,
-        "exact": "no",
+        "exact": 0,
+        "approximation": "fitted to a sample of prompts",
         **describe(model),
     }
     return _dataset(stacked, data, splits, place, fitter.classes).assign_attrs(attrs)

@@ -106,7 +106,8 @@ def sparse_probe(
         "seed": seed,
         "classes": list(data.classes or ()),
         "data": data.about,
-        "exact": "no",
+        "exact": 0,
+        "approximation": "fitted to a sample of prompts",
         **describe(model),
     }
     return _dataset(stacked, place, search).assign_attrs(attrs)
