@@ -399,8 +399,8 @@ class _Readout:
     def attrs(self, cache: Cache) -> dict[str, Any]:
         """Where the prompts come from: all that the contrast knows, and which side was run."""
         if self.contrast is None:
-            return {"data": f"{len(self.bias)} prompts"}
-        attrs = dict(self.contrast.attrs)
+            return {"data": f"{len(self.bias)} prompts", "exact": 1}
+        attrs = {**self.contrast.attrs, "exact": 1}
         if (ran := cached_tokens(cache)) is not None:
             sides = {
                 "clean": self.contrast.clean_tokens,

@@ -48,6 +48,8 @@ def test_one_contrast_is_the_same_in_every_analysis(kind, backend, metric):
             key: first.attrs[key] for key in shared
         }, name
         assert result.attrs["analysis"], name
+        assert result.attrs["exact"] == int("approximation" not in result.attrs), name
+        assert ("attribution" in name) == (result.attrs["exact"] == 0), name
         # Circuits mix the two runs: neither is changed into the other.
         mixed = name in ("faithfulness", "evaluate_hypothesis")
         assert result.attrs.get("direction") == (None if mixed else "denoising"), name

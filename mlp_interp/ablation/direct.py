@@ -136,6 +136,7 @@ def ablate_direct(
         attrs={
             **residual.attrs,
             "analysis": "direct ablation",
+            **_exactness(method, tolerance),
             "norm": norm,
             "baseline": baseline,
             "first": first,
@@ -207,3 +208,10 @@ def _ran(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"
         )
     return tokens
+
+
+def _exactness(method: str, tolerance: float) -> dict[str, Any]:
+    """What results say of it."""
+    if method == "exact":
+        return {"exact": 1}
+    return {"exact": 0, "approximation": f"second order, to {tolerance:g} of the KL"}

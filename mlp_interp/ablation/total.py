@@ -94,6 +94,7 @@ def ablate_total(
             **texts.attrs,
             **describe(model),
             "analysis": "total ablation",
+            "exact": 1,
             "engine": runner.forward.engine,
             "baseline": baseline,
             "first": first,

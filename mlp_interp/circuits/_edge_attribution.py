@@ -128,6 +128,8 @@ def edge_attribution(
         attrs={
             **question.attrs(),
             "analysis": "edge attribution patching",
+            "exact": 0,
+            "approximation": "first order: the change times the gradient",
             "steps": steps,
             "method": "EAP" if steps == 1 else "EAP-IG",
             "parallel": int(graph.parallel),

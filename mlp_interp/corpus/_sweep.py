@@ -105,8 +105,13 @@ def sweep(
         reduced = partial(_reduced, forward, plan, tokens, options, bar)
         for index in _in_order(plan, reduced, todo, kept, merged):
             bar.at(plan.rows(index).stop)
-    attrs = {**data, **describe(model), "analysis": "sweep", "engine": forward.engine}
-    attrs |= {"sweep_backend": options.backend, "batch_size": plan.batch_size, "shard": plan.shard}
+    attrs = {**data, **describe(model), "analysis": "sweep", "exact": 1}
+    attrs |= {
+        "engine": forward.engine,
+        "sweep_backend": options.backend,
+        "batch_size": plan.batch_size,
+        "shard": plan.shard,
+    }
     if options.gpus:
         attrs["device"] = "cuda"
     return {

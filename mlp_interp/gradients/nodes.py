@@ -161,6 +161,8 @@ def attribution_patch(
         attrs={
             **question.attrs(),
             "analysis": "attribution patching",
+            "exact": 0,
+            "approximation": "first order: the change times the gradient",
             "steps": steps,
             "baseline": baseline,
         },

@@ -260,6 +260,7 @@ class Question:
             "engine": self.forward.engine,
             "metric": self.metric.name,
             "unit": self.metric.unit,
+            "exact": 1,
             **direction,
         }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["CANCELS", "SMALL", "excess", "excess_by_row", "kl_from_change"]
 
 SMALL = 0.03
-"""Below this largest |t| a series replaces ``expm1(t) - t``, whose terms would cancel: the terms
+"""Below this largest ``|t|`` a series replaces ``expm1(t) - t``, whose terms would cancel: those
 left out are below 1e-7 of it."""
 
 CANCELS = 1e-8

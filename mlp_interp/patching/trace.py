@@ -168,6 +168,7 @@ def causal_trace(
         attrs={
             **describe(model),
             "analysis": "causal tracing",
+            "exact": 1,
             "data": f"one prompt of {len(ids)} tokens: {prompt}",
             "subject": said,
             "answer": token_strings(tokenizer, [token])[0],

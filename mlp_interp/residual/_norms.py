@@ -122,6 +122,7 @@ def norms(
             **texts.attrs,
             **describe(model),
             "unit": "L2 norm",
+            "exact": 1,
             "first": first,
             "long_name": "size of what each sub-update writes to the residual stream",
         },
