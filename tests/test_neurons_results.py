@@ -40,6 +40,7 @@ FUNCTIONS = {
     "memories": lambda m, c: neurons.memories(m, c, k=2, controls=1),
     "composition": lambda m, c: neurons.composition(m, c, dominant=2),
     "update_events": lambda m, c: neurons.update_events(m, c, dominant=2),
+    "clusters": lambda m, c: neurons.clusters(m, k=3, controls=2),
     "pursue": lambda m, c: neurons.pursue(m, 5, steps=2),
     "maximize": lambda m, c: neurons.maximize(
         m, "L1N7", length=2, max_new_tokens=1, ascent=neurons.AscentOptions(steps=1, restarts=1)

@@ -22,6 +22,8 @@ from mlp_interp.sites import Site
 
 __all__ = ["clusters"]
 
+_TOKENS = "that stand out along the centre"
+
 _ROUNDS, _UNEVEN = 100, 1e-3
 """Of noise: how often it is given both of its properties, and how far lengths may be from one."""
 _NOTHING = 1e-10
@@ -94,7 +96,7 @@ def clusters(
     checked_seed(seed)
     found = [_grouped(_units(weights, layer, by), k, controls, (seed, layer)) for layer in listed]
     names = _tokens(weights, by, torch.stack([one.centres for one in found]), tokens)
-    each, group, layer = ("layer", "neuron"), ("layer", "group"), ("layer",)
+    each, group, ranked = ("layer", "neuron"), ("layer", "group"), ("layer", "group", "rank")
     stacked = {
         name: torch.stack([torch.as_tensor(getattr(one, name)) for one in found])
         for name in ("labels", "cosine", "size", "group_cosine", "tight", "stable")
@@ -103,19 +105,24 @@ def clusters(
     variables = {
         "cluster": variable(each, stacked["labels"], unit="number", long_name="of its group"),
         "cosine": variable(each, stacked["cosine"], unit="cosine", long_name="to its centre"),
-        "size": variable(group, stacked["size"], unit="neurons"),
+        "size": variable(group, stacked["size"], unit="neurons", long_name="in a group"),
         "group_cosine": variable(
             group, stacked["group_cosine"], unit="cosine", long_name="mean to the centre"
         ),
-        "token": variable(("layer", "group", "rank"), names, unit="token id"),
-        "token_text": (("layer", "group", "rank"), texts(model, to_numpy(names)), {"unit": "text"}),
+        "token": variable(ranked, names, unit="token id", long_name=_TOKENS),
+        "token_text": variable(
+            ranked, texts(model, to_numpy(names)), unit="text", long_name=_TOKENS
+        ),
     }
-    for name, x in (("tightness", tight), ("stability", stable)):
-        unit_of = "cosine" if name == "tightness" else "adjusted Rand index"
-        variables[name] = variable(layer, x[:, 0], unit=unit_of)
-        about = "of random vectors"
-        variables[f"{name}_null"] = variable(layer, x[:, 1:].mean(1), unit=unit_of, long_name=about)
-        variables[f"{name}_null_sd"] = variable(layer, x[:, 1:].std(1), unit=unit_of)
+    for name, x, unit_of, about in (
+        ("tightness", tight, "cosine", "mean to the centre of the group"),
+        ("stability", stable, "adjusted Rand index", "agreement of two starts"),
+    ):
+        null, random = x[:, 1:], f"{about}, of random vectors"
+        sd = f"its deviation, {random}"
+        variables[name] = variable("layer", x[:, 0], unit=unit_of, long_name=about)
+        variables[f"{name}_null"] = variable("layer", null.mean(1), unit=unit_of, long_name=random)
+        variables[f"{name}_null_sd"] = variable("layer", null.std(1), unit=unit_of, long_name=sd)
     width = range(weights.d_mlp)
     labels = [[Site("post", at, neuron=n).label for n in width] for at in listed]
     coords = {"layer": [*listed], "neuron": [*width], "component": (each, labels)}
