@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from random_models import BACKENDS, VOCABULARY, hooked
+from random_models import BACKENDS, HAS_HOOKED, VOCABULARY, hooked
 
 import mlp_interp as mi
 from mlp_interp.lens import read_parts, read_vectors
@@ -190,6 +190,7 @@ def test_lengths_of_vectors_do_not_matter(some_model: Any, size: float) -> None:
     assert (plain["promoted_logit"][:, 0] > 0).all()
 
 
+@pytest.mark.skipif(not HAS_HOOKED, reason="the library has no HookedTransformer")
 def test_parts_sum_to_logits_before_their_cap() -> None:
     model = hooked(output_logits_soft_cap=1.0, d_mlp=12)
     tokens = torch.arange(1, 10)[None]
