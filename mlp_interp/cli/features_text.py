@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.features import about, best
 from mlp_interp.prompts.display import visible
 from mlp_interp.sites import Site
@@ -73,7 +74,7 @@ def universal_lines(found: xr.Dataset, k: int) -> list[str]:
                 percent(same.mean()),
             )
         )
-    lines += _aligned(rows)
+    lines += columns(rows)
     lines += ["", "most alike, beyond turned neurons: neuron, partner, correlation, excess"]
     excess = found["excess"].values
     order = np.argsort(-np.nan_to_num(excess, nan=-np.inf), axis=None)[:k]
@@ -102,9 +103,4 @@ def _table(head: str, labels: list[str], mine: xr.Dataset) -> list[str]:
         q, family = (float(mine[name].values[n]) for name in ("q_value", "p_family"))
         area = number(mine["auroc"].values[n], mine["auroc_se"].values[n])
         rows.append((visible(label), area, f"{q:.2g}", f"{family:.2g}"))
-    return _aligned(rows)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
+    return columns(rows)

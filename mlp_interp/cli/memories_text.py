@@ -2,6 +2,7 @@
 
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.stores.best import best
 from mlp_interp.prompts.display import visible
@@ -35,12 +36,10 @@ def layer_lines(memories: xr.Dataset, events: xr.Dataset) -> list[str]:
         rows.append(
             (str(layer), right, percent(chance[i]), str(rank), str(by_chance), share, decided)
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
     attrs = memories.attrs
     return [
         visible(f"neurons of {attrs['model']} as memories, {attrs['data']}"),
-        *table,
+        *columns(rows),
         "right: triggers whose next token the neuron promotes most; rank: of the next token among",
         "promoted ones; changes: tokens at which the MLP changes the prediction (± standard error)",
     ]

@@ -2,6 +2,7 @@
 
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.prompts.display import visible
 from mlp_interp.results import mean_and_error_over
 from mlp_interp.views.numbers import number
@@ -30,7 +31,7 @@ def lines_of(found: xr.Dataset) -> list[str]:
         )
     token = float(found["baseline"].mean())
     alone = [] if token != token else [f"the token alone: {number(token)}"]
-    return [_about(found), *_table(rows), *alone, "± standard error over folds"]
+    return [_about(found), *map(visible, columns(rows)), *alone, "± standard error over folds"]
 
 
 def sparse_lines(found: xr.Dataset) -> list[str]:
@@ -54,7 +55,7 @@ def sparse_lines(found: xr.Dataset) -> list[str]:
                 )
             )
     random = "random: as many random directions, searched alike; ± standard error over folds"
-    return [_about(found), *_table(rows), random]
+    return [_about(found), *map(visible, columns(rows)), random]
 
 
 def _about(found: xr.Dataset) -> str:
@@ -63,10 +64,3 @@ def _about(found: xr.Dataset) -> str:
     return visible(
         f"{kind} at {attrs['site']} of {attrs['model']}: {attrs['data']}, split by {attrs['split']}"
     )
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        visible("  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True))) for row in rows
-    ]

@@ -2,6 +2,7 @@
 
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.prompts.display import visible
 from mlp_interp.views.numbers import percent
 
@@ -51,12 +52,10 @@ def share_lines(found: xr.Dataset) -> list[str]:
                 f"{float(one['needed']):.0f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
     attrs = found.attrs
     return [
         visible(f"random sets of tokens of {attrs['model']}, {attrs['n']} of each size"),
-        *table,
+        *columns(rows),
         f"lead: median, logits; dimensions: needed by the law, of {attrs['dimension']} that there "
         "are",
     ]

@@ -1,10 +1,9 @@
 """What `mlp-interp rewrite` prints."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.prompts.display import visible
 from mlp_interp.views.numbers import number, percent
 
@@ -30,7 +29,7 @@ def score_lines(scores: xr.Dataset, keys: xr.Dataset) -> list[str]:
             for name in ("success_rate", "top1_rate")
         )
         rows.append((str(kind).replace("_", " "), str(count), success, top1))
-    return [visible(line) for line in [*lines, *_table(rows)]]
+    return [visible(line) for line in [*lines, *columns(rows, str.ljust)]]
 
 
 def prompt_lines(scores: xr.Dataset) -> list[str]:
@@ -43,7 +42,7 @@ def prompt_lines(scores: xr.Dataset) -> list[str]:
     said = scores["top_token"].transpose("prompt", "way").values
     for text, (before, after) in zip(scores["text"].values, said, strict=True):
         rows.append((str(text), repr(str(before)), repr(str(after))))
-    return [visible(line) for line in _table(rows)]
+    return [visible(line) for line in columns(rows, str.ljust)]
 
 
 def felt_lines(felt: xr.Dataset, named: int = 6) -> list[str]:
@@ -63,11 +62,4 @@ def felt_lines(felt: xr.Dataset, named: int = 6) -> list[str]:
     return [
         f"other text ({rows} sequences, not the keys'): KL {kl} and Δloss {loss} nats per token",
         visible(f"most at: {places} nats"),
-    ]
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import xarray as xr
 
+from mlp_interp.cli.columns import columns
 from mlp_interp.prompts.display import visible
 from mlp_interp.views.numbers import number
 
@@ -37,12 +38,10 @@ def lines_of(spectrum: xr.Dataset, noise: xr.Dataset) -> list[str]:
                 f"{float(there['exponent']):.2f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(x.rjust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
     attrs, tokens = spectrum.attrs, int(end["tokens"])
     return [
         visible(f"{attrs['site']} of {attrs['model']}, {attrs['data']} ({tokens:,} that count)"),
-        *table,
+        *columns(rows),
         "dimensions: participation ratio (± standard error over sequences); for 90%: of the",
         "variance; enough: tokens from which on it stays within 5%; tolerates: size of",
         f"{noise.attrs['kind']} noise, of the spread, at which KL reaches {noise.attrs['level']:g} "
