@@ -121,7 +121,9 @@ def patchscope(
     asked = Asked.of(weights, padded, position, tokens, targets)
     places = _places(asked)
     scope = Scope(Runner.of(model), _one_each(prompt, run.batch), at)
-    directions = torch.randn(controls, run.batch, weights.d_model, generator=generator)
+    directions = torch.randn(
+        controls, run.batch, weights.d_model, generator=generator, dtype=torch.float32
+    )
     streams = [_and_random(weights.final_norm, run.streams[n][places], directions) for n in chosen]
     finals = [scope.final(x, layer) for x, layer in zip(streams, to, strict=True)]
     every = torch.cat([scope.unpatched()[None], *finals, run.final[places][None]])
