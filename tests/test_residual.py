@@ -11,6 +11,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.norm import Norm
 from mlp_interp.prompts import Contrast
 from mlp_interp.residual import LEVELS, cache_for, components, decompose, needed, norms, stream
+from mlp_interp.tables import table
 
 
 def close(found, expected, **options):
@@ -50,6 +51,36 @@ def test_components_are_what_they_are_called(model, tokens):
         close(kept.square_norms(), plain.square().sum(-1))
         assert torch.equal(residual.kept_by(Norm("rms", 1e-5)).total, residual.total)
         assert residual.where == "final"
+
+
+def test_projections_on_a_direction_are_named_and_beside_chance(model, tokens):
+    cache = reference.full_cache(model, tokens)
+    vector = np.random.default_rng(0).normal(size=32)
+    for level in LEVELS:
+        expected = reference.vectors(model, cache, level)
+        found = decompose(model, cache, level=level, positions=[2, -1]).along(vector)
+        assert found.projection.dims == ("prompt", "pos", "component")
+        assert found.pos.values.tolist() == [2, 8]
+        for label, x in list(expected.items())[::7]:
+            x = x[:, [2, 8]].double().detach().numpy()
+            one = found.sel(component=label)
+            np.testing.assert_allclose(one.projection, x @ vector, atol=1e-4)
+            chance = np.linalg.norm(x, axis=-1) * np.linalg.norm(vector) / 32**0.5
+            np.testing.assert_allclose(one.projection_chance, chance, rtol=1e-4, atol=1e-6)
+        total = reference.final_stream(model, cache)[:, [2, 8]].double().detach().numpy()
+        np.testing.assert_allclose(found.projection.sum("component"), total @ vector, atol=1e-3)
+    rows = table(found, 3).frame
+    largest = np.abs(found.projection.mean(["prompt", "pos"])).sortby(lambda x: -x)
+    assert rows.component.tolist() == largest.component.values[:3].tolist()
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(31), torch.ones(2, 32), torch.full((32,), torch.nan), "north"]
+)
+def test_a_direction_is_one_finite_vector_as_wide_as_the_stream(model, tokens, wrong):
+    residual = decompose(model, reference.full_cache(model, tokens))
+    with pytest.raises(ValueError, match=r"direction=.* wanted one finite vector of width 32"):
+        residual.along(wrong)
 
 
 def test_at_a_layer_only_what_came_before_it(model, tokens):

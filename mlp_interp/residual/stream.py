@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.padding import places
 from mlp_interp.residual.parts import Part, Stand
-from mlp_interp.sites import EDITED, Site
+from mlp_interp.results import variable
+from mlp_interp.sites import EDITED, Site, component_coords
 
 __all__ = ["LEVELS", "Level", "Residual"]
 
@@ -95,6 +98,53 @@ class Residual:
         shares = [part.project(directions) for part in self.parts]
         return self._of_text(torch.cat(shares, dim=-1))
 
+    def along(self, direction: Any) -> xr.Dataset:
+        """How far every component goes along a direction, named: `project` as a result.
+
+        The projections sum to that of the whole stream. They are dot products, so a direction of
+        length 1 gives lengths. `mi.table` lists the largest.
+
+        Args:
+            direction: A vector ``[d_model]`` of torch or numpy, or what `mlp_interp.steering` gives
+                of one layer.
+
+        Returns:
+            A Dataset ``[prompt, pos, component]`` with ``projection``, in the stream's own units
+            times the direction's, and ``projection_chance``, its root mean square at one position
+            if the direction were a random one of the same length: a component's norm times that
+            length over ``sqrt(d_model)``.
+
+        Raises:
+            ValueError: The direction is no finite vector as wide as the stream.
+
+        Example:
+            >>> from mlp_interp import cache_for, load_model, table
+            >>> model = load_model("nano")
+            >>> residual = decompose(model, cache_for(model, "The capital of France is"))
+            >>> table(residual.along(model.W_U[:, 0]), 2).frame.columns.tolist()
+            ['component', 'projection', 'projection_chance']
+        """
+        vector = self._vector(direction)
+        projection = self.project(vector.expand(1, 1, -1))
+        chance = self.square_norms().sqrt() * vector.norm() / self.total.shape[-1] ** 0.5
+        dims = ("prompt", "pos", "component")
+        return xr.Dataset(
+            {
+                "projection": variable(
+                    dims, projection, unit="stream", long_name="projection on the direction"
+                ),
+                "projection_chance": variable(
+                    dims, chance, unit="stream", long_name="of random directions as long"
+                ),
+            },
+            coords={
+                **component_coords(self.sites),
+                "prompt": np.arange(projection.shape[0]),
+                "pos": [*self.positions],
+            },
+            attrs={**self.attrs, "analysis": "projection", "level": self.level, "exact": 1},
+        )
+
     def square_norms(self) -> Float[Tensor, "batch pos component"]:
         """Squared L2 norm of every component."""
         return self._of_text(torch.cat([part.square_norm() for part in self.parts], dim=-1))
@@ -130,6 +180,21 @@ class Residual:
         """Largest entry of total minus sum: how exactly the components add up."""
         error = (self.total - self.sum()).abs()
         return float((error if self.real is None else error[self.real]).max())
+
+    def _vector(self, direction: Any) -> Float[Tensor, " d_model"]:
+        values = direction.values if isinstance(direction, xr.DataArray) else direction
+        try:
+            vector = torch.as_tensor(values).detach().squeeze().to(self.total)
+        except (TypeError, ValueError, RuntimeError):
+            vector = torch.empty(0)
+        width = self.total.shape[-1]
+        if vector.shape != (width,) or not bool(torch.isfinite(vector).all()):
+            shape = tuple(getattr(direction, "shape", ()))
+            raise ValueError(
+                f"direction={type(direction).__name__} {shape}; wanted one finite vector of width "
+                f"{width}"
+            )
+        return vector
 
     def _of_text(self, x: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch pos *rest"]:
         """The same, NaN at what is no text, or was not asked about."""

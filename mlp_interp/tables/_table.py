@@ -39,6 +39,7 @@ _BESIDE: Mapping[str, Sequence[str]] = {
     "total": ("promoted", "eliminated", "norm"),
     "coefficient": ("cosine", "explained", "explained_chance"),
     "suppressed_logit": ("suppressed_text",),
+    "projection": ("projection_chance",),
 }
 _DIGITS = 4
 

@@ -56,6 +56,7 @@ _OF = {
     "composition": "compositional",
     "update_events": "total",
     "pursue": "coefficient",
+    "projection": "projection",
     "activations in texts": "activation",
 }
 
