@@ -13,6 +13,8 @@ from mlp_interp.cli.options import (
     CorpusOption,
     DebugOption,
     DeviceOption,
+    Errors,
+    ErrorsOption,
     FieldOption,
     LengthOption,
     ModelOption,
@@ -67,6 +69,7 @@ def rewrite(
     field: FieldOption = "text",
     split: SplitOption = None,
     subset: SubsetOption = None,
+    errors: ErrorsOption = Errors.refuse,
     seed: Annotated[int, typer.Option(min=0, help="Draws sequences and prefixes.")] = 0,
     out: OutOption = None,
     model: ModelOption = "nano",
@@ -123,6 +126,7 @@ def rewrite(
             field=field,
             split=split,
             subset=subset,
+            errors=errors.value,
         )
         apart = min(_FELT, len(text) // 4)
         if not apart:
