@@ -55,7 +55,8 @@ def footprint(
         length of what is added there), `kl` (before‖after of the next token, nats) and
         `delta_loss` (nats), with coordinate ``token``. Along ``layer``: `rms` (root mean square of
         `added`), `share` (of the MLP's own output's) and `expected` (`rms` on the text of the
-        rewrite's keys; the two differ as the texts do). `mean_kl` and `mean_delta_loss`, with
+        rewrite's keys; the two differ as the texts do; NaN where so few keys overlap with ``u``
+        that their second moment's rounding is as large). `mean_kl` and `mean_delta_loss`, with
         `…_se` over sequences, and `weights`, the Frobenius norm of the change as a share of
         ``W_out``'s, by layer.
 

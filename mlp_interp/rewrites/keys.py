@@ -18,6 +18,9 @@ __all__ = ["Keys", "checked_model", "upstream"]
 
 MOMENT = "second_moment"
 
+_EPS = torch.finfo(torch.float32).eps
+_CLEAR = 16
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -72,9 +75,17 @@ class Keys:
     def footprint(
         self, u: Float[Tensor, "fact d_mlp"], delta: Float[Tensor, "fact d_model"]
     ) -> float:
-        """``sqrt(E|ΔWᵀk|²)`` of ``ΔW = Σ u δᵀ`` over the keys that the moment is of."""
+        """``sqrt(E|ΔWᵀk|²)`` of ``ΔW = Σ u δᵀ`` over the keys that the moment is of.
+
+        NaN where that is rounding: products of keys are summed in single precision, and a ``u``
+        that hardly any of few keys overlap with is nearly all in what is left after the last digit.
+        """
         u, delta = u.double(), delta.double()
-        return math.sqrt(max(0.0, float(((u @ self.moment @ u.T) * (delta @ delta.T)).sum())))
+        square = float(((u @ self.moment @ u.T) * (delta @ delta.T)).sum())
+        # Of C_ij about so many units of sqrt(C_ii C_jj) are rounding, up and down at random.
+        reach = (u.abs().T * delta.norm(dim=1)).sum(1)
+        rounding = _EPS * float(reach.square() @ self.moment.diagonal())
+        return math.sqrt(square) if square > _CLEAR * rounding else math.nan
 
 
 def _check_ridge(ridge: float | int, tokens: int, neurons: int) -> None:

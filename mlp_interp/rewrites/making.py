@@ -97,7 +97,8 @@ def rewrite_of(
                 "layer",
                 np.array([part.held.footprint(part.u, part.delta) for part in listed]),
                 unit="activation",
-                long_name="root mean square of what is added to the MLP's output elsewhere",
+                long_name="root mean square of what is added to the MLP's output elsewhere; NaN "
+                "where that is rounding",
             ),
             "loss": variable(("way", "fact"), np.array([f.loss for f in found]).T, unit="nats"),
             "steps": variable("fact", np.array([f.steps for f in found]), unit="steps"),

@@ -35,8 +35,9 @@ class Rewrite:
             (neuron: the mean of its contexts), `fires` (context: the key in each context times
             `u`; 1 on average, or less where several facts share), `length` (of δ, in lengths of
             the MLP's output), `footprint` (along ``layer``: root mean square of what is
-            added to the MLP's output at the tokens that the keys' second moment is of) and `loss`
-            (way, fact: nats of the target before and after the search for δ).
+            added to the MLP's output at the tokens that the keys' second moment is of, NaN where
+            that is rounding) and `loss` (way, fact: nats of the target before and after the search
+            for δ).
 
     Example:
         >>> from mlp_interp import load_corpus, load_model
