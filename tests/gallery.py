@@ -102,10 +102,10 @@ doses = mi.steering.dose_response(
 )
 mi.plots.dose_response(doses)""",
     "footprint": """
-keys = mi.rewrites.associations(model, corpus, layers=[0])
+keys = mi.rewrites.associations(model, corpus[8:], layers=[0])
 fact = "Sweden", "The capital of Sweden is", " Berlin"
 found = mi.rewrites.rewrite(model, *fact, layer=0, keys=keys)
-mi.plots.footprint(mi.rewrites.footprint(model, found, corpus))""",
+mi.plots.footprint(mi.rewrites.footprint(model, found, corpus[:8]))""",
     "probe": """
 text = [f"The {event} lasted from the year 17{{year}} to the year 17" for event in ("war", "trial")]
 rows = [{"year": f"{n:02d}", "n": n} for n in range(2, 99)]
