@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import numpy as np
@@ -147,6 +148,19 @@ def test_the_footprint_on_the_keys_text_is_what_the_moment_says(nano, text, berl
     np.testing.assert_array_equal(felt.added[0].notnull(), counted)
 
 
+def test_what_few_keys_hardly_overlap_with_is_not_a_number(nano, text):
+    few = text.tokens[:8]
+    moments = associations(nano, few, layers=[0, 1])
+    assert moments.attrs["tokens"] < 768
+    rounded, clear = (
+        footprint(nano, rewrite(nano, *SWEDEN, layer=n, keys=moments, prefixes=0), few)
+        for n in (0, 1)
+    )
+    assert np.isnan(rounded.expected.item())
+    assert rounded.rms.item() > 0
+    assert clear.expected.item() == pytest.approx(clear.rms.item(), rel=0.05)
+
+
 def test_what_is_said_already_takes_no_change(nano):
     runner = Runner.of(nano)
     rows = continued(nano, placed(nano, ("Sweden", SWEDEN[1], " Stockholm")), [])
@@ -237,6 +251,35 @@ def test_a_rewrite_is_saved_and_read(tmp_path, berlin):
     assert repr(again) == "Rewrite('The capital of Sweden is' -> ' Berlin'; layer 0)"
     with pytest.raises(ValueError, match="lacks delta, key, prompt, subject, target, u"):
         Rewrite(xr.Dataset())
+
+
+@pytest.mark.filterwarnings("ignore:.*is not what the model says:UserWarning")
+def test_the_layer_that_tracing_picks_takes_the_shortest_change(nano, keys):
+    """Traced layers and written ones agree on the best, and not on which others will do."""
+    traced, written = [], []
+    for name, city in (("Sweden", " Berlin"), ("Japan", " Rome"), ("Egypt", " Tokyo")):
+        fact = name, f"The capital of {name} is", city
+        trace = mi.causal_trace(nano, fact[1], name, sites=["mlp_out"], samples=4)
+        shares = trace.average_indirect[0] / trace.total_mean
+        traced.append(shares.values[:3, trace.subject.values][:, -1])
+        assert np.abs(shares.values[:3, ~trace.subject.values]).max() < 0.2  # the null
+        written.append(
+            [rewrite(nano, *fact, layer=n, keys=keys, prefixes=0).data for n in range(3)]
+        )
+    mean = np.mean(traced, 0)
+    assert mean[0] > 0.9
+    assert np.abs(mean[1:]).max() < 0.2
+    loss, length = (
+        np.array([[one[name].values.flat[-1] for one in row] for row in found])
+        for name, found in (("loss", written), ("length", written))
+    )
+    assert (length.argmin(1) == 0).all()
+    assert loss[:, :2].max() < 0.3 < 1 < loss[:, 2].min()
+    # The null of the change: as long a one in another direction.
+    first = written[0][0]
+    turned = first.delta.roll(d_model=1, roll_coords=False)
+    said = score_rewrite(nano, Rewrite(first.assign(delta=turned)), same_subject=LANGUAGE[:1])
+    assert float(said.top1_rate.sel(way="after", kind="efficacy")) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*is not what the model says:UserWarning")
@@ -630,6 +673,18 @@ def test_the_command_says_what_changes_with_a_fact(nano, tmp_path):
     assert number(felt.mean_kl, felt.mean_kl_se) in lines[-2]
     place = np.unravel_index(np.nanargmax(felt.kl), felt.kl.shape)
     assert repr(str(felt.token.values[place])) in lines[-1].split(",")[0]
+
+
+def test_the_command_leaves_damaged_documents_out_if_told_to(tmp_path):
+    rows = [{"text": f"The cat number {n} sat on the mat and looked."} for n in range(8)]
+    corpus = tmp_path / "some.jsonl"
+    corpus.write_text("\n".join(map(json.dumps, [*rows, {"body": "no text"}])))
+    fact = SWEDEN[1], "-s", "Sweden", "--target", "Berlin", "--same-subject", LANGUAGE[0]
+    text = "-c", corpus, "-n", "6", "-t", "12"
+    assert "no field 'text'" in on_command_line(*fact, *text).stderr
+    with pytest.warns(UserWarning, match="left out 1 of 9"):
+        said = on_command_line(*fact, *text, "--errors", "skip")
+    assert said.exit_code == 0, said.stderr
 
 
 @pytest.mark.parametrize(
