@@ -165,6 +165,10 @@ found = mi.steering.generate_compare(
     model, ["Claire", "Tom"], mi.steering.hold("L0N433", 5.7), generation=short
 )
 mi.views.compare(found)""",
+    "reachable": """
+found = mi.reach.reachable(model, [[" Paris", " London", " dog"], [" the", " a", " in"]])
+near = mi.reach.nearest_streams(model, found, corpus, k=2)
+mi.views.reachable(found, near)""",
     "rewrite": """
 keys = mi.rewrites.associations(model, corpus, layers=[0])
 fact = "Sweden", "The capital of Sweden is", " Berlin"

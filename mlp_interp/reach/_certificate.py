@@ -11,7 +11,7 @@ from mlp_interp.reach._active_set import ROUNDING
 from mlp_interp.reach._margin import said
 from mlp_interp.reach._readout import Readout
 
-__all__ = ["with_certificate"]
+__all__ = ["found_by", "leads", "with_certificate"]
 
 
 @torch.no_grad()
@@ -43,21 +43,13 @@ def with_certificate(model: Model, result: xr.Dataset) -> xr.Dataset:
         >>> bool(abs(checked["upper"] - found["upper"]).max() < 1e-6)
         True
     """
-    wanted = ("stream", "weight", "weight_id", "token_id", "violator_id")
-    if any(name not in getattr(result, "variables", ()) for name in wanted):
-        raise ValueError(f"result={type(result).__name__}; wanted the Dataset of reach.reachable")
-    readout = Readout.of(model, np.atleast_1d(result.attrs.get("exclude", [])).tolist())
-    streams = result["stream"].values / readout.radius
-    width, d_model = streams.shape[1], len(readout.unembed.weight)
-    if width != d_model:
-        raise ValueError(f"result has streams of {width} numbers; wanted {d_model}")
+    readout, streams = found_by(model, result)
     if not float(np.linalg.norm(streams, axis=1).max()) <= 1 + 1e-9:  # nor NaN
         raise ValueError("result has a stream outside the ball; wanted |n| <= sqrt(d_model)")
     _check_mean(readout, streams)
     ordered = bool(result.attrs["ordered"])
-    logits = _logits(readout, streams)
     sets, rows = result["token_id"].values, range(len(streams))
-    lower = np.array([_lower(readout, logits[n], sets[n], ordered) for n in rows])
+    lower = leads(readout, streams, sets, ordered)
     weights, ids = result["weight"].values, result["weight_id"].values
     upper = np.array(
         [
@@ -73,9 +65,38 @@ def with_certificate(model: Model, result: xr.Dataset) -> xr.Dataset:
     )
 
 
+def found_by(model: Model, result: xr.Dataset) -> tuple[Readout, Float[np.ndarray, "set d_model"]]:
+    """The readout that `reachable` asked, and the streams that it found, of length 1 or less.
+
+    Raises:
+        ValueError: It is another result, or of another width.
+    """
+    wanted = ("stream", "weight", "weight_id", "token_id", "violator_id")
+    if any(name not in getattr(result, "variables", ()) for name in wanted):
+        raise ValueError(f"result={type(result).__name__}; wanted the Dataset of reach.reachable")
+    readout = Readout.of(model, np.atleast_1d(result.attrs.get("exclude", [])).tolist())
+    streams = result["stream"].values / readout.radius
+    width, d_model = streams.shape[1], len(readout.unembed.weight)
+    if width != d_model:
+        raise ValueError(f"result has streams of {width} numbers; wanted {d_model}")
+    return readout, streams
+
+
 def _check_mean(readout: Readout, streams: Float[np.ndarray, "set d_model"]) -> None:
     if readout.unembed.norm.kind == "layer" and float(np.abs(streams.mean(1)).max()) > 1e-9:
         raise ValueError("result has a stream with a mean; wanted one as a LayerNorm leaves it")
+
+
+def leads(
+    readout: Readout,
+    streams: Float[np.ndarray, "set d_model"],
+    sets: Int[np.ndarray, "set k"],
+    ordered: bool,
+) -> Float[np.ndarray, " set"]:
+    """By how much each set leads at its stream; negative where others are above it."""
+    logits = _logits(readout, streams)
+    found = [_lower(readout, row, one, ordered) for row, one in zip(logits, sets, strict=True)]
+    return np.array(found)
 
 
 def _logits(readout: Readout, streams: Float[np.ndarray, "set d_model"]) -> np.ndarray:

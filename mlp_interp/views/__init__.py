@@ -10,6 +10,7 @@ from mlp_interp.views._heads import attention
 from mlp_interp.views._lens import LensGrid, lens
 from mlp_interp.views._neuron import Page, neuron
 from mlp_interp.views._page import View
+from mlp_interp.views._reachable import reachable
 from mlp_interp.views._rewrite import rewrite
 from mlp_interp.views._shared import share
 from mlp_interp.views._table import Table, table
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "lens",
     "neuron",
+    "reachable",
     "rewrite",
     "share",
     "table",

@@ -11,6 +11,7 @@ from mlp_interp.report.sections.excerpt import EXCERPT
 from mlp_interp.report.sections.heads import HEADS
 from mlp_interp.report.sections.importance import IMPORTANCE
 from mlp_interp.report.sections.lens import LENS
+from mlp_interp.report.sections.lists import LISTS
 from mlp_interp.report.sections.memories import MEMORIES
 from mlp_interp.report.sections.neurons import NEURONS
 from mlp_interp.report.sections.norms import NORMS
@@ -26,6 +27,7 @@ SECTIONS: dict[str, Section] = {
         RANGES,
         EXCERPT,
         LENS,
+        LISTS,
         ATTRIBUTION,
         HEADS,
         NEURONS,
