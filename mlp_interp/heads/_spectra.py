@@ -49,8 +49,8 @@ def elsewhere(
     d_model, k = matrices.shape[1:]
     # A head as wide as the stream has a direction more than a LayerNorm lets through.
     k = min(k, d_model - (norm.kind == "layer"))
-    drawn = norm.keep(torch.randn(draws, k, d_model, generator=generator))
-    drawn = drawn.to(matrices.device, torch.float64)
+    drawn = torch.randn(draws, k, d_model, generator=generator, dtype=torch.float32)
+    drawn = norm.keep(drawn).to(matrices.device, torch.float64)
     # Orthonormal through the small Gram matrix: there are many more entries than vectors.
     inside = torch.linalg.cholesky(drawn @ drawn.mT)
     frames = torch.linalg.solve_triangular(inside, drawn, upper=False).mT.to(matrices)

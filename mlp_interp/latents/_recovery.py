@@ -66,7 +66,8 @@ def recovery(
         raise ValueError("truth has no features, or one of length 0; wanted directions")
     generator = torch.Generator().manual_seed(checked_seed(seed))
     rows = dictionary.W_dec.detach().double().cpu()
-    sources = {"latents": rows, "random": torch.randn(rows.shape, generator=generator).double()}
+    drawn = torch.randn(rows.shape, generator=generator, dtype=torch.float32)
+    sources = {"latents": rows, "random": drawn.double()}
     known = F.normalize(truth.detach().double().cpu(), dim=-1)
     each = [_matched(to_numpy(known @ F.normalize(x, dim=-1).T)) for x in sources.values()]
     found = {name: np.stack([one[name] for one in each]) for name in each[0]}

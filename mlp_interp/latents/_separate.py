@@ -142,7 +142,7 @@ def random_like(dictionary: Dictionary, mean: Tensor, k: int, seed: int) -> Dict
         seed: Of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(dictionary.W_enc.shape, generator=generator)
+    directions = torch.randn(dictionary.W_enc.shape, generator=generator, dtype=torch.float32)
     W_enc = F.normalize(directions, dim=0).to(dictionary.W_enc)
     return replace(
         dictionary,

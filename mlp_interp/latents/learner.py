@@ -32,10 +32,14 @@ def beginning(
     Of an SAE latents read what they write.
     """
     generator = torch.Generator().manual_seed(seed)
-    W_dec = F.normalize(torch.randn(n_latents, y.shape[1], generator=generator), dim=-1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    W_dec = F.normalize(drawn(n_latents, y.shape[1]), dim=-1)
     W_enc = W_dec.T
     if x is not y:
-        W_enc = F.normalize(torch.randn(x.shape[1], n_latents, generator=generator), dim=0)
+        W_enc = F.normalize(drawn(x.shape[1], n_latents), dim=0)
     state = {
         "W_enc": W_enc.contiguous().to(x),
         "b_enc": torch.zeros(n_latents).to(x),

@@ -50,7 +50,7 @@ def _reached(weights: Weights, site: Site) -> bool:
 
     def disturb(x: Tensor, hook: Any = None) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(x.shape, generator=generator).to(x)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
         return x + noise * (1 + x.abs().mean())
 
     def show(x: Tensor, hook: Any = None) -> None:

@@ -74,7 +74,8 @@ def new_model(seed: int) -> GPTNeoXForCausalLM:
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**config_dict()))
         with torch.no_grad():
             embedding = model.get_parameter("gpt_neox.embed_in.weight").normal_(std=_EMBEDDING_STD)
-            rotation, _ = torch.linalg.qr(torch.randn(embedding.shape[1], embedding.shape[1]))
+            d_model = embedding.shape[1]
+            rotation, _ = torch.linalg.qr(torch.randn(d_model, d_model, dtype=torch.float32))
             model.get_output_embeddings().get_parameter("weight").copy_(embedding @ rotation)
         _start_previous_token_head(model)
     return model

@@ -242,7 +242,12 @@ class Noisy(Reducer):
         size = units if values is None else len(values)
         length = batch.tokens.shape[1]
         rows = [
-            torch.randn(length, size, generator=self._generator(batch.first + n, site))
+            torch.randn(
+                length,
+                size,
+                generator=self._generator(batch.first + n, site),
+                dtype=torch.float32,
+            )
             for n in range(len(batch.tokens))
         ]
         noise = torch.stack(rows).to(batch.tokens.device)

@@ -90,8 +90,8 @@ def embedding_fidelity(
         if layer in streams:
             vectors["stream"] = streams[layer]
         drawn_of = max(drawn_of, *map(len, vectors.values()))
-        noise = torch.randn(sample, weights.d_model, generator=generator).to(columns.device)
-        vectors["chance"] = weights.norm.keep(noise)
+        noise = torch.randn(sample, weights.d_model, generator=generator, dtype=torch.float32)
+        vectors["chance"] = weights.norm.keep(noise.to(columns.device))
         for name, x in vectors.items():
             drawn = torch.randperm(len(x), generator=generator)[:sample].to(x.device)
             rows.setdefault(name, []).append(_cosines(x[drawn].double(), columns, back, points))

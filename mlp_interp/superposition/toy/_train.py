@@ -101,7 +101,8 @@ def toy_models(
 
 
 def _importance(given: Sequence[float] | None, n_features: int) -> Float[Tensor, " feature"]:
-    weight = torch.ones(n_features) if given is None else torch.as_tensor(given).float()
+    weight = torch.ones(n_features) if given is None else torch.as_tensor(given)
+    weight = weight.float()
     if weight.shape != (n_features,) or not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ValueError(
             f"importance={given}; wanted {n_features} numbers from 0, one for each feature"
@@ -124,8 +125,9 @@ def trained(
     generator = torch.Generator().manual_seed(seed)
     shape = len(probability), batch_size, importance.shape[1]
     with own_mode(), torch.enable_grad():
-        W = torch.randn(len(probability), shape[2], d, generator=generator) / shape[2] ** 0.5
-        W, b = W.requires_grad_(), torch.zeros(len(probability), 1, shape[2], requires_grad=True)
+        W = torch.randn((shape[0], shape[2], d), generator=generator, dtype=torch.float32)
+        W = (W / shape[2] ** 0.5).requires_grad_()
+        b = torch.zeros(shape[0], 1, shape[2], dtype=torch.float32, requires_grad=True)
         optimizer = torch.optim.Adam([W, b], lr=rate)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -144,8 +146,8 @@ def trained(
 def _samples(
     probability: Tensor, shape: tuple[int, int, int], generator: torch.Generator
 ) -> Float[Tensor, "instance sample feature"]:
-    active = torch.rand(shape, generator=generator) < probability[:, None, None]
-    return active * torch.rand(shape, generator=generator)
+    active, sizes = (torch.rand(shape, generator=generator, dtype=torch.float32) for _ in range(2))
+    return (active < probability[:, None, None]) * sizes
 
 
 def _losses(x: Tensor, W: Tensor, b: Tensor, importance: Tensor, relu: bool) -> Tensor:
