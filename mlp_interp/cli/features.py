@@ -128,6 +128,7 @@ def features(
             split=split,
             subset=subset,
             errors=errors.value,
+            progress=sys.stderr.isatty(),
         )
         if other is not None:
             kin = load(other, None, device, processing, backend)

@@ -167,7 +167,12 @@ def tune_lens(
 
         loaded = load(model, revision, device, processing, backend)
         texts = load_corpus(
-            source_of(corpus), loaded, sequences=sequences, length=length, seed=seed
+            source_of(corpus),
+            loaded,
+            sequences=sequences,
+            length=length,
+            seed=seed,
+            progress=sys.stderr.isatty(),
         )
         made = tuned(
             loaded,

@@ -85,6 +85,7 @@ def memories(
             split=split,
             subset=subset,
             errors=errors.value,
+            progress=sys.stderr.isatty(),
         )
         sweep = SweepOptions(batch_size=batch_size, progress=sys.stderr.isatty())
         found = measured(loaded, text, k=triggers, seed=seed, sweep=sweep)

@@ -1,6 +1,7 @@
 """What `mlp-interp neuron` computes, writes and prints."""
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -55,7 +56,7 @@ def build(
 def text_of(model: Model, corpus: Mapping[str, Any]) -> Corpus:
     """The corpus that options name."""
     options = {key: value for key, value in corpus.items() if key != "source"}
-    return load_corpus(corpus["source"], model, **options)
+    return load_corpus(corpus["source"], model, progress=sys.stderr.isatty(), **options)
 
 
 def write(

@@ -95,6 +95,7 @@ def report(
             split=split,
             subset=subset,
             errors=errors.value,
+            progress=sys.stderr.isatty(),
         )
         written = build(
             loaded,

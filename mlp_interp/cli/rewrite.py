@@ -127,6 +127,7 @@ def rewrite(
             split=split,
             subset=subset,
             errors=errors.value,
+            progress=sys.stderr.isatty(),
         )
         apart = min(_FELT, len(text) // 4)
         if not apart:

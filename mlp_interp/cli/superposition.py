@@ -108,6 +108,7 @@ def superposition(
             split=split,
             subset=subset,
             errors=errors.value,
+            progress=sys.stderr.isatty(),
         )
         kind: Any = noise
         sweep = SweepOptions(batch_size=batch_size, progress=sys.stderr.isatty())
