@@ -19,6 +19,7 @@ from random_models import (
     state_of,
     tiny_tokenizer,
 )
+from sampling import sample
 
 from mlp_interp import load_model
 
@@ -34,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record", action="store_true", help="write what real Pythia models give, not compare it"
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sample(items)
 
 
 @pytest.fixture(params=[pytest.param(k.values, id=k.id, marks=k.marks) for k in KINDS])
