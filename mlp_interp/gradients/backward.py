@@ -9,7 +9,6 @@ positions between the first differing token and the last one that is read.
 from collections.abc import Callable, Collection, Iterator
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -149,7 +148,7 @@ class Lean:
             k, v = (_after(old, new) for old, new in zip(past, (k, v), strict=True))
         pattern = self.pattern(q, k, future[part])
         z = (pattern @ self.forward.shared(v, 1)).transpose(1, 2)
-        attn_out = F.linear(z.flatten(2), p.out, p.out_bias)
+        attn_out = p.project("out", z.flatten(2))
         for name, x in (("pattern", pattern), ("z", z), ("attn_out", attn_out)):
             show(name, layer, x)
         resid, norm2, standard = resid[:, part], norm, standard[:, part]
@@ -161,7 +160,7 @@ class Lean:
         pre, linear = self.forward.pre(layer, standard), self.forward.linear(layer, standard)
         post = self.forward.activate(pre)
         post = post if linear is None else post * linear
-        mlp_out = F.linear(post, p.mlp_out, p.mlp_out_bias)
+        mlp_out = p.project("mlp_out", post)
         if linear is not None:
             show("pre_linear", layer, linear)
         for name, x in (("pre", pre), ("post", post), ("mlp_out", mlp_out)):

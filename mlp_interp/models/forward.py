@@ -8,8 +8,8 @@ used, so a model with a feature that is not implemented here is refused instead 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -72,6 +72,21 @@ class Projections:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
 
+    def project(self, name: str, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What one of the matrices, or some of its rows, makes of `x`, with its bias."""
+        bias = None if name in self._unbiased else getattr(self, f"{name}_bias")[rows]
+        return F.linear(x, getattr(self, name)[rows], bias)
+
+    @cached_property
+    def _unbiased(self) -> frozenset[str]:
+        """Matrices whose biases are zeros, as models without biases have: a bias costs a pass."""
+        biases = {field.name: getattr(self, field.name) for field in fields(self)}
+        return frozenset(
+            name.removesuffix("_bias")
+            for name, bias in biases.items()
+            if name.endswith("_bias") and bias is not None and not bias.any()
+        )
+
     def to(self, device: torch.device) -> "Projections":
         """The same on a device."""
         return self._with(lambda x: x.to(device))
@@ -81,7 +96,8 @@ class Projections:
         return self._with(lambda x: x.clone() if x.is_inference() else x)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Projections":
-        changed: Any = {k: x if x is None else change(x) for k, x in vars(self).items()}
+        mine = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: Any = {k: x if x is None else change(x) for k, x in mine.items()}
         return Projections(**changed)
 
 
@@ -262,14 +278,14 @@ class Forward:
         Keys and values may have fewer heads: `shared` repeats them for the queries' heads.
         """
         p = self.blocks[layer]
-        parts = F.linear(normalized, p.qkv, p.qkv_bias).split(self._widths, dim=-1)
+        parts = p.project("qkv", normalized).split(self._widths, dim=-1)
         q, k, v = (x.unflatten(-1, (-1, self.weights.d_head)) for x in parts)
         return q, k, v
 
     def queries(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor:
         """The first of `heads` alone."""
         p, width = self.blocks[layer], self._widths[0]
-        q = F.linear(normalized, p.qkv[:width], p.qkv_bias[:width])
+        q = p.project("qkv", normalized, slice(width))
         return q.unflatten(-1, (-1, self.weights.d_head))
 
     def keys_and_values(
@@ -277,7 +293,7 @@ class Forward:
     ) -> tuple[Tensor, Tensor]:
         """The other two of `heads` alone."""
         p, width = self.blocks[layer], self._widths[0]
-        both = F.linear(normalized, p.qkv[width:], p.qkv_bias[width:]).chunk(2, dim=-1)
+        both = p.project("qkv", normalized, slice(width, None)).chunk(2, dim=-1)
         k, v = (x.unflatten(-1, (-1, self.weights.d_head)) for x in both)
         return k, v
 
@@ -352,14 +368,12 @@ class Forward:
     def linear(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor | None:
         """What gated neurons multiply their activations by; None where MLPs have no gates."""
         p = self.blocks[layer]
-        return None if p.gate is None else F.linear(normalized, p.mlp_in, p.mlp_in_bias)
+        return None if p.gate is None else p.project("mlp_in", normalized)
 
     def pre(self, layer: int, normalized: Float[Tensor, "*rest d_model"]) -> Tensor:
         """What neurons' activation functions are given."""
         p = self.blocks[layer]
-        if p.gate is None:
-            return F.linear(normalized, p.mlp_in, p.mlp_in_bias)
-        return F.linear(normalized, p.gate, p.gate_bias)
+        return p.project("mlp_in" if p.gate is None else "gate", normalized)
 
     def mlp(self, layer: int, resid: Float[Tensor, "*rest d_model"]) -> Tensor:
         """What a block's MLP writes when it reads the stream `resid`."""
@@ -427,15 +441,17 @@ class Forward:
         else:
             z = self.mix(q, k, v, mask=None if q.shape[1] == k.shape[1] else _causal(q, k))
         z = observe("z", layer, z)
-        return observe("attn_out", layer, F.linear(z.flatten(2), p.out, p.out_bias))
+        return observe("attn_out", layer, p.project("out", z.flatten(2)))
 
     def _mlp(self, layer: int, normalized: Tensor, observe: Observer) -> Tensor:
         p = self.blocks[layer]
         post = self._act(observe("pre", layer, self.pre(layer, normalized)))
         if (linear := self.linear(layer, normalized)) is not None:
-            post = post * observe("pre_linear", layer, linear)
+            linear = observe("pre_linear", layer, linear)
+            # No one else has what the activation function gave; fresh memory costs more than this.
+            post = post * linear if torch.is_grad_enabled() else post.mul_(linear)
         post = observe("post", layer, post)
-        return observe("mlp_out", layer, F.linear(post, p.mlp_out, p.mlp_out_bias))
+        return observe("mlp_out", layer, p.project("mlp_out", post))
 
     def _projections(self, layer: int) -> Projections:
         b = self.weights.block(layer)

@@ -30,10 +30,13 @@ class Rotary:
         """Rotate the first ``rotary_dim`` entries of each head, pairing entry i with i + half."""
         if self.cos is None or self.sin is None:
             return x
-        turned, kept = x[..., : self.cos.shape[-1]], x[..., self.cos.shape[-1] :]
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * self.cos + torch.cat((-second, first), dim=-1) * self.sin
-        return torch.cat((turned, kept), dim=-1)
+        width = self.cos.shape[-1]
+        first, second = x[..., :width].chunk(2, dim=-1)
+        above, below = self.sin.chunk(2, dim=-1)
+        turned = x[..., :width] * self.cos
+        turned[..., : width // 2].addcmul_(second, above, value=-1)
+        turned[..., width // 2 :].addcmul_(first, below)
+        return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
     def __getitem__(self, rows: Any) -> "Rotary":
         """The rotations of some rows."""

@@ -111,7 +111,7 @@ class Group:
         q = self.forward.turned(layer, "q", q, self.rotary[out.index])
         queries[out.item, out.column] = q
         z = self._attend(queries, keys, values, out.positions)[out.item, out.column]
-        return self._finish(layer, x, normalized, F.linear(z.flatten(1), p.out, p.out_bias), out)
+        return self._finish(layer, x, normalized, p.project("out", z.flatten(1)), out)
 
     def _first_block(
         self, layer: int, first: int, last: int, out: Rows
@@ -140,7 +140,7 @@ class Group:
         resid = base.streams[layer][prompt[item], out.pos]
         resid[here] = changed[item[here]]
         if not self.forward.weights.parallel:
-            attn_out = F.linear(z.flatten(1), p.out, p.out_bias)
+            attn_out = p.project("out", z.flatten(1))
             return self._finish(layer, resid, None, attn_out, out)
         # The difference goes through the matrix: where nothing changes, nothing moves.
         z[~here] -= attention.z[prompt[item], out.pos][~here]

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, SupportsIndex
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -370,7 +369,7 @@ class Run(Mapping[str, Tensor]):
             return stream
         p = self.lean.projections(layer)
         z = self.attention(layer).z[at].flatten(-2)
-        return stream + F.linear(z, p.out, p.out_bias)
+        return stream + p.project("out", z)
 
     def cut(self, *, rows: slice | Sequence[int] = slice(None), length: int | None = None) -> "Run":
         """The same of some sequences, up to a position: what comes after it cannot matter to it."""

@@ -39,7 +39,7 @@ State = dict[str, Tensor]
 _SITES = tuple(name for name in (*ACTIVATIONS, *GATED) if name != "pattern")
 
 # Numbers reduced at a time on a processor: about what stays in its cache from pass to pass.
-_PIECE = 2**20
+_PIECE = 2**19
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,10 @@ class Moments(UnitReducer):
             if not len(rows):
                 continue
             found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
-            scratch = batch.scratch(rows, rows.dtype), batch.scratch(rows, rows.dtype, slot=1)
-            distance = torch.sub(rows, found["mean"], out=scratch[0])
-            power = torch.mul(distance, distance, out=scratch[1])
+            distance = torch.sub(rows, found["mean"], out=batch.scratch(rows, rows.dtype))
+            # The highest power may take the distances' place: memory written once is written fast.
+            into = distance if self.order == 2 else batch.scratch(rows, rows.dtype, slot=1)
+            power = torch.mul(distance, distance, out=into)
             found["m2"] = power.sum(0)
             for order in self._powers[1:]:
                 found[f"m{order}"] = power.mul_(distance).sum(0)
