@@ -55,7 +55,8 @@ def test_activity_is_that_of_every_latent_written_out(
     np.testing.assert_allclose(found.activation, best.values.T, rtol=1e-5)
     there = best.values.T > 0  # of equals, as zeros are, the first is kept
     assert (found.sequence.values == best.indices.T.numpy())[there.numpy()].all()
-    monkeypatch.setattr("mlp_interp.latents.of_latents._NUMBERS", 9 * 24)  # one text at a time
+    # One text at a time.
+    monkeypatch.setattr("mlp_interp.corpus.reducers.of_latents._NUMBERS", 9 * 24)
     again = latents.activity(some_model, one, tokens, **options)
     xr.testing.assert_allclose(again, found)
 

@@ -1,6 +1,6 @@
-"""Every neuron beside every feature: which tells documents with it from documents without."""
+"""Every unit beside every feature: which tells documents with it from documents without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,10 +8,11 @@ import xarray as xr
 from jaxtyping import Bool
 
 from mlp_interp.corpus import SweepOptions
-from mlp_interp.corpus import sweep as run_sweep
+from mlp_interp.dictionaries import Dictionary
 from mlp_interp.features._self_score import self_score
-from mlp_interp.features.documents import SUMMARIES, OfDocuments
+from mlp_interp.features.documents import SUMMARIES
 from mlp_interp.features.ranks import Ranked, false_discovery
+from mlp_interp.features.units import by_document, dictionaries_of, unit_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_seed
@@ -34,6 +35,7 @@ def index(
     share: float = 0.25,
     summary: Literal["mean", "max"] = "mean",
     site: str = "post",
+    dictionaries: Dictionary | Sequence[Dictionary] | None = None,
     first: int = 1,
     permutations: int = 100,
     seed: int = 0,
@@ -41,6 +43,7 @@ def index(
 ) -> xr.Dataset:
     """How well every neuron tells documents that have a feature from those that have not.
 
+    Or every head, by the length of what it writes to the stream, or every latent of dictionaries.
     One pass over the corpus gives every neuron one number a document, its mean or its greatest
     activation there. Their ranks give the AUROC for every feature: exact, and the same for any
     monotonous function of the activation. Documents are the independent draws, not tokens.
@@ -59,25 +62,29 @@ def index(
             those documents have it that `self_score` puts highest behind that prefix.
         share: How many of the documents these are.
         summary: What of a document's activations: ``"mean"`` or ``"max"``.
-        site: ``"post"``, ``"pre"``, or ``"pre_linear"`` of gated MLPs.
+        site: ``"post"``, ``"pre"``, or ``"pre_linear"`` of gated MLPs; ``"z"`` for heads.
+        dictionaries: For latents in place of neurons: one, or one of each of several layers, all of
+            one size.
         first: Position from which on tokens count: 1 leaves out the first, and BOS.
         permutations: How often documents are shuffled for `p_family` and `largest_null`.
         seed: Of the shuffles.
         sweep: How the corpus is run.
 
     Returns:
-        A Dataset along ``feature``, ``layer`` and ``neuron``: `auroc` (below 0.5: less active where
-        the feature is) with `auroc_se` (DeLong's, over documents); `p_value`, two-sided, over all
-        shuffles of the documents: exact for neurons with two values, else by the normal
-        distribution, and never less than the chance of the arrangement that is seen; `q_value`,
-        Benjamini and Hochberg's over all neurons of the model, for each feature by itself;
-        `p_family`, the share of shuffles in which *any* neuron is as far from 0.5. Along
+        A Dataset along ``feature``, ``layer`` and ``neuron`` (``head``, ``latent``): `auroc` (below
+        0.5: less active where the feature is) with `auroc_se` (DeLong's, over documents);
+        `p_value`, two-sided, over all shuffles of the documents: exact for neurons with two values,
+        else by the normal distribution, and never less than the chance of the arrangement that is
+        seen; `q_value`, Benjamini and Hochberg's over all neurons of the result, for each feature
+        by itself; `p_family`, the share of shuffles in which *any* neuron is as far from 0.5. Along
         ``feature``: `positives`, and `largest_null` (also ``draw``), the largest distance from 0.5
         of any neuron in each shuffle. `best` and `about` look things up in it.
 
     Raises:
-        ValueError: Not one label a document, fewer than four documents with a feature or without,
-            documents without a token that counts, or as `sweep` and `self_score`.
+        ValueError: A site with dictionaries, which have their own; those of one layer, of several
+            sizes or another model; not one label a document, fewer than four documents with a
+            feature or without, documents without a token that counts, or as `sweep` and
+            `self_score`.
 
     References:
         Gurnee et al., "Finding Neurons in a Haystack: Case Studies with Sparse Probing", 2023;
@@ -93,18 +100,21 @@ def index(
         (('feature', 'layer', 'neuron'), 1.0)
     """
     weights = Weights.of(model)
-    check_choice("site", site, (*NEURONS, *GATED))
+    check_choice("site", site, (*NEURONS, *GATED, "z"))
     check_choice("summary", summary, SUMMARIES)
     weights.check_names([site])
+    chosen = dictionaries_of(weights, dictionaries)
+    if chosen and site != "post":
+        raise ValueError(f"site={site!r} with dictionaries, which are of places of their own")
     count("permutations", permutations, least=0)
     rng = np.random.default_rng(checked_seed(seed))
     if not 0 < share < 1:
         raise ValueError(f"share={share}; wanted one between 0 and 1")
     documents = padded_texts(model, corpus)
     truth = _truth(model, documents, features, share)
-    reducer = {"documents": OfDocuments(site=site, first=first, summary=summary)}
-    found = run_sweep(model, documents, reducer, options=sweep)["documents"]
-    values = found["value"].values
+    options: dict[str, Any] = {"site": site, "first": first, "summary": summary}
+    found = by_document(model, documents, chosen, sweep=sweep, **options)
+    values, unit = found.values, unit_of(found)
     if np.isnan(values).any():
         wrong = int(np.isnan(values).any((1, 2)).argmax())
         raise ValueError(
@@ -112,7 +122,7 @@ def index(
         )
     shuffles = np.array([rng.permutation(len(values)) for _ in range(permutations)], dtype=int)
     auroc, error, p, largest = _layers(values, truth, shuffles)
-    dims, chance = ("feature", "layer", "neuron"), {"unit": "probability"}
+    dims, chance = ("feature", "layer", unit), {"unit": "probability"}
     family = [_family(np.abs(a - 0.5), most) for a, most in zip(auroc, largest, strict=True)]
     return xr.Dataset(
         {
@@ -127,20 +137,20 @@ def index(
         coords={
             "feature": strings([*features]),
             "layer": found["layer"].values,
-            "neuron": np.arange(values.shape[2]),
+            unit: found[unit].values,
         },
         attrs={
             **found.attrs,
             **describe(model),
             "analysis": "feature index",
-            "long_name": f"how well the {summary} at {site} tells documents with a feature apart",
+            "long_name": f"how well the {summary} of {unit}s tells documents with a feature apart",
             "unit": "probability",
-            "exact": "yes: ranks of all documents",
+            "exact": 1,
             "documents": len(values),
             "permutations": permutations,
             "seed": seed,
             "summary": summary,
-            "site": site,
+            "site": "latents" if chosen else site,
         },
     )
 

@@ -193,7 +193,7 @@ def _result(
             "analysis": "self-scoring",
             "long_name": "how much likelier texts are under a feature",
             "unit": "nats per token",
-            "exact": "yes: full forward passes",
+            "exact": 1,
             "errors": "standard error over the tokens of a text, taken for independent",
         },
     )

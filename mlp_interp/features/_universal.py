@@ -208,7 +208,7 @@ def _result(partners: Partners, texts: Padded, entries: int) -> xr.Dataset:
             "analysis": "universal neurons",
             "long_name": "how alike neurons of two models are",
             "unit": unit,
-            "exact": "up to rounding: all tokens",
+            "exact": 1,
             "entries": entries,
         },
     )

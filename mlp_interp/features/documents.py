@@ -12,7 +12,7 @@ from mlp_interp.models.options import check_choice
 from mlp_interp.results import single, variable
 from mlp_interp.sites import Site
 
-__all__ = ["SUMMARIES", "OfDocuments"]
+__all__ = ["SUMMARIES", "HeadsOfDocuments", "OfDocuments"]
 
 SUMMARIES = ("mean", "max")
 
@@ -83,3 +83,29 @@ class OfDocuments(UnitReducer):
             long_name=f"{self.summary} over a sequence at {self.site}",
         )
         return xr.Dataset({"value": value}, coords=self.coords(shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsOfDocuments(OfDocuments):
+    """The same of the length of what every head writes to the stream, ``|z W_O|``, without bias.
+
+    What divides a head's output in a norm behind it (Gemma 2, OLMo 2) is left out.
+
+    Args:
+        summary: As in `OfDocuments`.
+        layers: As in `SiteReducer`.
+        first: As in `SiteReducer`.
+    """
+
+    site: str = "z"
+
+    def sizes(self, shape: Shape) -> dict[str, int]:
+        """Heads, without the entries of their vectors."""
+        return {"head": shape.n_heads}
+
+    def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
+        """Keep one number of every sequence, of each head's length."""
+        W_O = single(batch.weights.parameter(site.layer or 0, "W_O"))
+        gram = W_O @ W_O.mT  # [head, d_head, d_head]: no vector of the stream's width is made
+        squares = torch.einsum("bphd,hde,bphe->bph", single(x), gram, single(x))
+        super().see(state, site, squares.clamp_min(0).sqrt(), batch)

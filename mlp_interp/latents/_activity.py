@@ -7,8 +7,8 @@ import xarray as xr
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Moments, TopExamples
+from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.latents.of_latents import OfLatents
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model

@@ -13,11 +13,11 @@ from torch import Tensor
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import BandExamples, Fraction, Histogram, Moments, TopExamples
+from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
 from mlp_interp.latents.in_runs import activations
 from mlp_interp.latents.named import latent_site
-from mlp_interp.latents.of_latents import OfLatents
 from mlp_interp.latents.spliced import check_one_layer, sites_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed

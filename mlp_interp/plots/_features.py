@@ -10,11 +10,12 @@ from plotly.subplots import make_subplots
 from mlp_interp.plots import _style as style
 from mlp_interp.plots._neurons import layer_colours
 
+_LETTERS = {"neuron": "N", "head": "H", "latent": "F"}
 HUES = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.AMBER, style.GREY)
 
 
 def feature_index(result: xr.Dataset, *, top: int = 3, level: float = 0.05) -> go.Figure:
-    """The neurons that tell each feature best, and what else they tell.
+    """The neurons, heads or latents that tell each feature best, and what else they tell.
 
     Args:
         result: What `features.index` returns.
@@ -29,23 +30,24 @@ def feature_index(result: xr.Dataset, *, top: int = 3, level: float = 0.05) -> g
     """
     maker = "features.index"
     style.need(result, "auroc", "auroc_se", "p_family", maker=maker)
-    style.need_dims(result["auroc"], "feature", "layer", "neuron", maker=maker)
+    kind = next((name for name in _LETTERS if name in result.dims), "neuron")
+    style.need_dims(result["auroc"], "feature", "layer", kind, maker=maker)
     if top < 1:
         raise ValueError(f"top={top}; wanted at least 1")
-    flat = result.stack(unit=("layer", "neuron")).transpose("feature", "unit", ...)
+    flat = result.stack(unit=("layer", kind)).transpose("feature", "unit", ...)
     away = np.abs(flat["auroc"].values - 0.5)
     best = [unit for row in away for unit in np.argsort(-row, kind="stable")[:top]]
     units = list(dict.fromkeys(best))
     shown = flat.isel(unit=units)
     places = shown["unit"].values
-    labels = [f"L{layer}N{neuron}" for layer, neuron in places]
+    labels = [f"L{layer}{_LETTERS[kind]}{place}" for layer, place in places]
     features = [style.plain(str(name)) for name in shown["feature"].values]
     numbers = np.stack([shown["auroc_se"].values, shown["p_family"].values], -1)
     figure = go.Figure()
     figure.add_heatmap(
         x=labels, y=features, z=shown["auroc"].values, customdata=numbers, coloraxis="coloraxis",
         hovertemplate="%{x}, %{y}<br>AUROC %{z:.3f} ± %{customdata[0]:.2g} (standard error)"
-        "<br>p over all neurons: %{customdata[1]:.3f}<extra></extra>",
+        "<br>p over all of them: %{customdata[1]:.3f}<extra></extra>",
     )  # fmt: skip
     rows, columns = np.nonzero(shown["p_family"].values <= level)
     figure.add_scatter(
@@ -55,10 +57,10 @@ def feature_index(result: xr.Dataset, *, top: int = 3, level: float = 0.05) -> g
     figure.update_xaxes(type="category", tickangle=-60)
     figure.update_yaxes(type="category", autorange="reversed")
     note = (
-        f"dots: p over all neurons at most {level:g}; red: less active in the feature's documents"
+        f"dots: p over all {kind}s at most {level:g}; red: less active in the feature's documents"
     )
     height = 190 + 26 * len(features)
-    style.finish(figure, "Which neurons tell a feature", result, note=note, height=height)
+    style.finish(figure, f"Which {kind}s tell a feature", result, note=note, height=height)
     return figure.update_layout(
         coloraxis=style.diverging("AUROC", 0.5, centre=0.5), margin={"l": 110, "b": 80}
     )

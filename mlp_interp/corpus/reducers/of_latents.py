@@ -8,7 +8,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus.reducers import BandExamples, Batch, Reducer, Shape, State, UnitReducer
+from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
+from mlp_interp.corpus.reducers.examples import BandExamples
+from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.dictionaries import Dictionary, Latents, Reading
 from mlp_interp.models import Weights
 from mlp_interp.sites import Site
