@@ -7,6 +7,7 @@ from random_models import HAS_HOOKED
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
+from mlp_interp.dictionaries import Dictionary, TopK
 from mlp_interp.heads._sides import Side, compared
 from mlp_interp.heads._spectral import _largest, _rotations, spectral
 from mlp_interp.heads._vocabulary import Vocabulary
@@ -199,6 +200,59 @@ def test_composition_over_tokens_is_of_whole_tables(small):
         assert float(mine) == pytest.approx(expected, rel=1e-4)
 
 
+def rows_of(model, rows, **options):
+    """A dictionary that writes these vectors."""
+    nothing = torch.zeros(len(rows)), torch.zeros(rows.shape[1])
+    return Dictionary(rows.T, nothing[0], rows, nothing[1], TopK(1), **options)
+
+
+@pytest.mark.parametrize(
+    ("writes", "later"),
+    [("mlp_out", (2,)), ("resid_post", (2,)), ("resid_pre", (1, 2))],
+)
+def test_latents_compose_as_their_decoder_rows_do(small, writes, later):
+    """Slow reference: whole products, of the part of each row that the norm keeps."""
+    weights, generator = Weights.of(small), torch.Generator().manual_seed(5)
+    rows = torch.randn(4, weights.d_model, generator=generator)
+    rows[3] = 0
+    one = rows_of(small, rows, layer=1, writes=writes, reads=writes)
+    found = of_heads.compose(small, writers=one, distance=3)
+    assert found.writer.values.tolist() == [f"L1F{n}" for n in range(4)]
+    heard = found.score.isel(writer=0).notnull()
+    assert {*found.reader_layer.values[heard.values].tolist()} == {*later}
+    assert not bool(found.score.isel(writer=3).notnull().any())
+    kept = weights.norm.keep(rows[:3]).double()
+    for layer in later:
+        heads = Heads.of(weights, layer)
+        between = heads.relative([3])[0].double()
+        Q, K, V, O = (getattr(heads, name)[2].double() for name in "QKVO")  # noqa: E741
+        for kind, matrix in {
+            "q": Q @ between @ K.mT,
+            "k": K @ between.mT @ Q.mT,
+            "v": V @ O,
+        }.items():
+            wanted = (kept @ matrix).norm(dim=1) / kept.norm(dim=1) / matrix.norm()
+            mine = found.score.sel(reader=f"L{layer}H2.{kind}")[:3]
+            np.testing.assert_allclose(mine, wanted, rtol=1e-4)
+
+
+def test_chance_of_latents_is_that_of_random_directions_and_a_planted_one_is_far_above(nano):
+    generator = torch.Generator().manual_seed(0)
+    head = Heads.of(Weights.of(nano), 2).V[4]
+    rows = torch.cat([torch.randn(3000, 192, generator=generator), head.T[:1] * 0.01])
+    one = rows_of(nano, rows, layer=0)
+    for measure in ("frobenius", "overlap", "tokens"):
+        extra = {"sample": 64} if measure == "tokens" else {}
+        found = of_heads.compose(
+            nano, writers=one, readers=["L2H4.v", "L2H4.k"], measure=measure, **extra
+        )
+        z = found.z[:-1]
+        np.testing.assert_allclose(z.mean("writer"), 0, atol=0.1)
+        np.testing.assert_allclose(z.std("writer"), 1, atol=0.1)
+        assert float(found.score[0, 0]) < float(found.score[-1, 0])
+        assert float(found.z[-1, 0]) > 5
+
+
 def turned(heads, layer):
     """The same heads with their own spaces in another basis, where no rotation stands between."""
     from dataclasses import replace
@@ -341,6 +395,16 @@ def test_bad_questions_from_weights(nano):
         ("frequencies=.3,.", lambda: of_heads.positions(nano, frequencies=torch.ones(3))),
         ("readers='L1H9.k'", lambda: of_heads.compose(nano, readers="L1H9.k")),
         ("readers='1.mlp'", lambda: of_heads.compose(nano, readers="1.mlp")),
+        (
+            "writers=Dictionary: SAE of 0.mlp_out.* with measure='spectral'; wanted",
+            lambda: of_heads.compose(
+                nano, writers=rows_of(nano, torch.eye(192), layer=0), measure="spectral"
+            ),
+        ),
+        (
+            "writers is of layer 4",
+            lambda: of_heads.compose(nano, writers=rows_of(nano, torch.eye(192), layer=4)),
+        ),
         ("measure='nuclear'", lambda: of_heads.compose(nano, measure="nuclear")),
         ("source='x'", lambda: of_heads.compose(nano, measure="tokens", source="x")),
         ("seed=-2", lambda: of_heads.compose(nano, measure="spectral", seed=-2)),

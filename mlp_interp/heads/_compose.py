@@ -2,12 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
 
-from mlp_interp.heads._sides import compared, sides_of
+from mlp_interp.dictionaries import Dictionary
+from mlp_interp.heads._sides import compared, heard, sides_of
 from mlp_interp.heads._spectral import spectral
 from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import checked_distance, head_coords, listed_heads
@@ -54,7 +56,8 @@ def compose(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        writers: Labels of heads, one or several; None for all.
+        writers: Labels of heads, one or several; None for all. Or a dictionary of one layer: then
+            each of its latents writes its decoder row, whatever its activation.
         readers: Labels of what reads (``"L1H3.k"``), or ``"q"``, ``"k"`` or ``"v"`` for those of
             all heads; one or several; None for all of all three.
         measure: With what the sizes of ``A B``, ``A`` and ``B`` are measured:
@@ -78,14 +81,15 @@ def compose(
 
     Returns:
         A Dataset over ``writer, reader`` with ``score``, ``z`` and ``expected``, NaN where the
-        reader comes before or beside the writer, and over ``reader`` and ``writer`` their layers
+        reader comes before or beside the writer, or a latent writes nothing; and over ``reader`` and ``writer`` their layers
         and heads. ``expected`` is the score whose square is the mean under rotations. For the
         spectral measure no closed form is known: ``expected`` is the mean of 48 random rotations,
         and ``z`` is in their deviations, which so many draws give to a tenth.
 
     Raises:
-        ValueError: A head or reader that the model does not have or that is named twice, an unknown
-            measure, a distance beyond the context, a share outside 0 to 1, a source or sample that
+        ValueError: A head or reader that the model does not have or that is named twice, a
+            dictionary of several layers or of another model, or one beside the spectral measure, an
+            unknown measure, a distance beyond the context, a share outside 0 to 1, a source or sample that
             cannot be, or scores that are more than products of queries and keys where queries or
             keys are asked for.
 
@@ -105,7 +109,11 @@ def compose(
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}; wanted a share above 0, up to 1")
     checked_distance(weights, distance)
-    writing = listed_heads(weights, writers, argument="writers")
+    latents = writers if isinstance(writers, Dictionary) else None
+    if latents is None:
+        writing = listed_heads(weights, writers, argument="writers")
+    else:
+        writing = _listed_latents(weights, latents, measure)
     reading = _readers(weights, readers)
     checked_seed(seed)
     tokens = None
@@ -125,12 +133,16 @@ def compose(
     m = weights.d_model - (weights.norm.kind == "layer")
     for places in _groups(weights, reading):
         some = [reading[i] for i in places]
-        sides = sides_of(weights, [writing[i] for i in order], some, **options)
         before = [bisect_left(layers, site.layer or 0) for site in some]
-        if measure == "spectral":
-            found = spectral(*sides, before, m, seed)
+        if latents is not None:
+            (side,) = sides_of(weights, some, **options)
+            after = latents.layer - (latents.writes == "resid_pre")
+            above = torch.tensor([(site.layer or 0) > after for site in some])
+            found = heard(weights.norm.keep(latents.W_dec), side, above, m)
         else:
-            found = compared(*sides, before, m)
+            first, second = sides_of(weights, [writing[i] for i in order], some, **options)
+            measured = partial(spectral, seed=seed) if measure == "spectral" else compared
+            found = measured(first, second, before, m)
         rows, columns = torch.tensor(order)[:, None], torch.tensor(places)
         for target, value in zip((score, z, expected), found, strict=True):
             target[rows, columns] = value.cpu()
@@ -160,8 +172,20 @@ def compose(
     if measure == "spectral":
         attrs |= {"exact": 0, "approximation": "expected and z are of 48 random rotations"}
     if tokens is not None:
-        attrs |= tokens.attrs({site.layer for site in (*writing, *reading)})
+        own = reading if latents is not None else [*writing, *reading]
+        attrs |= tokens.attrs({site.layer for site in own})
     return xr.Dataset(variables, coords, attrs)
+
+
+def _listed_latents(weights: Weights, one: Dictionary, measure: Measure) -> list[Site]:
+    """All latents of a dictionary, as writers."""
+    one.check(weights, name="writers")
+    if one.spans > 1 or measure == "spectral":
+        raise ValueError(
+            f"writers={one!r} with measure={measure!r}; wanted a dictionary that writes to one "
+            "layer, and another measure than 'spectral'"
+        )
+    return [Site("latents", one.layer, neuron=n) for n in range(one.n_latents)]
 
 
 def _readers(weights: Weights, given: Any) -> list[Site]:

@@ -15,7 +15,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.heads import Heads
 from mlp_interp.sites import Site
 
-__all__ = ["Side", "compared", "runs", "sides_of", "unheard"]
+__all__ = ["Side", "compared", "heard", "runs", "sides_of", "unheard"]
 
 _NUMBERS = 2**25
 """Entries of Gram matrices at a time: 128 MiB."""
@@ -65,37 +65,32 @@ class Side:
 
 def sides_of(
     weights: Weights,
-    writing: Sequence[Site],
-    reading: Sequence[Site],
-    *,
+    *lists: Sequence[Site],
     measure: str,
     distance: int | None,
     energy: float,
     tokens: Vocabulary | None = None,
-) -> tuple[Side, Side]:
-    """What some heads write, and what some queries, keys and values read, in their order.
+) -> tuple[Side, ...]:
+    """What some heads write, or what some queries, keys and values read: of each list, in its order.
 
     With `tokens` the other end of each is weighed by them; without, all directions count alike.
     """
-    scored = any(site.name != "v" for site in reading)
+    scored = any(site.name in ("q", "k") for listed in lists for site in listed)
     turns = None
-    found: tuple[list[Side], list[Side]] = [], []
-    places: tuple[list[int], list[int]] = [], []
+    found: list[list[Side]] = [[] for _ in lists]
+    places: list[list[int]] = [[] for _ in lists]
     for layer in range(weights.n_layers):
         heads = Heads.of(weights, layer, scores=scored)
         if scored and turns is None:  # the same in all layers
             turns = Turns.of(heads, distance)
-        kinds = dict.fromkeys(site.name for site in (*writing, *reading) if site.layer == layer)
-        for kind in kinds:
-            side = int(kind != "z")
-            listed = (writing, reading)[side]
-            mine = [i for i, s in enumerate(listed) if s.layer == layer and s.name == kind]
-            units = [listed[i].unit for i in mine]
-            matrix, inner = _matrices(heads, kind, turns, tokens)
-            found[side].append(Side.of(matrix[units], inner[units], measure, energy))
-            places[side].extend(mine)
-    first, second = (Side.together(*x) for x in zip(found, places, strict=True))
-    return first, second
+        for side, listed in enumerate(lists):
+            for kind in dict.fromkeys(site.name for site in listed if site.layer == layer):
+                mine = [i for i, s in enumerate(listed) if s.layer == layer and s.name == kind]
+                units = [listed[i].unit for i in mine]
+                matrix, inner = _matrices(heads, kind, turns, tokens)
+                found[side].append(Side.of(matrix[units], inner[units], measure, energy))
+                places[side].extend(mine)
+    return tuple(Side.together(*x) for x in zip(found, places, strict=True))
 
 
 def _matrices(
@@ -138,8 +133,37 @@ def compared(
         m: Dimensions in which the one may be rotated against the other.
     """
     together = _traces(writer.factor, reader.factor, before)
-    t, u = writer.trace[:, None], reader.trace
-    tt, uu = writer.square[:, None], reader.square
+    return _beside_chance(together, (writer.trace[:, None], writer.square[:, None]), reader, m)
+
+
+def heard(
+    rows: Float[Tensor, "writer d_model"], reader: Side, above: Bool[Tensor, " reader"], m: int
+) -> tuple[Float[Tensor, "writer reader"], ...]:
+    """As `compared`, of what writes along one vector each: NaN where that has no length.
+
+    Args:
+        rows: The vectors.
+        reader: What reads.
+        above: Which of the readers read what is written; the others have NaN.
+        m: As of `compared`.
+    """
+    readers, _, k = reader.factor.shape
+    wide = reader.factor.transpose(0, 1).flatten(1)
+    unit = rows.to(wide) / rows.to(wide).norm(dim=-1, keepdim=True)
+    parts = [
+        (some @ wide).unflatten(1, (readers, k)).double().square().sum(-1)
+        for some in unit.split(max(1, _NUMBERS // (readers * k)))
+    ]
+    together = torch.cat(parts).masked_fill(~above.to(wide.device), torch.nan)
+    one = torch.ones_like(reader.trace[:1])
+    return _beside_chance(together, (one, one), reader, m)
+
+
+def _beside_chance(
+    together: Float[Tensor, "writer reader"], writer: tuple[Tensor, Tensor], reader: Side, m: int
+) -> tuple[Float[Tensor, "writer reader"], ...]:
+    """Scores of traces of products, and these beside their mean and deviation under rotations."""
+    (t, tt), u, uu = writer, reader.trace, reader.square
     variance = 2 * (m * tt - t**2) * (m * uu - u**2) / (m**2 * (m - 1) * (m + 2))
     score = (together / (t * u)).sqrt()
     z = (together - t * u / m) / variance.clamp_min(0).sqrt()
