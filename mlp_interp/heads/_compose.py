@@ -81,17 +81,18 @@ def compose(
 
     Returns:
         A Dataset over ``writer, reader`` with ``score``, ``z`` and ``expected``, NaN where the
-        reader comes before or beside the writer, or a latent writes nothing; and over ``reader`` and ``writer`` their layers
-        and heads. ``expected`` is the score whose square is the mean under rotations. For the
-        spectral measure no closed form is known: ``expected`` is the mean of 48 random rotations,
-        and ``z`` is in their deviations, which so many draws give to a tenth.
+        reader comes before or beside the writer, or a latent writes nothing; and over ``reader``
+        and ``writer`` their layers and heads. ``expected`` is the score whose square is the mean
+        under rotations. For the spectral measure no closed form is known: ``expected`` is the mean
+        of 48 random rotations, and ``z`` is in their deviations, which so many draws give to a
+        tenth.
 
     Raises:
         ValueError: A head or reader that the model does not have or that is named twice, a
             dictionary of several layers or of another model, or one beside the spectral measure, an
-            unknown measure, a distance beyond the context, a share outside 0 to 1, a source or sample that
-            cannot be, or scores that are more than products of queries and keys where queries or
-            keys are asked for.
+            unknown measure, a distance beyond the context, a share outside 0 to 1, a source or
+            sample that cannot be, or scores that are more than products of queries and keys where
+            queries or keys are asked for.
 
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021, on composition.
@@ -180,7 +181,7 @@ def compose(
 def _listed_latents(weights: Weights, one: Dictionary, measure: Measure) -> list[Site]:
     """All latents of a dictionary, as writers."""
     one.check(weights, name="writers")
-    if one.spans > 1 or measure == "spectral":
+    if one.spans + one.ahead > 1 or measure == "spectral":
         raise ValueError(
             f"writers={one!r} with measure={measure!r}; wanted a dictionary that writes to one "
             "layer, and another measure than 'spectral'"

@@ -71,7 +71,7 @@ def sides_of(
     energy: float,
     tokens: Vocabulary | None = None,
 ) -> tuple[Side, ...]:
-    """What some heads write, or what some queries, keys and values read: of each list, in its order.
+    """What heads write, or what queries, keys and values read: of each list, in its order.
 
     With `tokens` the other end of each is weighed by them; without, all directions count alike.
     """
