@@ -17,45 +17,66 @@ from mlp_interp.sites import Site
 
 __all__ = ["Side", "compared", "heard", "runs", "sides_of", "unheard"]
 
-_NUMBERS = 2**25
-"""Entries of Gram matrices at a time: 128 MiB."""
+_NUMBERS = 2**24
+"""Entries of Gram matrices at a time: 64 MiB."""
 _PARTS = 8
 """Gram matrices are gone through in at least so many parts: what is below them is left out."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """Of some heads: factors whose Gram matrices say what they write, or read, and two traces.
+    """Of some heads: Gram matrices ``W S W^T``, which say what they write, or read; two traces.
 
     Attributes:
-        factor: ``F`` with the Gram matrix ``F F^T``.
+        matrix: The thin ``W``.
+        inner: The small ``S``.
         trace: Of the Gram matrix.
         square: Trace of its square.
     """
 
-    factor: Float[Tensor, "head d_model k"]
+    matrix: Float[Tensor, "head d_model k"]
+    inner: Float[Tensor, "head k k"]
     trace: Float[Tensor, " head"]
     square: Float[Tensor, " head"]
 
     @classmethod
-    def of(cls, matrix: Tensor, inner: Tensor, measure: str, energy: float) -> "Side":
-        """Of Gram matrices ``W S W^T`` with a thin ``W`` and a small ``S``.
+    def of(
+        cls, matrix: Tensor, inner: Tensor, measure: str, energy: float, own: Tensor | None = None
+    ) -> "Side":
+        """Of a thin and a small matrix.
 
-        For the overlap their directions of largest weight, which hold a share of it, count alike.
+        For the overlap the Gram matrix's directions of largest weight, which hold a share of it,
+        count alike. The Gram matrix of the thin one's columns may be given, where it is known.
         """
-        factor = matrix @ triangular(inner).to(matrix.dtype)
         if measure == "overlap":
-            left, values, _ = torch.linalg.svd(factor, full_matrices=False)
+            left, values, _ = torch.linalg.svd(_factor(matrix, inner), full_matrices=False)
             squares = values.square()
             before = squares.cumsum(-1) - squares
-            factor = left * (before < energy * squares.sum(-1, keepdim=True))[:, None]
-        gram = _gram(factor)
-        return cls(factor, gram.diagonal(dim1=-2, dim2=-1).sum(-1), gram.square().sum((-2, -1)))
+            matrix = left * (before < energy * squares.sum(-1, keepdim=True))[:, None]
+            inner, own = torch.eye(matrix.shape[-1]).to(inner).expand_as(inner), None
+        core = inner @ (_gram(matrix) if own is None else own)
+        trace, square = core.diagonal(dim1=-2, dim2=-1).sum(-1), (core * core.mT).sum((-2, -1))
+        return cls(matrix, inner.to(matrix.dtype), trace, square)
+
+    @property
+    def factor(self) -> Float[Tensor, "head d_model k"]:
+        """``F`` with the Gram matrix ``F F^T``."""
+        return _factor(self.matrix, self.inner.double())
+
+    def rows(self, heads: slice, rows: slice, held: Tensor) -> Float[Tensor, "head row column"]:
+        """Some rows of some heads' Gram matrices, from the diagonal on.
+
+        They are written where others were, since memory that is new each time costs as much again.
+        """
+        matrix = self.matrix[heads]
+        left, right = matrix[:, rows] @ self.inner[heads], matrix[:, rows.start :].mT
+        shape = (*left.shape[:2], right.shape[2])
+        return torch.bmm(left, right, out=held[: torch.Size(shape).numel()].view(shape))
 
     @classmethod
     def together(cls, sides: Sequence["Side"], places: Sequence[int]) -> "Side":
         """Several, each head at its place."""
-        rows = zip(*((side.factor, side.trace, side.square) for side in sides), strict=True)
+        rows = zip(*((x.matrix, x.inner, x.trace, x.square) for x in sides), strict=True)
         found = [torch.cat(row) for row in rows]
         if [*places] != sorted(places):
             order = torch.tensor(places).argsort().to(found[0].device)
@@ -71,7 +92,7 @@ def sides_of(
     energy: float,
     tokens: Vocabulary | None = None,
 ) -> tuple[Side, ...]:
-    """What heads write, or what queries, keys and values read: of each list, in its order.
+    """What some heads write, or queries, keys and values read: of each list, in its order.
 
     With `tokens` the other end of each is weighed by them; without, all directions count alike.
     """
@@ -83,42 +104,61 @@ def sides_of(
         heads = Heads.of(weights, layer, scores=scored)
         if scored and turns is None:  # the same in all layers
             turns = Turns.of(heads, distance)
+        made = _Grams(heads, tokens)
         for side, listed in enumerate(lists):
             for kind in dict.fromkeys(site.name for site in listed if site.layer == layer):
                 mine = [i for i, s in enumerate(listed) if s.layer == layer and s.name == kind]
                 units = [listed[i].unit for i in mine]
-                matrix, inner = _matrices(heads, kind, turns, tokens)
-                found[side].append(Side.of(matrix[units], inner[units], measure, energy))
+                parts = made.of(kind, turns)
+                if units != [*range(weights.n_heads)]:  # else all as they are, without copies
+                    parts = (x[units] for x in parts)
+                matrix, inner, own = parts
+                found[side].append(Side.of(matrix, inner, measure, energy, own))
                 places[side].extend(mine)
     return tuple(Side.together(*x) for x in zip(found, places, strict=True))
 
 
-def _matrices(
-    heads: Heads, kind: str, turns: Turns | None, tokens: Vocabulary | None
-) -> tuple[Tensor, Tensor]:
-    """With which matrix heads write or read, and what comes before or after that."""
-    if kind == "z":
-        return heads.O.mT, _gram(heads.V, _spread(tokens, heads.layer))
-    if kind == "v" or turns is None:
-        spread = None if tokens is None else tokens.directions_covariance()
-        return heads.V, _gram(heads.O.mT, spread)
-    matrix, other = (heads.Q, heads.K) if kind == "q" else (heads.K, heads.Q)
-    gram = _gram(other, _spread(tokens, heads.layer))
-    return matrix, turns.averaged(gram, forward=kind == "q")
+class _Grams:
+    """With which matrices a layer's heads write and read, and what comes before or after them."""
+
+    def __init__(self, heads: Heads, tokens: Vocabulary | None) -> None:
+        self.heads, self.tokens, self._own = heads, tokens, {}
+
+    def of(self, kind: str, turns: Turns | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The thin matrix, the small one between it and itself, and its columns' Gram matrix."""
+        name = {"z": "O", "q": "Q", "k": "K", "v": "V"}[kind]
+        other = {"z": "V", "q": "K", "k": "Q", "v": "O"}[kind]
+        inner = self.own(other) if self.tokens is None else self._weighed(other, self.tokens)
+        if kind in "qk" and turns is not None:
+            inner = turns.averaged(inner, forward=kind == "q")
+        return self._thin(name), inner, self.own(name)
+
+    def own(self, name: str) -> Float[Tensor, "head k k"]:
+        """Of columns, made once: what is read with the one matrix is written with the other."""
+        if name not in self._own:
+            self._own[name] = _gram(self._thin(name))
+        return self._own[name]
+
+    def _thin(self, name: str) -> Float[Tensor, "head d_model k"]:
+        matrix = getattr(self.heads, name)
+        return matrix.mT if name == "O" else matrix
+
+    def _weighed(self, name: str, tokens: Vocabulary) -> Float[Tensor, "head k k"]:
+        """By how the tokens at this end vary: their logits, or what the layer reads of them."""
+        if name == "O":
+            spread = tokens.directions_covariance()
+        else:
+            spread = tokens.moments(self.heads.layer).covariance
+        matrix = self._thin(name).double()
+        return matrix.mT @ spread @ matrix
 
 
-def _spread(tokens: Vocabulary | None, layer: int) -> Float[Tensor, "d_model d_model"] | None:
-    """How what a layer reads of the tokens varies."""
-    return None if tokens is None else tokens.moments(layer).covariance
+def _gram(matrix: Float[Tensor, "head d_model k"]) -> Float[Tensor, "head k k"]:
+    return (matrix.mT @ matrix).double()
 
 
-def _gram(
-    matrix: Float[Tensor, "head d_model k"],
-    spread: Float[Tensor, "d_model d_model"] | None = None,
-) -> Float[Tensor, "head k k"]:
-    if spread is None:
-        return (matrix.mT @ matrix).double()
-    return matrix.double().mT @ spread @ matrix.double()
+def _factor(matrix: Tensor, inner: Tensor) -> Float[Tensor, "head d_model k"]:
+    return matrix @ triangular(inner).to(matrix.dtype)
 
 
 def compared(
@@ -132,7 +172,7 @@ def compared(
         before: How many of the writers write before each reader; the others have NaN.
         m: Dimensions in which the one may be rotated against the other.
     """
-    together = _traces(writer.factor, reader.factor, before)
+    together = _traces(writer, reader, before)
     return _beside_chance(together, (writer.trace[:, None], writer.square[:, None]), reader, m)
 
 
@@ -147,7 +187,7 @@ def heard(
         above: Which of the readers read what is written; the others have NaN.
         m: As of `compared`.
     """
-    readers, _, k = reader.factor.shape
+    readers, _, k = reader.matrix.shape
     wide = reader.factor.transpose(0, 1).flatten(1)
     unit = rows.to(wide) / rows.to(wide).norm(dim=-1, keepdim=True)
     parts = [
@@ -170,26 +210,26 @@ def _beside_chance(
     return score, z, torch.full_like(score, m**-0.5).masked_fill(score.isnan(), torch.nan)
 
 
-def _traces(
-    first: Float[Tensor, "writer d_model k"],
-    second: Float[Tensor, "reader d_model k"],
-    before: Sequence[int],
-) -> Float[Tensor, "writer reader"]:
+def _traces(writer: Side, reader: Side, before: Sequence[int]) -> Float[Tensor, "writer reader"]:
     """Traces of products of Gram matrices, some rows of these at a time.
 
     A trace of a product is a product of all entries, which costs less than to multiply the factors
     of each pair. Entries beside the diagonal come twice, and are made once.
     """
-    size, alike = first.shape[1], runs(before)
-    total = first.new_zeros(len(first), len(second), dtype=torch.float64)
-    step = max(1, min(-(-size // _PARTS), _NUMBERS // (size * (len(first) + len(second)))))
+    (writers, size, _), alike = writer.matrix.shape, runs(before)
+    total = writer.trace.new_zeros(writers, len(reader.matrix))
+    most = max((number for number, _ in alike), default=0)
+    together = max((some.stop - some.start for _, some in alike), default=0)
+    step = max(1, min(-(-size // _PARTS), _NUMBERS // (size * max(1, most + together))))
+    held = [writer.matrix.new_empty(heads * step * size) for heads in (most, together)]
     for start in range(0, size, step):
-        w, r = (F[:, start : start + step] @ F[:, start:].mT for F in (first, second))
+        rows = slice(start, min(start + step, size))
+        w = writer.rows(slice(most), rows, held[0])
         w[..., w.shape[1] :] *= 2
-        w, r = w.flatten(1), r.flatten(1)
         for number, columns in alike:
-            total[:number, columns] += (w[:number] @ r[columns].T).double()
-    return total.masked_fill(unheard(len(first), before).to(first.device), torch.nan)
+            r = reader.rows(columns, rows, held[1])
+            total[:number, columns] += (w[:number].flatten(1) @ r.flatten(1).T).double()
+    return total.masked_fill(unheard(writers, before).to(total.device), torch.nan)
 
 
 def runs(before: Sequence[int]) -> list[tuple[int, slice]]:

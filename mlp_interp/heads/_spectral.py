@@ -33,12 +33,13 @@ def spectral(
         m: Dimensions in which the one may be rotated against the other.
         seed: Of the rotations.
     """
-    values = [_singular_values(side.factor) for side in (writer, reader)]
-    blocks = _rotations(m, writer.factor.shape[2], seed, writer.factor.device)
-    shape = len(writer.factor), len(reader.factor)
-    score, mean, sd = (writer.factor.new_zeros(shape, dtype=torch.float64) for _ in range(3))
+    factors = [side.factor for side in (writer, reader)]
+    values = [_singular_values(factor) for factor in factors]
+    blocks = _rotations(m, factors[0].shape[2], seed, factors[0].device)
+    shape = len(factors[0]), len(factors[1])
+    score, mean, sd = (factors[0].new_zeros(shape, dtype=torch.float64) for _ in range(3))
     for number, columns in runs(before):
-        top = _norms(writer.factor[:number], reader.factor[columns])
+        top = _norms(factors[0][:number], factors[1][columns])
         a, b = values[0][:number], values[1][columns]
         size = torch.outer(a[:, 0], b[:, 0]).double()
         score[:number, columns] = top.double() / size

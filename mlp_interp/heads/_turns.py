@@ -31,10 +31,12 @@ class Turns:
     Attributes:
         basis: The eigenvectors, one a column; the identity where nothing is turned.
         factors: By distance, what each eigenvector is multiplied by.
+        turned: How many entries are turned; they are the first ones.
     """
 
     basis: Complex[Tensor, "d_head d_head"]
     factors: Complex[Tensor, "distance d_head"]
+    turned: int
 
     @classmethod
     def of(cls, heads: Heads, distance: int | None) -> "Turns":
@@ -48,6 +50,7 @@ class Turns:
         rotary = rotary_at(
             heads.weights.model, torch.zeros(1, dtype=torch.int64, device=between.device), heads.Q
         )
+        half = 0
         if rotary.cos is not None:
             half = rotary.cos.shape[-1] // 2
             first = torch.arange(half, device=between.device)
@@ -55,15 +58,25 @@ class Turns:
             basis[first, first] = basis[first, second] = 0.5**0.5
             basis[second, first], basis[second, second] = -(0.5**0.5) * 1j, 0.5**0.5 * 1j
         factors = torch.einsum("ik,tij,jk->tk", basis.conj(), between.to(basis.dtype), basis)
-        return cls(basis, factors)
+        return cls(basis, factors, 2 * half)
 
     def averaged(
         self, gram: Float[Tensor, "head d_head d_head"], *, forward: bool
     ) -> Float[Tensor, "head d_head d_head"]:
-        """The mean of ``R G R^T``, or if not `forward` of ``R^T G R``."""
-        mean = self.factors.mT @ self.factors.conj() / len(self.factors)
-        inside, mean = self._inside(gram), mean if forward else mean.conj()
-        return (self.basis @ (inside * mean) @ self.basis.conj().mT).real
+        """The mean of ``R G R^T``, or if not `forward` of ``R^T G R``, of symmetric matrices.
+
+        What is not turned is as it was, and what stands beside it is turned from one side only.
+        """
+        n, found = self.turned, gram.clone()
+        basis, factors = self.basis[:n, :n], self.factors[:, :n]
+        mean, alone = factors.mT @ factors.conj() / len(factors), factors.mean(0)
+        if not forward:
+            mean, alone = mean.conj(), alone.conj()
+        inside = basis.conj().mT @ gram[..., :n, :n].to(basis.dtype) @ basis
+        found[..., :n, :n] = (basis @ (inside * mean) @ basis.conj().mT).real
+        found[..., :n, n:] = ((basis * alone) @ basis.conj().mT).real.to(gram) @ gram[..., :n, n:]
+        found[..., n:, :n] = found[..., :n, n:].mT
+        return found
 
     def traces(
         self,

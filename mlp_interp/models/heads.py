@@ -84,7 +84,7 @@ class Heads:
         groups = weights.n_heads // weights.n_kv_heads
         Q, b_q = _folded(block.W_Q, block.b_Q, block.ln1, norm)
         K, b_k, V, b_v = (
-            x.repeat_interleave(groups, 0)
+            x.repeat_interleave(groups, 0) if groups > 1 else x
             for W, b in ((block.W_K, block.b_K), (block.W_V, block.b_V))
             for x in _folded(W, b, block.ln1, norm)
         )
