@@ -412,6 +412,11 @@ def test_bad_questions_from_weights(nano):
         ("distance=999", lambda: of_heads.compose(nano, distance=999)),
         ("distance=-1; wanted at least 0", lambda: of_heads.compose(nano, distance=-1)),
         ("distance=-1; wanted at least 0", lambda: of_heads.match(nano, distance=-1)),
+        (
+            "layers up to 1, .* from 1",
+            lambda: of_heads.compose(nano, writers="L1H0", readers="L1H1.q"),
+        ),
+        ("layers up to 0, .* from 0", lambda: of_heads.match(nano, readers="L0H1")),
         ("writers=.'L0H0', 'L0H0'", lambda: of_heads.match(nano, writers=["L0H0", (0, 0)])),
     ]:
         with pytest.raises(ValueError, match=error):

@@ -3,6 +3,7 @@
 import xarray as xr
 
 from mlp_interp.heads import compose, detect
+from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.sites import Site
 
@@ -27,14 +28,21 @@ def one_head(model: Model, found: xr.Dataset, site: Site, top: int) -> list[str]
     one = found.sel(layer=site.layer, head=site.unit)
     lines = [_row("head", _ROLES), _numbers(site.label, one, _ROLES), ""]
     readers = [f"{site.label}.{kind}" for kind in "qkv"]
-    sides = (
-        ("reads, beyond chance (sd):", compose(model, readers=readers).z),
-        ("is read by, beyond chance (sd):", compose(model, writers=site.label).z),
-    )
-    for title, z in sides:
-        pairs = z.stack(pair=("writer", "reader")).dropna("pair")
+    end = Weights.of(model).n_layers - 1
+    for title, writers, listed, at_end in (
+        ("reads, beyond chance (sd):", None, readers, 0),
+        ("is read by, beyond chance (sd):", site.label, None, end),
+    ):
+        if site.layer == at_end:
+            lines.append(f"{title} nothing")
+            continue
+        pairs = (
+            compose(model, writers=writers, readers=listed)
+            .z.stack(pair=("writer", "reader"))
+            .dropna("pair")
+        )
         pairs = pairs.sortby(-pairs).isel(pair=slice(top))
-        lines.append(title if pairs.size else title.replace(":", ": nothing"))
+        lines.append(title)
         for (writer, reader), value in zip(pairs["pair"].values, pairs.values, strict=True):
             lines.append(f"  {writer} → {reader}  {value:.1f}")
     data = detect(model).sel(layer=site.layer, head=site.unit)

@@ -12,7 +12,12 @@ from mlp_interp.dictionaries import Dictionary
 from mlp_interp.heads._sides import compared, heard, sides_of
 from mlp_interp.heads._spectral import spectral
 from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
-from mlp_interp.heads._which import checked_distance, head_coords, listed_heads
+from mlp_interp.heads._which import (
+    check_some_later,
+    checked_distance,
+    head_coords,
+    listed_heads,
+)
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
@@ -88,7 +93,8 @@ def compose(
         tenth.
 
     Raises:
-        ValueError: A head or reader that the model does not have or that is named twice, a
+        ValueError: A head or reader that the model does not have or that is named twice, no reader
+            in a later layer than some head that writes (in a model of one layer there is none), a
             dictionary of several layers or of another model, or one beside the spectral measure, an
             unknown measure, a distance beyond the context, a share outside 0 to 1, a source or
             sample that cannot be, or scores that are more than products of queries and keys where
@@ -110,12 +116,8 @@ def compose(
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}; wanted a share above 0, up to 1")
     checked_distance(weights, distance)
-    latents = writers if isinstance(writers, Dictionary) else None
-    if latents is None:
-        writing = listed_heads(weights, writers, argument="writers")
-    else:
-        writing = _listed_latents(weights, latents, measure)
     reading = _readers(weights, readers)
+    latents, writing = _writers(weights, writers, reading, measure)
     checked_seed(seed)
     tokens = None
     if measure == "tokens":
@@ -176,6 +178,17 @@ def compose(
         own = reading if latents is not None else [*writing, *reading]
         attrs |= tokens.attrs({site.layer for site in own})
     return xr.Dataset(variables, coords, attrs)
+
+
+def _writers(
+    weights: Weights, given: Any, reading: Sequence[Site], measure: Measure
+) -> tuple[Dictionary | None, list[Site]]:
+    """The dictionary whose latents write, if one does, and all that write."""
+    if isinstance(given, Dictionary):
+        return given, _listed_latents(weights, given, measure)
+    writing = listed_heads(weights, given, argument="writers")
+    check_some_later(writing, reading)
+    return None, writing
 
 
 def _listed_latents(weights: Weights, one: Dictionary, measure: Measure) -> list[Site]:

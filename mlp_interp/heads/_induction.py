@@ -160,7 +160,10 @@ def _from_weights(model: Model, weights: Weights, vocabulary: Vocabulary, seed: 
         held[layer] = heads = Heads.of(weights, layer)
         found = kernels(heads, vocabulary.moments(layer), _reach(weights)).mean.softmax(-1)[:, 1]
         previous |= {Site("z", layer, head=i): x for i, x in enumerate(found.tolist())}
-    writers = [site for site, share in previous.items() if share >= _PREVIOUS]
+    last = weights.n_layers - 1  # what it writes no head reads
+    writers = [
+        site for site, share in previous.items() if share >= _PREVIOUS and site.layer != last
+    ]
     if not writers:
         return _Static([], [], held)
     composed = compose(model, writers=writers, readers="k")

@@ -11,7 +11,13 @@ from torch import Tensor
 from mlp_interp.heads._spectra import elsewhere, signs
 from mlp_interp.heads._turns import rotations
 from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
-from mlp_interp.heads._which import by_layer, checked_distance, head_coords, listed_heads
+from mlp_interp.heads._which import (
+    by_layer,
+    check_some_later,
+    checked_distance,
+    head_coords,
+    listed_heads,
+)
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.protocol import Model
@@ -128,7 +134,8 @@ def match(
         where the reader is no later than the writer.
 
     Raises:
-        ValueError: As `positions`, but for learned positions, which are left out.
+        ValueError: As `positions`, but for learned positions, which are left out; no reader in a
+            later layer than some writer.
 
     Example:
         >>> from mlp_interp import load_model
@@ -139,6 +146,7 @@ def match(
     weights = Weights.of(model)
     writing = listed_heads(weights, writers, argument="writers")
     reading = listed_heads(weights, readers, argument="readers")
+    check_some_later(writing, reading)
     checked_distance(weights, distance)
     vocabulary = Vocabulary.of(model, source, sample=sample, seed=seed)
     value, null = (

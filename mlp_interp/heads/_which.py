@@ -10,7 +10,14 @@ from mlp_interp.models.indices import count
 from mlp_interp.results import strings
 from mlp_interp.sites import Site
 
-__all__ = ["by_layer", "checked_distance", "checked_distances", "head_coords", "listed_heads"]
+__all__ = [
+    "by_layer",
+    "check_some_later",
+    "checked_distance",
+    "checked_distances",
+    "head_coords",
+    "listed_heads",
+]
 
 
 def listed_heads(weights: Weights, heads: Any, *, argument: str = "heads") -> list[Site]:
@@ -48,6 +55,21 @@ def by_layer(sites: Sequence[Site]) -> dict[int, list[int]]:
     for place, site in enumerate(sites):
         found.setdefault(site.layer or 0, []).append(place)
     return found
+
+
+def check_some_later(writing: Sequence[Site], reading: Sequence[Site]) -> None:
+    """Refuse heads of which none can read what another one wrote.
+
+    Raises:
+        ValueError: No reader is in a later layer than some writer.
+    """
+    last, first = max(site.layer or 0 for site in reading), min(site.layer or 0 for site in writing)
+    if last <= first:
+        raise ValueError(
+            f"readers={[site.label for site in reading[:3]]} of layers up to {last}, "
+            f"writers={[site.label for site in writing[:3]]} of layers from {first}; wanted a "
+            "reader in a later layer than some writer, which it can read"
+        )
 
 
 def checked_distance(weights: Weights, distance: Any) -> None:
