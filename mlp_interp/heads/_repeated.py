@@ -10,6 +10,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.padding import first_token
+from mlp_interp.prompts.tokenizing import ids_in_text
 
 __all__ = ["Repeated"]
 
@@ -64,8 +65,5 @@ class Repeated:
 
 def _ordinary(weights: Weights) -> Int[Tensor, " token"]:
     """Ids that the tokenizer has, without special tokens."""
-    tokenizer = getattr(weights.model, "tokenizer", None)
-    size = weights.W_E.shape[0]
-    size = size if tokenizer is None else min(size, len(tokenizer))
-    special = {*getattr(tokenizer, "all_special_ids", ())}
-    return torch.tensor([i for i in range(size) if i not in special])
+    special = {*getattr(getattr(weights.model, "tokenizer", None), "all_special_ids", ())}
+    return torch.tensor([i for i in range(ids_in_text(weights.model)) if i not in special])

@@ -17,6 +17,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_all",
+    "ids_in_text",
     "is_single_token",
     "single_token",
     "token_strings",
@@ -54,6 +55,12 @@ def vocabulary_size(model: Any) -> int:
     """Number of logits of a model (it may be padded), or of entries of a tokenizer."""
     cfg = getattr(model, "cfg", None)
     return int(cfg.d_vocab) if cfg is not None else len(tokenizer_of(model))
+
+
+def ids_in_text(model: Any) -> int:
+    """How many ids can stand in text: a padded vocabulary has more; all, without a tokenizer."""
+    tokenizer, size = getattr(model, "tokenizer", None), int(model.cfg.d_vocab)
+    return size if tokenizer is None else min(size, len(tokenizer))
 
 
 def encode(

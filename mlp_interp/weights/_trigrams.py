@@ -15,6 +15,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_count, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
+from mlp_interp.prompts.tokenizing import ids_in_text
 from mlp_interp.results import to_numpy, variable
 from mlp_interp.weights.factors import Ends, Factors
 from mlp_interp.weights.matrices import factors_of
@@ -50,7 +51,8 @@ def skip_trigrams(
 
     Source and out are tied, and so are source and destination, but not destination and out: a head
     that has "keep … in → mind" and "keep … at → bay" has "keep … in → bay" as well. On text other
-    heads and MLPs take part in everything, and of the tokens only `source` is read.
+    heads and MLPs take part in everything, and of the tokens only `source` is read. Ids that the
+    tokenizer does not have (a padded vocabulary) are left out.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
@@ -90,8 +92,8 @@ def skip_trigrams(
     count("keys", keys, least=2)
     generator = torch.Generator().manual_seed(checked_seed(seed))
     streams = streams_of(model, source)
-    scores = factors_of(weights, f"{label}.QK", streams, distance)
-    writes = factors_of(weights, f"{label}.OV", streams, None)
+    scores = _in_text(model, factors_of(weights, f"{label}.QK", streams, distance))
+    writes = _in_text(model, factors_of(weights, f"{label}.OV", streams, None))
     tokens = len(scores.left)
     checked_count(k, tokens, "tokens")
     checked_count(per_token, tokens, "tokens", name="per_token")
@@ -133,6 +135,14 @@ def _left_out(attrs: Mapping[str, Any], distance: int | None) -> str:
     said = ["the other keys have mean scores", "the final norm divides by 1"]
     said += ["scores are of mean rotations"] if distance is None else []
     return "; ".join([*said, *([attrs["approximation"]] if "approximation" in attrs else [])])
+
+
+def _in_text(model: Model, factors: Factors) -> Factors:
+    """Between tokens that the tokenizer has."""
+    size = ids_in_text(model)
+    for _ in range(2):
+        factors = factors.of_rows((factors.rows.ids < size).nonzero()[:, 0]).transposed
+    return factors
 
 
 def _margins(scores: Factors) -> tuple[Float[Tensor, "key inner"], Float[Tensor, "query inner"]]:
