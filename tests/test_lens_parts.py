@@ -220,7 +220,7 @@ def test_chance_is_what_random_directions_give(kind: Any) -> None:
     token = unembed.weight[:, [7]].T - unembed.weight.mean(1)
     own = read_vectors(model, torch.cat([token, -token]), k=1, controls=200)
     assert own["promoted_id"][0, 0] == own["suppressed_id"][1, 0] == 7
-    assert own["promoted_p"][0] == own["suppressed_p"][1] == pytest.approx(1 / 401)
+    assert own["promoted_p"][0] == own["suppressed_p"][1] == pytest.approx(1 / 201)
 
 
 def test_vectors_keep_their_names(kind: Any) -> None:

@@ -49,7 +49,8 @@ def read_vectors(
             without a norm divides by nothing); or a number, as the scale of a
             stream that they are added to (1 for logits of the vectors as they are).
         k: How many tokens of each sign.
-        controls: How many random directions, drawn evenly, each of which counts with either sign.
+        controls: How many random directions, drawn evenly. Their opposites have a part in the mean
+            alone.
         seed: Of the draws.
 
     Returns:

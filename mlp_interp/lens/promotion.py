@@ -37,12 +37,12 @@ class Promotion:
     Attributes:
         tokens: The readout's directions.
         k: How many tokens of each sign.
-        random: The largest logits of random directions of length 1.
+        random: The largest logits of random directions of length 1, and of their opposites.
     """
 
     tokens: TokenDirections
     k: int
-    random: Float[Tensor, "draw rank"]
+    random: Float[Tensor, "2 draw rank"]
 
     @classmethod
     def of(cls, weights: Weights, k: int, controls: int, seed: int) -> "Promotion":
@@ -51,7 +51,7 @@ class Promotion:
         Args:
             weights: The model's.
             k: How many tokens of each sign.
-            controls: How many directions; each counts with either sign.
+            controls: How many directions.
             seed: Of the draws.
 
         Raises:
@@ -64,12 +64,13 @@ class Promotion:
         drawn = torch.nn.functional.normalize(weights.final_norm.keep(drawn), dim=-1)
         tokens = TokenDirections.unembedding(weights)
         high, low = _extremes(tokens, drawn.to(tokens.mean), k)
-        return cls(tokens, k, torch.cat([high[0], -low[0]]))
+        return cls(tokens, k, torch.stack([high[0], -low[0]]))
 
     def read(self, vectors: Float[Tensor, "vector d_model"]) -> dict[str, Tensor]:
         """Tokens, logits, and those of random directions, of vectors as the final norm keeps them.
 
-        Directions alone are multiplied, so that tiny vectors keep their digits.
+        Directions alone are multiplied, so that tiny vectors keep their digits. A direction and its
+        opposite tell the mean twice as well, but are not two draws: probabilities are of the one.
         """
         vectors = single(vectors)
         largest = vectors.abs().amax(-1, keepdim=True)  # the square of a length may be no number
@@ -81,13 +82,14 @@ class Promotion:
         sides = zip(
             ("promoted", "suppressed"), (1, -1), _extremes(self.tokens, unit, self.k), strict=True
         )
-        for name, sign, (logits, ids) in sides:
-            as_large = (self.random[:, 0] >= sign * logits[:, :1]).sum(-1)
+        usual = self.random.mean((0, 1))
+        for own, (name, sign, (logits, ids)) in zip(self.random, sides, strict=True):
+            as_large = (own[:, 0] >= sign * logits[:, :1]).sum(-1)
             found |= {
                 f"{name}_id": ids,
                 f"{name}_logit": logits * length,
-                f"{name}_random": sign * self.random.mean(0) * length,
-                f"{name}_p": (1 + as_large) / (1 + len(self.random)),
+                f"{name}_random": sign * usual * length,
+                f"{name}_p": (1 + as_large) / (1 + len(own)),
             }
         return found
 

@@ -17,6 +17,7 @@ __all__ = ["Best", "LogitMoments", "Ranks", "TokenDirections", "absolute"]
 
 _TOKENS = 4096
 """Tokens at a time: their products with some hundred vectors stay in a core's cache."""
+_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Best:
 
     def add(self, tokens: slice, x: Float[Tensor, "neuron token"]) -> None:
         """Look at the numbers of further tokens."""
-        at = self.key(x).topk(min(self.k, x.shape[1]), sorted=False).indices
+        at = _largest(self.key(x), min(self.k, x.shape[1]))
         self._found.append((x.gather(1, at), at + tokens.start))
 
     def numbers_and_tokens(
@@ -114,6 +115,22 @@ class Best:
         numbers, tokens = (torch.cat(pieces, dim=1) for pieces in zip(*self._found, strict=True))
         at = self.key(numbers).topk(self.k).indices
         return numbers.gather(1, at), tokens.gather(1, at)
+
+
+def _largest(x: Float[Tensor, "neuron token"], k: int) -> Int[Tensor, "neuron some"]:
+    """Where the `k` largest numbers of each row are, in any order.
+
+    They are in the `k` groups with the largest maxima. A group's numbers stand apart in the row, so
+    that maxima are those of whole runs of numbers, which processors find at once.
+    """
+    rows, size = x.shape
+    groups = size // _GROUP
+    if size % _GROUP or groups <= k:
+        return x.topk(k, sorted=False).indices
+    at = x.view(rows, _GROUP, groups).amax(1).topk(k, sorted=False).indices
+    inside = torch.arange(_GROUP, device=x.device)[:, None] * groups
+    places = (at[:, None] + inside).flatten(1)
+    return places.gather(1, x.gather(1, places).topk(k, sorted=False).indices)
 
 
 class LogitMoments:
