@@ -5,6 +5,7 @@ from html import unescape
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import mlp_interp as mi
@@ -45,7 +46,8 @@ def test_the_numbers_are_those_of_neuron_page(written, expected):
     out, _ = written
     found = mi.load(out.with_suffix(".nc"))
     assert found.equals(expected)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["n.html", "n.nc"]
+    names = sorted(path.name for path in out.parent.iterdir())
+    assert names == ["n.html", "n.memories.nc", "n.nc"]
 
 
 def test_the_summary_says_what_it_does(written, expected):
@@ -62,18 +64,34 @@ def test_the_summary_says_what_it_does(written, expected):
     assert str(expected["similar"].sel(by="value")[0].item()) in lines[-3]
 
 
+def test_the_neuron_is_shown_as_a_memory(written, nano):
+    out, printed = written
+    corpus = mi.load_corpus("nano", nano, sequences=8, length=32, seed=2)
+    every = mi.neurons.memories(nano, corpus, layers=3, k=4, seed=2)
+    found = mi.load(out.with_suffix(".memories.nc"))
+    xr.testing.assert_equal(found, every.sel(neuron=[506]))
+    one = found.squeeze()
+    chance = f"{percent(one['agreement_chance'])}, p = {number(one['agreement_p'])}"
+    assert f"promotes most in {percent(one['agreement'])} (chance {chance})" in printed
+    chance = f"{number(one['lift_chance'])}, p = {number(one['lift_p'])}"
+    assert f"raised by {number(one['lift'])} sd of all tokens (chance {chance})" in printed
+    assert "Does its value say what follows?" in out.read_text(encoding="utf-8")
+
+
 def test_the_page_is_that_of_the_view(written, expected):
     out, _ = written
     html = out.read_text(encoding="utf-8")
     assert unescape(html).count("<h1>L3N506 of nano</h1>") == 1
-    assert html == mi.views.neuron(expected).html()
+    memories = mi.load(out.with_suffix(".memories.nc"))
+    assert html == mi.views.neuron(expected, memories=memories).html()
 
 
 def test_names_are_made_from_the_neuron_and_data_go_where_they_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # a second time over what is there
-        result = run("L0N7", *SMALL, "--data", "numbers.zarr")
+        result = run("L0N7", *SMALL, "--data", "numbers.zarr", "--no-memory")
         assert result.exit_code == 0, result.stderr
+    assert "is raised by" not in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["L0N7.html", "numbers.zarr"]
     assert mi.load("numbers.zarr")["component"].item() == "L0N7"
 
@@ -94,7 +112,7 @@ def test_what_is_finished_is_taken_over(tmp_path, monkeypatch):
     assert len(kept) == 2
     assert not (tmp_path / "n.html").exists()
     assert run(*arguments).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in parts.rglob("*.safetensors")} == kept
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_text_of_ones_own(tmp_path):

@@ -55,7 +55,7 @@ def build(
     if label is None:
         return lines
     compute = partial(latents.page, model, dictionary, label, text, **options)
-    return [*lines, "", *summary(write(compute, page=page, data=data, sweep=sweep))]
+    return [*lines, "", *summary(*write(compute, page=page, data=data, sweep=sweep))]
 
 
 def _evaluated(dictionary: Dictionary, found: xr.Dataset) -> list[str]:

@@ -49,6 +49,9 @@ def neuron(
     ablate: Annotated[
         int, typer.Option(min=1, help="Sequences on which the neuron is taken away.")
     ] = 32,
+    memory: Annotated[
+        bool, typer.Option(help="Ask whether its value says what follows its triggers, too.")
+    ] = True,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="Tokens, examples and neighbours to show.")
     ] = 10,
@@ -78,8 +81,8 @@ def neuron(
 
     Prints a summary and writes a page that works offline, with the numbers beside it (read them
     with mlp_interp.load): weights, activations and examples over the corpus, the tokens that the
-    neuron promotes, what is lost without it, similar neurons. An interrupted run goes on where it
-    stopped.
+    neuron promotes, whether these come next where it is most active, what is lost without it,
+    similar neurons. An interrupted run goes on where it stopped.
 
     \b
     Examples:
@@ -106,6 +109,7 @@ def neuron(
                 batch_size=batch_size, checkpoint=checkpoint, progress=sys.stderr.isatty()
             ),
             options={"k": top, "ablate": ablate, "seed": seed},
+            memory=memory,
         )
     typer.echo("\n".join(written))
     typer.echo(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB), with {numbers}")

@@ -13,13 +13,14 @@ import xarray as xr
 from mlp_interp import views
 from mlp_interp.corpus import Corpus, SweepOptions, load_corpus
 from mlp_interp.models.protocol import Model
-from mlp_interp.neurons import neuron_page
+from mlp_interp.neurons import memories, neuron_page
 from mlp_interp.neurons.page.page import checked_request
 from mlp_interp.prompts.display import visible
 from mlp_interp.results import save
+from mlp_interp.sites import Site
 from mlp_interp.views.numbers import number, percent
 
-__all__ = ["build", "summary", "text_of", "write"]
+__all__ = ["build", "memories_file", "summary", "text_of", "write"]
 
 
 def build(
@@ -31,6 +32,7 @@ def build(
     data: Path,
     sweep: SweepOptions,
     options: Mapping[str, Any],
+    memory: bool = True,
 ) -> list[str]:
     """Compute a neuron's page, write it and its numbers.
 
@@ -43,6 +45,7 @@ def build(
         sweep: How the corpus is run; without a checkpoint there is one beside the page, which is
             deleted in the end.
         options: Others of `neuron_page`.
+        memory: Whether to ask, too, if its value says what follows where it is most active.
 
     Returns:
         The summary, as the terminal shows it.
@@ -50,7 +53,28 @@ def build(
     site = checked_request(model, label, options["k"])
     text = text_of(model, corpus)
     compute = partial(neuron_page, model, site, text, **options)
-    return summary(write(compute, page=page, data=data, sweep=sweep))
+    asked = partial(_memory, model, site, text, options) if memory else None
+    return summary(*write(compute, page=page, data=data, sweep=sweep, memory=asked))
+
+
+def memories_file(data: Path) -> Path:
+    """Where the numbers of a neuron as a memory go: beside the others."""
+    return data.with_suffix(f".memories{data.suffix}")
+
+
+def _memory(
+    model: Model,
+    site: Site,
+    text: Corpus,
+    options: Mapping[str, Any],
+    page: xr.Dataset,
+    *,
+    sweep: SweepOptions,
+) -> xr.Dataset:
+    """A neuron as a memory, among the others of its layer; places count as on its page."""
+    wanted = {"k": options["k"], "seed": options["seed"], "first": int(page.attrs["first"])}
+    found = memories(model, text, layers=site.layer, sweep=sweep, **wanted)
+    return found.sel(neuron=[site.unit])
 
 
 def text_of(model: Model, corpus: Mapping[str, Any]) -> Corpus:
@@ -60,26 +84,39 @@ def text_of(model: Model, corpus: Mapping[str, Any]) -> Corpus:
 
 
 def write(
-    compute: Callable[..., xr.Dataset], *, page: Path, data: Path, sweep: SweepOptions
-) -> xr.Dataset:
+    compute: Callable[..., xr.Dataset],
+    *,
+    page: Path,
+    data: Path,
+    sweep: SweepOptions,
+    memory: Callable[..., xr.Dataset] | None = None,
+) -> tuple[xr.Dataset, xr.Dataset | None]:
     """Compute a page, and write it and its numbers.
 
     Args:
         compute: Gives the page; takes ``sweep``.
+        memory: Gives the unit as a memory; takes the page, and ``sweep``. None leaves that out.
         page: As of `build`.
         data: As of `build`.
         sweep: As of `build`.
+
+    Returns:
+        What the two gave.
     """
     parts = page.with_name(page.name + ".parts") if sweep.checkpoint is None else sweep.checkpoint
-    result = compute(sweep=replace(sweep, checkpoint=parts))
-    views.neuron(result).save(page)
+    kept = replace(sweep, checkpoint=parts)
+    result = compute(sweep=kept)
+    found = None if memory is None else memory(result, sweep=kept)
+    views.neuron(result, memories=found).save(page)
     save(result, data)
+    if found is not None:
+        save(found, memories_file(data))
     if sweep.checkpoint is None:
         shutil.rmtree(parts, ignore_errors=True)
-    return result
+    return result, found
 
 
-def summary(page: xr.Dataset) -> list[str]:
+def summary(page: xr.Dataset, memory: xr.Dataset | None = None) -> list[str]:
     """A few lines that say what the neuron, or latent, does."""
     attrs = page.attrs
     share = percent(page["fraction"], page["fraction_se"])
@@ -96,10 +133,25 @@ def summary(page: xr.Dataset) -> list[str]:
     for where, said in (("all", "everywhere"), ("firing", "where it fires")):
         lines += [f"  {said:<15} loss {_lost(page, 'delta_loss', where)} nats per token"]
         lines += [f"  {'':<15} KL {_lost(page, 'kl', where)} nats"]
+    lines += [] if memory is None else _remembered(memory.isel(layer=0, neuron=0))
     near = page.sel(by="value")
     cosines = zip(near["similar"].values, near["similar_value_cosine"].values, strict=True)
     named = [f"{label} {number(cosine)}" for label, cosine in list(cosines)[:4]]
     return [visible(line) for line in (*lines, f"writes like {', '.join(named)}")]
+
+
+def _remembered(memory: xr.Dataset) -> list[str]:
+    """Whether what follows its triggers is what it says, beside chance."""
+    if not bool(memory["agreement"].notnull()):
+        return ["no text goes on after the places where it is most active"]
+    agreed, by_chance = (percent(memory[x]) for x in ("agreement", "agreement_chance"))
+    lift, usual = (number(memory[x]) for x in ("lift", "lift_chance"))
+    return [
+        "what follows where it is most active, beside other values of its layer",
+        f"  is what it promotes most in {agreed} (chance {by_chance}, "
+        f"p = {number(memory['agreement_p'])})",
+        f"  is raised by {lift} sd of all tokens (chance {usual}, p = {number(memory['lift_p'])})",
+    ]
 
 
 def _would(page: xr.Dataset) -> str:
