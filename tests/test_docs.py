@@ -16,6 +16,7 @@ PAGES = (
     "own_model",
     "contributing",
     "memories",
+    "lens",
     "weights",
     "features",
     "probes",
