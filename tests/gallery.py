@@ -158,6 +158,7 @@ texts = ["Il aime le pain.", "He likes the bread.", "Elle voit le chat."]
 mi.views.activations(mi.neurons.activations(model, "L0N433", texts))""",
     "neuron": 'mi.views.neuron(mi.neurons.neuron_page(model, "L3N506", corpus))',
     "lens": 'mi.views.lens(mi.lens.read(model, "The capital of France is"))',
+    "circuit": 'mi.views.circuit(mi.heads.induction(model), "L0H0 → L1H3")',
     "table": 'mi.views.table(mi.weights.table(model, "L1H0.OV", k=6), shown=12)',
     "compare": """
 short = mi.steering.GenerationOptions(max_new_tokens=16)

@@ -5,6 +5,7 @@ that stands by itself as `view.html()`, and keeps one with `view.save("view.html
 """
 
 from mlp_interp.views._choice import Choice, token_values
+from mlp_interp.views._circuit import circuit
 from mlp_interp.views._compare import Comparison, compare
 from mlp_interp.views._heads import attention
 from mlp_interp.views._lens import LensGrid, lens
@@ -25,6 +26,7 @@ __all__ = [
     "View",
     "activations",
     "attention",
+    "circuit",
     "compare",
     "lens",
     "neuron",
