@@ -19,6 +19,7 @@ from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.attention import Attention
 from mlp_interp.runs.of_cache import cached_sites, cached_streams
+from mlp_interp.runs.padded import warn_of_padding
 from mlp_interp.runs.recording import Recorder, comes_after
 from mlp_interp.sites import Site
 
@@ -171,6 +172,7 @@ class Run(Mapping[str, Tensor]):
             return self
         if self.foreign:
             self.check_repeats("cache")
+        warn_of_padding(self.weights, self.tokens, edits)
         forward, shape = self.forward, (self.batch, self.length)
         start = Applier(edits, self.weights, shape).first
         sites = list(self.kept) if sites is None else sites

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.edits import edits_of
 from mlp_interp.edits.applying import Where
 from mlp_interp.edits.edit import EDITABLE, Edit
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
@@ -15,6 +16,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.texts import tokens_to_run
 from mlp_interp.runs.generation import Generation, Sampling, generate
+from mlp_interp.runs.padded import warn_of_padding
 from mlp_interp.runs.recorded import Run
 from mlp_interp.sites import GATED, Site, did_you_mean
 
@@ -159,8 +161,9 @@ class Runner:
             >>> bool(run["post", 1].max() <= 0), run.fired[0].times
             (True, 1)
         """
-        tokens = self.weights.checked(tokens)
-        return Run.record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=edits)
+        tokens, listed = self.weights.checked(tokens), edits_of(edits)
+        warn_of_padding(self.weights, tokens, listed)
+        return Run.record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=listed)
 
     @torch.no_grad()
     def edited(
