@@ -14,7 +14,7 @@ from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.rotary import rotary_at
-from mlp_interp.prompts.texts import tokens_to_run
+from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.residual import Residual, decompose, needed
 from mlp_interp.results import single, strings, variable
 from mlp_interp.sites import Site, SiteLike
@@ -116,7 +116,10 @@ def split_scores(
     weights = Weights.of(model)
     check_choice("level", level, ("component", "head"))
     site = weights.place(head, kind="head", argument="head")
-    ran = weights.checked(tokens_to_run(model, tokens))
+    texts = padded_texts(model, tokens)
+    if texts.padding is not None:
+        raise ValueError(f"tokens={texts.attrs['data']}; wanted texts of one length")
+    ran = weights.checked(texts.tokens)
     at, where = (
         indices(name, given, ran.shape[1]) for name, given in (("queries", queries), ("keys", keys))
     )

@@ -1,6 +1,6 @@
 """`absorption`: whether other latents carry a kind of text where its own latents are silent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,14 @@ import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.latents.absorbed import PARTS, Seen, absorbed
-from mlp_interp.latents.kinds import halves, kinds_of
+from mlp_interp.latents.kinds import halves, kinds_of, of_all_kinds
 from mlp_interp.latents.spliced import check_one_layer, read_in, runs_of, sites_of
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.prompts.texts import Prompts
 from mlp_interp.results import to_numpy, variable
 from mlp_interp.runs import Runner
 
@@ -38,7 +38,7 @@ _UNITS = {
 def absorption(
     model: Model,
     dictionary: Dictionary,
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Prompts],
     *,
     k: int = 1,
     share: float = 0.5,
@@ -109,8 +109,7 @@ def absorption(
     runner = Runner.of(model)
     check_one_layer(runner.weights, dictionary)
     kinds = kinds_of(texts)
-    every = [text for some in texts.values() for text in some]
-    padded = padded_texts(model, every)
+    padded, every = of_all_kinds(model, texts)
     seen = _seen(runner, dictionary, padded, halves(kinds, seed), batch_size)
     each = [absorbed(seen, kinds == n, k, share, seed) for n in range(len(texts))]
     of_kind = {name: np.stack([one[name] for one, _ in each]) for name in each[0][0]}

@@ -1,6 +1,6 @@
 """`separate`: single latents that tell kinds of text apart, beside the controls that do it, too."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, TopK
-from mlp_interp.latents.kinds import halves, kinds_of
+from mlp_interp.latents.kinds import halves, kinds_of, of_all_kinds
 from mlp_interp.latents.spliced import Batch, read_in, runs_of, sites_of
 from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import describe
@@ -20,7 +20,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
-from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.prompts.texts import Prompts
 from mlp_interp.results import variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
@@ -35,7 +35,7 @@ Units = Callable[[Batch], Float[Tensor, "batch pos unit"]]
 def separate(
     model: Model,
     dictionary: Dictionary,
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Prompts],
     *,
     pooling: Pooling = "max",
     first: int = 1,
@@ -52,7 +52,7 @@ def separate(
     Args:
         model: The model.
         dictionary: An SAE or transcoder for it.
-        texts: At least two kinds by name, each with four texts or more.
+        texts: At least two kinds by name, each with four texts (or lists of token ids) or more.
         pooling: What stands for a text: the ``"max"`` over its tokens, or the ``"mean"``.
         first: Position of each text from which on tokens count.
         batch_size: Texts that are run at a time.
@@ -86,7 +86,7 @@ def separate(
     runner = Runner.of(model)
     dictionary.check(runner.weights)
     kinds = kinds_of(texts)
-    padded = padded_texts(model, [text for some in texts.values() for text in some])
+    padded, _ = of_all_kinds(model, texts)
     counts = which_count(model, padded.tokens, padded.real, first)
     if not bool(counts.any(1).all()):
         text = int((~counts.any(1)).nonzero()[0])

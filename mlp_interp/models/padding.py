@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mlp_interp.models.caches import cached, cached_tokens
@@ -84,11 +84,17 @@ class Padded:
         tokens: Token ids; 0 where padding is.
         padding: Where that is; None if nowhere.
         attrs: What results say of the data.
+        moved: By how many positions each text was moved to the beginning; None if none was.
     """
 
     tokens: Int[Tensor, "batch pos"]
     padding: Padding | None
     attrs: dict[str, Any]
+    moved: Int[Tensor, " batch"] | None = None
+
+    def along(self, values: Shaped[Tensor, "batch pos"]) -> Shaped[Tensor, "batch pos"]:
+        """What goes with the tokens as they were given, moved as they were."""
+        return values if self.moved is None else _rolled(values, self.moved.to(values.device))
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"] | None:
@@ -151,13 +157,21 @@ def packed(tokens: Tensor, padding: Padding | None, attrs: dict[str, Any]) -> Pa
     """Texts at the beginning of their rows, wherever they were."""
     if padding is None or bool(padding.real.all()):
         return Padded(tokens, None, attrs)
-    length = tokens.shape[1]
-    places = torch.arange(length, device=tokens.device)
-    starts, lengths = (x.to(tokens.device)[:, None] for x in (padding.starts, padding.lengths))
-    real = places < lengths
+    starts, lengths = (x.to(tokens.device) for x in (padding.starts, padding.lengths))
+    real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     # What stands there matters to nothing; an id that the model lacks would be refused.
-    shifted = tokens.gather(1, (places + starts) % length).masked_fill(~real, 0)
-    return Padded(shifted, Padding(real, padding.why), {**attrs, "data": str(padding)})
+    shifted = _rolled(tokens, starts).masked_fill(~real, 0)
+    attrs = {**attrs, "data": str(padding)}
+    return Padded(shifted, Padding(real, padding.why), attrs, moved=starts)
+
+
+def _rolled(
+    values: Shaped[Tensor, "batch pos"], starts: Int[Tensor, " batch"]
+) -> Shaped[Tensor, "batch pos"]:
+    """Each row from its start on, then what stood before it."""
+    length = values.shape[1]
+    places = torch.arange(length, device=values.device)
+    return values.gather(1, (places + starts[:, None]) % length)
 
 
 def padding_in(

@@ -50,7 +50,7 @@ def each_unit(
     Args:
         model: The model.
         corpus: A `Corpus`, tokens or texts, as in `sweep`.
-        labels: Truth values, one a sequence or one a token ``[sequence, pos]``.
+        labels: Truth values, one a sequence or one a token ``[sequence, pos]``, as in `corpus`.
         site: ``post`` or ``pre`` for neurons, or a place in the stream for its dimensions.
         layers: At which layers; None for all.
         first: Position from which on tokens count.
@@ -132,14 +132,18 @@ def _truth(
     given: Any, texts: Padded, counted: Bool[Tensor, "sequence pos"]
 ) -> Bool[Tensor, "sequence pos"]:
     """The label of every token."""
-    truth = torch.as_tensor(np.asarray(given))
     sizes = tuple(texts.tokens.shape)
+    wanted = (
+        f"wanted truth values, one for each of {sizes[0]} sequences or one for each token "
+        f"{list(sizes)}"
+    )
+    try:
+        truth = torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError) as error:  # rows of several lengths, or no numbers
+        raise ValueError(f"labels={type(given).__name__}; {wanted}") from error
     if truth.dtype != torch.bool or tuple(truth.shape) not in (sizes[:1], sizes):
-        raise ValueError(
-            f"labels={truth.dtype}{list(truth.shape)}; wanted truth values, one for each of "
-            f"{sizes[0]} sequences or one for each token {list(sizes)}"
-        )
-    whole = truth if truth.ndim == 2 else truth[:, None].expand(sizes)
+        raise ValueError(f"labels={truth.dtype}{list(truth.shape)}; {wanted}")
+    whole = texts.along(truth) if truth.ndim == 2 else truth[:, None].expand(sizes)
     counted = counted.cpu()
     for half in range(HALVES):
         inside, labels = counted[half::HALVES], whole[half::HALVES]
