@@ -1,6 +1,8 @@
 """Sphinx configuration. Build with `make docs`; a warning is an error there."""
 
 import os
+import sys
+from contextlib import ExitStack
 from importlib.metadata import version as installed_version
 
 from docutils.nodes import SkipNode
@@ -69,6 +71,13 @@ def plain_returns(app, what, name, obj, options, lines):
 
 def setup(app):
     """Register `mathml` as what draws formulas, and `plain_returns` before napoleon."""
+    if sys.platform == "linux":  # elsewhere a process that has torch cannot be copied
+        sys.path.append(os.path.dirname(__file__))
+        import warm
+
+        opened = ExitStack()
+        opened.enter_context(warm.kernels())
+        app.connect("build-finished", lambda app, error: opened.close())
     app.connect("autodoc-process-docstring", plain_returns, priority=400)
     app.add_html_math_renderer(
         "mathml",
