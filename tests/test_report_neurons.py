@@ -48,13 +48,13 @@ def cached(nano, corpus):
 
 @pytest.fixture(scope="module")
 def whole(nano, measured, tmp_path_factory):
-    """A report of which all but the neurons was computed on two sequences."""
+    """A report of neurons alone."""
     few = load_corpus("nano", nano, sequences=2, length=12)
     with pytest.MonkeyPatch.context() as patch:
         done = replace(SECTIONS["neurons"], compute=lambda work: measured)
         patch.setitem(SECTIONS, "neurons", done)
         store = Store(tmp_path_factory.mktemp("other"), "x")
-        return compute(Work(nano, few, store, prompts=1, progress=False))
+        return compute(Work(nano, few, store, progress=False), ["neurons"])
 
 
 def page_of(whole, found):
