@@ -39,7 +39,7 @@ State = dict[str, Tensor]
 _SITES = tuple(name for name in (*ACTIVATIONS, *GATED) if name != "pattern")
 
 # Numbers reduced at a time on a processor: about what stays in its cache from pass to pass.
-_PIECE = 2**19
+_PIECE = 2**18
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,18 @@ class Batch:
             self.notes[key] = counted(self.tokens, self.real, first=first, bos=self.bos)
         return self.notes[key]
 
-    def rows(self, x: Float[Tensor, "batch pos *units"], first: int) -> Iterator[Tensor]:
-        """Activations ``[token, *units]`` at the tokens that count, in `pieces`."""
+    def rows(
+        self, x: Float[Tensor, "batch pos *units"], first: int, *, whole: bool = False
+    ) -> Iterator[Tensor]:
+        """Activations ``[token, *units]`` at the tokens that count, in `pieces`.
+
+        With `whole`, a sequence stays in one piece however long it is.
+        """
         x, counts, done = x[:, first:], self.counts(first)[:, first:], 0
-        whole = bool(counts.all())
+        all_count = bool(counts.all())
         for part in pieces(x):
-            yield part.flatten(0, 1) if whole else part[counts[done : done + len(part)]]
+            tokens = part.flatten(0, 1) if all_count else part[counts[done : done + len(part)]]
+            yield from (tokens,) if whole else pieces(tokens)
             done += len(part)
 
     def filled(

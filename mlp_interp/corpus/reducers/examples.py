@@ -119,15 +119,32 @@ class TopExamples(UnitReducer):
         }
         unit, place = new.nonzero(as_tuple=True)
         sequence = order[unit, place] - self.k
-        columns = x[sequence.to(x.device), :, units[unit].to(x.device)].cpu()
-        left_out = ~batch.counts(self.first)[sequence.to(x.device)].cpu()
-        key = columns if self.by == "value" else columns.abs()
-        activation, pos = key.masked_fill(left_out, -torch.inf).max(1)
-        found = _around(columns, batch.text[sequence], pos, self.before, self.after)
-        found |= {"activation": activation, "sequence": batch.first + sequence, "pos": pos}
+        # Sequence by sequence: what is read of a row of memory is read while it is in the cache.
+        for number in sequence.unique().tolist():
+            here = (sequence == number).nonzero()[:, 0]
+            found = self._examples(x, batch, number, units[unit[here]])
+            for name, value in chosen.items():
+                value[unit[here], place[here]] = found[name].to(value.dtype)
         for name, value in chosen.items():
-            value[unit, place] = found[name].to(value.dtype)
             mine[name][units] = value
+
+    def _examples(
+        self,
+        x: Float[Tensor, "batch pos unit"],
+        batch: Batch,
+        sequence: int,
+        units: Int[Tensor, " some"],
+    ) -> State:
+        """Where each of some units is largest in a sequence of the batch, and what is around."""
+        columns = x[sequence].index_select(1, units.to(x.device)).T.contiguous().cpu()
+        key = columns if self.by == "value" else columns.abs()
+        counts = batch.counts(self.first)[sequence].cpu()
+        if not bool(counts.all()):
+            key = key.masked_fill(~counts, -torch.inf)
+        activation, pos = key.max(1)
+        found = _around(columns, batch.text[sequence], pos, self.before, self.after)
+        number = torch.full_like(pos, batch.first + sequence)
+        return found | {"activation": activation, "sequence": number, "pos": pos}
 
 
 @dataclass(frozen=True, kw_only=True)

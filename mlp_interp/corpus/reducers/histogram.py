@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus.reducers.base import Batch, Shape, State
+from mlp_interp.corpus.reducers.base import Batch, Shape, State, pieces
 from mlp_interp.corpus.reducers.units import UnitReducer
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
@@ -75,10 +75,15 @@ class Histogram(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Sort into bins by the leading bits of the numbers themselves."""
         counts = state["count"][self.row(site)].view(-1)
-        for rows in batch.rows(self.picked(x), self.first):
-            counts += (
-                self._bins(rows.flatten(1).float(), batch).bincount(minlength=len(counts)).cpu()
-            )
+        for rows in batch.rows(self.picked(x), self.first, whole=True):
+            rows = rows.flatten(1).float()
+            bins = batch.scratch(rows, torch.int32, slot=2)
+            done = 0
+            # In small pieces, all but the counting: that costs a pass over all bins each time.
+            for part in pieces(rows):
+                self._bins(part, batch, into=bins[done : done + len(part)])
+                done += len(part)
+            counts += bins.flatten().bincount(minlength=len(counts)).cpu()
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The counts, with the edges of the bins."""
@@ -93,7 +98,7 @@ class Histogram(UnitReducer):
         attrs = {"long_name": f"activations at {self.site} by their size", "unit": "count"}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
-    def _bins(self, x: Tensor, batch: Batch) -> Tensor:
+    def _bins(self, x: Tensor, batch: Batch, into: Tensor) -> None:
         """Number of the bin of each entry ``[row, unit]``, those of one unit after another's.
 
         A float32 is sign, exponent and mantissa; the exponent and the first bits of the mantissa,
@@ -115,8 +120,7 @@ class Histogram(UnitReducer):
         size ^= sign
         size -= sign
         middle = torch.arange(x.shape[1], device=x.device, dtype=torch.int32) * (2 * most + 1)
-        size += middle + most
-        return size.flatten()
+        torch.add(size, middle + most, out=into)
 
 
 def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
