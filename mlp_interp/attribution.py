@@ -28,7 +28,7 @@ from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.single import one_each
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.residual import Layout, Level, Residual, decompose
-from mlp_interp.results import to_numpy
+from mlp_interp.results import strings, to_numpy
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site, component_coords
 
@@ -186,8 +186,10 @@ def attribute_sources(
 
     Returns:
         A DataArray ``[prompt, component, source]`` in logits, or ``[prompt, pos, component,
-        source]`` for several positions. Where texts end at different positions, ``pos`` of a single
-        negative one lies along ``prompt``; sources that are padding are NaN.
+        source]`` for several positions; ``source_token`` says what stands at each source, where the
+        cache tells what was run (a `Run` does) and texts are of one length. Where texts end at
+        different positions, ``pos`` of a single negative one lies along ``prompt``; sources that
+        are padding are NaN.
 
     Raises:
         ValueError: Missing cache entries (the text says which ``names_filter`` to use); a component
@@ -242,6 +244,7 @@ def attribute_sources(
             "prompt": np.arange(final.shape[0]),
             "source": np.arange(final.shape[1]),
             "pos": at,
+            **_source_tokens(model, cache),
             **readout.names,
         },
         name="attribution",
@@ -294,6 +297,7 @@ def _by_length(
         wrong = [listed[row] for row in rows] if many else foils
         mask = torch.ones_like(part.clean_tokens)  # whatever token a prompt may end in
         found = analysis(weights.model, own, part, wrong, positions=positions, attention_mask=mask)
+        found = found.drop_vars("source_token", errors="ignore")  # texts of other lengths
         results.append(found.assign_coords(prompt=rows).to_dataset(name="attribution"))
     return merged(results, {})["attribution"].assign_attrs(contrast.attrs)
 
@@ -413,6 +417,15 @@ class _Readout:
 
 def _strings(model: Model, ids: Int[Tensor, " prompt"]) -> list[str]:
     return token_strings(getattr(model, "tokenizer", None), ids.tolist())
+
+
+def _source_tokens(model: Model, cache: Cache) -> dict[str, Any]:
+    """What stands at each source, where the cache says what was run."""
+    ran, tokenizer = cached_tokens(cache), getattr(model, "tokenizer", None)
+    if ran is None or tokenizer is None:
+        return {}
+    texts = [token_strings(tokenizer, row) for row in torch.atleast_2d(ran).tolist()]
+    return {"source_token": (("prompt", "source"), strings(texts))}
 
 
 def _finite(shares: Tensor, real: Bool[Tensor, "prompt pos ..."] | None) -> np.ndarray:

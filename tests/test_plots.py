@@ -253,6 +253,8 @@ def test_sources_writes_tokens_on_the_axis_as_text():
     assert list(figure.layout.xaxis.ticktext) == ["&lt;|endoftext|&gt;", "·Mary", "&lt;b&gt;"]
     assert list(figure.data[0].y) == ["L0H1", "L3H5"]
     assert figure.data[0].zmid == 0
+    known = source_shares().assign_coords(source_token=(("prompt", "source"), [["a", " b", "c"]]))
+    assert list(plots.sources(known).layout.xaxis.ticktext) == ["a", "·b", "c"]
 
 
 def test_provenance_stands_in_the_title_as_text(importance):

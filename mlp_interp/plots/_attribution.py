@@ -8,7 +8,7 @@ import xarray as xr
 
 from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
-from mlp_interp.plots._tokens import visible
+from mlp_interp.plots._tokens import Axis, visible
 from mlp_interp.results import mean_and_error_over
 
 MAKER = "attribution.attribute_logits"
@@ -122,7 +122,8 @@ def sources(
     Args:
         result: What `attribution.attribute_sources` returns: [prompt, component, source].
         prompt: Which prompt to draw (tokens differ between prompts, so they are not averaged).
-        tokens: That prompt's tokens as text, for the axis; positions are shown without.
+        tokens: That prompt's tokens as text, for the axis; None for those that the result knows,
+            else positions.
         top: With more heads than this, those whose shares are largest are drawn, in the result's
             order, and the title says so.
 
@@ -146,6 +147,8 @@ def sources(
         values = values.isel(component=np.sort(order[:top]))
         title += f" (the {top} largest of {count} heads)"
     places = [int(place) for place in values["source"].values]
+    if tokens is None and "source_token" in result.coords:
+        tokens = [str(token) for token in result["source_token"].values]
     if tokens is not None and len(tokens) != len(places):
         raise ValueError(f"tokens must match sources: {len(tokens)} tokens, {len(places)} sources")
     shown = [str(place) for place in places] if tokens is None else [visible(t) for t in tokens]
@@ -159,9 +162,8 @@ def sources(
             hovertemplate="<b>%{y}</b> from %{customdata}<br>%{z:.4g} " + unit + "<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(
-        title="source token", tickvals=places, ticktext=shown, tickangle=-60, showgrid=False
-    )
+    labels = Axis(places, shown, shown).ticks()
+    figure.update_xaxes(title="source token", showgrid=False, **labels)
     figure.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False)
     height = 240 + 26 * min(values.sizes["component"], 30)
     return style.finish(figure, title, result, height=height)

@@ -221,7 +221,8 @@ def _nodes(figure: go.Figure, place: _Places, nodes: list[_Node], joined: dict[s
     spots = [place.at(node) for node in joined.values()]
     figure.add_scatter(
         x=[x for x, _ in spots], y=[y for _, y in spots], mode="markers+text", text=list(joined),
-        textfont={"size": 10, "color": "#222222"}, hoverinfo="skip",
+        textfont={"size": [10 if len(name) <= 4 else 8 for name in joined], "color": "#222222"},
+        hoverinfo="skip",
         marker={
             "size": 30, "symbol": "circle", "line": {"width": 1.5, "color": [
                 style.KIND_COLOURS.get(node.kind, style.GREY) for node in joined.values()

@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
-from mlp_interp.plots._neurons import layer_colours
+from mlp_interp.plots._neurons import layer_colours, name_layers
 
 _LETTERS = {"neuron": "N", "head": "H", "latent": "F"}
 HUES = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.AMBER, style.GREY)
@@ -115,13 +115,9 @@ def universal(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="fraction of neurons", range=[0, 1.02], row=1, col=2)
     other = str(result.attrs.get("other_model", "another model"))
     title = f"Which neurons does {style.plain(other)} have, too?"
-    style.finish(figure, title, result, height=440)
-    return figure.update_layout(
-        barmode="overlay",
-        legend={"x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"},
-        legend2={"orientation": "h", "x": 1, "y": -0.2, "xanchor": "right", "yanchor": "top"},
-        margin_b=100,
-    )
+    name_layers(figure, result["layer"].values.tolist())
+    style.finish(figure, title, result, height=460)
+    return figure.update_layout(barmode="overlay", margin_b=110, **style.two_legends())
 
 
 def revisions(result: xr.Dataset, variables: Sequence[str] | None = None) -> go.Figure:

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
 from mlp_interp.plots._ranges import _decades
-from mlp_interp.plots._tokens import visible
+from mlp_interp.plots._tokens import MANY, visible
 
 READ, OVER = "lens.read", "lens.over"
 _LINES = ("kl_output", "kl_input", "agrees", "entropy")
@@ -22,7 +22,7 @@ def lens(
     variable: str = "logp_output",
     *,
     prompt: int = 0,
-    text: bool = True,
+    text: bool | None = None,
 ) -> go.Figure:
     """The original grid: layers up, positions across, the likeliest token written in each cell.
 
@@ -34,7 +34,8 @@ def lens(
         variable: What colours the cells: ``"logp_output"`` (the final likeliest token),
             ``"rank_output"``, ``"kl_output"``, ``"kl_input"``, ``"entropy"``, ``"logp_next"``, …
         prompt: Which of the texts.
-        text: Whether to write the likeliest token in each cell.
+        text: Whether to write the likeliest token in each cell, and make the figure as wide as that
+            takes; None for where there are at most 30 positions.
 
     Returns:
         A heat map. The hover text has the likeliest tokens with their probabilities, the distances
@@ -62,6 +63,10 @@ def lens(
         _rank_ticks(shade) if ranks else {}
     )
     places = np.arange(one.sizes["pos"])
+    dense = len(places) > MANY
+    text = not dense if text is None else text
+    upright = dense and not text
+    label: dict = {"tickangle": -90, "tickfont_size": 8} if upright else {"tickangle": -60}
     layers = [str(layer) for layer in one["layer"].values]
     # Dark is what the figure is about: the final prediction is there, or nothing is known yet.
     scale = "Blues" if variable.startswith(("logp", "agrees", "cosine")) else "Blues_r"
@@ -75,7 +80,7 @@ def lens(
     below = [visible(str(token)) for token in one["token"].values]
     figure.update_xaxes(
         title="token that is read", tickmode="array", tickvals=places, ticktext=below,
-        tickangle=-60, showgrid=False, zeroline=False,
+        showgrid=False, zeroline=False, **label,
     )  # fmt: skip
     figure.update_yaxes(
         title="layer whose input is read", type="category", showgrid=False, automargin=True
@@ -83,15 +88,16 @@ def lens(
     right = one["top_text"].isel(layer=-1, rank=0).values == one["next_token"].values
     for place, (token, star) in enumerate(zip(one["next_token"].values, right, strict=True)):
         figure.add_annotation(
-            x=place, y=1, xref="x", yref="paper", yanchor="bottom", showarrow=False, textangle=-60,
-            text=visible(str(token)) + (" *" if star and token else ""), font_size=10,
+            x=place, y=1, xref="x", yref="paper", yanchor="bottom", showarrow=False,
+            textangle=label["tickangle"], font_size=8 if upright else 10,
+            text=visible(str(token)) + (" *" if star and token else ""),
         )  # fmt: skip
     title = f"What each layer would say, by {about.get('long_name', variable)}"
     note = f"{one.attrs.get('lens', '')} lens; above: the token that comes next, * if predicted"
-    height = 230 + 26 * len(layers)
-    width = max(620, 150 + (60 if text else 30) * len(places))
+    height = 250 + 26 * len(layers)
+    width = None if upright else max(620, 150 + (60 if text else 30) * len(places))
     return style.finish(
-        figure, title, one, note=note, height=height, width=width, margin_t=150, margin_b=110
+        figure, title, one, note=note, height=height, width=width, margin_t=170, margin_b=110
     )
 
 

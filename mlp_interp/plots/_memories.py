@@ -1,12 +1,14 @@
 """Neurons as memories: do their values say what follows, and what do MLPs do to predictions?"""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
 from mlp_interp.plots import _style as style
-from mlp_interp.plots._neurons import layer_colours
+from mlp_interp.plots._neurons import FEW, layer_colours, name_layers
 from mlp_interp.results import mean_and_error_over
 
 PARTS = {
@@ -64,14 +66,10 @@ def memories(result: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title="median rank over triggers, plus 1", type="log", row=1, col=2)
     figure.update_yaxes(title="fraction of neurons", row=1, col=2)
     figure.update_yaxes(range=[0, 1.02], row=1, col=2)
+    name_layers(figure, result["layer"].values.tolist())
     note = "dotted: values exchanged within the layer" if "rank_chance" in result else ""
-    style.finish(figure, "Neurons as memories", result, note=note, height=440)
-    return figure.update_layout(
-        barmode="group",
-        legend={"x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"},
-        legend2={"orientation": "h", "x": 1, "y": -0.2, "xanchor": "right", "yanchor": "top"},
-        margin_b=100,
-    )
+    style.finish(figure, "Neurons as memories", result, note=note, height=460)
+    return figure.update_layout(barmode="group", margin_b=110, **style.two_legends())
 
 
 def _ranks(figure: go.Figure, ranks: np.ndarray, layer: str, colour: str, dash: str) -> None:
@@ -130,30 +128,41 @@ def update_events(result: xr.Dataset, *, event: str = "changed") -> go.Figure:
             hovertemplate=f"layer %{{x}}<br>%{{y:.3f}} {label}<extra></extra>", row=1, col=1,
         )  # fmt: skip
     names = [str(token) for token in found["token"].values]
-    axis = [np.repeat([f"layer {n}" for n in layers], len(names)), names * len(layers)]
+    axis = _pairs(layers, names)
+    hover = [f"layer {layer}, {token} token" for layer in layers for token in names]
     for name, (label, colour) in PARTS.items():
         figure.add_bar(
             x=axis, y=found[name].values.ravel(), name=label, marker_color=colour,
             offsetgroup="parts", base=_bases(found, name).ravel(),
-            hovertemplate=f"%{{x}}<br>{label}: %{{y:+.3f}} logits<extra></extra>", row=1, col=2,
+            customdata=hover,
+            hovertemplate=f"%{{customdata}}<br>{label}: %{{y:+.3f}} logits<extra></extra>",
+            row=1, col=2,
         )  # fmt: skip
     figure.add_scatter(
         x=axis, y=found["total"].values.ravel(), mode="markers", name="all of the change",
         marker={"symbol": "diamond", "size": 9, "color": "black"},
         error_y=style.bars(found["total_se"].values.ravel() if "total_se" in found else None),
-        hovertemplate="%{x}<br>%{y:+.3f} logits<extra></extra>", row=1, col=2,
+        customdata=hover, hovertemplate="%{customdata}<br>%{y:+.3f} logits<extra></extra>",
+        row=1, col=2,
     )  # fmt: skip
     figure.update_xaxes(title="layer", type="category", row=1, col=1)
     figure.update_yaxes(title="fraction", range=[0, 1.05], row=1, col=1)
     figure.update_yaxes(title="logits", zeroline=True, zerolinecolor="#888", row=1, col=2)
     title = "How MLPs change the prediction: the new top token, and the old one"
-    style.finish(figure, title, result, note=f"event: {event}", height=480)
-    return figure.update_layout(
-        barmode="group",
-        legend={"x": 1, "xanchor": "right", "y": -0.2, "yanchor": "top"},
-        legend2={"orientation": "v", "x": 0, "y": -0.2, "xanchor": "left", "yanchor": "top"},
-        margin_b=120,
-    )
+    note = f"event: {event}"
+    if len(layers) > FEW:  # no room for names below pairs of bars
+        figure.update_xaxes(title="layer", row=1, col=2)
+        note += f"; bars of a layer: {', '.join(names)}"
+    style.finish(figure, title, result, note=note, height=500)
+    return figure.update_layout(barmode="group", margin_b=140, **style.two_legends())
+
+
+def _pairs(layers: list[str], names: list[str]) -> Any:
+    """Where the bars of each layer's tokens stand: named below them where there is room."""
+    if len(layers) <= FEW:
+        return [np.repeat([f"layer {n}" for n in layers], len(names)), names * len(layers)]
+    beside = (np.arange(len(names)) - (len(names) - 1) / 2) / (len(names) + 0.5)
+    return (np.array([float(n) for n in layers])[:, None] + beside).ravel()
 
 
 def _bases(found: xr.Dataset, name: str) -> np.ndarray:

@@ -59,6 +59,7 @@ KIND_NAMES = {
 }
 DIVERGING = "RdBu"  # red is negative, blue is positive, as in CircuitsVis
 SEQUENTIAL = "Viridis"
+_BAR = 40  # pixels above a title: there browsers draw plotly's tool bar
 WIDEST = 120  # characters of small text on one line of a title
 NEGATIVE, POSITIVE = "#B2182B", "#2166AC"  # the ends of RdBu
 
@@ -175,6 +176,14 @@ def diverging(title: str, size: float, *, centre: float = 0.0, length: int = 200
     }  # fmt: skip
 
 
+def two_legends() -> dict[str, Any]:
+    """Layout of two legends below a figure, one over the other: side by side they may not fit."""
+    below = {
+        "orientation": "h", "yref": "container", "x": 0, "xanchor": "left", "yanchor": "bottom",
+    }  # fmt: skip
+    return {"legend": {**below, "y": 0.06}, "legend2": {**below, "y": 0}}
+
+
 def finish(
     figure: go.Figure,
     title: str,
@@ -193,10 +202,13 @@ def finish(
         title={
             "text": "<br>".join([title, *(f"<sup>{line}</sup>" for line in lines)]),
             "font_size": 16, "x": 0, "xref": "paper", "y": 1, "yref": "container",
-            "yanchor": "top", "pad": {"t": 14},
+            "yanchor": "top", "pad": {"t": _BAR},
         },
         font_size=12,
-        margin={"l": 70, "r": 30, "t": 80 + 18 * max(0, len(lines) - 1), "b": 96 if noted else 60},
+        margin={
+            "l": 70, "r": 30, "b": 96 if noted else 60,
+            "t": _BAR + 58 + 18 * max(0, len(lines) - 1),
+        },
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )  # fmt: skip

@@ -228,7 +228,7 @@ def _finished(figure: go.Figure, title: str, result: xr.Dataset, note: str) -> g
     high = 250 * -(-panels // ACROSS)
     hidden = any(text.yshift == -62 for text in figure.layout.annotations)
     style.finish(
-        figure, title, result, note=note, height=high + 190, margin_t=120,
+        figure, title, result, note=note, height=high + 206, margin_t=136,
         margin_b=100 if hidden else 70,
     )  # fmt: skip
     figure.update_layout(legend={"y": 1 + 24 / high})

@@ -26,10 +26,12 @@ class Axis:
 
     def ticks(self, panels: int = 1) -> dict[str, Any]:
         """The options of a plotly axis, of which so many stand side by side."""
-        dense = len(self.places) * panels > MANY
+        count = len(self.places) * panels
+        dense = count > MANY
         return {
             "tickmode": "array", "tickvals": self.places, "ticktext": self.labels,
-            "tickangle": -90 if dense else -60, "tickfont_size": 9 if dense else 11,
+            "tickangle": -90 if dense else -60,
+            "tickfont_size": 8 if count > 2 * MANY else 9 if dense else 11,
         }  # fmt: skip
 
 
