@@ -13,7 +13,10 @@ author = "mlp_interp contributors"
 copyright = "2026, mlp_interp contributors"
 release = installed_version("mlp-interp")
 
+sys.path.insert(0, os.path.dirname(__file__))  # links.py, warm.py
+
 extensions = [
+    "links",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
@@ -72,7 +75,6 @@ def plain_returns(app, what, name, obj, options, lines):
 def setup(app):
     """Register `mathml` as what draws formulas, and `plain_returns` before napoleon."""
     if sys.platform == "linux":  # elsewhere a process that has torch cannot be copied
-        sys.path.append(os.path.dirname(__file__))
         import warm
 
         opened = ExitStack()
