@@ -140,7 +140,7 @@ def test_generation_with_latents_held(nano: Any) -> None:
         ({1: ("double", 0.0)}, {}, "how='double'; wanted 'set', 'scale' or 'add'"),
         ({1: ("set", torch.nan)}, {}, "holds nan; wanted finite numbers"),
         ({}, {}, r"latents=\{\} with error='keep' changes nothing"),
-        ({1: ("set", 0.0)}, {"error": "half"}, "error='half'; wanted 'keep' or 'drop'"),
+        ({1: ("set", 0.0)}, {"error": "half"}, "error='half'; wanted 'keep', 'drop' or 'beside'"),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")

@@ -61,6 +61,8 @@ class Dictionary:
         of_module: Whether what it writes is a module's own output, before the norm or multiplier
             that follows the module in some models.
         wants: The processing of the weights of the model it is for; None where nobody says.
+        ahead: How many layers above its own the first one is that it writes to, in the parts of a
+            cross-layer transcoder that `towards` makes.
         attrs: What is known of it.
 
     Raises:
@@ -94,6 +96,7 @@ class Dictionary:
     normalize: Normalize | None = None
     of_module: bool = False
     wants: Wants | None = None
+    ahead: int = 0
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ class Dictionary:
             raise ValueError(f"layer={self.layer!r}; wanted an integer from 0")
         if self.spans < 1 or (self.spans > 1 and self.writes != "mlp_out"):
             raise ValueError(f"spans={self.spans} with writes={self.writes!r}; wanted 1")
+        if self.ahead < 0 or (self.ahead and (self.writes != "mlp_out" or self.is_sae)):
+            raise ValueError(f"ahead={self.ahead} with writes={self.writes!r}; wanted 0")
         check_fit(self._tensors(), self.activation, self.spans)
         for name, x in self._tensors().items():
             check_finite(name, x)
@@ -128,7 +133,8 @@ class Dictionary:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The places it writes to."""
-        return tuple(Site(self.writes, self.layer + n) for n in range(self.spans))
+        first = self.layer + self.ahead
+        return tuple(Site(self.writes, first + n) for n in range(self.spans))
 
     @property
     def site(self) -> Site:
@@ -138,7 +144,14 @@ class Dictionary:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any entry of it, and with what it is of."""
-        names = ("layer", "reads", "writes", "spans", "normalize")
+        names = [
+            "layer",
+            "reads",
+            "writes",
+            "spans",
+            "normalize",
+            *(["ahead"] if self.ahead else []),
+        ]
         digest = hashlib.sha256(repr([getattr(self, name) for name in names]).encode())
         digest.update(f"{self.activation}".encode())
         for name, x in sorted(self._tensors().items()):
@@ -213,6 +226,21 @@ class Dictionary:
             activation = JumpRelu(activation.threshold.to(target))
         return replace(self, activation=activation, **held)
 
+    def towards(self, layer: int) -> "Dictionary":
+        """The part that writes to one of its layers.
+
+        Raises:
+            ValueError: It does not write there.
+        """
+        layers = [site.layer for site in self.sites]
+        if layer not in layers:
+            raise ValueError(f"layer={layer} of {self!r}; wanted one of {layers}")
+        if self.spans == 1:
+            return self
+        start = layers.index(layer) * self.d_out
+        W_dec, b_dec = (x[..., start : start + self.d_out] for x in (self.W_dec, self.b_dec))
+        return replace(self, W_dec=W_dec, b_dec=b_dec, spans=1, ahead=layer - self.layer)
+
     def check(self, weights: Weights, *, name: str = "dictionary") -> None:
         """Refuse a model for which it was not made.
 
@@ -232,7 +260,7 @@ class Dictionary:
             raise ValueError(
                 f"{name} reads and writes {widths} numbers; wanted d_model={weights.d_model}"
             )
-        last = self.layer + self.spans - 1
+        last = self.layer + self.ahead + self.spans - 1
         if last >= weights.n_layers:
             raise ValueError(
                 f"{name} is of layer {last}; wanted one of the model's 0 to {weights.n_layers - 1}"
@@ -241,7 +269,7 @@ class Dictionary:
         if self.reads in AFTER_NORM:
             weights.check_names(["post"], argument=name)
         if self.of_module:
-            check_module(weights, self.writes, range(self.layer, last + 1), name=name)
+            check_module(weights, self.writes, range(last + 1 - self.spans, last + 1), name=name)
         if self.wants is not None:
             found = processing(weights, self.layer, self.reads)
             if found not in (None, self.wants):

@@ -151,7 +151,11 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         kind = {"standard": f"{skip}transcoder", "jumprelu": f"jumprelu_{skip}transcoder"}.get(
             kind or ""
         )
-    if kind is None or (sae and dictionary.W_skip is not None) or dictionary.spans > 1:
+    if (
+        kind is None
+        or (sae and dictionary.W_skip is not None)
+        or dictionary.spans + dictionary.ahead > 1
+    ):
         raise ValueError(
             f"package='sae_lens' has no architecture for {dictionary!r}; wanted package='sparsify'"
         )

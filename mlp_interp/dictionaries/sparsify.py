@@ -69,7 +69,11 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: It has nothing for this activation or normalisation.
     """
     activation, sae = dictionary.activation, dictionary.is_sae
-    if not isinstance(activation, TopK | GroupMax) or dictionary.normalize or dictionary.spans > 1:
+    if (
+        not isinstance(activation, TopK | GroupMax)
+        or dictionary.normalize
+        or dictionary.spans + dictionary.ahead > 1
+    ):
         raise ValueError(
             f"package='sparsify' has nothing for {dictionary!r}; wanted a TopK dictionary of one "
             "layer without normalisation, or package='sae_lens'"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, SupportsInt
+from typing import Any, SupportsInt
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,7 +19,7 @@ from mlp_interp.edits.actions import (
     Set,
     Value,
 )
-from mlp_interp.edits.latents import How, LatentValues
+from mlp_interp.edits.latents import Error, How, LatentValues
 from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
@@ -270,7 +270,7 @@ class Edit:
         changes: Mapping[int, tuple[How, Value]],
         *,
         positions: Indices = None,
-        error: Literal["keep", "drop"] | Tensor = "keep",
+        error: Error | Tensor = "keep",
         where: Tensor | None = None,
     ) -> "Edit":
         """Give some latents of a dictionary other activations, in the place that it writes to.
@@ -281,13 +281,15 @@ class Edit:
         for another.
 
         Args:
-            dictionary: An SAE or transcoder of this model.
+            dictionary: An SAE or transcoder of this model; of a cross-layer transcoder the part
+                that writes to one layer (`Dictionary.towards`), an edit for each.
             changes: By latent, ``("set", value)``, ``("scale", factor)`` or ``("add", value)``; of
                 numbers, or of tensors that broadcast to ``[batch, pos]`` of the chosen positions.
             positions: As of `Edit`.
             error: ``"keep"``; ``"drop"`` puts there what the latents make of it, without what they
                 do not explain (with no changes: the dictionary spliced in); a tensor takes the
-                error's place.
+                error's place; ``"beside"`` adds what they make of it to what is there, for places
+                that several dictionaries write (the parts of a cross-layer transcoder).
             where: True for the tokens at which it is done, broadcasting to ``[batch, pos]`` of the
                 chosen positions; None for all.
 

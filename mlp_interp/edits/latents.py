@@ -14,9 +14,10 @@ from mlp_interp.models.indices import index
 from mlp_interp.models.options import check_choice
 from mlp_interp.sites import Site
 
-__all__ = ["How", "LatentValues"]
+__all__ = ["Error", "How", "LatentValues"]
 
 How = Literal["set", "scale", "add"]
+Error = Literal["keep", "drop", "beside"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +32,14 @@ class LatentValues(Action):
         changes: By latent, ``"set"``, ``"scale"`` or ``"add"``, and a number, or a tensor that
             broadcasts to ``[batch, pos]`` of what is selected.
         error: What of the activation no latent explains: ``"keep"``, ``"drop"``, or a tensor that
-            takes its place.
+            takes its place; ``"beside"`` takes all that is there for it.
         where: True for the tokens at which it is done, of a shape that broadcasts to ``[batch,
             pos]``; None for all.
     """
 
     dictionary: Dictionary
     changes: Mapping[int, tuple[How, Value]] = field(default_factory=dict)
-    error: Literal["keep", "drop"] | Tensor = "keep"
+    error: Error | Tensor = "keep"
     where: Tensor | None = None
     name: ClassVar[str] = "latents"
 
@@ -67,7 +68,7 @@ class LatentValues(Action):
             index("latents", latent, one.n_latents)
             check_choice("how", how, get_args(How))
         if not isinstance(self.error, Tensor):
-            check_choice("error", self.error, ("keep", "drop"))
+            check_choice("error", self.error, get_args(Error))
         if not self.changes and isinstance(self.error, str) and self.error == "keep":
             raise ValueError("latents={} with error='keep' changes nothing; wanted some latents")
         super().check(site, units)
@@ -98,7 +99,7 @@ class LatentValues(Action):
         rebuilt = self.dictionary.decode(latents).to(old)
         if isinstance(self.error, Tensor):
             return rebuilt + selection.cut(self.error, old)
-        return rebuilt
+        return rebuilt if self.error == "drop" else old + rebuilt
 
     def _changed(self, own: Tensor, selection: Selection) -> Tensor:
         columns = []

@@ -7,24 +7,15 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
 from mlp_interp.latents.linear import Linear, linear_maps
-from mlp_interp.latents.named import check_list
-from mlp_interp.latents.spliced import (
-    Batch,
-    measured,
-    put,
-    read_in,
-    runs_of,
-    sites_of,
-    splice,
-)
+from mlp_interp.latents.places import Place, places_of
+from mlp_interp.latents.spliced import Batch, measured, put, runs_of, sites_of, splice
 from mlp_interp.metrics import Effects
 from mlp_interp.models import describe
-from mlp_interp.models.indices import count, distinct
+from mlp_interp.models.indices import count
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -62,7 +53,9 @@ def replace(
 
     Args:
         model: The model.
-        dictionaries: SAEs or transcoders, of one place each.
+        dictionaries: SAEs or transcoders, of one place each; or all those of a cross-layer
+            transcoder, of which each writes to its own MLP's output and to all later ones: in place
+            of an MLP then stands what those of its layer and the layers below write there together.
         corpus: As of `evaluate`.
         cumulative: Whether to replace ``"up to 1.mlp"`` and ``"from 2.mlp"``, too.
         first: As of `evaluate`.
@@ -76,7 +69,8 @@ def replace(
         ``clean_loss`` with ``_se``.
 
     Raises:
-        ValueError: No dictionaries, two of one place, one of several layers or of another model.
+        ValueError: No dictionaries, two of one place, one of another model, or some of a
+            cross-layer transcoder without the others.
 
     References:
         Marks et al., "Sparse Feature Circuits", 2024, keep errors as nodes; Ameisen et al.,
@@ -95,15 +89,16 @@ def replace(
     """
     count("batch_size", batch_size)
     runner = Runner.of(model)
-    ordered = _checked(runner, dictionaries)
+    places = places_of(runner.weights, dictionaries)
+    parts = [one for place in places for one in place.parts]
     texts = padded_texts(model, corpus, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
-    again = partial(runs_of, runner, texts, counts, sites_of(runner.weights, ordered), batch_size)
-    sums = linear_maps(again(), ordered)
+    again = partial(runs_of, runner, texts, counts, sites_of(runner.weights, parts), batch_size)
+    sums = linear_maps(again(), places)
     maps = [one.solved() for one in sums]
-    labels = [one.site.label for one in ordered]
+    labels = [place.site.label for place in places]
     groups = _groups(labels, cumulative)
-    stand = _Stand(ordered, [made for made, _ in maps], sums)
+    stand = _Stand(places, [made for made, _ in maps], sums)
     found = measured(runner, again(), partial(_changes, stand, groups))
     loss, loss_error = mean_and_error(found.loss.nanmean(-1))
     fvu: dict[str, Any] = {
@@ -122,7 +117,7 @@ def replace(
             **texts.attrs,
             **describe(model),
             "analysis": "replacement by dictionaries",
-            "dictionaries": "; ".join(map(repr, ordered)),
+            "dictionaries": "; ".join(map(repr, dictionaries)),
             "unit": "nats",
             "first": first,
             "counted": int(counts.sum()),
@@ -130,12 +125,6 @@ def replace(
             "exact": 1,
         },
     )
-
-
-def _checked(runner: Runner, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-    check_list(runner.weights, dictionaries)
-    distinct("dictionaries", [one.site.label for one in dictionaries])
-    return sorted(dictionaries, key=lambda one: (one.layer, one.writes))
 
 
 def _groups(labels: Sequence[str], cumulative: bool) -> dict[str, list[int]]:
@@ -152,31 +141,30 @@ def _groups(labels: Sequence[str], cumulative: bool) -> dict[str, list[int]]:
 class _Stand:
     """What stands in the places."""
 
-    dictionaries: Sequence[Dictionary]
+    places: Sequence[Place]
     maps: Sequence[Dictionary]
     sums: Sequence[Linear]
 
-    def edits(self, batch: Batch, n: int, error: Tensor) -> tuple[Edit, ...]:
+    def edits(self, batch: Batch, n: int) -> tuple[list[Edit], ...]:
         """In the order of `_BY`."""
-        one, counts = self.dictionaries[n], batch.counts
+        place, counts = self.places[n], batch.counts
+        written = batch.run.at(place.site)
+        error = written - place.rebuilt(batch.run).to(written)
         return (
-            splice(one, counts),
-            splice(self.maps[n], counts),
-            put(one.site, self.sums[n].mean, counts),
-            put(one.site, 0.0, counts),
-            splice(one, counts, error),
+            place.spliced(counts),
+            [splice(self.maps[n], counts)],
+            [put(place.site, self.sums[n].mean, counts)],
+            [put(place.site, 0.0, counts)],
+            place.spliced(counts, error),
         )
 
 
 def _changes(
     stand: _Stand, groups: Mapping[str, Iterable[int]], batch: Batch
 ) -> dict[str, list[Edit]]:
-    edits = []
-    for n, one in enumerate(stand.dictionaries):
-        read, written = read_in(batch.run, one)
-        edits.append(stand.edits(batch, n, written - one(read)[0].to(written)))
+    edits = [stand.edits(batch, n) for n in range(len(stand.places))]
     return {
-        f"{name}/{by}": [edits[n][b] for n in group]
+        f"{name}/{by}": [edit for n in group for edit in edits[n][b]]
         for name, group in groups.items()
         for b, by in enumerate(_BY)
     }

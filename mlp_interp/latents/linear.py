@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, Relu
+from mlp_interp.latents.places import Place
 from mlp_interp.latents.spliced import Batch, read_in
 from mlp_interp.lens.moments import solved
 
@@ -17,10 +18,10 @@ _RIDGE = 1e-6
 class Linear:
     """Sums over tokens of which the map is made, in double precision."""
 
-    def __init__(self, dictionary: Dictionary) -> None:
+    def __init__(self, place: Place) -> None:
         """Start with no tokens."""
-        d_in, d_out = dictionary.W_enc.shape[0], dictionary.d_out
-        self.dictionary = dictionary
+        d_in, d_out = place.own.W_enc.shape[0], place.own.d_out
+        self.place = place
         self.tokens = 0
         self.square = torch.zeros(d_in, d_in, dtype=torch.float64)
         self.cross = torch.zeros(d_in, d_out, dtype=torch.float64)
@@ -29,9 +30,10 @@ class Linear:
         self.left = torch.zeros((), dtype=torch.float64)
 
     def add(self, batch: Batch) -> None:
-        """Sum up the tokens of a run that count, also what the dictionary leaves over."""
-        x, y = (side[batch.counts] for side in read_in(batch.run, self.dictionary))
-        self.left += (self.dictionary(x)[0].to(y) - y).double().square().sum().cpu()
+        """Sum up the tokens of a run that count, also what dictionaries leave over."""
+        x, y = (side[batch.counts] for side in read_in(batch.run, self.place.own))
+        rebuilt = self.place.rebuilt(batch.run, batch.counts).to(y)
+        self.left += (rebuilt - y).double().square().sum().cpu()
         x, y = x.double().cpu(), y.double().cpu()
         self.tokens += len(x)
         self.square += x.T @ x
@@ -52,7 +54,7 @@ class Linear:
 
     @property
     def fvu(self) -> float:
-        """The share of variance that the dictionary leaves over."""
+        """The share of variance that dictionaries leave over."""
         return float(self.left / self.variance)
 
     def solved(self) -> tuple[Dictionary, float]:
@@ -60,7 +62,7 @@ class Linear:
 
         An SAE's would be the identity; of it the mean is given instead, which leaves all over.
         """
-        one, n = self.dictionary, self.tokens
+        one, n = self.place.own, self.tokens
         weight = torch.zeros_like(self.cross)
         bias = self.y / n
         if not one.is_sae:
@@ -83,9 +85,9 @@ class Linear:
         return made, float(1 - explained / self.variance)
 
 
-def linear_maps(batches: Iterable[Batch], dictionaries: Iterable[Dictionary]) -> list[Linear]:
-    """Sums over a corpus, for each dictionary."""
-    found = [Linear(one) for one in dictionaries]
+def linear_maps(batches: Iterable[Batch], places: Iterable[Place]) -> list[Linear]:
+    """Sums over a corpus, for each place."""
+    found = [Linear(one) for one in places]
     for batch in batches:
         for one in found:
             one.add(batch)

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def check_one_layer(weights: Weights, dictionary: Dictionary, *, name: str = "dictionary") -> None:
-    """Refuse a dictionary of another model, and one that writes to several layers.
+    """Refuse a dictionary of another model, and one that writes to several layers, or to another.
 
     Raises:
         ValueError: It is one of these.
@@ -40,13 +40,20 @@ def check_one_layer(weights: Weights, dictionary: Dictionary, *, name: str = "di
     dictionary.check(weights, name=name)
     if dictionary.spans > 1:
         raise ValueError(f"{name} writes to {dictionary.spans} layers; wanted one")
+    if dictionary.ahead:
+        raise ValueError(
+            f"{name} reads layer {dictionary.layer} and writes to {dictionary.site.label}; wanted "
+            "one of a single layer"
+        )
 
 
 def sites_of(weights: Weights, dictionaries: Iterable[Dictionary]) -> list[Site]:
     """What a run must keep for `read_in`, beside the streams."""
     given = [*dictionaries]
-    places = {(one.writes, one.layer) for one in given} | Reading(weights, given).wanted
-    return [Site(*place) for place in sorted(places) if not place[0].startswith("resid")]
+    places = {site for one in given for site in one.sites}
+    places |= {Site(*place) for place in Reading(weights, given).wanted}
+    kept = [site for site in places if not site.name.startswith("resid")]
+    return sorted(kept, key=lambda site: (site.name, site.layer or 0))
 
 
 def read_in(run: Run, dictionary: Dictionary) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def split(
                 f"dictionaries has {layers.count(one.layer)} of layer {one.layer}; wanted one, "
                 "for latents are named by their layer"
             )
-        if one.site not in parts or one.spans > 1:
+        if one.site not in parts or one.spans + one.ahead > 1:
             places = ", ".join(site.label for site in one.sites)
             raise ValueError(
                 f"dictionaries[{n}] is of {places}; wanted one component of a residual at "
