@@ -53,8 +53,9 @@ def test_results_say_what_they_are(kind, name):
     assert {*FUNCTIONS} == {*neurons.__all__} - {"AscentOptions"}
     model = kind("parallel")
     found = FUNCTIONS[name](model, corpus_for(model))
-    missing = {"unit", "long_name", "data", "model"} - found.attrs.keys()
-    assert not missing
+    wanted = {"unit", "long_name", "data", "model", "exact"}
+    wanted |= set() if found.attrs.get("exact") == 1 else {"approximation"}
+    assert not wanted - found.attrs.keys()
     for variable, values in getattr(found, "data_vars", {}).items():
         assert values.attrs.get("unit"), variable
         assert values.attrs.get("long_name"), variable

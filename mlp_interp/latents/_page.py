@@ -158,6 +158,7 @@ def page(
             **texts.attrs,
             **describe(model),
             "analysis": "page of a latent",
+            "exact": 1,
             "long_name": f"what {site.label} reads, when it is active, and what that does",
             "dictionary": repr(dictionary),
             "fingerprint": dictionary.fingerprint,

@@ -72,6 +72,8 @@ def check_model(model: Model) -> xr.Dataset:
         attrs={
             **describe(model),
             "long_name": "does the model compute what its weights and its source say",
+            "unit": "see each variable",
+            "exact": 1,
             "n_layers": weights.n_layers,
             "n_heads": weights.n_heads,
             "d_model": weights.d_model,

@@ -57,6 +57,7 @@ def probe_direction(result: xr.Dataset, layer: int, output: int | str = 0) -> xr
         site, at = "resid_pre", 0
     about = f"raises the {result.attrs['kind']} probe's {names[number]!r} by 1"
     kept = ("model", "revision", "processing", "dtype", "device", "backend", "data", "n_layers")
+    kept += ("exact", "approximation")
     return xr.DataArray(
         line.values[None] / square,
         dims=("layer", unit),

@@ -129,6 +129,7 @@ def reachable_share(
         "analysis": "reachable share",
         "unit": "share",
         "exact": 0,
+        "approximation": "a sample of sets, each decided to a tolerance",
         "errors": "standard deviation over draws of sets",
         "pool": pool if isinstance(pool, str) else f"{len(drawn_from)} ids",
         "n": n,

@@ -100,6 +100,7 @@ def footprint(
             **texts.attrs,
             **describe(model),
             "analysis": "footprint",
+            "exact": 1,
             "rewrite": repr(rewrite),
             "unit": "nats",
             "first": first,

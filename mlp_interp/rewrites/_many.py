@@ -128,6 +128,8 @@ def rewrite_many(
         sizes=wanted.sizes,
         attrs={
             "analysis": "rewrite_many",
+            "exact": 0,
+            "approximation": "values are searched for, and other keys known by their moments",
             "prefixes": len(texts),
             "preserve": "\n".join(preserve),
             **vars(search),

@@ -111,6 +111,8 @@ def rewrite(
         sizes=[float(texts.value.double().mean(0).norm())],
         attrs={
             "analysis": "rewrite",
+            "exact": 0,
+            "approximation": "values are searched for, and other keys known by their moments",
             "prefixes": len(rows.tokens) - 1,
             "preserve": "\n".join([preserve] if isinstance(preserve, str) else preserve),
             **vars(search),

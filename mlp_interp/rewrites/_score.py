@@ -147,6 +147,7 @@ def score_rewrite(
         {
             **describe(model),
             "analysis": "score_rewrite",
+            "exact": 1,
             "rewrite": repr(rewrite),
             "data": f"{len(asked)} prompts",
             "unit": "fraction",

@@ -94,6 +94,8 @@ def generate_compare(
                 f"{generation.max_new_tokens} tokens"
             ),
             "long_name": "texts continued with edits and without, from the same seeds",
+            "unit": "see each variable",
+            "exact": 1,
             "edits": "\n".join(map(str, listed)),
             "where": generation.where,
             "seed": generation.seed,

@@ -80,6 +80,7 @@ def capacity(d: int, k_active: int, noise: float, *, d_mlp: int | None = None) -
             "long_name": "bounds on how many features fit, under assumptions",
             "unit": "features",
             "exact": 0,
+            "approximation": "orders of magnitude under assumptions",
             "d": d,
             "k_active": k_active,
             "noise": float(noise),
@@ -140,5 +141,6 @@ def underdetermined(tokens: int, rates: Sequence[float] | float) -> xr.Dataset:
             "long_name": "whether there is enough text for a dictionary's features",
             "unit": "tokens",
             "exact": 0,
+            "approximation": "a rule of thumb, measured on planted features",
         },
     )

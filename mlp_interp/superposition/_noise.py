@@ -134,7 +134,8 @@ def noise_tolerance(
     result["tolerated"] = _tolerated(result["kl"], level)
     attrs = {k: v for k, v in found.attrs.items() if k != "reducer"}
     attrs |= {"analysis": "noise_tolerance", "kind": kind, "level": level, "first": first}
-    attrs |= {"seed": seed, "unit": "nats", "exact": 0, "errors": "standard error over texts"}
+    attrs |= {"seed": seed, "unit": "nats", "errors": "standard error over texts"}
+    attrs |= {"exact": 0, "approximation": "one draw of noise at each position"}
     return result.assign_attrs(attrs, long_name="what noise at a site does to predictions")
 
 

@@ -137,6 +137,7 @@ def overlaps(
         attrs,
         unit="see each variable",
         exact=0,
+        approximation="angles fitted to a sample of texts",
         long_name="whether what two neurons promote is read off one or off both",
     )
 

@@ -89,6 +89,7 @@ def activations(
         {
             **describe(model),
             "analysis": "activations in texts",
+            "exact": 1,
             "unit": "activation",
             "long_name": about,
             "site": site,

@@ -154,6 +154,7 @@ def verify_neuron(
         attrs={
             **describe(model),
             "analysis": "evidence for a neuron",
+            "exact": 1,
             "long_name": f"activation and ablation of {site.label}",
             "unit": "see each variable",
             "data": "; ".join(

@@ -100,6 +100,7 @@ def expected_embedding_generate(
         {
             **describe(model),
             "analysis": "expected_embedding_generate",
+            "exact": 1,
             "long_name": "a text continued with mean embeddings",
             "unit": "see each variable",
             "data": "the prompt",

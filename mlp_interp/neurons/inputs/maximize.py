@@ -123,6 +123,8 @@ def maximize(
                 "position": "none" if position is None else position,
                 "max_new_tokens": max_new_tokens,
                 "analysis": "maximize",
+                "exact": 0,
+                "approximation": "a search: other inputs may drive it further",
                 "long_name": f"inputs that drive {place.label} up (sign 1) or down (sign -1)",
                 "data": "none but the prompt",
                 "site": place.label,

@@ -186,6 +186,7 @@ def neuron_page(
             **texts.attrs,
             **describe(model),
             "analysis": "page of a neuron",
+            "exact": 1,
             "long_name": f"what {site.label} reads, when it fires, and what that does",
             "unit": "see each variable",
             "positions": found["fraction"].attrs["entries"],

@@ -241,6 +241,7 @@ def _dataset(
     }
     attrs = {
         "analysis": "pursue",
+        "exact": 1,
         "long_name": "value vectors that a direction is made of",
         "unit": "see each variable",
         "data": "the weights alone",

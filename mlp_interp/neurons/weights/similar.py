@@ -246,4 +246,4 @@ def _check_by(by: Any) -> None:
 
 
 def _attrs(model: Model, by: str) -> dict[str, Any]:
-    return {**describe(model), "unit": "cosine", "by": by, "data": "the weights alone"}
+    return {**describe(model), "unit": "cosine", "by": by, "data": "the weights alone", "exact": 1}

@@ -325,6 +325,7 @@ def _dataset(
             **describe(model),
             "unit": "see each variable",
             "long_name": "what the weights of neurons say",
+            "exact": 1,
             "data": "the weights alone",
         },
     )

@@ -237,6 +237,7 @@ def _effects(model: Model, task: _Task, z: Float[Tensor, "layer head d_head"]) -
         attrs={
             "unit": "nats",
             "long_name": "rise of the answer's log-probability",
+            "exact": 1,
             "baseline": float(baseline.mean()),
             "data": f"{len(task.prompts)} prompts",
             **describe(model),

@@ -59,6 +59,7 @@ def as_direction(
         attrs={
             "site": site,
             "unit": "activation",
+            "exact": 1,
             "n_layers": Weights.of(model).n_layers,
             **attrs,
             **describe(model),

@@ -153,6 +153,8 @@ def dose_result(
         attrs={
             **about,
             "long_name": "effect and cost of a direction, by layer and coefficient",
+            "unit": "see each variable",
+            "exact": 1,
             "direction": str(grid.direction.attrs.get("long_name", "direction")),
             "site": grid.direction.attrs["site"],
             "action": grid.action,

@@ -180,6 +180,7 @@ def thomson(n: int, d: int, *, restarts: int = 8, steps: int = 500, seed: int = 
             "long_name": "charges at rest on a sphere",
             "unit": "none",
             "exact": 0,
+            "approximation": "the best of several descents",
             "seed": seed,
         },
     )

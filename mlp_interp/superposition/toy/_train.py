@@ -187,5 +187,6 @@ def _dataset(W: Tensor, b: Tensor, loss: Tensor, probability: Tensor) -> xr.Data
             "long_name": "toy models of superposition",
             "unit": "see each variable",
             "exact": 0,
+            "approximation": "the models that training found",
         },
     )
