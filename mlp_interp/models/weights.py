@@ -492,3 +492,21 @@ def _check_kind(model: Any) -> None:
             f"model={cfg.model_name!r} normalises with {cfg.normalization_type}; wanted LayerNorm "
             "('LN', 'LNPre'), RMSNorm ('RMS', 'RMSPre') or no norm (None)"
         )
+    lacking = _lacking(model)
+    if lacking:
+        raise ValueError(
+            f"model={cfg.model_name!r} has {lacking}; wanted a decoder whose blocks are attention "
+            "and one MLP, with positions rotated in, added or none"
+        )
+
+
+def _lacking(model: Model) -> str:
+    """What keeps a model's blocks from being attention and an MLP; empty where nothing does."""
+    for layer, block in enumerate(model.blocks):
+        if not hasattr(block, "attn"):
+            return f"no attention in block {layer}, a {type(block).__name__}"
+        if type(getattr(block, "mlp", None)).__name__.startswith("MoE"):
+            return f"several experts for one MLP in block {layer}"
+    if model.cfg.positional_embedding_type == "standard" and not hasattr(model, "pos_embed"):
+        return "positions that are added without an embedding of them"
+    return ""
