@@ -163,9 +163,13 @@ def test_any_norm_is_what_direct_effects_and_gradients_go_through(options):
         assert (fast.engine, slow.engine) == (lean, "hooks")
         for name in fast.data_vars:
             np.testing.assert_allclose(fast[name], slow[name], atol=1e-4, err_msg=name)
-    for kept in (["resid_pre", "mlp_out"], ["k", "v"], ["pre"]):
+    for kept in (
+        {"sites": ["resid_pre", "mlp_out"], "positions": [2, -1]},
+        {"sites": ["k", "v"], "heads": [1, 3]},
+        {"sites": ["pre"], "neurons": [2, 5]},
+    ):
         fast, slow = (
-            mi.patch(model, contrast, sites=kept, engine=engine) for engine in ("auto", "hooks")
+            mi.patch(model, contrast, engine=engine, **kept) for engine in ("auto", "hooks")
         )
         np.testing.assert_allclose(fast.raw, slow.raw, atol=1e-4)
 
