@@ -153,6 +153,20 @@ def test_bos_counts_only_if_it_is_asked_for(kind, texts):
         np.testing.assert_allclose(found["participation"].item(), ratio, rtol=1e-4)
 
 
+def test_how_many_dimensions_nano_s_neurons_use(nano, monkeypatch):
+    """58 of 768 with the BOS inside texts, as a model without tokenizer counts; more without."""
+    corpus = mi.load_corpus("nano", nano, sequences=150)
+    options: Any = {"layers": 2, "points": (40, 150)}
+    without = spectrum(nano, corpus, **options)["participation"].values[0]
+    monkeypatch.setattr(nano, "tokenizer", None)
+    found = spectrum(nano, corpus.tokens, **options)
+    assert found["tokens"].values.tolist() == [40 * 127, 150 * 127]
+    np.testing.assert_allclose(found["participation_unbiased"][0], 58, atol=3)
+    np.testing.assert_allclose(found["participation"][0], 58, atol=4)
+    assert 0.5 < float(found["participation_se"][0, 1]) < 4
+    assert (without > 1.2 * found["participation"].values[0]).all()
+
+
 def test_edge_of_noise():
     """Of pure noise hardly an eigenvalue is above; of four planted directions these four."""
     generator = np.random.default_rng(0)
