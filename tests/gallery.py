@@ -139,6 +139,15 @@ heldout = mi.load_corpus("nano", model, sequences=48, length=64, seed=1)
 options = {"reads": "mlp_in", "n_latents": 256, "k": 16, "steps": 80, "batch_size": 256}
 trained = [mi.latents.train(model, corpus, f"{n}.mlp", **options) for n in range(4)]
 mi.plots.replacement(mi.latents.replace(model, trained, heldout))""",
+    "absorption": """
+from mlp_interp.nano import words
+
+more = mi.load_corpus("nano", model, sequences=200, length=64)
+sae = mi.latents.train(model, more, "0.mlp", n_latents=512, k=8, steps=150)
+lists = {"names": words.NAMES, "countries": list(words.COUNTRIES), "cities": words.CITIES}
+lists |= {"colours": words.COLOURS, "numbers": words.NUMBERS, "objects": words.OBJECTS}
+kinds = {kind: [f"They spoke of {word}" for word in some] for kind, some in lists.items()}
+mi.plots.absorption(mi.latents.absorption(model, sae, kinds, share=0.3))""",
 }
 
 VIEWS = {

@@ -1,17 +1,23 @@
 """Absorption: latents with exceptions, planted and found, and none where there are none."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from typer.testing import CliRunner
 
 import mlp_interp as mi
 from mlp_interp import latents
-from mlp_interp.dictionaries import Dictionary, Relu
+from mlp_interp.cli import app
+from mlp_interp.dictionaries import Dictionary, Relu, save
 from mlp_interp.latents.absorbed import main_latents
 from mlp_interp.metrics.separation import threshold_table
+from mlp_interp.results import load
+from mlp_interp.views.numbers import number
 
 KINDS = {"animals": [" cat", " dog", " king", " boy"], "places": [" sea", " sun", " day", " house"]}
 FILLERS = 30
@@ -180,3 +186,49 @@ def test_what_is_refused(nano: Any, options: Any, text: str) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="writes to 2 layers"):
         latents.absorption(nano, wide, texts_of())
+
+
+def test_the_figure_has_a_row_a_kind_with_its_null(nano: Any) -> None:
+    found = latents.absorption(nano, planted(nano, 0.3, 0.7), texts_of(), seed=2)
+    figure: Any = mi.plots.absorption(found)
+    lines = {line.name: line for line in figure.data}
+    null = {f"{name}, rows exchanged" for name in ("full", "partial")}
+    assert {*lines} == {"full", "partial", "missed", *null}
+    kinds = found.kind.values.tolist()
+    assert list(figure.layout.yaxis.ticktext) == kinds
+    for name, values in (("partial", found.partial), ("full, rows exchanged", found.full_null)):
+        np.testing.assert_array_equal(lines[name].x, values)
+    at = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
+    np.testing.assert_allclose(lines["missed"].y, [at[kind] for kind in kinds])
+    assert "found 100%, false alarms 0%" in lines["full"].text[kinds.index("animals")]
+    with pytest.raises(ValueError, match=r"latents\.absorption"):
+        mi.plots.absorption(found.drop_vars("missed"))
+
+
+def test_the_command_prints_a_line_a_kind(nano: Any, tmp_path: Any) -> None:
+    one, texts = planted(nano, 0.3, 0.7), texts_of()
+    save(one, tmp_path / "sae")
+    rows = [{"word": text, "kind": kind} for kind, some in texts.items() for text in some]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "found.nc"
+
+    def said(*arguments: str) -> Any:
+        command = ["absorption", str(table), "-d", str(tmp_path / "sae"), "--text", "word"]
+        return CliRunner().invoke(app, [*command, *arguments])
+
+    result = said("-y", "kind", "--seed", "2", "-o", str(out))
+    assert result.exit_code == 0, result.stderr
+    found = latents.absorption(nano, one, texts, seed=2)
+    xr.testing.assert_allclose(load(out)[["full", "partial"]], found[["full", "partial"]])
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == [*texts]
+    here = found.sel(kind="animals")
+    assert number(here.partial, here.partial_se) in lines[2 + [*texts].index("animals")]
+    for arguments, text in (
+        (["-y", "sort"], "--label 'sort' is no column; wanted one of word, kind"),
+        (["-y", "kind", "--text", "line"], "--text 'line' is no column"),
+        (["-y", "kind", "--share", "2"], "share=2.0"),
+    ):
+        wrong = said(*arguments)
+        assert (wrong.exit_code, text in wrong.stderr) == (2, True)

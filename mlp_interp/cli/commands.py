@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mlp_interp.cli.absorption import absorption
 from mlp_interp.cli.attribute import attribute
 from mlp_interp.cli.check import check
 from mlp_interp.cli.features import features
@@ -54,6 +55,7 @@ def main(
       mlp-interp patch --task ioi              writes patch.html
       mlp-interp neuron L3N506                 writes L3N506.html
       mlp-interp latent --dictionary my-sae
+      mlp-interp absorption texts.csv --dictionary my-sae
       mlp-interp memories
       mlp-interp lens "The capital of France is" writes lens.html
       mlp-interp heads L1H3
@@ -74,6 +76,7 @@ app.command(short_help="Show what adds to the logit of an answer.")(attribute)
 app.command(short_help="Exchange activations between two runs; write one HTML page.")(patch)
 app.command(short_help="Show all about one neuron; write one HTML page.")(neuron)
 app.command(short_help="Show what a dictionary explains, and all about one latent.")(latent)
+app.command(short_help="Say in which texts other latents stand for a kind's own.")(absorption)
 app.command(short_help="Show whether texts go on as neurons say.")(memories)
 app.command(short_help="Show what each layer would say; write one HTML page.")(lens)
 app.command("tune-lens", short_help="Train a tuned lens.")(tune_lens)

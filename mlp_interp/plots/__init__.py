@@ -5,6 +5,7 @@ in the result. Signed values use a diverging scale centred at zero (red negative
 magnitudes a sequential one; error bars are one standard error and say so.
 """
 
+from mlp_interp.plots._absorption import absorption
 from mlp_interp.plots._attribution import attribution, heads, neurons, sources
 from mlp_interp.plots._compare import estimate
 from mlp_interp.plots._edges import edges
@@ -33,6 +34,7 @@ from mlp_interp.plots._trace import causal_trace
 from mlp_interp.plots._updates import update_shares
 
 __all__ = [
+    "absorption",
     "activation_fractions",
     "activation_histogram",
     "activity_by_position",
