@@ -30,9 +30,10 @@ def test_gradients_are_the_same_in_every_mode(kind, backend, engine, mode, name)
     expected = ANALYSES[name](model, contrast_of(), "probability", **options)
     with MODES[mode]():
         contrast = contrast_of()
-        runs = [run(model, tokens) for tokens in (contrast.clean_tokens, contrast.corrupted_tokens)]
         found = ANALYSES[name](model, contrast, "probability", **options)
         if mode == "inference":
+            both = contrast.clean_tokens, contrast.corrupted_tokens
+            runs = [run(model, tokens) for tokens in both]
             same = ANALYSES[name](model, contrast, "probability", runs=runs, **options)
             xr.testing.assert_allclose(same, expected, atol=1e-6)
         assert torch.is_inference_mode_enabled() == (mode == "inference")
@@ -96,3 +97,21 @@ def test_gradient_mode_stays(gradients):
     with torch.inference_mode(), own_mode():
         assert not torch.is_inference_mode_enabled()
         assert not torch.is_grad_enabled()
+
+
+def test_a_lens_is_fitted_in_every_mode(kind, tokens):
+    model = kind("parallel")
+    expected = mi.lens.tuned(model, tokens, steps=2)
+    for mode in MODES.values():
+        with mode():
+            found = mi.lens.tuned(model, tokens, steps=2)
+        torch.testing.assert_close(found.weight, expected.weight)
+
+
+def test_autocast_is_said_where_it_rounds(kind, tokens):
+    model = kind("parallel")
+    exact = mi.ablate_total(model, tokens, ["1.mlp"])
+    with MODES["autocast"](), pytest.warns(UserWarning, match="autocast is on: .* half precision"):
+        rounded = mi.ablate_total(model, tokens, ["1.mlp"])
+    assert float(abs(rounded.kl - exact.kl).max()) > 1e-6
+    mi.ablate_total(model, tokens, ["1.mlp"])

@@ -27,6 +27,7 @@ __all__ = ["train"]
 _KEEP_EVERY = 100
 
 
+@own_mode()
 def train(
     model: Model,
     corpus: Any,
@@ -117,7 +118,7 @@ def train(
         "first": first, "seed": seed,
     }  # fmt: skip
     kept = Checkpoint(_folder(checkpoint, model, texts, options), TENSORS)
-    with own_mode(), torch.no_grad():
+    with torch.no_grad():
         rows = Rows(forward_of(model), pattern, texts.tokens, counts, pool, seed)
         state = kept.read("state")
         state = beginning(*rows.first(), n_latents, seed) if state is None else state

@@ -32,6 +32,7 @@ _WARMUP = 0.05
 _BETAS, _EPS = (0.9, 0.99), 1e-8
 
 
+@own_mode()
 def tuned(
     model: Model,
     corpus: Any,
@@ -102,7 +103,7 @@ def tuned(
         folder = Path(checkpoint) / f"tuned-{name}"
     kept = Checkpoint(folder, TENSORS)
     state = kept.read("state") or state
-    with own_mode(), torch.no_grad():
+    with torch.no_grad():
         training = _Training(forward_of(model), Unembed.of(model), lr, steps)
         done = int(state["step"])
         bar = tqdm(total=steps, initial=done, desc="tuned lens", disable=not progress)

@@ -1,5 +1,6 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +100,17 @@ class Weights:
 
         Raises:
             ValueError: It is not a decoder of attention and MLPs.
+
+        Warns:
+            UserWarning: Autocast is on, in which most numbers are of half precision.
         """
         _check_kind(model)
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            warnings.warn(
+                "autocast is on: what is computed here is rounded to half precision, but where "
+                "gradients are taken or runs exchanged; call analyses outside it",
+                stacklevel=1,  # one place, so that it is said once
+            )
         return cls(model)
 
     @property
