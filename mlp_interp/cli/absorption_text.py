@@ -17,7 +17,7 @@ def lines_of(found: xr.Dataset) -> list[str]:
     Args:
         found: What `latents.absorption` gave.
     """
-    rows = [(*_HEAD, "by chance")]
+    rows: list[tuple[str, ...]] = [(*_HEAD, "by chance")]
     for kind in found["kind"].values.tolist():
         one = found.sel(kind=kind)
         main = ", ".join(str(n) for n in one["main"].values.tolist() if n >= 0)
