@@ -23,6 +23,8 @@ from mlp_interp.rewrites import (
     rewritten,
     score_rewrite,
 )
+from mlp_interp.rewrites._associations import _compared
+from mlp_interp.rewrites._many import _readers
 from mlp_interp.rewrites._score import _entropy
 from mlp_interp.rewrites.facts import continued, placed
 from mlp_interp.rewrites.keys import Keys
@@ -513,6 +515,56 @@ def test_the_footprint_of_several_layers_is_of_what_they_read_by_then(nano, text
         counted = felt.added[n].notnull().values
         assert counted[:, 1:].mean() > 0.9
         np.testing.assert_allclose(felt.added[n].values[counted], wanted[counted], rtol=1e-3)
+        before = mi.run(nano, text.tokens[:4], sites=["mlp_out"])["mlp_out", n].norm(dim=-1)
+        own = float(before[counted].square().mean().sqrt())
+        assert float(felt.share[n]) == pytest.approx(float(felt.rms[n]) / own, rel=1e-4)
+        size = float(found.change(n).norm() / Weights.of(nano).parameter(n, "W_out").norm())
+        assert float(felt.weights[n]) == pytest.approx(size, rel=1e-4)
+
+
+def test_footprints_and_readers_of_several_facts_are_those_of_whole_matrices():
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 12, generator=g).double()
+    u, delta, keys = (torch.randn(3, n, generator=g).double() for n in (12, 5, 12))
+    held = Keys(rows.T @ rows / len(rows), 1e-2)
+    wanted = (rows @ (u.T @ delta)).square().sum(1).mean().sqrt()
+    assert held.footprint(u, delta) == pytest.approx(float(wanted))
+    # As MEMIT has it: K (lambda C + K^T K)^-1, with lambda in keys per neuron.
+    loaded = held.moment + 1e-2 * held.moment.diagonal().mean() * torch.eye(12)
+    wanted = keys @ torch.linalg.inv(0.5 * 12 * loaded + keys.T @ keys)
+    torch.testing.assert_close(_readers(held, keys, 0.5), wanted)
+
+
+def test_halves_are_compared_as_keys_read_them():
+    g = torch.Generator().manual_seed(0)
+    rows = [torch.randn(60, 8, generator=g).double() * torch.arange(1, 9) for _ in range(2)]
+    keys = torch.randn(5, 8, generator=g).double()
+    moments = [x.T @ x / len(x) for x in rows]
+    halves = [
+        xr.Dataset(
+            {"second_moment": (("layer", "neuron", "other"), x[None].numpy())}
+        ).assign_coords(layer=[3])
+        for x in moments
+    ]
+    found = _compared(halves, 3, 0.0, keys)
+    us = [keys @ torch.linalg.inv(x) for x in moments]
+    every = torch.cat(rows)
+    cosines, ratios = [], []
+    for a, b in zip(*us, strict=True):
+        cosines.append(torch.cosine_similarity(every @ a, every @ b, dim=0))
+        sizes = [[float((x @ u).norm()) for x in rows] for u in (a, b)]
+        ratios.append((sizes[0][1] / sizes[0][0] * sizes[1][0] / sizes[1][1]) ** 0.5)
+    assert found["agreement"] == pytest.approx(float(torch.stack(cosines).mean()))
+    assert found["inflation"] == pytest.approx(float(np.exp(np.log(ratios).mean())))
+
+
+@pytest.mark.filterwarnings("ignore:.*is not what the model says:UserWarning")
+def test_layers_share_a_change_that_is_centred_and_no_longer_than_allowed(nano, keys):
+    options = {"keys": keys, "prefixes": 0, "search": Search(steps=6, clamp=0.4)}
+    one, two = (rewrite_many(nano, [SWEDEN], layers=some, **options) for some in ([1], [0, 1]))
+    assert one.data.length.item() == pytest.approx(0.4, rel=1e-4)
+    torch.testing.assert_close(two.delta[0], one.delta[0] / 2)
+    assert float(one.delta.mean().abs()) < 1e-6
 
 
 # What a person sees
