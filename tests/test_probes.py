@@ -24,7 +24,8 @@ from mlp_interp.probes._linear import discriminant, logistic
 from mlp_interp.probes._margin import Margin
 from mlp_interp.probes._rankings import Ranking, f_statistic, ranked
 from mlp_interp.probes._read import Place, layers_held
-from mlp_interp.probes._ridge import ridge
+from mlp_interp.probes._ridge import _some, ridge
+from mlp_interp.probes._scores import of_tokens
 from mlp_interp.probes._splits import Splits, shuffled
 
 CITIES = {
@@ -196,6 +197,25 @@ def test_the_strength_of_ridge_is_that_of_groups_left_out() -> None:
             error += (((Z[~kept] - mean) @ w + middle - y[~kept]) ** 2).sum()
         errors.append(error)
     assert line.alpha == pytest.approx(alphas[int(np.argmin(errors))])
+
+
+def test_groups_that_choose_a_strength_are_whole_and_spread_evenly() -> None:
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(1500), 6))
+    kept = np.unique(groups[_some(groups)])
+    assert len(_some(groups)) == 6 * len(kept) <= 2000
+    np.testing.assert_array_equal(np.diff(kept), 5)
+    np.testing.assert_array_equal(_some(groups[:90]), np.arange(90))
+
+
+def test_a_token_by_itself_says_its_mean_label_or_that_of_all() -> None:
+    token, fitted = np.array([7, 7, 7, 7, 2, 2, 7, 2, 9]), np.arange(6)
+    labels = np.array([0, 0, 0, 1, 1, 1, 0, 1, 0])[:, None]
+    assert of_tokens(token, labels, fitted, np.array([6, 7]), 2) == 1
+    assert of_tokens(token, labels, fitted, np.array([3]), 2) == 0
+    values = np.array([0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 2.0, 8.0])[:, None]
+    said, true = np.array([3.0, 2.0, values[:6].mean()]), values[6:, 0]
+    wanted = 1 - ((said - true) ** 2).mean() / values.var()
+    assert of_tokens(token, values, fitted, np.arange(6, 9), 0) == pytest.approx(wanted)
 
 
 def test_discriminants() -> None:
