@@ -12,11 +12,22 @@ async function drawFigure(place) {
   return drawNow(place);
 }
 
+// Two figures fit on a page of paper; what is much higher has a page of its own.
+function lower(layout) {
+  if (layout.height <= 505) return;
+  layout.height = 505;
+  for (const [name, axis] of Object.entries(layout)) {
+    const named = name.startsWith("yaxis") && axis.type === "category";
+    if (named) Object.assign(axis, { dtick: 1, tickfont: { size: 10 } });
+  }
+}
+
 async function drawNow(place) {
   const paper = document.documentElement.classList.contains("paper");
   const { data, layout } = JSON.parse(place.querySelector("script").textContent);
   // What has a width needs that much at least.
   if (layout.width) layout.width = Math.max(layout.width, place.clientWidth);
+  if (paper && layout.height < 900) lower(layout);
   const look = JSON.parse(document.getElementById("look").textContent);
   Object.assign(look.layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
   look.layout.font = { family: getComputedStyle(document.body).fontFamily, color: colour("--text") };
