@@ -76,6 +76,30 @@ def test_copying_and_match_are_of_whole_tables(small):
             values = torch.linalg.eigvals(table - table.mean(1, keepdim=True))
             positive = float(values.real.sum() / values.abs().sum())
             assert float(here.copying) == pytest.approx(positive, abs=1e-4)
+            negative = float((-values.real).clamp_min(0).sum() / values.abs().sum())
+            assert float(here.suppression) == pytest.approx(negative, abs=1e-4)
+            between = heads.relative(range(1, 32)).double().mean(0)
+            met = reads[layer] @ heads.Q[head].double() @ between @ heads.K[head].double().T
+            values = torch.linalg.eigvals(met @ reads[layer].T)
+            positive = float(values.real.sum() / values.abs().sum())
+            assert float(here.duplicate) == pytest.approx(positive, abs=1e-4)
+            for name, matrix in (
+                ("ov", heads.V[head] @ heads.O[head]),
+                ("qk", heads.Q[head] @ heads.K[head].T),
+            ):
+                squares = torch.linalg.svdvals(matrix.double()).square()
+                total = squares.sum()
+                sizes = {
+                    "norm": total.sqrt(),
+                    "rank": total.square() / squares.square().sum(),
+                    "stable_rank": total / squares.max(),
+                }
+                for what, size in sizes.items():
+                    assert float(here[f"{what}_{name}"]) == pytest.approx(float(size), rel=1e-4)
+    kernel = of_heads.positions(small, sample=64, seed=3).score.values
+    kernel = torch.from_numpy(kernel).softmax(-1).unflatten(0, (3, 4))
+    np.testing.assert_allclose(found["self"], kernel[..., 0], atol=1e-5)
+    np.testing.assert_allclose(found["previous"], kernel[..., 1], atol=1e-5)
     first, second = held[0], held[2]
     between = second.relative(range(1, 32)).double().mean(0)
     keys = reads[0] @ first.V[1].double() @ first.O[1].double() @ second.K[3].double()
@@ -84,6 +108,38 @@ def test_copying_and_match_are_of_whole_tables(small):
     expected = float(values.real.sum() / values.abs().sum())
     at = pairs["match"].sel(writer="L0H1", reader="L2H3")
     assert float(at) == pytest.approx(expected, abs=1e-4)
+
+
+def test_chance_is_that_of_heads_turned_in_what_norms_let_through(small):
+    weights = Weights.of(small)
+    first, second = (Heads.of(weights, layer) for layer in (0, 2))
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((32, 1), 32**-0.5).double()
+    span = torch.linalg.svd(flat)[0][:, 1:]
+    turns = torch.linalg.qr(torch.randn(60, 31, 31, generator=generator).double())[0]
+    turns = (span @ turns @ span.T)[:, None]
+    vocabulary = Vocabulary.of(small, "extended", sample=64, seed=3)
+    moments = vocabulary.moments(2)
+    between = second.relative(range(1, 32)).double().mean(0)
+    Q, K, V, O = (getattr(second, name).double() for name in "QKVO")  # noqa: E741
+
+    def deviation(core):
+        values = torch.linalg.eigvals(core)
+        return float((values.real.sum(-1) / values.abs().sum(-1)).square().mean().sqrt())
+
+    cross = vocabulary.cross(0, 2) @ (Q @ between)[3]
+    wrote = first.O[1].double() @ turns[:, 0] @ K[3]
+    wanted = {
+        "copying": deviation(O @ moments.readout @ turns @ V),
+        "duplicate": deviation(between @ K.mT @ moments.covariance @ turns @ Q),
+        "match": deviation(wrote.mT @ (first.V[1].double().T @ cross)),
+    }
+    found = of_heads.roles(small, sample=64, seed=3, layers=2)
+    mine = {name: found[f"{name}_null"].item() for name in ("copying", "duplicate")}
+    pair = of_heads.match(small, writers="L0H1", readers="L2H3", sample=64, seed=3)
+    mine["match"] = pair["null"].item()
+    for name, value in wanted.items():  # of 24 and 64 draws
+        assert mine[name] == pytest.approx(value, rel=0.35), name
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="the library's composition scores are of this class")
@@ -317,6 +373,10 @@ def test_processing_and_class_change_nothing(kind):
 def test_shared_keys_sequential_blocks_and_added_positions(kind, backend):
     llama = everything(kind("llama", backend, "raw"))
     assert all(np.isfinite(x.values).any() for x in llama.values())
+    # An RMSNorm lets all 32 dimensions through, a LayerNorm one less.
+    for architecture, dimensions in (("llama", 32), ("sequential", 31)):
+        composed = of_heads.compose(kind(architecture, backend, "raw"), readers="v")
+        assert float(composed.expected.max()) == pytest.approx(dimensions**-0.5)
     sequential = of_heads.roles(kind("sequential", backend, "raw"))
     assert sequential.attrs["exact"] == 0
     assert "MLP 0" in sequential.attrs["approximation"]

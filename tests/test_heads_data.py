@@ -202,6 +202,15 @@ def test_a_cut_key_path_is_the_model_with_other_keys(nano):
         for x in (without, logits)
     ]
     assert float(found.knockout) == pytest.approx(loss[0] - loss[1], abs=1e-4)
+    asked = {"level": "head", "queries": range(25, 49)}
+    parts = of_heads.split_scores(nano, tokens[:4], "L1H2", **asked).parts.sum("query_component")
+    margin = np.zeros(parts.sizes["key_component"])
+    for i, of_query in enumerate(parts.values.swapaxes(0, 1)):
+        keys = of_query[:, : 26 + i]
+        margin += (keys[:, i + 2] - np.delete(keys, i + 2, axis=1).mean(1)).sum(0)
+    few = of_heads.induction(nano, tokens=tokens[:4]).sel(circuit="L0H0 → L1H2")
+    share = margin[list(parts.key_component.values).index("L0H0")] / margin.sum()
+    assert float(few.score_share) == pytest.approx(share, abs=1e-3)
 
 
 def test_no_circuits_in_random_models(kind, backend):

@@ -52,7 +52,7 @@ def values(model: Any, layer: int) -> Tensor:
 
 def test_memories_are_those_of_plain_hooks(some_model: Any) -> None:
     tokens, k = of_random(), 3
-    found = memories(some_model, tokens, k=k, layers=1, controls=0).isel(layer=0)
+    found = memories(some_model, tokens, k=k, layers=1).isel(layer=0)
     post, weight = seen(some_model, tokens, 1)["post"], readout(some_model)[0]
     logits = values(some_model, 1) @ weight
     size, pos = post[:, 1:].abs().max(1)
@@ -66,12 +66,16 @@ def test_memories_are_those_of_plain_hooks(some_model: Any) -> None:
     follows = torch.cat([tokens, torch.full_like(tokens[:, :1], -1)], 1)[sequence, place + 1]
     np.testing.assert_array_equal(found["next"], follows)
     known, sign = follows >= 0, activation.sign()
+    exchanged = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
     for n in range(0, len(logits), 7):
         wanted, signs = follows[n][known[n]], sign[n][known[n]]
         said = logits[:, wanted] * signs  # of every value
         hits = (said >= (logits[:, None] * signs[:, None]).amax(-1)).double().mean(1)
         lift = (said / logits.std(1, correction=0)[:, None]).mean(1)
         ranks = ((logits[n] * signs[:, None]) > said[n][:, None]).sum(1)
+        other = exchanged[n]
+        signed = logits[n] * sign[other][known[other]][:, None]
+        beside = (signed > signed.gather(1, follows[other][known[other]][:, None])).sum(1)
         others = torch.arange(len(logits)) != n
         expected = {
             "agreement": hits[n],
@@ -81,6 +85,7 @@ def test_memories_are_those_of_plain_hooks(some_model: Any) -> None:
             "lift_chance": lift[others].mean(),
             "lift_p": (lift >= lift[n] - 1e-9).double().mean(),
             "rank": ranks.double().nanmedian(),
+            "rank_chance": beside.double().nanmedian(),
         }
         for name, value in expected.items():
             got = float(found[name][n])
@@ -137,6 +142,7 @@ def test_composition_is_that_of_plain_hooks(some_model: Any) -> None:
         x = {name: value[:, 1:] for name, value in seen(some_model, tokens, layer).items()}
         before = x["resid_pre"] if parallel else x["resid_post"] - x["mlp_out"]
         value = unembed.norm.keep(values(some_model, layer))
+        b_out = Weights.of(some_model).parameter(layer, "b_out").double()
         says = (x["mlp_out"] @ weight).argmax(-1)
         top, low = (value @ weight).argmax(-1), (value @ weight).argmin(-1)
         memory = torch.where(x["post"] > 0, top, low)
@@ -147,6 +153,7 @@ def test_composition_is_that_of_plain_hooks(some_model: Any) -> None:
             "any": ~hit.any(-1),
             "positive": ~(hit & (x["post"] > 0)).any(-1),
             "dominant": ~hit.gather(-1, order[..., :4]).any(-1),
+            "bias": says == (b_out @ weight).argmax(),
             "stream": says == (unembed.normalize(before) @ weight + bias).argmax(-1),
             "after": says == (unembed.normalize(before + x["mlp_out"]) @ weight + bias).argmax(-1),
             "final": says == (unembed.normalize(x["final"]) @ weight + bias).argmax(-1),
@@ -204,7 +211,10 @@ def test_events_are_those_of_plain_hooks(some_model: Any, stream: Any) -> None:
             order = (x["post"].abs() * unembed.norm.keep(value).norm(dim=-1)).argsort(
                 -1, descending=True
             )
-            expected["dominant_max"] = each.gather(-1, order[..., :4]).amax(-1)
+            dominant = each.gather(-1, order[..., :4])
+            expected["dominant_max"] = dominant.amax(-1)
+            expected["dominant_min"] = dominant.amin(-1)
+            expected["dominant_mean"] = dominant.mean(-1)
             for what, numbers in expected.items():
                 mean = _by_text(numbers, where)
                 assert float(mine[what].sel(token=name)) == pytest.approx(

@@ -284,6 +284,12 @@ def test_angles_are_those_of_scipy(kind: Any) -> None:
     np.testing.assert_allclose(cosines, angles, atol=1e-5)
     assert float(found["overlap"][0, 0]) == pytest.approx(float((angles**2).mean()), abs=1e-5)
     assert bool((found["overlap"] <= 1).all())
+    turns = torch.randn(400, 31, 31, generator=torch.Generator().manual_seed(0)).double()
+    turns = torch.linalg.qr(turns)[0]
+    a, b = int(found["writer_rank"][1]), int(found["reader_rank"][0])
+    assert a != b
+    random = turns[:, :a, :b].square().sum((1, 2)).mean() / min(a, b)
+    assert float(found["overlap_chance"][1, 0]) == pytest.approx(float(random), rel=0.03)
 
 
 def test_bigrams_are_those_of_a_loop(some_model: Any, tokens: Tensor) -> None:
