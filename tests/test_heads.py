@@ -8,6 +8,7 @@ from random_models import HAS_HOOKED
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
 from mlp_interp.dictionaries import Dictionary, TopK
+from mlp_interp.heads._match import Matching
 from mlp_interp.heads._sides import Side, compared
 from mlp_interp.heads._spectral import _largest, _rotations, spectral
 from mlp_interp.heads._vocabulary import Vocabulary
@@ -108,6 +109,10 @@ def test_copying_and_match_are_of_whole_tables(small):
     expected = float(values.real.sum() / values.abs().sum())
     at = pairs["match"].sel(writer="L0H1", reader="L2H3")
     assert float(at) == pytest.approx(expected, abs=1e-4)
+    own = (table.diagonal() / table.square().mean(1).sqrt()).mean()
+    vocabulary = Vocabulary.of(small, "extended", sample=64, seed=3)
+    found = Matching(first, second, vocabulary).own_z(3, 1, seed=0)
+    assert found == pytest.approx(float(own), rel=1e-3)
 
 
 def test_chance_is_that_of_heads_turned_in_what_norms_let_through(small):
