@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import xarray as xr
 from contrasts import contrast_of
 from random_models import build, random_neox, unchecked
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,9 +22,11 @@ from mlp_interp import (
     run,
 )
 from mlp_interp.ablation import ablate_direct
+from mlp_interp.models.options import check_choice
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.texts import texts_of
 from mlp_interp.residual import cache_for
+from mlp_interp.sites import Site
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,33 @@ def test_what_is_no_contrast_and_what_is_no_metric(kind, tokens):
         patch(model, contrast, lambda logits: logits.mean())
     with pytest.raises(ValueError, match=r"function of 0 arguments; wanted one of the logits"):
         patch(model, contrast, lambda: 0.0)
+
+
+def test_unknown_words_are_answered_with_the_nearest(kind, tokens):
+    model, contrast = kind(), contrast_of()
+    for near, call in {
+        "'mean'": lambda: unchecked(mlp_interp.ablate_total)(model, tokens, baseline="maen"),
+        "'logit_difference'": lambda: patch(model, contrast, "logit_diference"),
+        "'spectral'": lambda: unchecked(mlp_interp.heads.compose)(model, measure="spectrl"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"; wanted .* \(did you mean {near}\?\)$"):
+            call()
+    with pytest.raises(ValueError, match=r"word='x'; wanted 'chess'$"):
+        check_choice("word", "x", ["chess"])
+
+
+def test_sites_name_what_labels_name(kind):
+    weights, model = mlp_interp.weights, kind()
+    head, queries, neuron = Site("z", 0, head=1), Site("q", 1, head=0), Site("post", 0, neuron=3)
+    found = weights.subspaces(model, head, [queries])
+    xr.testing.assert_identical(found, weights.subspaces(model, "L0H1", ["L1H0.q"]))
+    found = weights.virtual_weights(model, neuron, "L1", best=5)
+    xr.testing.assert_identical(found, weights.virtual_weights(model, "L0N3", "L1", best=5))
+
+
+def test_tokens_below_0_are_no_tokens(kind):
+    with pytest.raises(ValueError, match=r"tokens\[0\]=-1; wanted token ids from 0 to 299"):
+        mlp_interp.reach.reachable(kind(), [5, -1])
 
 
 @pytest.mark.parametrize(

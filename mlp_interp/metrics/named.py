@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.metrics.metric import KL, Continuation, Custom, Linear, Metric
+from mlp_interp.sites import did_you_mean
 
 __all__ = [
     "METRICS",
@@ -303,8 +304,9 @@ def metric_for(metric: Any, pairs: Pairs) -> Metric:
     if callable(metric) and not isinstance(metric, type):
         return of_function(metric)
     if not isinstance(metric, str) or metric not in makers:
+        near = did_you_mean(metric, METRICS) if isinstance(metric, str) else ""
         raise ValueError(
             f"metric={metric!r}; wanted a Metric, a function of logits, or one of "
-            f"{', '.join(METRICS)}"
+            f"{', '.join(METRICS)}{near}"
         )
     return makers[metric]()

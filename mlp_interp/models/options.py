@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlp_interp.sites import did_you_mean
+
 __all__ = ["check_choice", "check_counts", "checked_count", "checked_seed", "generator_of"]
 
 
@@ -17,7 +19,10 @@ def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
     """
     if value not in wanted:
         *others, last = map(repr, wanted)
-        raise ValueError(f"{name}={value!r}; wanted {', '.join(others)} or {last}")
+        listed = f"{', '.join(others)} or {last}" if others else last
+        words = [word for word in wanted if isinstance(word, str)]
+        near = did_you_mean(value, words) if isinstance(value, str) else ""
+        raise ValueError(f"{name}={value!r}; wanted {listed}{near}")
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:

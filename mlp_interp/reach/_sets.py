@@ -57,4 +57,6 @@ def _several(one: Any, n: int) -> Sequence[Any]:
 def _token(model: Model, entry: Any, n: int, d_vocab: int) -> int:
     if isinstance(entry, str):
         return single_token(tokenizer_of(model), entry, what=f"tokens[{n}]")
+    if type(entry) is int and entry < 0:  # often stands for no token
+        raise ValueError(f"tokens[{n}]={entry}; wanted token ids from 0 to {d_vocab - 1}")
     return index(f"tokens[{n}]", entry, d_vocab)

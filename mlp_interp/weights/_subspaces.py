@@ -15,6 +15,7 @@ from mlp_interp.models.heads import Heads
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
+from mlp_interp.sites import Site
 from mlp_interp.weights.matrices import readout
 
 __all__ = ["subspaces"]
@@ -25,8 +26,8 @@ _LABEL = re.compile(r"L(\d+)H(\d+)(?:\.(q|k|v))?|(\d+)\.mlp")
 @torch.no_grad()
 def subspaces(
     model: Model,
-    writers: str | Sequence[str],
-    readers: str | Sequence[str],
+    writers: str | Site | Sequence[str | Site],
+    readers: str | Site | Sequence[str | Site],
     *,
     energy: float = 0.9,
 ) -> xr.Dataset:
@@ -103,7 +104,8 @@ def subspaces(
 
 
 def _listed(argument: str, given: Any) -> list[str]:
-    listed = [given] if isinstance(given, str) else [*given]
+    one = isinstance(given, str | Site)
+    listed = [x.label if isinstance(x, Site) else x for x in ([given] if one else given)]
     if not listed or len({*listed}) < len(listed):
         raise ValueError(f"{argument}={listed!r}; wanted at least one label, each once")
     return listed

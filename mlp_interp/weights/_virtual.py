@@ -13,6 +13,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
+from mlp_interp.sites import Site
 from mlp_interp.weights._table import ranked
 from mlp_interp.weights.factors import Ends, Factors, every
 from mlp_interp.weights.matrices import readout, writing
@@ -27,8 +28,8 @@ Side = tuple[Float[Tensor, "_ d_model"], Ends, int]
 @torch.no_grad()
 def virtual_weights(
     model: Model,
-    writer: str,
-    reader: str,
+    writer: str | Site,
+    reader: str | Site,
     *,
     k: int = 20,
     best: int = 100,
@@ -71,6 +72,7 @@ def virtual_weights(
         ((768, 3), True)
     """
     weights = Weights.of(model)
+    writer, reader = (end.label if isinstance(end, Site) else end for end in (writer, reader))
     sides = writer_of(weights, writer), reader_of(weights, reader)
     found = between(model, *sides, (writer, reader), k=k, best=best, side=side, progress=progress)
     return found.assign_attrs(analysis="virtual_weights", writer=writer, reader=reader)
