@@ -211,6 +211,48 @@ def test_a_batch_topk_step_is_that_of_dense_products() -> None:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_steps_are_those_of_torch_s_adam() -> None:
+    """Slow reference: dense products; rows of length 1, and dead latents pulled to what is left."""
+    g = torch.Generator().manual_seed(0)
+    data = [torch.randn(256, 6, generator=g) * 3 + 1 for _ in range(5)]
+    state, learner = beginning(data[0], data[0], 20, 0), Learner("topk", 3, 0.01, 5, 2)
+    state["b_enc"][:8] -= 2.2  # above 0 at times, and never among the largest
+    mean, scale = data[0].mean(0), (data[0] - data[0].mean(0)).square().mean().sqrt()
+    held = {k: state[k].clone().requires_grad_() for k in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    adam, idle = torch.optim.Adam(held.values()), torch.zeros(20)
+    for step, x in enumerate(data, 1):
+        told = learner.step(state, x, x)
+        y = (x - mean) / scale
+        pre = y @ held["W_enc"] + held["b_enc"]
+        kept = pre.relu() * (pre >= pre.topk(3).values[:, -1:])
+        left = y - kept @ held["W_dec"] - held["b_dec"]
+        loss = left.square().mean()
+        assert told == pytest.approx(float(loss.detach()), rel=1e-4)
+        dead = (idle >= 2).nonzero()[:, 0]
+        total = loss
+        if len(dead):
+            some = pre[:, dead]
+            few = min(3, len(dead))  # half of the width, or all
+            assert bool((some > 0).any())
+            pulled = (some.relu() * (some >= some.topk(few).values[:, -1:])) @ held["W_dec"][dead]
+            target = left.detach()
+            total = loss + (target - pulled).square().mean() / target.square().mean() / 32
+        idle += 1
+        idle[(kept > 0).any(0)] = 0
+        adam.zero_grad()
+        total.backward()
+        rows = held["W_dec"]
+        rows.grad -= (rows.grad * rows.detach()).sum(1, keepdim=True) * rows.detach()
+        adam.param_groups[0]["lr"] = 0.01 * min(1.0, (6 - step) / 1.5)
+        adam.step()
+        with torch.no_grad():
+            rows /= rows.norm(dim=1, keepdim=True)
+        for name, x_held in held.items():
+            torch.testing.assert_close(state[name], x_held.detach(), atol=2e-4, rtol=1e-3)
+    assert len(dead)
+    assert torch.equal(state["idle"].float(), idle)
+
+
 def test_pools_hold_every_row_once_a_round(nano: Any, corpus: Any) -> None:
     tokens = corpus.tokens[:5]
     counts = torch.ones_like(tokens, dtype=torch.bool)
@@ -308,6 +350,20 @@ def test_evaluation_is_that_of_plain_hooks(
     dense = active.dense()
     np.testing.assert_allclose(float(found.l0), (dense > 0).sum(-1).double().mean(), rtol=1e-6)
     np.testing.assert_allclose(found.density, (dense > 0).double().mean(0), atol=1e-9)
+    np.testing.assert_allclose(found.dead, (dense == 0).all(0).double().mean())
+    np.testing.assert_allclose(found.dense, ((dense > 0).double().mean(0) > 0.1).double().mean())
+    strength = dense.double().sum(0) / (dense > 0).sum(0)
+    np.testing.assert_allclose(found.mean_active, strength, rtol=1e-4)
+    ratio = (rebuilt.norm(dim=-1) / y.norm(dim=-1)).mean()
+    np.testing.assert_allclose(found.norm_ratio, ratio, rtol=1e-4)
+    pos = (few.tokens != 0).nonzero()[:, 1]
+    for place in (5, 20):
+        here = y[pos == place]
+        left = (rebuilt[pos == place] - here).square().sum()
+        wanted = left / (here - here.mean(0)).square().sum()
+        np.testing.assert_allclose(found.fvu_by_pos[place], wanted, rtol=1e-3)
+        l0 = (dense[pos == place] > 0).sum(-1).double().mean()
+        np.testing.assert_allclose(found.l0_by_pos[place], l0)
     for k, values in kls.items():
         np.testing.assert_allclose(found.kl.sel(splice=k), np.mean(values), rtol=1e-3)
         np.testing.assert_allclose(found.delta_loss.sel(splice=k), np.mean(lost[k]), atol=1e-5)
@@ -316,8 +372,13 @@ def test_evaluation_is_that_of_plain_hooks(
     for k in ("zero", "mean"):
         removed = np.array(lost[k])
         matters = abs(removed.mean()) >= 2 * removed.std(ddof=1) / len(removed) ** 0.5
-        wanted = 1 - np.mean(lost["dictionary"]) / removed.mean() if matters else np.nan
+        mine = np.array(lost["dictionary"])
+        wanted = 1 - mine.mean() / removed.mean() if matters else np.nan
         np.testing.assert_allclose(found.recovered.sel(baseline=k), wanted, rtol=1e-2)
+        # The error of a ratio of means, by the delta method.
+        apart = (mine - mine.mean() / removed.mean() * removed) / removed.mean()
+        error = apart.std(ddof=1) / len(removed) ** 0.5 if matters else np.nan
+        np.testing.assert_allclose(found.recovered_se.sel(baseline=k), error, rtol=5e-2)
     assert np.isnan(found.kl_by_pos.isel(pos=0)).all()
 
 
