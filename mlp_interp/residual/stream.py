@@ -118,7 +118,7 @@ class Residual:
             ValueError: The direction is no finite vector as wide as the stream.
 
         Example:
-            >>> from mlp_interp import cache_for, load_model, table
+            >>> from mlp_interp import cache_for, decompose, load_model, table
             >>> model = load_model("nano")
             >>> residual = decompose(model, cache_for(model, "The capital of France is"))
             >>> table(residual.along(model.W_U[:, 0]), 2).frame.columns.tolist()
