@@ -48,3 +48,30 @@ def test_other_blocks_are_refused_by_name(family):
 @pytest.mark.skipif(not HAS_HOOKED, reason="a class of TransformerLens 3")
 def test_experts_of_the_other_class_are_refused():
     refused(hooked(num_experts=2, experts_per_token=1), "several experts for one MLP in block 0")
+
+
+def test_dropout_in_training_mode_is_refused(kind):
+    model = kind("gpt2", "bridge", "raw")
+    expected = mi.run(model, TOKENS).final
+    state = torch.random.get_rng_state()
+    model.train()
+    try:
+        for analysis in (lambda: mi.run(model, TOKENS), lambda: mi.check_model(model)):
+            with pytest.raises(
+                ValueError, match=r"in training mode and has dropout.*wanted model\.eval"
+            ):
+                analysis()
+    finally:
+        model.eval()
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.testing.assert_close(mi.run(model, TOKENS).final, expected)
+
+
+def test_training_mode_without_dropout_changes_nothing(kind):
+    model = kind("parallel", "bridge", "raw")
+    expected = mi.run(model, TOKENS).final
+    model.train()
+    try:
+        torch.testing.assert_close(mi.run(model, TOKENS).final, expected)
+    finally:
+        model.eval()

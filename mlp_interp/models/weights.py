@@ -502,12 +502,26 @@ def _check_kind(model: Any) -> None:
             f"model={cfg.model_name!r} normalises with {cfg.normalization_type}; wanted LayerNorm "
             "('LN', 'LNPre'), RMSNorm ('RMS', 'RMSPre') or no norm (None)"
         )
+    if _drops_out(model):
+        raise ValueError(
+            f"model={cfg.model_name!r} is in training mode and has dropout, so that every pass "
+            "gives other numbers; wanted model.eval()"
+        )
     lacking = _lacking(model)
     if lacking:
         raise ValueError(
             f"model={cfg.model_name!r} has {lacking}; wanted a decoder whose blocks are attention "
             "and one MLP, with positions rotated in, added or none"
         )
+
+
+def _drops_out(model: Model) -> bool:
+    """Whether the model is being trained, with dropout: then every pass gives other numbers."""
+    return bool(getattr(model, "training", False)) and any(
+        module.training and (rate := getattr(module, name, 0)) and isinstance(rate, float)
+        for module in model.modules()
+        for name in (("p",) if isinstance(module, torch.nn.Dropout) else ("attention_dropout",))
+    )
 
 
 def _lacking(model: Model) -> str:
