@@ -442,8 +442,13 @@ def test_the_error_is_always_a_component(some_model: Any, tokens: torch.Tensor, 
     torch.testing.assert_close(vectors["1.error"], error, atol=1e-4, rtol=1e-4)
     # Through a dictionary that normalises what it reads, too.
     if one.is_sae:
-        norm = replace(one, normalize="layer_norm", W_skip=None)
-        assert mi.decompose(some_model, run, dictionaries=[norm]).error() < 1e-3
+        norm = replace(one, normalize="layer_norm")
+        split = mi.decompose(some_model, run, dictionaries=[norm])
+        assert split.error() < 1e-3
+        skipped = split.vectors()[:, :, split.labels.index("1.skip")]
+        spread = run["1.mlp"].std(-1, keepdim=True) + 1e-5
+        read = (run["1.mlp"] - run["1.mlp"].mean(-1, keepdim=True)) / spread
+        torch.testing.assert_close(skipped, read @ skip * spread, atol=1e-4, rtol=1e-3)
 
 
 def test_shares_of_latents_sum_to_the_logit(nano: Any, trained: Any) -> None:
