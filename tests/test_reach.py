@@ -132,7 +132,8 @@ def test_a_parallelogram_s_diagonal_cannot_be_had() -> None:
     assert found.verdict == 0
     assert found.upper == pytest.approx(0, abs=1e-9)
     tokens, weights = found.weights
-    assert dict(zip(tokens.tolist(), weights, strict=True)) == pytest.approx(
+    large = weights > 1e-9  # others are rounding
+    assert dict(zip(tokens[large].tolist(), weights[large], strict=True)) == pytest.approx(
         {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5}
     )
     assert margin_of(readout_of(rows), [0, 2]).verdict == 1
@@ -289,8 +290,9 @@ def test_the_law_is_that_of_distances_from_the_cone() -> None:
         best = np.minimum(best, (below**2).sum(1) + (above**2).sum(1))
     mean = needed_dimension(100, k)
     assert best.mean() == pytest.approx(mean, abs=4 * best.std() / 2000**0.5)
-    middle = next(d for d in range(100) if share_by_law(100, k, d) > 0.5)
-    assert abs(middle - mean) < 1
+    shares = [share_by_law(100, k, d) for d in range(100)]
+    assert float(np.interp(0.5, shares, range(100))) == pytest.approx(best.mean(), abs=0.3)
+    middle = next(d for d in range(100) if shares[d] > 0.5)
     one_sd = middle + np.sqrt(best.var() - 2 * best.mean())
     assert share_by_law(100, k, round(one_sd)) == pytest.approx(0.84, abs=0.05)
 
