@@ -21,7 +21,7 @@ def sample(items: Iterable[pytest.Item]) -> None:
     tests: dict[str, dict[pytest.Item, Values]] = defaultdict(dict)
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        if "kind" in getattr(item, "fixturenames", ()) and not marks & {"slow", "product"}:
+        if _of_models(item) and not marks & {"slow", "product"}:
             tests[item.nodeid.split("[")[0]][item] = _values(item)
     for name, given in tests.items():
         kept = cover(name, [*given.values()])
@@ -39,6 +39,12 @@ def cover(name: str, every: list[Values]) -> set[Values]:
         missing -= {*enumerate(best)}
         kept.add(best)
     return kept
+
+
+def _of_models(item: pytest.Item) -> bool:
+    """Whether it asks for the fixture `kind`, and has no parameter of its own by that name."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return "kind" in getattr(item, "fixturenames", ()) and "kind" not in given
 
 
 def _values(item: pytest.Item) -> Values:

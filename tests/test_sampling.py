@@ -33,11 +33,11 @@ def test_no_row_of_a_table_is_left_out():
 
 
 class Item:
-    def __init__(self, *ids, fixtures=("kind",), marks=()):
+    def __init__(self, *ids, fixtures=("kind",), marks=(), own=()):
         self.nodeid, self.fixturenames = f"file::test[{'-'.join(ids)}]", fixtures
         self.marks = [SimpleNamespace(name=name) for name in marks]
         if ids:
-            self.callspec = SimpleNamespace(_idlist=ids)
+            self.callspec = SimpleNamespace(_idlist=ids, params=dict.fromkeys(own))
 
     def iter_markers(self):
         return self.marks
@@ -56,6 +56,7 @@ def kept(**options):
 def test_only_tests_of_many_kinds_of_models_are_sampled():
     assert len(kept()) == 2
     assert len(kept(fixtures=())) == len(kept(marks=["product"])) == 4 * len(BACKENDS)
+    assert len(kept(own=["kind"])) == 4 * len(BACKENDS)  # a kind of something else
     alone = Item()
     sample([alone])
     assert not alone.marks
