@@ -19,7 +19,7 @@ from mlp_interp.models.unembed import Unembed
 from mlp_interp.models.vectors import unit
 from mlp_interp.prompts.pairs import encode_prompt
 from mlp_interp.prompts.reading import readable
-from mlp_interp.prompts.tokenizing import decode, tokenizer_of
+from mlp_interp.prompts.tokenizing import decode, ids_in_text, tokenizer_of
 from mlp_interp.results import single
 
 __all__ = [
@@ -82,8 +82,7 @@ def vocabulary_of(
     weights = Weights.of(model)
     size = weights.W_E.shape[0]
     if vocabulary is None:
-        tokenizer = getattr(model, "tokenizer", None)
-        return torch.arange(min(size, len(tokenizer)) if tokenizer is not None else size)
+        return torch.arange(ids_in_text(model))
     ids = torch.as_tensor(vocabulary).cpu()
     if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlp_interp.corpus import Corpus
 from mlp_interp.models import Unembed
+from mlp_interp.prompts.tokenizing import ids_in_text
 from mlp_interp.reach import argmaxable, reachable_share
 from mlp_interp.report.attempt import attempt
 from mlp_interp.report.format import number, percent
@@ -36,7 +37,7 @@ class Lists:
     Attributes:
         firsts: Which tokens can be the likeliest, see `mlp_interp.reach.argmaxable`.
         shares: Random lists beside the model's own, see `mlp_interp.reach.reachable_share`.
-        known: Tokens that there are.
+        known: Tokens that the tokenizer has: others only pad the vocabulary.
     """
 
     firsts: Part | None = None
@@ -50,25 +51,18 @@ def _compute(work: Work) -> Lists:
 
 def _measured(work: Work) -> Lists:
     model, store = work.model, work.store
-    known = _known(work)
-    unknown = np.setdiff1d(np.arange(Unembed.of(model).d_vocab), known).tolist()
-    some = known
-    if len(known) > TOKENS:
-        draw = np.random.default_rng(work.seed)
-        some = np.sort(draw.choice(known, TOKENS, replace=False))
+    known = ids_in_text(model)
+    unknown = [*range(known, Unembed.of(model).d_vocab)]
+    some = np.arange(known)
+    if known > TOKENS:
+        some = np.sort(np.random.default_rng(work.seed).choice(some, TOKENS, replace=False))
     firsts = store.get("lists/firsts", lambda: argmaxable(model, tokens=some, exclude=unknown))
     few = Corpus(work.corpus.tokens[:SEQUENCES], dict(work.corpus.attrs))
     given: dict[str, Any] = {"n": SETS, "seed": work.seed, "exclude": unknown, "corpus": few}
     sweep = work.sweep(0.5)
-    size = min(K, len(known) - 1)
+    size = min(K, known - 1)
     shares = store.get("lists/shares", lambda: reachable_share(model, size, sweep=sweep, **given))
-    return Lists(firsts, shares, len(known))
-
-
-def _known(work: Work) -> np.ndarray:
-    """Ids that the tokenizer has: others only pad the vocabulary."""
-    d_vocab, tokenizer = Unembed.of(work.model).d_vocab, getattr(work.model, "tokenizer", None)
-    return np.arange(d_vocab if tokenizer is None else min(d_vocab, len(tokenizer)))
+    return Lists(firsts, shares, known)
 
 
 def _parts(found: Lists) -> Mapping[str, Part]:
