@@ -1,5 +1,6 @@
 """Dimensions, noise, bounds and modes against slow references and plants."""
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any, get_args
 
@@ -232,6 +233,8 @@ def test_noise_of_values_stays_in_their_span(kind, texts):
     reducer = Noisy(sizes=(1.0,), kind="values", first=1, seed=0, moments={})
     noise = reducer._gaussian(Site("mlp_out", 1), 32, batch).flatten(0, 1)
     assert 0.7 < float(noise.square().sum(-1).mean()) < 1.3
+    round_one = replace(reducer, kind="isotropic")._gaussian(Site("mlp_out", 1), 32, batch)
+    assert 0.8 < float(round_one.square().sum(-1).mean()) < 1.2
     value = batch.weights.parameter(1, "W_out")
     wanted = value.T @ value / value.square().sum()
     assert float((noise.T @ noise / len(noise) * wanted).sum() / wanted.square().sum()) > 0.8
@@ -298,6 +301,10 @@ def test_a_planted_mode_is_found_and_only_it(amount, modes_found):
     assert len(found) == modes_found
     for group in found:
         assert sorted(one.token[group].tolist()) == planted.tolist()
+        said = _modes._mode(None, one, group, torch.tensor([1.0, 2.0, 10.0, 4.0]), row=2)
+        np.testing.assert_allclose(said["z"], (10 - 7 / 3) / np.std([1, 2, 4], ddof=1), rtol=1e-5)
+        assert (said["size"], said["own"]) == (5, 10)
+        np.testing.assert_allclose(said["mass"], logits.softmax(0)[planted].sum(), rtol=1e-5)
 
 
 def test_what_is_refused(kind, texts):
