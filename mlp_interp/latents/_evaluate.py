@@ -160,7 +160,8 @@ def site_mean(model: Model, texts: Padded, site: Site, first: int, batch_size: i
     padding = (
         None if texts.padding is None else replace(texts.padding, real=texts.padding.real[some])
     )
-    texts = replace(texts, tokens=texts.tokens[some], padding=padding)
+    moved = None if texts.moved is None else texts.moved[some]
+    texts = replace(texts, tokens=texts.tokens[some], padding=padding, moved=moved)
     reducer = Mean(site=site.name, layers=(site.layer or 0,), first=first)
     options = SweepOptions(batch_size=batch_size)
     found = sweep(model, texts, {"mean": reducer}, options=options)["mean"]
