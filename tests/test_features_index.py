@@ -192,6 +192,13 @@ def blocks(x, y, sizes):
     return crossed
 
 
+def test_rotations_prefer_no_direction():
+    traces = [float(rotation(3, seed).trace()) for seed in range(400)]
+    assert abs(np.mean(traces)) < 4 / 400**0.5  # its standard deviation is 1
+    turn = rotation(5, 0)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(5), atol=1e-12)
+
+
 def activations(tokens=600, units=24, seed=0, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     made = torch.randn(tokens, units, generator=generator).clamp_min(0) ** 2

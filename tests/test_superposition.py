@@ -18,6 +18,7 @@ from mlp_interp.cli import superposition as command
 from mlp_interp.sites import Site
 from mlp_interp.superposition import (
     _modes,
+    _moments,
     _noise,
     _spectrum,
     capacity,
@@ -117,6 +118,20 @@ def test_the_error_of_participation_is_that_of_other_draws(kind):
     spread = np.std([float(x["participation"][0, -1]) for x in found], ddof=1)
     error = np.mean([float(x["participation_se"][0, -1]) for x in found])
     assert 0.5 < error / spread < 2
+
+
+def test_influence_is_the_slope_of_participation():
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+
+    def log_ratio(of, more):
+        weights = 1 + more * (torch.arange(3) == of).double()
+        gram = torch.einsum("b,bpd,bpe->de", weights.double(), x, x)
+        return float((gram.trace() ** 2 / gram.square().sum()).log())
+
+    covariance = torch.einsum("bpd,bpe->de", x, x) / 12
+    found = _moments._influence(x, covariance, torch.full((3,), 4.0))
+    slopes = [(log_ratio(n, 1e-5) - log_ratio(n, -1e-5)) / 2e-5 for n in range(3)]
+    np.testing.assert_allclose(found, 12 / 4 * np.array(slopes), rtol=1e-6)
 
 
 def test_spectrum_of_some_tokens_of_each_text_and_in_batches(kind, texts):
