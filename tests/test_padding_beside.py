@@ -71,6 +71,15 @@ def test_scores_are_split_in_texts_of_one_length(kind, side):
         heads.split_scores(kind(), padded(texts(), side), "L1H2")
 
 
+def test_texts_of_one_length_may_end_in_what_pads(kind):
+    model, rows = kind(), [[0, 5, 6, 0], [0, 7, 8, 9]]
+    both = heads.split_scores(model, rows, "L1H2")
+    alone = heads.split_scores(model, rows[:1], "L1H2")
+    xr.testing.assert_allclose(both.isel(prompt=[0]), alone)
+    assert both.score.notnull().all()
+    assert heads.read_shares(model, rows, "L1H2.q", first=0).share.notnull().any()
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_edits_that_count_from_the_end_of_padding_say_so(kind, side):
     model, tokens = kind(), padded(texts(), side)

@@ -59,10 +59,11 @@ def _with_bias(
 def streams_before(
     model: Model, tokens: Int[Tensor, "batch pos"], layer: int, level: Literal["component", "head"]
 ) -> Residual:
-    """The components of the stream that enters a layer."""
+    """The components of the stream that enters a layer, at every token."""
     names = needed(model, level=level, layer=layer)
     _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None)
-    return decompose(model, cache, level=level, layer=layer)
+    mask = torch.ones_like(tokens)  # also where a text ends in what else is padding
+    return decompose(model, cache, level=level, layer=layer, attention_mask=mask)
 
 
 @torch.no_grad()
@@ -118,7 +119,10 @@ def split_scores(
     site = weights.place(head, kind="head", argument="head")
     texts = padded_texts(model, tokens)
     if texts.padding is not None:
-        raise ValueError(f"tokens={texts.attrs['data']}; wanted texts of one length")
+        raise ValueError(
+            f"tokens={texts.attrs['data']}; wanted texts of one length (lists of ids where what "
+            "they end in is text)"
+        )
     ran = weights.checked(texts.tokens)
     at, where = (
         indices(name, given, ran.shape[1]) for name, given in (("queries", queries), ("keys", keys))
