@@ -314,6 +314,7 @@ def test_a_planted_mode_is_found_and_only_it(amount, modes_found):
     one = _modes._Place(stream, rest, logits, torch.tensor([3]), directions, 40)
     found = one.clusters(cosine=0.4, least=3, own=2.0)
     assert len(found) == modes_found
+    assert one.clusters(cosine=0.4, least=3, own=100.0) == []
     for group in found:
         assert sorted(one.token[group].tolist()) == planted.tolist()
         said = _modes._mode(None, one, group, torch.tensor([1.0, 2.0, 10.0, 4.0]), row=2)
