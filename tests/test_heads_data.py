@@ -213,6 +213,14 @@ def test_a_cut_key_path_is_the_model_with_other_keys(nano):
     assert float(few.score_share) == pytest.approx(share, abs=1e-3)
 
 
+def test_circuits_of_texts_that_end_in_what_pads(nano):
+    rows = [[0, 905, 906, 907, 905, 906, 0], [0, 915, 916, 917, 915, 916, 917]]
+    found = of_heads.induction(nano, tokens=rows).sel(circuit="L0H0 → L1H3")
+    data = of_heads.detect(nano, rows, kinds="induction").sel(kind="induction", layer=1, head=3)
+    assert float(found.score) == pytest.approx(float(data.score), abs=1e-6)
+    assert np.isfinite(float(found.knockout))
+
+
 def test_no_circuits_in_random_models(kind, backend):
     for architecture in ("parallel", "sequential", "llama"):
         found = of_heads.induction(kind(architecture, backend, "raw"), n=4, period=8)

@@ -124,7 +124,8 @@ def induction(
     vocabulary = Vocabulary.of(model, source, sample=sample, seed=seed)
     static = _from_weights(model, weights, vocabulary, seed)
     asked = {"n": n, "period": period, "seed": seed}
-    rows = _on_data(model, static, ran, None if drawn is not None else ran, asked)
+    # As lists all of it is text, whatever it ends in.
+    rows = _on_data(model, static, ran, None if drawn is not None else ran.tolist(), asked)
     attrs = {
         **describe(model),
         **vocabulary.attrs(range(weights.n_layers)),
@@ -141,7 +142,10 @@ def _texts(model: Model, weights: Weights, given: Any) -> Tensor:
     """Tokens in which every text has something to repeat."""
     texts = padded_texts(model, given)
     if texts.padding is not None:
-        raise ValueError(f"tokens={texts.attrs['data']}; wanted texts of one length")
+        raise ValueError(
+            f"tokens={texts.attrs['data']}; wanted texts of one length (lists of ids where what "
+            "they end in is text)"
+        )
     tokens = weights.checked(texts.tokens)
     # The loss is that of the next token, which the last one has not.
     if not bool(attended(tokens, "induction")[:, :-1].any(-1).any(-1).all()):
