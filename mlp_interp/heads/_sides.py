@@ -115,7 +115,11 @@ def sides_of(
                 matrix, inner, own = parts
                 found[side].append(Side.of(matrix, inner, measure, energy, own))
                 places[side].extend(mine)
-    return tuple(Side.together(*x) for x in zip(found, places, strict=True))
+    sides = []
+    for parts, mine in zip(found, places, strict=True):
+        sides.append(Side.together(parts, mine))
+        parts.clear()  # in large models there is no room for all of them twice
+    return tuple(sides)
 
 
 class _Grams:

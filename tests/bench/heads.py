@@ -6,6 +6,8 @@ data against `detect_head`; and what has no counterpart in the library, as secon
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
 import sys
 import tempfile
@@ -39,8 +41,11 @@ def seconds(function: Callable[[], Any]) -> float:
 def grown(function: Callable[[], Any]) -> float:
     """By how many MB memory rises above what the process holds, at its peak.
 
-    The peak is set back: that of loading a model is above all that follows. On Linux.
+    The peak is set back: that of loading a model is above all that follows; and what was freed goes
+    back to the system: it would be used again unseen. On Linux with glibc.
     """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _held("VmRSS")
     function()
