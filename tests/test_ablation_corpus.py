@@ -338,3 +338,10 @@ def test_a_batch_in_which_no_token_counts_adds_nothing(kind, rows, analysis):
     expected = run(model, rows[kept], attention_mask=mask[kept], first=3, sweep=batches(1))
     for name in expected.data_vars:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_perplexities_of_large_losses_are_numbers():
+    loss = xr.DataArray(np.array([100.0], dtype=np.float32))
+    found, error = importance._exponential(loss, 0.1 * loss)
+    np.testing.assert_allclose(found, np.exp(100.0))
+    np.testing.assert_allclose(error, 10 * np.exp(100.0), rtol=1e-6)

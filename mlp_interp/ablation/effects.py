@@ -83,7 +83,8 @@ def _aggregated(effects: Effects) -> dict[str, Any]:
     add("kl_mean", *kl, unit="nats")
     add("delta_loss_mean", loss, loss_error, unit="nats per token")
     # d exp(x) = exp(x) dx carries the standard error over to the ratio.
-    add("perplexity_ratio", loss.exp(), loss.exp() * loss_error, unit="ratio")
+    ratio = loss.double().exp()  # single precision ends at 89 nats
+    add("perplexity_ratio", ratio, ratio * loss_error, unit="ratio")
     add("top1_change_rate", *_over_sequences(effects.top1_changed), unit="fraction")
     return variables
 

@@ -181,6 +181,7 @@ def ablate_ranges(
     found = measured.over(model, corpus, sweep, attention_mask)
     delta, delta_error = mean_and_error_over(found["delta_loss_total"], "sequence")
     loss, loss_error = mean_and_error_over(found["delta_loss_total"] + found["loss"], "sequence")
+    perplexity, perplexity_error = _exponential(loss, loss_error)
 
     def grid(values: Any) -> np.ndarray:
         filled = np.full((len(starts), len(ends)), np.nan)
@@ -191,8 +192,8 @@ def ablate_ranges(
     nats = {"unit": "nats per token"}
     return xr.Dataset(
         {
-            "perplexity": (dims, grid(np.exp(loss)), {"unit": "perplexity"}),
-            "perplexity_se": (dims, grid(np.exp(loss) * loss_error), {"unit": "perplexity"}),
+            "perplexity": (dims, grid(perplexity), {"unit": "perplexity"}),
+            "perplexity_se": (dims, grid(perplexity_error), {"unit": "perplexity"}),
             "delta_loss": (dims, grid(delta), nats),
             "delta_loss_se": (dims, grid(delta_error), nats),
         },
@@ -294,6 +295,12 @@ def _summary(found: xr.Dataset) -> xr.Dataset:
     for way in ("direct", "total"):
         changed = mean_and_error_over(found[f"top1_changed_{way}"], "sequence")
         add(f"top1_{way}", *changed, "fraction")
-        ratio: Any = np.exp(summary[f"delta_loss_{way}"])
-        add(f"perplexity_ratio_{way}", ratio, ratio * summary[f"delta_loss_{way}_se"], "ratio")
+        loss = summary[f"delta_loss_{way}"], summary[f"delta_loss_{way}_se"]
+        add(f"perplexity_ratio_{way}", *_exponential(*loss), "ratio")
     return summary
+
+
+def _exponential(loss: xr.DataArray, error: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Of a loss, with its error; in double precision, as losses of 89 nats and more are met."""
+    found: Any = np.exp(loss.astype(np.float64))
+    return found, found * error
