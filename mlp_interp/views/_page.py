@@ -1,6 +1,6 @@
 """A view: what to draw, and the ways to put it on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -154,8 +154,9 @@ def as_texts(tokens: Sequence[str], *, limit: int) -> list[str]:
     Raises:
         ValueError: If one is no string, there are none, or more than `limit`.
     """
-    if isinstance(tokens, str):
-        raise ValueError(f"tokens must be a list of strings, one per token, got {tokens[:40]!r}")
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        given = repr(tokens[:40]) if isinstance(tokens, str) else type(tokens).__name__
+        raise ValueError(f"tokens must be a list of strings, one per token, got {given}")
     texts = [str(token) if isinstance(token, str) else token for token in tokens]
     for text in texts:
         if not isinstance(text, str):
