@@ -27,7 +27,6 @@ import mlp_interp as mi
 from mlp_interp.heads._repeated import Repeated
 from mlp_interp.models import Weights, forward_of
 
-SHAPES["410m"] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 KINDS = ("previous_token_head", "duplicate_token_head", "induction_head")
 
 

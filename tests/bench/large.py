@@ -14,33 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rows import VOCABULARY, peak
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from rows import SHAPES, VOCABULARY, peak, random_model
 
 import mlp_interp as mi
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus.reducers import Fraction, Moments
 
-SHAPES = {
-    "160m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "410m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8},
-}
-
 
 def loaded(shape: str, dtype: str) -> Any:
     """A random model of a shape, without tokenizer."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        **SHAPES[shape],
-        intermediate_size=4 * SHAPES[shape]["hidden_size"],
-        vocab_size=VOCABULARY,
-        rotary_pct=0.25,
-        use_parallel_residual=True,
-        tie_word_embeddings=False,
-        max_position_embeddings=2048,
-    )
-    source = GPTNeoXForCausalLM(config).to(getattr(torch, dtype)).eval()
+    source = random_model(shape).to(getattr(torch, dtype)).eval()
     # Folding in half precision would round twice.
     processing = "folded" if dtype == "float32" else "raw"
     return mi.load_model(source, dtype=dtype, processing=processing, label=f"{shape}-random")

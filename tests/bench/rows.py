@@ -17,6 +17,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 SHAPES = {
     "14m": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},
     "70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
+    "160m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "410m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8},
 }
 VOCABULARY = 50_304
 
@@ -50,14 +53,8 @@ class Row:
     error: float = float("nan")
 
 
-def directory(shape: str, root: Path) -> Path:
-    """A random model of a Pythia shape, saved as a Hugging Face directory."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from random_models import tiny_tokenizer
-
-    path = root / f"pythia-{shape}-random"
-    if path.exists():
-        return path
+def random_model(shape: str) -> GPTNeoXForCausalLM:
+    """A random model of a Pythia shape."""
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         **SHAPES[shape],
@@ -68,7 +65,18 @@ def directory(shape: str, root: Path) -> Path:
         tie_word_embeddings=False,
         max_position_embeddings=2048,
     )
-    GPTNeoXForCausalLM(config).save_pretrained(path)
+    return GPTNeoXForCausalLM(config)
+
+
+def directory(shape: str, root: Path) -> Path:
+    """A random model of a Pythia shape, saved as a Hugging Face directory."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from random_models import tiny_tokenizer
+
+    path = root / f"pythia-{shape}-random"
+    if path.exists():
+        return path
+    random_model(shape).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
 
