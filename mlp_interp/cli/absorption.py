@@ -12,8 +12,11 @@ from mlp_interp.cli.options import (
     BackendOption,
     DebugOption,
     DeviceOption,
+    DictionaryOption,
+    FolderOption,
     ModelOption,
     OutOption,
+    PlaceOption,
     Processing,
     ProcessingOption,
     RevisionOption,
@@ -30,18 +33,9 @@ def absorption(
             metavar="FILE", help="A .csv file with a line of names, or .jsonl: one text a row."
         ),
     ],
-    dictionary: Annotated[
-        str,
-        typer.Option(
-            "--dictionary", "-d", help="Its folder, or its repository on the hub.", metavar="FOLDER"
-        ),
-    ],
-    folder: Annotated[
-        str | None, typer.Option(help="Its own folder in a repository: layers.3.mlp, say.")
-    ] = None,
-    place: Annotated[
-        str | None, typer.Option(help="What it is of, where its files do not say: 3.mlp, say.")
-    ] = None,
+    dictionary: DictionaryOption,
+    folder: FolderOption = None,
+    place: PlaceOption = None,
     label: Annotated[
         str, typer.Option("--label", "-y", help="The column that says of which kind a text is.")
     ] = "label",

@@ -14,11 +14,14 @@ from mlp_interp.cli.options import (
     CorpusOption,
     DebugOption,
     DeviceOption,
+    DictionaryOption,
     Errors,
     ErrorsOption,
     FieldOption,
+    FolderOption,
     LengthOption,
     ModelOption,
+    PlaceOption,
     Processing,
     ProcessingOption,
     RevisionOption,
@@ -38,18 +41,9 @@ def latent(
         str | None,
         typer.Argument(metavar="LATENT", help="L2F17, say; without one, the dictionary alone."),
     ] = None,
-    dictionary: Annotated[
-        str,
-        typer.Option(
-            "--dictionary", "-d", help="Its folder, or its repository on the hub.", metavar="FOLDER"
-        ),
-    ] = "",
-    folder: Annotated[
-        str | None, typer.Option(help="Its own folder in a repository: layers.3.mlp, say.")
-    ] = None,
-    place: Annotated[
-        str | None, typer.Option(help="What it is of, where its files do not say: 3.mlp, say.")
-    ] = None,
+    dictionary: DictionaryOption = "",
+    folder: FolderOption = None,
+    place: PlaceOption = None,
     corpus: CorpusOption = ["nano"],  # noqa: B006 (typer copies it)
     sequences: SequencesOption = None,
     length: LengthOption = None,

@@ -48,6 +48,18 @@ RevisionOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'. Default: CUDA if there is any.")
 ]
+DictionaryOption = Annotated[
+    str,
+    typer.Option(
+        "--dictionary", "-d", help="Its folder, or its repository on the hub.", metavar="FOLDER"
+    ),
+]
+FolderOption = Annotated[
+    str | None, typer.Option(help="Its own folder in a repository: layers.3.mlp, say.")
+]
+PlaceOption = Annotated[
+    str | None, typer.Option(help="What it is of, where its files do not say: 3.mlp, say.")
+]
 ProcessingOption = Annotated[
     Processing,
     typer.Option(help="Fold LayerNorm into the weights (as TransformerLens does), or leave them."),
