@@ -26,7 +26,7 @@ ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 unexport PYTHONDONTWRITEBYTECODE
 # Each worker has neighbouring tests, which share models and results; who is done takes from others.
 FAST := -n $(WORKERS) --dist worksteal
-ALL := $(FAST) -m "not bench"
+ALL := $(FAST) -m "not bench" --timeout 3600
 
 .PHONY: help report test test-all test-tl4 lint format docs pytest pytest-all real real-tl4 \
 	real-page pythia bench bench-compare bench-real gallery notebook clean
@@ -77,14 +77,14 @@ test-tl4: $(VENV4)/.installed ## The tests on TransformerLens 4, in an environme
 
 real: $(VENV)/.installed-real ## Tests and a short report (REAL_SEQUENCES=16) on SmolLM2, which comes by pip
 	$(VENV)/bin/mlp-interp check smollm2
-	$(RUN) pytest -m real
+	$(RUN) pytest -m real --timeout 3600
 	mkdir -p build
 	$(VENV)/bin/python tests/english.py build/english.txt
 	$(VENV)/bin/mlp-interp report --model smollm2 --corpus build/english.txt --out build/smollm2.html \
 		--sequences $(REAL_SEQUENCES) --length 64 --prompts 4
 
 real-tl4: $(VENV4)/.installed ## The same tests on TransformerLens 4, after `make real`
-	$(VENV4)/bin/python -m pytest -m real
+	$(VENV4)/bin/python -m pytest -m real --timeout 3600
 
 real-page: $(VENV)/.installed-real ## The figures of the page "On a real model"; takes hours
 	$(VENV)/bin/python tests/real_page.py --sequences 160 --keep

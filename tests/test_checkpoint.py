@@ -1,7 +1,6 @@
 """Files that are whole or not there, and pieces that are computed once."""
 
 import errno
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from processes import begin, end
 from safetensors import SafetensorError
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint, whole_file
@@ -87,16 +87,15 @@ def _write_for_ever(path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_whoever_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "a.txt"
-    child = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
-    child.start()
+    child = begin(_write_for_ever, path)
     while not path.exists():
+        assert child.is_alive()
         time.sleep(0.01)
     time.sleep(0.05)
     os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    end(child)
     text = path.read_text()
     assert text == text[:9] * 200
 

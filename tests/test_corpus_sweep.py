@@ -1,6 +1,5 @@
 """Sweeps: every reducer equals the same numbers computed with everything in memory."""
 
-import multiprocessing
 import os
 import sys
 import warnings
@@ -12,6 +11,7 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
+from processes import begin, end, sent
 from random_models import BACKENDS, VOCABULARY, unchecked
 from reference import counted as reference_counted
 from reference import full_cache
@@ -438,19 +438,14 @@ def _importance(model, tokens, folder):
     mi.subupdate_importance(model, tokens, sweep=SweepOptions(checkpoint=folder, shard=1))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="forks")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
 def test_two_processes_may_share_a_checkpoint(kind, many, tmp_path):
-    fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=_importance, args=(kind(), many, tmp_path)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    model = sent(kind())
+    both = [begin(_importance, model, many, tmp_path) for _ in range(2)]
+    assert [end(process) for process in both] == [0, 0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _importance(kind(), many, tmp_path)
+        _importance(model, many, tmp_path)
 
 
 def test_shards_and_batches_do_not_change_what_is_counted(kind, many):

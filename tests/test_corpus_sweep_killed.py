@@ -1,6 +1,5 @@
 """Sweeps that are killed, on one process and on Ray: nothing is lost and no bit changes."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from processes import begin, end, sent
 from random_models import BACKENDS, VOCABULARY
 
 import mlp_interp as mi
@@ -39,27 +39,22 @@ def same(found, wanted):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_ten_kills_lose_nothing(kind, many, tmp_path):
     """Killed ten times at random moments, the sweep ends with the bits of one that was not."""
-    model = kind()
+    model = sent(kind())
     options = {"batch_size": 2, "shard": 3}
     wanted = sweep(model, many, REDUCERS, options=SweepOptions(**options))
-    fork = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds each time
     rng, done = random.Random(0), []
     start = time.perf_counter()
     sweep(model, many, REDUCERS, options=SweepOptions(**options))
     whole = time.perf_counter() - start
     for _ in range(10):
-        child = fork.Process(
-            target=sweep,
-            args=(model, many, REDUCERS),
-            kwargs={"options": SweepOptions(checkpoint=tmp_path, **options)},
+        child = begin(
+            sweep, model, many, REDUCERS, options=SweepOptions(checkpoint=tmp_path, **options)
         )
-        child.start()
         time.sleep(rng.uniform(0, whole / 6))
         os.kill(child.pid, signal.SIGKILL)
-        child.join()
+        end(child)
         done.append(_shards_done(tmp_path))
     assert done == sorted(done)  # it never goes back
     same(sweep(model, many, REDUCERS, options=SweepOptions(checkpoint=tmp_path, **options)), wanted)
