@@ -9,8 +9,8 @@ from typing import Any
 
 import cloudpickle
 
-# They are forked from a server that has no threads. A copy of the tests' own process could wait
-# forever for a lock that a thread held when it was copied: Ray's and others' run in there.
+# They are forked from a server. A copy of the tests' own process would share tqdm's lock with it:
+# killed while it holds that, it would make the tests wait forever. So would other threads' locks.
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["mlp_interp", "transformer_lens"])
 
