@@ -173,6 +173,11 @@ def build(
     )
 
 
+def parallel() -> Any:
+    """The model that `kind()` gives."""
+    return build("parallel", BACKENDS[0], "folded")
+
+
 def _gpt2(backend: str, processing: str, dtype: torch.dtype) -> Any:
     with quiet():
         if backend == "bridge":

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
-from processes import begin, end, sent
-from random_models import BACKENDS, VOCABULARY, unchecked
+from processes import begin, end
+from random_models import BACKENDS, VOCABULARY, parallel, unchecked
 from reference import counted as reference_counted
 from reference import full_cache
 
@@ -440,12 +440,11 @@ def _importance(model, tokens, folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
 def test_two_processes_may_share_a_checkpoint(kind, many, tmp_path):
-    model = sent(kind())
-    both = [begin(_importance, model, many, tmp_path) for _ in range(2)]
+    both = [begin(_importance, many, tmp_path, make=parallel) for _ in range(2)]
     assert [end(process) for process in both] == [0, 0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _importance(model, many, tmp_path)
+        _importance(kind(), many, tmp_path)
 
 
 def test_shards_and_batches_do_not_change_what_is_counted(kind, many):

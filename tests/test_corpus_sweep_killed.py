@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from processes import begin, end, sent
-from random_models import BACKENDS, VOCABULARY
+from processes import begin, end
+from random_models import BACKENDS, VOCABULARY, parallel
 
 import mlp_interp as mi
 from mlp_interp.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def same(found, wanted):
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 def test_ten_kills_lose_nothing(kind, many, tmp_path):
     """Killed ten times at random moments, the sweep ends with the bits of one that was not."""
-    model = sent(kind())
+    model = kind()
     options = {"batch_size": 2, "shard": 3}
     wanted = sweep(model, many, REDUCERS, options=SweepOptions(**options))
     rng, done = random.Random(0), []
@@ -50,7 +50,11 @@ def test_ten_kills_lose_nothing(kind, many, tmp_path):
     whole = time.perf_counter() - start
     for _ in range(10):
         child = begin(
-            sweep, model, many, REDUCERS, options=SweepOptions(checkpoint=tmp_path, **options)
+            sweep,
+            many,
+            REDUCERS,
+            make=parallel,
+            options=SweepOptions(checkpoint=tmp_path, **options),
         )
         time.sleep(rng.uniform(0, whole / 6))
         os.kill(child.pid, signal.SIGKILL)
