@@ -80,7 +80,8 @@ def be_kernel(asker: socket.socket) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["names"])
-    sys.argv = ["ipykernel_launcher", *request["arguments"]]
+    quiet = "--IPKernelApp.log_level=ERROR"  # it warns of each that TCP is not encrypted
+    sys.argv = ["ipykernel_launcher", *request["arguments"], quiet]
 
     def end_with(asker: socket.socket) -> None:
         asker.recv(1)
