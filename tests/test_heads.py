@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import HAS_HOOKED
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
 from mlp_interp.dictionaries import Dictionary, TopK
+from mlp_interp.heads._compose import _groups
 from mlp_interp.heads._match import Matching
 from mlp_interp.heads._sides import Side, compared
 from mlp_interp.heads._spectral import _largest, _rotations, spectral
@@ -15,6 +17,7 @@ from mlp_interp.heads._vocabulary import Vocabulary
 from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.token_streams import streams_of
+from mlp_interp.sites import Site
 
 
 def tokens_of(model, source, layer):
@@ -169,6 +172,33 @@ def test_composition_over_distances_is_the_mean_of_squares(small):
     mean = np.average(squares, weights=[float(x) for x in sizes]) ** 0.5
     found = of_heads.compose(small, **pair)
     assert found.score.item() == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_few_readers_at_a_time_are_all_readers(small, monkeypatch):
+    readers = [
+        f"L{layer}H{head}.{kind}" for kind in "vkq" for layer in (2, 0, 1) for head in (3, 1)
+    ]
+    asked = [
+        *({"measure": name} for name in ("frobenius", "overlap", "spectral", "tokens")),
+        {"writers": ["L1H2", "L0H3", "L1H0"]},
+        {"writers": rows_of(small, torch.eye(32)[:3], layer=0), "distance": 2},
+    ]
+    whole = [of_heads.compose(small, readers=readers, **options) for options in asked]
+    monkeypatch.setattr("mlp_interp.heads._compose._NUMBERS", 0)
+    for options, wanted in zip(asked, whole, strict=True):
+        found = of_heads.compose(small, readers=readers, **options)
+        xr.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_readers_are_held_within_what_is_allowed(monkeypatch):
+    sites = [Site.parse(f"L{layer}H0.k") for layer in (3, 1, 0, 2, 4)]
+    for numbers, wanted in {
+        0: [[2, 1], [3, 0], [4]],  # beside writers of 40 numbers half as many
+        70: [[2, 1, 3], [0, 4]],
+        90: [[2, 1, 3, 0, 4]],
+    }.items():
+        monkeypatch.setattr("mlp_interp.heads._compose._NUMBERS", numbers)
+        assert _groups(sites, 10, 40) == wanted
 
 
 @pytest.mark.parametrize("measure", ["frobenius", "overlap"])

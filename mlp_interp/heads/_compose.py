@@ -1,12 +1,13 @@
 """Which heads read what which other heads write, more than chance would have it."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.heads._sides import compared, heard, sides_of
@@ -29,9 +30,12 @@ __all__ = ["compose"]
 
 KINDS = ("q", "k", "v")
 Measure = Literal["frobenius", "spectral", "overlap", "tokens"]
+_Found = tuple[list[int], list[int], tuple[Tensor, ...]]
+"""Which writers, which readers, and their scores, deviations and chances."""
 
-_NUMBERS = 2**26
-"""Of all factors that are held at once."""
+_NUMBERS = 2**25
+"""Of what heads write and read with that is held at once: 128 MiB. In larger models writers alone
+take as much; then readers of half their number are held beside them."""
 
 
 @torch.no_grad()
@@ -128,27 +132,17 @@ def compose(
             "tokens; wanted measure='tokens'"
         )
     options = {"measure": measure, "distance": distance, "energy": energy, "tokens": tokens}
-    order = _by_layer(writing, range(len(writing)))
-    layers = [writing[i].layer or 0 for i in order]
+    if latents is None:
+        measured = partial(spectral, seed=seed) if measure == "spectral" else compared
+        groups = _of_heads(weights, writing, reading, measured, options)
+    else:
+        groups = _of_latents(weights, latents, reading, options)
     score, z, expected = (
         torch.full((len(writing), len(reading)), torch.nan, dtype=torch.float64) for _ in range(3)
     )
-    m = weights.d_model - (weights.norm.kind == "layer")
-    for places in _groups(weights, reading):
-        some = [reading[i] for i in places]
-        before = [bisect_left(layers, site.layer or 0) for site in some]
-        if latents is not None:
-            (side,) = sides_of(weights, some, **options)
-            after = latents.layer - (latents.writes == "resid_pre")
-            above = torch.tensor([(site.layer or 0) > after for site in some])
-            found = heard(weights.norm.keep(latents.W_dec), side, above, m)
-        else:
-            first, second = sides_of(weights, [writing[i] for i in order], some, **options)
-            measured = partial(spectral, seed=seed) if measure == "spectral" else compared
-            found = measured(first, second, before, m)
-        rows, columns = torch.tensor(order)[:, None], torch.tensor(places)
+    for rows, columns, found in groups:
         for target, value in zip((score, z, expected), found, strict=True):
-            target[rows, columns] = value.cpu()
+            target[torch.tensor(rows)[:, None], torch.tensor(columns)] = value.cpu()
     dims = ("writer", "reader")
     above = "it over chance" if measure == "spectral" else "its square over chance"
     about = "by chance, its mean" if measure == "spectral" else "by chance, root of its mean square"
@@ -226,20 +220,63 @@ def _readers(weights: Weights, given: Any) -> list[Site]:
     return found
 
 
-def _groups(weights: Weights, reading: Sequence[Site]) -> list[list[int]]:
-    """Places of the readers that are compared at once: all, or in large models those of a kind."""
-    numbers = (len(reading) + weights.n_layers * weights.n_heads) * weights.d_model * weights.d_head
-    if numbers <= _NUMBERS:
-        return [_by_layer(reading, range(len(reading)))]
-    return [
-        _by_layer(reading, [i for i, site in enumerate(reading) if site.name == kind])
-        for kind in sorted({site.name for site in reading})
-    ]
+def _of_heads(
+    weights: Weights,
+    writing: Sequence[Site],
+    reading: Sequence[Site],
+    measured: Callable[..., tuple[Tensor, ...]],
+    options: Mapping[str, Any],
+) -> Iterator[_Found]:
+    """What heads write, beside a group of readers after the other."""
+    order, writer = _by_layer(writing), None
+    ordered, layers = [writing[i] for i in order], [writing[i].layer or 0 for i in order]
+    each = weights.d_model * weights.d_head
+    for places in _groups(reading, each, len(writing) * each):
+        some = [reading[i] for i in places]
+        before = [bisect_left(layers, site.layer or 0) for site in some]
+        # Made with the first readers: they have matrices in common.
+        made = sides_of(weights, *([ordered] if writer is None else []), some, **options)
+        writer = made[0] if writer is None else writer
+        yield order, places, measured(writer, made[-1], before, _rotated(weights))
+        del made  # before others are made
 
 
-def _by_layer(sites: Sequence[Site], places: Sequence[int]) -> list[int]:
+def _of_latents(
+    weights: Weights, latents: Dictionary, reading: Sequence[Site], options: Mapping[str, Any]
+) -> Iterator[_Found]:
+    """What a dictionary's latents write, beside a group of readers after the other."""
+    rows, after = weights.norm.keep(latents.W_dec), latents.layer - (latents.writes == "resid_pre")
+    for places in _groups(reading, weights.d_model * weights.d_head, rows.numel()):
+        some = [reading[i] for i in places]
+        (side,) = sides_of(weights, some, **options)
+        above = torch.tensor([(site.layer or 0) > after for site in some])
+        yield [*range(len(rows))], places, heard(rows, side, above, _rotated(weights))
+
+
+def _rotated(weights: Weights) -> int:
+    """In how many dimensions one may be rotated against the other."""
+    return weights.d_model - (weights.norm.kind == "layer")
+
+
+def _groups(reading: Sequence[Site], each: int, beside: int) -> list[list[int]]:
+    """Places of the readers that are held at once, those of early layers first.
+
+    What is written is multiplied out for each group anew, but only by heads before its readers: few
+    where these are of early layers.
+
+    Args:
+        reading: All readers.
+        each: Numbers of one.
+        beside: Numbers that are held beside them.
+    """
+    most = max(1, max(_NUMBERS - beside, beside // 2) // each)
+    order = torch.tensor(_by_layer(reading))
+    return [some.tolist() for some in order.tensor_split(-(-len(order) // most))]
+
+
+def _by_layer(sites: Sequence[Site]) -> list[int]:
     """Places of some sites, in the order of their layers."""
-    return sorted(places, key=lambda i: sites[i].layer or 0)
+    return sorted(range(len(sites)), key=lambda i: sites[i].layer or 0)
 
 
 def _reader_coords(sites: Sequence[Site]) -> dict[str, Any]:

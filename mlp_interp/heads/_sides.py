@@ -73,15 +73,16 @@ class Side:
         shape = (*left.shape[:2], right.shape[2])
         return torch.bmm(left, right, out=held[: torch.Size(shape).numel()].view(shape))
 
-    @classmethod
-    def together(cls, sides: Sequence["Side"], places: Sequence[int]) -> "Side":
-        """Several, each head at its place."""
-        rows = zip(*((x.matrix, x.inner, x.trace, x.square) for x in sides), strict=True)
-        found = [torch.cat(row) for row in rows]
-        if [*places] != sorted(places):
-            order = torch.tensor(places).argsort().to(found[0].device)
-            found = [x[order] for x in found]
-        return cls(*found)
+    def put(self, into: "Side | None", heads: int, places: Sequence[int]) -> "Side":
+        """Each head at its place among so many: in large models there is no room for two copies."""
+        parts = self.matrix, self.inner, self.trace, self.square
+        if into is None:
+            into = Side(*(x.new_empty(heads, *x.shape[1:]) for x in parts))
+        at = torch.tensor(places, device=self.trace.device)
+        wholes = into.matrix, into.inner, into.trace, into.square
+        for whole, part in zip(wholes, parts, strict=True):
+            whole.index_copy_(0, at, part)
+        return into
 
 
 def sides_of(
@@ -98,9 +99,8 @@ def sides_of(
     """
     scored = any(site.name in ("q", "k") for listed in lists for site in listed)
     turns = None
-    found: list[list[Side]] = [[] for _ in lists]
-    places: list[list[int]] = [[] for _ in lists]
-    for layer in range(weights.n_layers):
+    found: list[Side | None] = [None for _ in lists]
+    for layer in sorted({site.layer or 0 for listed in lists for site in listed}):
         heads = Heads.of(weights, layer, scores=scored)
         if scored and turns is None:  # the same in all layers
             turns = Turns.of(heads, distance)
@@ -113,13 +113,9 @@ def sides_of(
                 if units != [*range(weights.n_heads)]:  # else all as they are, without copies
                     parts = (x[units] for x in parts)
                 matrix, inner, own = parts
-                found[side].append(Side.of(matrix, inner, measure, energy, own))
-                places[side].extend(mine)
-    sides = []
-    for parts, mine in zip(found, places, strict=True):
-        sides.append(Side.together(parts, mine))
-        parts.clear()  # in large models there is no room for all of them twice
-    return tuple(sides)
+                part = Side.of(matrix, inner, measure, energy, own)
+                found[side] = part.put(found[side], len(listed), mine)
+    return tuple(side for side in found if side is not None)
 
 
 class _Grams:
