@@ -68,7 +68,7 @@ def ranges(result: xr.Dataset, *, quantity: str = "perplexity") -> go.Figure:
     what = WHAT.get(str(result.attrs.get("kind", "")), "sub-updates")
     figure.update_xaxes(
         title="last layer removed", type="category", showgrid=False, tickangle=0,
-        tickvals=ends[:: -(-len(ends) // 12)],
+        tickvals=ends[:: -(-len(ends) // 10)],
     )  # fmt: skip
     figure.update_yaxes(
         title="first layer removed", type="category", autorange="reversed", showgrid=False
@@ -80,13 +80,14 @@ def ranges(result: xr.Dataset, *, quantity: str = "perplexity") -> go.Figure:
 def _decades(low: float, high: float) -> dict:
     """Colour bar ticks at round numbers for a scale drawn in powers of ten."""
     marks = [m * 10.0**e for e in range(-3, 16) for m in (1, 2, 5)]
-    marks = [m for m in marks if low - 0.02 <= np.log10(m) <= high + 0.02]
-    if len(marks) < 2:  # everything lies between two round numbers
-        marks = [float(f"{10**at:.3g}") for at in np.linspace(low, high, 3)]
-    marks = marks[:: max(1, len(marks) // 6)]
+    ticks = [np.log10(m) for m in marks if low - 0.02 <= np.log10(m) <= high + 0.02]
+    if len(ticks) < 2:  # everything lies between two round numbers
+        ticks = np.linspace(low, high, 3).tolist()
+    ticks = ticks[:: max(1, len(ticks) // 6)]
+    rounded = [float(f"{10**at:.3g}") for at in ticks]
     return {
-        "tickvals": np.log10(marks),
-        "ticktext": [f"{m:,.0f}" if m >= 1 else f"{m:g}" for m in marks],
+        "tickvals": ticks,
+        "ticktext": [f"{m:,.0f}" if m >= 1 else f"{m:g}" for m in rounded],
     }
 
 
