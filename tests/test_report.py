@@ -1,5 +1,6 @@
 """The report: what it says, that it stands by itself, and that a run can be interrupted."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -408,14 +409,18 @@ def test_zeros_and_digests_are_folded_away(computed):
 
 
 def test_the_forecast_goes_forward(capsys):
-    forecast = Forecast({"a": 2.0, "b": 6.0}, shown=True)
-    forecast.begin("a")
-    forecast.part(0.5, 1.0)(0.5)
-    assert forecast.bar.n == pytest.approx(1.5)
-    forecast.begin("b")
-    assert forecast.bar.n == pytest.approx(2.0)
-    forecast.close()
+    with Forecast({"a": 2.0, "b": 6.0}, shown=True) as forecast:
+        forecast.begin("a")
+        forecast.part(0.5, 1.0)(0.5)
+        assert forecast.bar.n == pytest.approx(1.5)
+        forecast.begin("b")
+        assert forecast.bar.n == pytest.approx(2.0)
     assert forecast.bar.n == pytest.approx(8.0)
+    with contextlib.suppress(KeyboardInterrupt), Forecast({"a": 2.0}, shown=True) as stopped:
+        stopped.begin("a")
+        stopped.part()(0.5)
+        raise KeyboardInterrupt
+    assert stopped.bar.n == pytest.approx(1.0)
     assert "left, b" in capsys.readouterr().err
 
 

@@ -1,7 +1,6 @@
 """Everything the report shows, computed: results only, no HTML."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -64,7 +63,7 @@ def compute(work: Work, sections: Sequence[str] = tuple(SECTIONS)) -> Content:
     seconds: dict[str, float] = {}
     check = check_model(work.model)
     costs = {name: SECTIONS[name].cost(work) for name in sections}
-    with closing(Forecast(costs, shown=work.progress)) as forecast:
+    with Forecast(costs, shown=work.progress) as forecast:
         work = replace(work, forecast=forecast)
         for name in sections:
             forecast.begin(name)

@@ -46,9 +46,12 @@ class Forecast:
         """To be told the share that is done of a part of the present section."""
         return partial(self._within, start, end)
 
-    def close(self) -> None:
-        """All is done."""
-        if self.name:
+    def __enter__(self) -> "Forecast":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """All is done, or what interrupts it has come."""
+        if self.name and error is None:
             self._at(1.0)
         self.bar.close()
 
