@@ -24,7 +24,7 @@ from mlp_interp.probes._linear import discriminant, logistic
 from mlp_interp.probes._margin import Margin
 from mlp_interp.probes._rankings import Ranking, f_statistic, ranked
 from mlp_interp.probes._read import Place, layers_held
-from mlp_interp.probes._ridge import _some, ridge
+from mlp_interp.probes._ridge import _some, ridge, ridge_of_folds
 from mlp_interp.probes._scores import of_tokens
 from mlp_interp.probes._splits import Splits, shuffled
 
@@ -158,7 +158,7 @@ def test_activations_are_the_models_own(some_model: Any, monkeypatch: pytest.Mon
 # Fits
 
 
-@pytest.mark.parametrize(("n", "d"), [(60, 9), (30, 50)])
+@pytest.mark.parametrize(("n", "d"), [(60, 9), (30, 50), (120, 70)])
 def test_ridge_is_scikit_learns(n: int, d: int) -> None:
     rng = np.random.default_rng(0)
     X = rng.standard_normal((n, d)) * rng.uniform(0.1, 9, d) + 3
@@ -197,6 +197,41 @@ def test_the_strength_of_ridge_is_that_of_groups_left_out() -> None:
             error += (((Z[~kept] - mean) @ w + middle - y[~kept]) ** 2).sum()
         errors.append(error)
     assert line.alpha == pytest.approx(alphas[int(np.argmin(errors))])
+
+
+@pytest.mark.parametrize(("n", "d"), [(150, 40), (60, 40), (40, 70)])
+def test_ridge_of_folds_is_that_of_what_each_leaves(n: int, d: int) -> None:
+    """With inner products of each fold put together, with those of each part, by the smaller side;
+    and a fold far from the others, beside which what these differ in would be rounding."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(n // 2), 2)
+    fold = rng.integers(3, size=n // 2)[groups]
+    X = rng.standard_normal((n, d)) + 1e9 * (fold == 1)[:, None] * (np.arange(d) == 5)
+    X[:, 7] = 3.0
+    Y = X[:, :2] + rng.standard_normal((n, 2))
+    labellings, alphas = [Y, Y[rng.permutation(n)]], np.geomspace(1e-2, 1e3, 7).tolist()
+    found = [*ridge_of_folds(X, labellings, groups, alphas, fold)]
+    for out, lines in zip((0, 1, 2, None), found, strict=True):
+        kept = fold != out if out is not None else np.full(n, True)
+        Z = X[kept] - X[kept].mean(0)
+        Z /= np.where(Z.std(0) > 1e-6, Z.std(0), 1)
+        alone = ridge(X[kept], [values[kept] for values in labellings], groups[kept], alphas)
+        for line, same, values in zip(lines, alone, labellings, strict=True):
+            assert line.alpha == same.alpha
+            theirs = values[kept] - values[kept].mean(0)
+            A = np.vstack([Z, np.sqrt(line.alpha) * np.eye(d)])
+            w = np.linalg.lstsq(A, np.vstack([theirs, np.zeros((d, 2))]))[0]
+            np.testing.assert_allclose(line(X[kept]) - values[kept].mean(0), Z @ w, atol=1e-9)
+
+
+def test_strengths_below_rounding_are_as_good_as_that() -> None:
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.standard_normal((200, 20)), 3, axis=1) * 1e3  # of rank 20 of 60
+    y = X[:, :1] + 1e3 * rng.standard_normal((200, 1))
+    (line,) = ridge(X, [y], np.arange(200), [1e-30])
+    Z = X - X.mean(0)
+    least = Z @ np.linalg.lstsq(Z, y - y.mean(), rcond=1e-10)[0]
+    np.testing.assert_allclose(line(X) - y.mean(), least, rtol=1e-6, atol=1e-3)
 
 
 def test_groups_that_choose_a_strength_are_whole_and_spread_evenly() -> None:

@@ -1,6 +1,6 @@
 """Fitting probes of a kind to several labellings of the same activations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from mlp_interp.models.options import check_choice
 from mlp_interp.probes._linear import Line, discriminant, logistic, needs_sklearn
-from mlp_interp.probes._ridge import ridge
+from mlp_interp.probes._ridge import ridge, ridge_of_folds
+from mlp_interp.probes._splits import Splits
 from mlp_interp.probes.labelled import Labelled
 
 __all__ = ["Fitter", "Kind"]
@@ -73,6 +74,18 @@ class Fitter:
             return [logistic(X, labels, groups, self.alphas, self.seed) for labels in each]
         shrinkage = 1.0 if self.kind == "mean_difference" else None
         return [discriminant(X, labels, shrinkage) for labels in each]
+
+    def of_folds(
+        self, X: np.ndarray, labellings: Sequence[np.ndarray], splits: Splits
+    ) -> Iterator[list[Line]]:
+        """Lines fitted on all prompts but those of each fold, in turn, and then on all."""
+        if self.kind == "ridge":
+            yield from ridge_of_folds(X, labellings, splits.group, self.alphas, splits.fold)
+            return
+        for fold in range(splits.folds):
+            rows, _ = splits.parts(fold)
+            yield self(X[rows], [values[rows] for values in labellings], splits.group[rows])
+        yield self(X, labellings[:1], splits.group)
 
 
 def _strengths(kind: str, alphas: Any) -> tuple[float, ...]:

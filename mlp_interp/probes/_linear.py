@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Line", "discriminant", "logistic", "needs_sklearn", "principal", "scaled"]
+__all__ = ["Line", "discriminant", "logistic", "needs_sklearn", "one_where_constant", "scaled"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Line:
 def scaled(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each dimension, 1 where it never varies."""
     mean, spread = X.mean(0), X.std(0)
-    return mean, np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)
+    return mean, one_where_constant(spread, mean)
+
+
+def one_where_constant(spread: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Standard deviations to divide by: 1 where they are but rounding of the mean."""
+    return np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)
 
 
 def discriminant(X: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> Line:
@@ -48,7 +53,7 @@ def discriminant(X: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> 
     if shrinkage == 1.0:
         towards = means / (variance or 1.0)
     else:
-        squares, axes = principal(within)
+        squares, axes = _principal(within)
         if shrinkage is None:
             shrinkage = _ledoit_wolf(within, squares / len(X), variance)
         drawn = (1 - shrinkage) * squares / len(X) + shrinkage * variance
@@ -65,7 +70,7 @@ def discriminant(X: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> 
     return Line(towards, offset)
 
 
-def principal(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _principal(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squared singular values ``[r]`` and principal axes ``[d, r]``, by the smaller side."""
     if len(Z) < Z.shape[1]:
         _, sizes, axes = np.linalg.svd(Z, full_matrices=False)

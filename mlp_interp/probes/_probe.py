@@ -131,11 +131,12 @@ def _at_layer(
     """All that is measured of one layer's activations."""
     scores = np.empty((len(labellings), splits.folds))
     outputs, predicted = [], None
+    fits = fitter.of_folds(X, labellings, splits)
     for fold in range(splits.folds):
-        fitted, tested = splits.parts(fold)
-        lines = fitter(X[fitted], [values[fitted] for values in labellings], splits.group[fitted])
+        lines, (_, tested) = next(fits), splits.parts(fold)
+        held_out = X[tested]
         for n, (line, values) in enumerate(zip(lines, labellings, strict=True)):
-            said = line(X[tested])
+            said = line(held_out)
             scores[n, fold] = score(said, values[tested], values.var(0), fitter.classes)
             if n == 0:
                 if predicted is None:
@@ -143,7 +144,7 @@ def _at_layer(
                 predicted[tested] = said
                 of_each = by_output(said, values[tested], values.var(0), fitter.classes)
                 outputs.append(of_each)
-    (line,) = fitter(X, labellings[:1], splits.group)
+    line = next(fits)[0]
     return {
         "score": scores[0],
         "control": scores[1:].mean(1),
