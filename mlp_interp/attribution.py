@@ -30,7 +30,7 @@ from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.residual import Layout, Level, Residual, decompose
 from mlp_interp.results import strings, to_numpy
 from mlp_interp.runs import Run
-from mlp_interp.sites import Site, component_coords
+from mlp_interp.sites import Site, SiteLike, component_coords
 
 __all__ = ["attribute_logits", "attribute_sources"]
 
@@ -160,7 +160,7 @@ def attribute_sources(
     answers: Tokens | Contrast,
     foils: Foils = None,
     *,
-    heads: Sequence[str | Site] | None = None,
+    heads: SiteLike | Sequence[SiteLike] | None = None,
     positions: int | Sequence[int] = -1,
     attention_mask: Any = None,
 ) -> xr.DataArray:
@@ -178,7 +178,7 @@ def attribute_sources(
             final stream.
         answers: As in `attribute_logits`.
         foils: As in `attribute_logits`.
-        heads: Heads such as ``"L3H5"``; None for all.
+        heads: Heads such as ``"L3H5"``, one or several; None for all.
         positions: The position whose logit is attributed, or several; negative ones count from
             the end of each text.
         attention_mask: As in `attribute_logits`; without the embeddings or the tokens in the cache
@@ -207,7 +207,9 @@ def attribute_sources(
     if isinstance(answers, Contrast) and answers.lengths is not None:
         analysis = partial(attribute_sources, heads=heads)
         return _by_length(analysis, weights, cache, answers, foils, positions, attention_mask)
-    sites = _heads(weights, heads)
+    sites = weights.heads
+    if heads is not None:
+        sites = weights.places(heads, kind="head", argument="heads")
     stream = Site("resid_post", weights.n_layers - 1)
     layers = sorted({site.layer or 0 for site in sites})
     names = ("pattern", "v", "z") if weights.post_norms else ("pattern", "v")
@@ -443,18 +445,3 @@ def _finite(shares: Tensor, real: Bool[Tensor, "prompt pos ..."] | None) -> np.n
             "check_model(model)"
         )
     return values if real is None else np.where(told, values, np.nan)
-
-
-def _heads(weights: Weights, heads: Sequence[str | Site] | None) -> list[Site]:
-    if heads is None:
-        return [
-            Site("z", layer, head=head)
-            for layer in range(weights.n_layers)
-            for head in range(weights.n_heads)
-        ]
-    if not heads:
-        raise ValueError("heads is empty; wanted at least one head, or None for all")
-    sites = [weights.place(head, kind="head", argument="heads") for head in heads]
-    if len({*sites}) < len(sites):
-        raise ValueError(f"heads={[site.label for site in sites]}; wanted each head once")
-    return sites

@@ -31,6 +31,7 @@ __all__ = [
     "SiteLike",
     "component_coords",
     "did_you_mean",
+    "nearest_like",
     "neuron_of",
     "site_of",
 ]
@@ -259,7 +260,14 @@ SiteLike = Site | str | Iterable[SupportsInt]
 """How a site is named: by its label, itself, or, a head or a neuron, as ``(layer, index)``."""
 
 
-def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site") -> Site:
+def site_of(
+    given: SiteLike,
+    *,
+    kind: Kind | None = None,
+    argument: str = "site",
+    sizes: tuple[int, int] | None = None,
+    words: Sequence[str] = (),
+) -> Site:
     """The site that somebody named, in any of the ways in which one is named.
 
     Args:
@@ -268,6 +276,9 @@ def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site"
             pair ``(layer, index)``.
         kind: What it must be; None for any site.
         argument: What the caller calls it, for errors.
+        sizes: How many layers there are, and heads or neurons in each: negatives in pairs count
+            from these ends. None refuses negatives, as where no model is known.
+        words: What may stand in place of a site and was not given, for errors.
 
     Raises:
         ValueError: It is not a site, or one of another kind.
@@ -275,16 +286,18 @@ def site_of(given: SiteLike, *, kind: Kind | None = None, argument: str = "site"
     Example:
         >>> site_of("3.mlp"), site_of((3, 669), kind="neuron").label
         (Site(name='mlp_out', layer=3, head=None, neuron=None), 'L3N669')
+        >>> site_of((-1, -3), kind="head", sizes=(4, 6)).label
+        'L3H3'
         >>> site_of("L3H5", kind="neuron", argument="neuron")
         Traceback (most recent call last):
         ValueError: neuron='L3H5' is no neuron; wanted e.g. 'L3N669'
     """
     if isinstance(given, str):
-        site = _of_hook(given) or _parse(given, argument)
+        site = _of_hook(given) or _parse(given, argument, words, kind)
     elif isinstance(given, Site):
         site = given
     else:
-        site = _of_pair(given, kind, argument)
+        site = _of_pair(given, kind, argument, sizes)
     all_units = kind in ("head", "neuron") and site == site.whole
     if kind is not None and (site.kind != kind or all_units):
         wanted = _EXAMPLES.get(kind, kind)
@@ -337,6 +350,24 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" (did you mean {by_case[best]!r}?)"
 
 
+def nearest_like(given: Any, examples: Iterable[str]) -> str:
+    """`did_you_mean` among labels that are made as some examples are, with the numbers given.
+
+    Example:
+        >>> nearest_like("L3H5.VO", ["embed", "L1H3.OV", "L1H3.QK"])
+        " (did you mean 'L3H5.OV'?)"
+    """
+    if not isinstance(given, str):
+        return ""
+    numbers = re.findall("[0-9]+", given)
+
+    def renumbered(example: str) -> str:
+        left = iter(numbers)
+        return re.sub("[0-9]+", lambda own: next(left, own[0]), example)
+
+    return did_you_mean(given, map(renumbered, examples))
+
+
 def _likeness(known: str, given: str) -> tuple[float, int]:
     """How like two names are; of those equally like, equal letters in equal places tell."""
     return SequenceMatcher(None, known, given).ratio(), sum(map(eq, known, given))
@@ -350,7 +381,7 @@ def _of_hook(text: str) -> Site | None:
         return None
 
 
-def _parse(label: str, argument: str) -> Site:
+def _parse(label: str, argument: str, words: Sequence[str] = (), kind: str | None = None) -> Site:
     if label in _GLOBAL:
         return Site(label)
     if match := _LABEL.fullmatch(label):
@@ -365,9 +396,14 @@ def _parse(label: str, argument: str) -> Site:
         name = f"edit:{name}" if label.startswith("edit:") else name
         if name in _KNOWN and name not in _GLOBAL:
             return Site(name, int(match["layer"]))
+    words = [word for word in words if word != label]  # one that stands where it may not
+    example = _EXAMPLES.get(kind or "")
+    near = did_you_mean(label, words)
+    near = near or (nearest_like(label, [example]) if example else _nearest_label(label))
+    wanted = f"{', '.join(map(repr, words))}, or a label, " if words else ""
     raise ValueError(
-        f"{argument}={label!r} is not a component label{_nearest_label(label)}; wanted e.g. "
-        "'embed', '3.attn', '3.mlp', 'L3H5' or 'L3N669'"
+        f"{argument}={label!r} is not a component label{near}; wanted {wanted}e.g. "
+        + (repr(example) if example else "'embed', '3.attn', '3.mlp', 'L3H5' or 'L3N669'")
     )
 
 
@@ -389,19 +425,23 @@ def _nearest_label(text: str) -> str:
     return did_you_mean(text, [site.label for site in sites])
 
 
-def _of_pair(given: Any, kind: str | None, argument: str) -> Site:
+def _of_pair(
+    given: Any, kind: str | None, argument: str, sizes: tuple[int, int] | None = None
+) -> Site:
     pair = _plain(given)
     pair = [_plain(i) for i in pair] if isinstance(pair, Sequence) else []
     if kind not in ("head", "neuron"):
         raise ValueError(
             f"{argument}={given!r}; wanted a label such as '3.mlp', 'L3H5' or 'L3N669', or a Site"
         )
-    if len(pair) != 2 or not all(_is_index(i) for i in pair):
+    lowest = (0, 0) if sizes is None else tuple(-size for size in sizes)
+    if len(pair) != 2 or not all(map(_is_index, pair, lowest)):
+        counted = "counted from 0" if sizes is None else f"from {lowest}"
         raise ValueError(
             f"{argument}={given!r}; wanted a label such as {_EXAMPLES[kind]!r}, a Site or the pair "
-            f"(layer, {kind}), counted from 0"
+            f"(layer, {kind}), {counted}"
         )
-    layer, index = map(int, pair)
+    layer, index = (int(i) - least * (i < 0) for i, least in zip(pair, lowest, strict=True))
     return Site("z", layer, head=index) if kind == "head" else Site("post", layer, neuron=index)
 
 
@@ -410,8 +450,8 @@ def _plain(given: Any) -> Any:
     return given.tolist() if hasattr(given, "tolist") else given
 
 
-def _is_index(index: Any) -> bool:
-    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0
+def _is_index(index: Any, least: int = 0) -> bool:
+    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= least
 
 
 def _check_index(what: str, index: Any) -> None:

@@ -219,9 +219,11 @@ def test_bad_arguments_of_sources(kind, tokens):
     for head in ("2.mlp", "2.z", "L0N3", "L0H1.q"):
         with pytest.raises(ValueError, match=rf"heads='{head}' is no head; wanted e\.g\. 'L3H5'"):
             attribute_sources(model, cache, 1, heads=["L0H0", head])
-    with pytest.raises(ValueError, match=r"heads=\['L0H1', 'L0H1'\]; wanted each head once"):
+    with pytest.raises(
+        ValueError, match=r"heads=\['L0H1', 'L0H1'\]; wanted at least one head, each once"
+    ):
         attribute_sources(model, cache, 1, heads=["L0H1", "L0H1"])
-    with pytest.raises(ValueError, match="heads is empty"):
+    with pytest.raises(ValueError, match=r"heads=\[\]; wanted at least one head"):
         attribute_sources(model, cache, 1, heads=[])
     for position in (9, -10):
         with pytest.raises(ValueError, match=rf"positions=\[?{position}\]?; wanted .* -9 to 8"):

@@ -161,7 +161,7 @@ def test_a_latent_that_is_the_same_in_both_runs_changes_nothing(nano: Any) -> No
         ([0], {"latents": ["L1F24"]}, "latents=24"),
         ([0], {"latents": ["1.latents"]}, "latents='1.latents' of"),
         ([2], {"latents": ["1.skip"]}, "latents='1.skip' of .* has no W_skip"),
-        ([0], {"latents": []}, r"latents=\[\]; wanted a list"),
+        ([0], {"latents": []}, r"latents=\[\]; wanted at least one"),
         ([0], {"positions": "some"}, "positions='some'; wanted"),
         ([0, 1], {"latents": [3]}, "latents=3 of 2 dictionaries; wanted labels, 'L1F0', say"),
     ],

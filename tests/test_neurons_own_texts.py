@@ -39,7 +39,7 @@ def test_a_pair_is_one_neuron_and_a_model_keeps_its_state(some_model):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"neurons": []}, "neurons is empty"),
+        ({"neurons": []}, r"neurons=\[\]; wanted at least one neuron"),
         ({"neurons": "L9N1"}, "layer"),
         ({"neurons": "L0H1"}, "neurons"),
         ({"site": "mlp_out"}, "site"),

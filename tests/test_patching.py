@@ -231,7 +231,7 @@ def test_facts_localise_at_the_subject(nano):
         ({"direction": "sideways"}, "direction='sideways'; wanted 'denoising' or 'noising'"),
         ({"positions": [7]}, r"positions=\[7\]; wanted integers from -7 to 6"),
         ({"positions": []}, r"positions=\[\]"),
-        ({"positions": "some"}, "positions='some'; wanted 'each', 'all' or a list"),
+        ({"positions": "some"}, "positions='some'; wanted 'each' or 'all', or a list"),
         ({"layers": [3]}, r"layers=\[3\]; wanted integers from -3 to 2"),
         ({"sites": "z", "heads": [4]}, r"heads=\[4\]"),
         ({"layers": [True]}, r"layers=\[True\]; wanted integers"),

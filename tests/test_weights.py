@@ -395,8 +395,13 @@ def test_nano_bigrams_and_copying(nano: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "given", "options", "text"),
     [
-        (table, "L1H2.VO", {}, "matrix='L1H2.VO'; wanted a label such as direct"),
-        (table, 7, {}, "matrix=7; wanted a label"),
+        (
+            table,
+            "L1H2.VO",
+            {},
+            r"matrix='L1H2.VO' is none \(did you mean 'L1H2.OV'\?\); wanted a label such as direct",
+        ),
+        (table, 7, {}, "matrix=7 is none; wanted a label"),
         (table, "L9.out", {}, "wanted a layer from 0 to 2"),
         (table, "L1H9.OV", {}, "wanted a head from 0 to 3"),
         (table, "L1N99.out", {}, "wanted a neuron from 0 to 63"),
@@ -439,11 +444,11 @@ def test_what_is_refused(kind: Any, call: Any, given: Any, options: Any, text: s
     [
         (virtual_weights, "L2", "L2", {}, "reader='L2' does not read what writer='L2' writes"),
         (virtual_weights, "L0H1", "L2", {}, "writer='L0H1'; wanted 'embed', a layer's neurons"),
-        (virtual_weights, "L0", "L9", {}, "reader='L9'"),
+        (virtual_weights, "L0", "L9", {}, "reader='9.post'; wanted a layer"),
         (virtual_weights, "L0N64", "L1", {}, "writer='L0N64'"),
-        (subspaces, "L0H1", "L1H0", {}, "readers has 'L1H0'; wanted 'L1H3.q'"),
-        (subspaces, "L0H1.q", "L1H0.q", {}, "writers has 'L0H1.q'"),
-        (subspaces, "L7H1", "L1H0.q", {}, "writers has 'L7H1'"),
+        (subspaces, "L0H1", "L1H0", {}, "readers='L1H0'; wanted 'L1H3.q'"),
+        (subspaces, "L0H1.q", "L1H0.q", {}, "writers='L0H1.q'"),
+        (subspaces, "L7H1", "L1H0.q", {}, "writers='L7H1'"),
         (subspaces, [], "unembed", {}, "writers="),
         (subspaces, "embed", "unembed", {"energy": 1}, "energy=1"),
     ],

@@ -8,9 +8,10 @@ from mlp_interp.sites import Site, site_of
 
 __all__ = ["Groups", "resolve"]
 
-Groups = str | Sequence[str | Site] | Mapping[str, Sequence[str | Site]]
+Members = str | Site | Sequence[str | Site]
+Groups = Members | Mapping[str, Members]
 """A level (``"component"``: every attention and MLP output; ``"head"``: every head; ``"neuron"``:
-every neuron), a list of components each ablated alone, or named sets of components."""
+every neuron), a component or a list of them each ablated alone, or named sets of components."""
 
 # Ablating the whole and a part of it would take the part away twice.
 _WHOLE_OF = {"z": "attn_out", "b_O": "attn_out", "post": "mlp_out", "b_out": "mlp_out"}
@@ -23,12 +24,12 @@ def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
         ValueError: An unknown level or component, an empty or doubled group, or a group that holds
             both a whole output and a part of it.
     """
-    if isinstance(groups, str):  # nothing to check, and there may be very many
+    if isinstance(groups, str) and groups in LEVELS:  # nothing to check, and maybe very many
         return {site.label: (site,) for site in _level(weights, groups)}
     if isinstance(groups, Mapping):
-        named = {str(name): tuple(map(_parse, members)) for name, members in groups.items()}
+        named = {str(name): tuple(_parsed(members)) for name, members in groups.items()}
     else:
-        sites = [_parse(member) for member in groups]
+        sites = _parsed(groups)
         named = {site.label: (site,) for site in sites}
         if len(named) != len(sites):
             raise ValueError(f"groups={[s.label for s in sites]} names a component twice")
@@ -39,8 +40,9 @@ def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
     return named
 
 
-def _parse(member: str | Site) -> Site:
-    return site_of(member, argument="groups")
+def _parsed(members: Members) -> list[Site]:
+    listed = [members] if isinstance(members, str | Site) else members
+    return [site_of(member, argument="groups", words=LEVELS) for member in listed]
 
 
 def _level(weights: Weights, level: str) -> list[Site]:
@@ -48,17 +50,9 @@ def _level(weights: Weights, level: str) -> list[Site]:
     if level == "component":
         return [Site(name, layer) for layer in layers for name in weights.outputs]
     if level == "head":
-        heads = range(weights.n_heads)
-        return [Site("z", layer, head=head) for layer in layers for head in heads]
-    if level == "neuron":
-        weights.check_names(["post"])
-        neurons = range(weights.d_mlp)
-        return [Site("post", layer, neuron=n) for layer in layers for n in neurons]
-    wanted = ", ".join(map(repr, LEVELS))
-    raise ValueError(
-        f"groups={level!r}; wanted one of {wanted}, a list of components such as ['3.mlp', "
-        "'L2H5'], or a mapping of names to such lists"
-    )
+        return weights.heads
+    weights.check_names(["post"])
+    return [Site("post", layer, neuron=n) for layer in layers for n in range(weights.d_mlp)]
 
 
 def _check(weights: Weights, name: str, sites: tuple[Site, ...]) -> None:

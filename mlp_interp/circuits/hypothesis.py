@@ -29,6 +29,7 @@ from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import items_in
+from mlp_interp.paths.labels import Label, texts_of
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.sites import Site
@@ -43,7 +44,7 @@ def evaluate_hypothesis(
     contrasts: Contrast | Sequence[Contrast],
     metric: MetricLike = "logit_difference",
     *,
-    nodes: str | Sequence[str | Sequence[str]],
+    nodes: Label | Sequence[Label | Sequence[Label]],
     draws: int = 10,
     seed: int = 0,
     runs: GivenRuns | None = None,
@@ -164,10 +165,16 @@ class _Claim:
     paths: list[Path]
 
     @classmethod
-    def of(cls, weights: Weights, nodes: str | Sequence[str | Sequence[str]]) -> "_Claim":
-        given = [nodes] if isinstance(nodes, str) else list(nodes)
-        labels = [label for label in dict.fromkeys(map(_hashable, given)) if isinstance(label, str)]
-        if labels and len(labels) < len(set(map(_hashable, given))):
+    def of(cls, weights: Weights, nodes: Label | Sequence[Label | Sequence[Label]]) -> "_Claim":
+        listed = [nodes] if isinstance(nodes, str | Site) else list(nodes)
+        given = [
+            texts_of(one)[0] if isinstance(one, str | Site) else tuple(texts_of(one))
+            for one in listed
+        ]
+        if len(set(given)) < len(given):
+            raise ValueError(f"nodes={given}; wanted each once")
+        labels = [one for one in given if isinstance(one, str)]
+        if labels and len(labels) < len(given):
             raise ValueError(
                 f"nodes={given} mixes nodes and paths; wanted labels, or lists of them"
             )
@@ -211,10 +218,6 @@ class _Measurer:
         """Of prompts of one length."""
         pair = question.pair(self.sites)
         return _Values.of(pair.reading, self.measure(pair, size))
-
-
-def _hashable(label: str | Sequence[str]) -> str | tuple[str, ...]:
-    return label if isinstance(label, str) else tuple(label)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mlp_interp.interchange.graph import LOGITS, check_own_keys
 from mlp_interp.models import Weights
 from mlp_interp.paths.labels import check_range
 from mlp_interp.runs import Run
-from mlp_interp.sites import HEADS, Site
+from mlp_interp.sites import HEADS, Site, site_of
 
 __all__ = ["Circuits", "node_of", "random_nodes"]
 
@@ -29,10 +29,7 @@ def node_of(weights: Weights, label: str) -> Site | None:
     """
     if label in ("embed", LOGITS):
         return None
-    try:
-        site = Site.parse(label)
-    except ValueError as error:
-        raise ValueError(f"nodes={label!r} is no label; wanted such as {_NODES}") from error
+    site = site_of(label, argument="nodes", words=("embed", LOGITS))
     known = site.head is not None and site.name in HEADS
     known = known or (site.neuron is not None and site.name == "post")
     if not known and site.name not in ("attn_out", "mlp_out"):

@@ -57,7 +57,7 @@ def attribution_patch(
     contrast: Contrast,
     metric: MetricLike = "logit_difference",
     *,
-    sites: Sequence[str] = _USUAL,
+    sites: str | Sequence[str] = _USUAL,
     direction: Direction = "denoising",
     steps: int = 1,
     baseline: Literal["corrupted", "zero"] = "corrupted",
@@ -286,7 +286,7 @@ def _dims(name: str, neuron_positions: bool, *, shared: bool) -> tuple[str, ...]
     )
 
 
-def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
+def _checked_sites(sites: str | Sequence[str]) -> tuple[str, ...]:
     chosen = distinct("sites", sites)
     if not chosen or any(name not in _KNOWN for name in chosen):
         near = next((did_you_mean(name, _KNOWN) for name in chosen if name not in _KNOWN), "")

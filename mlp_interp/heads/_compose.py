@@ -205,9 +205,8 @@ def _readers(weights: Weights, given: Any) -> list[Site]:
             for layer in range(weights.n_layers):
                 found += [Site(reader, layer, head=head) for head in range(weights.n_heads)]
             continue
-        site = reader if isinstance(reader, Site) else Site.parse(reader)
-        good = site.name in KINDS and site.head is not None and site.layer is not None
-        if not good or (site.layer or 0) >= weights.n_layers or site.unit >= weights.n_heads:
+        site = weights.place(reader, argument="readers", words=KINDS, per_head=True)
+        if site.name not in KINDS or site.head is None:
             raise ValueError(
                 f"readers={site.label!r}; wanted 'q', 'k', 'v', or those of a head, as "
                 f"'L1H0.k' (layers to {weights.n_layers - 1}, heads to {weights.n_heads - 1})"

@@ -139,13 +139,11 @@ def read_shares(
 
 
 def _listed(weights: Weights, readers: Any) -> list[Site]:
-    given = [readers] if isinstance(readers, str | Site) else list(readers)
-    found = [reader if isinstance(reader, Site) else Site.parse(reader) for reader in given]
+    found = weights.places(readers, argument="readers", per_head=True)
     for site in found:
         head = site.name in ("q", "k", "v") and site.head is not None
         neuron = site.name == "pre" and site.neuron is not None
-        size = weights.n_heads if head else weights.d_mlp
-        if not (head or neuron) or (site.layer or 0) >= weights.n_layers or site.unit >= size:
+        if not (head or neuron):
             raise ValueError(
                 f"readers={site.label!r}; wanted queries, keys or values of a head, as "
                 "'L1H3.q', or a neuron, as 'L2N15.pre'"
@@ -155,8 +153,6 @@ def _listed(weights: Weights, readers: Any) -> list[Site]:
                 f"readers={site.label!r}: the MLPs of model={weights.model.cfg.model_name!r} read "
                 "what attention wrote in the same block; wanted a head's, as 'L1H3.q'"
             )
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"readers={given}; wanted at least one, each once")
     return found
 
 

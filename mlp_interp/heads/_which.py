@@ -32,21 +32,7 @@ def listed_heads(weights: Weights, heads: Any, *, argument: str = "heads") -> li
     Raises:
         ValueError: One is no head of the model, one comes twice, or there are none.
     """
-    if heads is None:
-        layers, units = range(weights.n_layers), range(weights.n_heads)
-        return [Site("z", layer, head=head) for layer in layers for head in units]
-    if isinstance(heads, str | Site) or _is_pair(heads):
-        heads = [heads]
-    found = [weights.place(head, kind="head", argument=argument) for head in heads]
-    if not found or len(set(found)) < len(found):
-        raise ValueError(
-            f"{argument}={[site.label for site in found]}; wanted at least one head, each once"
-        )
-    return found
-
-
-def _is_pair(heads: Any) -> bool:
-    return isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(i, int) for i in heads)
+    return weights.heads if heads is None else weights.places(heads, kind="head", argument=argument)
 
 
 def by_layer(sites: Sequence[Site]) -> dict[int, list[int]]:

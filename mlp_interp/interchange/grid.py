@@ -13,7 +13,7 @@ from mlp_interp.sites import FAMILIES, Family, did_you_mean
 
 __all__ = ["Cell", "Grid", "Positions", "grid_of", "positions_of"]
 
-Positions = Literal["each", "all"] | Sequence[int]
+Positions = Literal["each", "all"] | int | Sequence[int]
 _WINDOWED = ("attn_out", "mlp_out")
 
 
@@ -100,9 +100,9 @@ def grid_of(
     *,
     length: int,
     positions: Positions | str | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    neurons: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    heads: int | Sequence[int] | None = None,
+    neurons: int | Sequence[int] | None = None,
     window: int = 1,
 ) -> Grid:
     """Check what is asked for and lay out its grid.
@@ -137,7 +137,7 @@ def grid_of(
     }
     for name, given, belongs in (("heads", heads, "head"), ("neurons", neurons, "neuron")):
         if given is not None and family != belongs:
-            raise ValueError(f"{name}={list(given)}: sites={list(chosen)} have no {name}")
+            raise ValueError(f"{name}={given}: sites={list(chosen)} have no {name}")
     return Grid(
         family=family,
         sites=chosen,
@@ -170,14 +170,27 @@ def _positions(
     return positions_of(positions, length)
 
 
-def positions_of(positions: Positions | str, length: int) -> tuple[int, ...] | None:
-    """Positions that are exchanged one at a time; None for all together.
+def positions_of(
+    positions: Positions | str,
+    length: int,
+    *,
+    name: str = "positions",
+    words: Sequence[str] = ("each", "all"),
+) -> tuple[int, ...] | None:
+    """Positions that are exchanged one at a time, counted from 0; None for all together.
+
+    Args:
+        positions: Which.
+        length: Positions of the prompts.
+        name: Of the argument, for errors.
+        words: Those that may stand for positions.
 
     Raises:
         ValueError: Another word, or positions that the prompts lack.
     """
     if isinstance(positions, str):
-        if positions not in ("each", "all"):
-            raise ValueError(f"positions={positions!r}; wanted 'each', 'all' or a list of them")
+        if positions not in words:
+            wanted = " or ".join(map(repr, words))
+            raise ValueError(f"{name}={positions!r}; wanted {wanted}, or a list of positions")
         return tuple(range(length)) if positions == "each" else None
-    return indices("positions", positions, length)
+    return indices(name, positions, length)

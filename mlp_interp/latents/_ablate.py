@@ -11,7 +11,7 @@ from torch import Tensor
 from mlp_interp.ablation.effects import account
 from mlp_interp.dictionaries import Dictionary, Latents
 from mlp_interp.edits import Edit
-from mlp_interp.latents.named import named
+from mlp_interp.latents.named import Latent, named
 from mlp_interp.latents.spliced import check_one_layer, read_in, sites_of
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
@@ -35,7 +35,7 @@ def ablate(
     model: Model,
     tokens: Any,
     dictionary: Dictionary,
-    latents: Sequence[int | str] | None = None,
+    latents: Latent | Sequence[Latent] | None = None,
     *,
     path: Path = "total",
     attention_mask: Any = None,
@@ -54,8 +54,9 @@ def ablate(
         model: The model.
         tokens: As of `mlp_interp.ablate_total`.
         dictionary: An SAE or transcoder for it, of one layer.
-        latents: Which, each alone: numbers, labels as ``"L2F17"``, or ``"2.error"``. None for the
-            error and all latents that are active at a token that counts, each a pass of its own.
+        latents: Which, each alone, one or several: numbers, labels as ``"L2F17"``, or
+            ``"2.error"``. None for the error and all latents that are active at a token that
+            counts, each a pass of its own.
         path: ``"total"`` lets later layers read the stream without it; ``"direct"`` takes it out of
             the final stream, whose norm is recomputed.
         attention_mask: As of `mlp_interp.ablate_total`.

@@ -3,7 +3,7 @@
 import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.latents.named import latent_site
+from mlp_interp.latents.named import Latent, latent_site
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
@@ -13,7 +13,7 @@ from mlp_interp.steering.directions.result import as_direction
 __all__ = ["direction"]
 
 
-def direction(model: Model, dictionary: Dictionary, latent: int | str) -> xr.DataArray:
+def direction(model: Model, dictionary: Dictionary, latent: Latent) -> xr.DataArray:
     """What a latent writes to the stream, as a direction for `mlp_interp.steering`.
 
     Coefficient 1 is one unit of activation, on top of what the latent is active anyway; to hold it

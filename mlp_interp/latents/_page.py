@@ -17,7 +17,7 @@ from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
 from mlp_interp.latents.in_runs import activations
-from mlp_interp.latents.named import latent_site
+from mlp_interp.latents.named import Latent, latent_site
 from mlp_interp.latents.spliced import check_one_layer, sites_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
@@ -38,7 +38,7 @@ __all__ = ["page"]
 def page(
     model: Model,
     dictionary: Dictionary,
-    latent: int | str,
+    latent: Latent,
     corpus: Any,
     *,
     attention_mask: Any = None,

@@ -21,7 +21,7 @@ from mlp_interp.interchange import (
     positions_of,
 )
 from mlp_interp.latents.exchanged import Change
-from mlp_interp.latents.named import check_layers, in_order, named
+from mlp_interp.latents.named import Latent, check_layers, in_order, named
 from mlp_interp.latents.spliced import sites_of
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models.own_mode import own_mode
@@ -41,7 +41,7 @@ def patch(
     dictionaries: Sequence[Dictionary],
     metric: MetricLike = "logit_difference",
     *,
-    latents: Sequence[int | str] | None = None,
+    latents: Latent | Sequence[Latent] | None = None,
     direction: Direction = "denoising",
     positions: Positions = "all",
     runs: GivenRuns | None = None,
@@ -64,9 +64,10 @@ def patch(
         contrast: Clean and corrupted prompts, whose pairs may differ in length.
         dictionaries: SAEs or transcoders, at most one of a layer.
         metric: As of `mlp_interp.patch`.
-        latents: Which, by label (``"L2F17"``, ``"2.error"``, ``"2.skip"``), or by number where
-            there is one dictionary. None for all that write something else in some prompt, and the
-            errors: often hundreds. `attribution_patch` says in a few passes which are worth it.
+        latents: Which, one or several, by label (``"L2F17"``, ``"2.error"``, ``"2.skip"``), or by
+            number where there is one dictionary. None for all that write something else in some
+            prompt, and the errors: often hundreds. `attribution_patch` says in a few passes which
+            are worth it.
         direction: As of `mlp_interp.patch`.
         positions: ``"all"`` exchanges a latent at all positions together, ``"each"`` at every
             position by itself, a list only at these.

@@ -10,7 +10,8 @@ from mlp_interp.dictionaries.dictionary import AFTER_NORM
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.weights._virtual import Side, between, reader_of, writer_of
+from mlp_interp.sites import SiteLike
+from mlp_interp.weights._virtual import Side, between, reader_of, said, writer_of
 from mlp_interp.weights.factors import Ends, every
 
 __all__ = ["virtual_weights"]
@@ -19,8 +20,8 @@ __all__ = ["virtual_weights"]
 @torch.no_grad()
 def virtual_weights(
     model: Model,
-    writer: Dictionary | str,
-    reader: Dictionary | str,
+    writer: Dictionary | SiteLike,
+    reader: Dictionary | SiteLike,
     *,
     k: int = 20,
     best: int = 100,
@@ -84,7 +85,7 @@ def virtual_weights(
     options: Any = {"k": k, "best": best, "side": side, "progress": progress}
     found = between(model, written, read, (writer, reader), **options)
     return found.assign_attrs(
-        analysis="virtual weights of latents", writer=str(writer), reader=str(reader)
+        analysis="virtual weights of latents", writer=said(writer), reader=said(reader)
     )
 
 

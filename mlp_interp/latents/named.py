@@ -1,14 +1,18 @@
 """Which dictionaries are asked about, and which of their latents."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import distinct, index
+from mlp_interp.models.indices import distinct, index, is_single
 from mlp_interp.sites import Site, site_of
 
-__all__ = ["check_layers", "check_list", "in_order", "latent_site", "named"]
+__all__ = ["Latent", "check_layers", "check_list", "in_order", "latent_site", "named"]
+
+Latent = int | str | Site
+"""How a latent is named: its number in the dictionary, its label (``"L2F17"``) or a `Site`."""
 
 _ORDER = ("latents", "b_dec", "skip", "error")
 
@@ -43,7 +47,7 @@ def check_layers(weights: Weights, dictionaries: Sequence[Dictionary]) -> None:
 
 def named(
     dictionaries: Sequence[Dictionary],
-    latents: Sequence[int | str],
+    latents: Latent | Sequence[Latent],
     *,
     others: Collection[str] = ("error",),
 ) -> list[Site]:
@@ -51,20 +55,22 @@ def named(
 
     Args:
         dictionaries: At most one of a layer.
-        latents: Labels or numbers.
+        latents: Labels, sites or numbers, one or several.
         others: What else than latents may be named.
 
     Raises:
-        ValueError: No list, an unknown one, or one twice.
+        ValueError: None, an unknown one, or one twice.
     """
-    if isinstance(latents, str) or not len(latents):
-        raise ValueError(f"latents={latents!r}; wanted a list of one or more")
+    one_alone = isinstance(latents, str | Site) or is_single(latents)
+    listed: Any = [latents] if one_alone else latents
+    if not len(listed):
+        raise ValueError(f"latents={listed!r}; wanted at least one")
     by_layer = {one.layer: one for one in dictionaries}
     found = []
-    for latent in latents:
+    for latent in listed:
         one = dictionaries[0]
         if len(dictionaries) > 1:
-            if not isinstance(latent, str):
+            if not isinstance(latent, str | Site):
                 raise ValueError(
                     f"latents={latent!r} of {len(dictionaries)} dictionaries; wanted labels, "
                     f"'L{one.layer}F0', say"
@@ -82,7 +88,7 @@ def in_order(sites: Collection[Site]) -> list[Site]:
 
 def latent_site(
     dictionary: Dictionary,
-    latent: int | str,
+    latent: Latent,
     *,
     argument: str = "latent",
     others: Collection[str] = ("error",),
@@ -91,7 +97,7 @@ def latent_site(
 
     Args:
         dictionary: The dictionary.
-        latent: The number or label.
+        latent: The number, label or site.
         argument: What the caller calls it.
         others: What else than latents may be named; a skip only where there is one.
 
@@ -99,16 +105,16 @@ def latent_site(
         ValueError: It has no such latent, or no skip.
     """
     layer = dictionary.layer
-    if isinstance(latent, str):
+    if isinstance(latent, str | Site):
         site = site_of(latent, argument=argument)
         nameless = site.name == "latents" and site.neuron is None
         if nameless or site.layer != layer or site.name not in ("latents", *others):
             raise ValueError(
-                f"{argument}={latent!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
+                f"{argument}={site.label!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
                 f"'{layer}.error'"
             )
         if site.name == "skip" and dictionary.W_skip is None:
-            raise ValueError(f"{argument}={latent!r} of {dictionary!r}, which has no W_skip")
+            raise ValueError(f"{argument}={site.label!r} of {dictionary!r}, which has no W_skip")
         if site.name != "latents":
             return site
         latent = site.unit

@@ -1,7 +1,7 @@
 """One small interface to a model's weights, whatever class holds them and however processed."""
 
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.models.indices import is_single
 from mlp_interp.models.norm import Norm, NormKind
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
@@ -342,16 +343,35 @@ class Weights:
             f"{argument}={wrong!r}, of which model={self.model.cfg.model_name!r} has none: {why}"
         )
 
-    def place(self, given: Any, *, kind: Kind | None = None, argument: str = "site") -> Site:
+    def place(
+        self,
+        given: Any,
+        *,
+        kind: Kind | None = None,
+        argument: str = "site",
+        words: Sequence[str] = (),
+        per_head: bool = False,
+    ) -> Site:
         """The site that somebody named, as `site_of` reads it: one that the model has.
+
+        Args:
+            given: As of `site_of`; in pairs negatives count from the end.
+            kind: As of `site_of`.
+            argument: As of `site_of`.
+            words: As of `site_of`.
+            per_head: Count keys and values by the heads that read them, of which several may share
+                one.
 
         Raises:
             ValueError: It is no site, one of another kind, or the model has no such layer, head or
                 neuron.
         """
-        site = site_of(given, kind=kind, argument=argument)
+        units = self.n_heads if kind == "head" else self.d_mlp
+        site = site_of(
+            given, kind=kind, argument=argument, sizes=(self.n_layers, units), words=words
+        )
         self.check_names([site.name], argument=argument)
-        heads = self.heads_at(site.name)
+        heads = self.n_heads if per_head else self.heads_at(site.name)
         sizes = {"layer": self.n_layers, "head": heads, "neuron": self.d_mlp}
         for what, size in sizes.items():
             index = getattr(site, what)
@@ -361,6 +381,46 @@ class Weights:
                     "model has"
                 )
         return site
+
+    @property
+    def heads(self) -> list[Site]:
+        """What every head writes, layer by layer."""
+        layers, heads = range(self.n_layers), range(self.n_heads)
+        return [Site("z", layer, head=head) for layer in layers for head in heads]
+
+    def places(
+        self,
+        given: Any,
+        *,
+        kind: Kind | None = None,
+        argument: str = "sites",
+        words: Sequence[str] = (),
+        per_head: bool = False,
+    ) -> list[Site]:
+        """The sites that somebody named, one or several, in the order given.
+
+        Args:
+            given: As of `place`; two numbers in a tuple are one pair.
+            kind: As of `place`.
+            argument: What the caller calls them, for errors.
+            words: As of `place`.
+            per_head: As of `place`.
+
+        Raises:
+            ValueError: As `place`; also none, or one twice.
+        """
+        pair = isinstance(given, tuple) and len(given) == 2 and all(map(is_single, given))
+        listed = [given] if isinstance(given, str | Site) or pair else list(given)
+        found = [
+            self.place(one, kind=kind, argument=argument, words=words, per_head=per_head)
+            for one in listed
+        ]
+        if not found or len(set(found)) < len(found):
+            labels = [site.label for site in found]
+            raise ValueError(
+                f"{argument}={labels}; wanted at least one {kind or 'site'}, each once"
+            )
+        return found
 
     def shape_of(self, site: Site, batch: int, pos: int) -> tuple[int, ...]:
         """Shape of the whole activation at a site, of so many texts of so many positions.

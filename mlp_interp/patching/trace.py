@@ -26,7 +26,7 @@ from mlp_interp.interchange import (
 from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
-from mlp_interp.models.indices import count, indices
+from mlp_interp.models.indices import count, distinct, indices
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
@@ -52,7 +52,7 @@ def causal_trace(
     answer: str | int | None = None,
     noise: float = 3.0,
     samples: int = 10,
-    sites: Sequence[str] = _SITES,
+    sites: str | Sequence[str] = _SITES,
     window: int | None = None,
     seed: int = 0,
     prepend_bos: bool = True,
@@ -122,11 +122,12 @@ def causal_trace(
         raise ValueError(
             f"samples={samples}, noise={noise}; wanted at least 1, and above 0 and finite"
         )
+    sites = distinct("sites", sites)
     tokenizer = tokenizer_of(model)
     ids = encode_prompt(tokenizer, prompt, prepend_bos=prepend_bos)
     tokens = weights.checked(torch.tensor([ids]))
     positions, said = _subject(model, prompt, subject, len(ids), prepend_bos)
-    if tuple(sites) == _SITES:
+    if sites == _SITES:
         sites = weights.having(sites)
     if window is None:
         window = max(1, round(weights.n_layers * 10 / 48))
@@ -134,7 +135,7 @@ def causal_trace(
         grid_of(
             weights, site, length=len(ids), window=window if site in ("attn_out", "mlp_out") else 1
         )
-        for site in ([sites] if isinstance(sites, str) else sites)
+        for site in sites
     ]
     if not grids or any(grid.family != "stream" for grid in grids):
         raise ValueError(

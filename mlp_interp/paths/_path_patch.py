@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from mlp_interp.interchange import (
     GivenRuns,
     Outcome,
     Pair,
+    Positions,
     Question,
     merged,
     outcome_dataset,
+    positions_of,
 )
 from mlp_interp.metrics import MetricLike
 from mlp_interp.metrics.rows import batches
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
@@ -50,8 +51,8 @@ def path_patch(
     senders: Labels = "head",
     receivers: Labels = "logits",
     direction: Direction = "denoising",
-    positions: Literal["each", "all"] | Sequence[int] = "all",
-    receiver_positions: Literal["all"] | Sequence[int] = "all",
+    positions: Positions = "all",
+    receiver_positions: Literal["all"] | int | Sequence[int] = "all",
     freeze: Freeze = "all",
     runs: GivenRuns | None = None,
     engine: Engine = "auto",
@@ -82,8 +83,8 @@ def path_patch(
             they write before receivers read; or a list of ``embed``, ``3.attn``, ``L3H5``,
             ``3.mlp``, ``L3N669`` (a neuron), and ``L3H5.q`` (or ``.k``, ``.v``: what the head
             writes when only its queries are the other run's), and, where the stream is edited as
-            by `steer`, what the edit writes: ``edit:3.resid_post``, which levels hold, too. A
-            mapping from names to lists exchanges each list together.
+            by `steer`, what the edit writes: ``edit:3.resid_post``, which levels hold, too. Labels
+            or `Site`. A mapping from names to lists exchanges each list together.
         receivers: Whose inputs change. A label or a list is one set of receivers that change
             together: ``L3H5.q`` (or ``.k``, ``.v``), ``L3H5`` (all three), ``3.attn`` (of all
             heads), ``3.mlp``, ``L3N669``, ``logits``. A mapping from names to lists gives several
@@ -149,8 +150,10 @@ def path_patch(
         _Grid(
             receivers=sets,
             senders=groups,
-            positions=_positions("positions", positions, length),
-            receiver_positions=_positions("receiver_positions", receiver_positions, length),
+            positions=positions_of(positions, length),
+            receiver_positions=positions_of(
+                receiver_positions, length, name="receiver_positions", words=["all"]
+            ),
             freeze=freeze,
         )
         for length in (part.contrast.length for part in asked)
@@ -293,14 +296,3 @@ def _renewed(grid: _Grid, base: Run) -> tuple[int, ...] | None:
     if grid.receiver_positions is None:
         return None
     return tuple(p for p in grid.receiver_positions if p < base.length)
-
-
-def _positions(name: str, positions: Any, length: int) -> tuple[int, ...] | None:
-    """Positions counted from 0; None for all together."""
-    if isinstance(positions, str):
-        words = ("each", "all") if name == "positions" else ("all",)
-        if positions not in words:
-            wanted = " or ".join(map(repr, words))
-            raise ValueError(f"{name}={positions!r}; wanted {wanted}, or a list of positions")
-        return tuple(range(length)) if positions == "each" else None
-    return indices(name, positions, length)

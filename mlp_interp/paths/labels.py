@@ -15,9 +15,10 @@ from mlp_interp.interchange.graph import (
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct
 from mlp_interp.residual.edited import edit_places
-from mlp_interp.sites import EDITED, HEADS, Site
+from mlp_interp.sites import EDITED, HEADS, Site, site_of
 
 __all__ = [
+    "Label",
     "Labels",
     "Receivers",
     "Senders",
@@ -26,10 +27,12 @@ __all__ = [
     "receivers_of",
     "senders_of",
     "targets_of",
+    "texts_of",
 ]
 
-Labels = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-"""A level, a label, several labels, or sets of labels by name."""
+Label = str | Site
+Labels = Label | Sequence[Label] | Mapping[str, Label | Sequence[Label]]
+"""A level, a label or site, several of these, or sets of them by name."""
 
 _SET = ("q", "k", "v", "post", "mlp_out")
 _SENDERS = "embed, 3.attn, L3H5, L3H5.q (or .k, .v), 3.mlp, L3N669"
@@ -149,7 +152,7 @@ def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
         if isinstance(receivers, str):
             named[LOGITS] = [LOGITS]
     else:
-        labels = list(distinct("receivers", receivers))
+        labels = list(distinct("receivers", texts_of(receivers)))
         named = {" + ".join(labels): labels}
     return [_receivers(weights, name, labels) for name, labels in named.items()]
 
@@ -170,13 +173,19 @@ def check_range(weights: Weights, argument: str, site: Site) -> None:
     weights.place(site, argument=argument)
 
 
+def texts_of(labels: Label | Sequence[Label]) -> list[str]:
+    """One label or site, or several, as labels."""
+    listed = [labels] if isinstance(labels, str | Site) else labels
+    return [one.label if isinstance(one, Site) else one for one in listed]
+
+
 def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[str]]:
     if isinstance(labels, Mapping):
-        named = {name: [x] if isinstance(x, str) else list(x) for name, x in labels.items()}
+        named = {name: texts_of(x) for name, x in labels.items()}
     elif isinstance(labels, str):
         named = {label: [label] for label in _listed(weights, labels)}
     else:
-        named = {label: [label] for label in distinct(argument, labels)}
+        named = {label: [label] for label in distinct(argument, texts_of(labels))}
     empty = [name for name, chosen in named.items() if not chosen]
     if not named or empty:
         where = f" at {empty[0]!r}" if empty else ""
@@ -196,15 +205,8 @@ def _listed(weights: Weights, label: str) -> list[str]:
     return [site.label for site in sorted(sites, key=writes_at)]
 
 
-def _parsed(argument: str, label: str, wanted: str) -> Site:
-    try:
-        return Site.parse(label)
-    except ValueError as error:
-        raise ValueError(f"{argument}={label!r} is no label; wanted such as {wanted}") from error
-
-
 def _sender(weights: Weights, label: str) -> Site:
-    site = _parsed("senders", label, _SENDERS)
+    site = site_of(label, argument="senders", words=LEVELS)
     known = site.name in ("embed", "attn_out", "mlp_out") or (
         site.head is not None and site.name in HEADS
     )
@@ -232,7 +234,7 @@ def _receivers(weights: Weights, name: str, labels: Sequence[str]) -> Receivers:
 
 
 def _targets(weights: Weights, label: str) -> Iterable[Target]:
-    site = _parsed("receivers", label, _RECEIVERS)
+    site = site_of(label, argument="receivers", words=(*LEVELS, LOGITS))
     check_range(weights, "receivers", site)
     if site.name == "z" and site.head is not None:
         check_own_keys(weights, f"receivers={label!r}")

@@ -179,7 +179,7 @@ def decompose(
 def components(
     model: Model,
     cache: Cache,
-    sites: Sequence[Site | str],
+    sites: Site | str | Sequence[Site | str],
     *,
     positions: int | Sequence[int] | None = None,
     attention_mask: Any = None,
@@ -204,7 +204,8 @@ def components(
             hooks are on it, for a cache without the outputs that heads or neurons are part of.
     """
     weights = Weights.of(model)
-    parsed = [site_of(site, argument="sites") for site in sites]
+    listed = [sites] if isinstance(sites, str | Site) else sites
+    parsed = [site_of(site, argument="sites") for site in listed]
     distinct("sites", [site.label for site in parsed])
     for site in parsed:
         check_site(weights, site)

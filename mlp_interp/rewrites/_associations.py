@@ -32,7 +32,7 @@ def associations(
     model: Model,
     corpus: object,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     ridge: float | int = 1e-4,
     first: int = 1,
     sample: int = 64,

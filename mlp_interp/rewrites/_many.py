@@ -39,7 +39,7 @@ def rewrite_many(
     model: Model,
     facts: Sequence[Sequence[str]],
     *,
-    layers: Sequence[int],
+    layers: int | Sequence[int],
     keys: xr.Dataset,
     others: float | int = 0.1,
     prefixes: Prefixes = 8,
@@ -102,8 +102,6 @@ def rewrite_many(
     """
     weights = checked_model(model, "rewrite_many")
     chosen = sorted(indices("layers", layers, weights.n_layers))
-    if not chosen:
-        raise ValueError("layers is empty; wanted at least one")
     preserve = [preserve] if isinstance(preserve, str) else list(preserve)
     listed = _checked(model, facts, others)
     runner = Runner.of(model)

@@ -18,7 +18,7 @@ from mlp_interp.prompts.texts import tokens_to_run
 from mlp_interp.runs.generation import Generation, Sampling, generate
 from mlp_interp.runs.padded import warn_of_padding
 from mlp_interp.runs.recorded import Run
-from mlp_interp.sites import GATED, Site, did_you_mean
+from mlp_interp.sites import GATED, Site, site_of
 
 __all__ = ["Runner", "kept_sites", "run"]
 
@@ -72,31 +72,15 @@ def kept_sites(weights: Weights, sites: Site | str | Sequence[Site | str]) -> li
     every = [name for name in EDITABLE if name not in _ALWAYS and name != "pattern"]
     every = weights.having([*every, *GATED])
     named = [sites] if isinstance(sites, Site | str) else list(sites)
+    words = ("all", *EDITABLE[1:], *GATED)
     listed: list[Site] = []
     for one in named:
-        if isinstance(one, str) and one in ("all", *EDITABLE[1:], *GATED):
+        if isinstance(one, str) and one in words:
             names = every if one == "all" else [one]
             listed += [Site(name, layer) for name in names for layer in range(weights.n_layers)]
         else:
-            listed.append(_site(one))
+            listed.append(site_of(one, argument="sites", words=words))
     return listed
-
-
-def _site(one: Site | str) -> Site:
-    if isinstance(one, Site):
-        return one
-    if "hook_" in one:
-        return Site.of_hook(one)
-    try:
-        return Site.parse(one)
-    except ValueError as error:
-        if any(letter in one for letter in ".0123456789"):
-            raise
-        near = did_you_mean(one, (*EDITABLE, *GATED))
-        raise ValueError(
-            f"sites={one!r}{near}; wanted 'all', a name such as 'post' for "
-            "all layers, or a label such as '3.mlp'"
-        ) from error
 
 
 class Runner:

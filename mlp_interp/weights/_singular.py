@@ -12,8 +12,9 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import to_numpy, variable
+from mlp_interp.sites import Site
 from mlp_interp.weights.factors import Ends
-from mlp_interp.weights.matrices import factors_of
+from mlp_interp.weights.matrices import factors_of, label_of
 
 __all__ = ["singular"]
 
@@ -24,7 +25,7 @@ _SAME = 1e-3
 @torch.no_grad()
 def singular(
     model: Model,
-    matrix: str,
+    matrix: str | Site,
     *,
     k: int = 8,
     tokens: int = 10,
@@ -69,7 +70,9 @@ def singular(
         >>> found["text"].dims, bool((found["singular_value"].diff("direction") <= 0).all())
         (('direction', 'end', 'sign', 'place'), True)
     """
-    factors = factors_of(Weights.of(model), matrix, source, distance).centred
+    weights = Weights.of(model)
+    matrix = label_of(weights, matrix)
+    factors = factors_of(weights, matrix, source, distance).centred
     left, right = factors.left.double(), factors.right.double()
     most = min(*left.shape, *right.shape)
     checked_count(k, most, "directions")

@@ -1,6 +1,5 @@
 """How much of what components write lies where others read: ranks and principal angles."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from mlp_interp.sites import Site
 from mlp_interp.weights.matrices import readout
 
 __all__ = ["subspaces"]
-
-_LABEL = re.compile(r"L(\d+)H(\d+)(?:\.(q|k|v))?|(\d+)\.mlp")
 
 
 @torch.no_grad()
@@ -121,17 +118,18 @@ def _matrix(weights: Weights, argument: str, label: Any) -> Float[Tensor, "some 
     whole = "embed" if writes else "unembed"
     if label == whole:
         return weights.norm.keep(weights.W_E.float()) if writes else readout(weights)[1]
-    found = _LABEL.fullmatch(label) if isinstance(label, str) else None
-    layer, head, side, mlp = found.groups() if found else (None, None, None, None)
-    if mlp and int(mlp) < weights.n_layers and weights.has_mlps:
-        vectors = Vectors.of(weights, int(mlp))
+    site = weights.place(label, argument=argument, words=[whole], per_head=True)
+    layer = site.layer or 0
+    if site == Site("mlp_out", layer):
+        vectors = Vectors.of(weights, layer)
         return vectors.value_folded if writes else vectors.receptor.folded
-    known = layer is not None and head is not None and writes == (side is None)
-    if not known or int(layer or 0) >= weights.n_layers or int(head or 0) >= weights.n_heads:
+    if site.head is None or site.name not in (("z",) if writes else ("q", "k", "v")):
         wanted = "'L0H3', '2.mlp'" if writes else "'L1H3.q', 'L1H3.k', 'L1H3.v', '2.mlp'"
-        raise ValueError(f"{argument} has {label!r}; wanted {wanted} or {whole!r}, of the model's")
-    heads, at = Heads.of(weights, int(layer or 0), scores=False), int(head or 0)
-    return heads.O[at] if writes else {"q": heads.Q, "k": heads.K, "v": heads.V}[str(side)][at].T
+        raise ValueError(f"{argument}={site.label!r}; wanted {wanted} or {whole!r}")
+    heads = Heads.of(weights, layer, scores=False)
+    if writes:
+        return heads.O[site.head]
+    return {"q": heads.Q, "k": heads.K, "v": heads.V}[site.name][site.head].T
 
 
 def _space(vectors: Float[Tensor, "some d_model"], energy: float) -> Float[Tensor, "rank d_model"]:

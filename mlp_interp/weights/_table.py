@@ -11,8 +11,9 @@ from mlp_interp.models.options import check_choice, checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 from mlp_interp.results import to_numpy, variable
+from mlp_interp.sites import Site
 from mlp_interp.weights.factors import Factors
-from mlp_interp.weights.matrices import factors_of
+from mlp_interp.weights.matrices import factors_of, label_of
 from mlp_interp.weights.ranking import best_of_all, best_of_rows
 
 __all__ = ["ranked", "table"]
@@ -21,7 +22,7 @@ __all__ = ["ranked", "table"]
 @torch.no_grad()
 def table(
     model: Model,
-    matrix: str,
+    matrix: str | Site,
     *,
     source: Any = "extended",
     tokens: Any = None,
@@ -51,6 +52,9 @@ def table(
               ``"L2.linear"`` of gated MLPs); ``"L2.out"``: rows are neurons, columns the logits
               that an activation of 1 adds;
             - ``"L2N15.in"``, ``"L2N15.out"``: one neuron as the only row, columns are tokens.
+
+            A `Site`, or its label, is the matrix that ends there: ``"L1H3"`` OV, ``"L1H3.pattern"``
+            QK, ``"2.pre"`` in, ``"2.post"``, ``"2.mlp"`` and ``"L2N15"`` out.
         source: What stands for tokens in the streams that are read: ``"embed"``, ``"extended"`` or
             `TokenStreams` (see `mlp_interp.models.token_streams.streams_of`).
         tokens: Rows to look at: token ids, or words of one token each; None for all. Of matrices
@@ -89,6 +93,7 @@ def table(
     """
     weights = Weights.of(model)
     check_choice("side", side, ("high", "low"))
+    matrix = label_of(weights, matrix)
     factors = factors_of(weights, matrix, source, distance)
     if tokens is not None:
         factors = factors.of_rows(_places(model, factors, tokens))

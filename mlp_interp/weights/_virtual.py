@@ -13,14 +13,14 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, SiteLike
 from mlp_interp.weights._table import ranked
 from mlp_interp.weights.factors import Ends, Factors, every
 from mlp_interp.weights.matrices import readout, writing
 
-__all__ = ["Side", "between", "reader_of", "virtual_weights", "writer_of"]
+__all__ = ["Side", "between", "reader_of", "said", "virtual_weights", "writer_of"]
 
-_NEURONS = re.compile(r"L(\d+)(?:N(\d+))?")
+_LAYER = re.compile(r"L(\d+)")
 
 Side = tuple[Float[Tensor, "_ d_model"], Ends, int]
 
@@ -28,8 +28,8 @@ Side = tuple[Float[Tensor, "_ d_model"], Ends, int]
 @torch.no_grad()
 def virtual_weights(
     model: Model,
-    writer: str | Site,
-    reader: str | Site,
+    writer: SiteLike,
+    reader: SiteLike,
     *,
     k: int = 20,
     best: int = 100,
@@ -72,10 +72,14 @@ def virtual_weights(
         ((768, 3), True)
     """
     weights = Weights.of(model)
-    writer, reader = (end.label if isinstance(end, Site) else end for end in (writer, reader))
     sides = writer_of(weights, writer), reader_of(weights, reader)
     found = between(model, *sides, (writer, reader), k=k, best=best, side=side, progress=progress)
-    return found.assign_attrs(analysis="virtual_weights", writer=writer, reader=reader)
+    return found.assign_attrs(analysis="virtual_weights", writer=said(writer), reader=said(reader))
+
+
+def said(end: object) -> str:
+    """How a result writes one of the two ends."""
+    return end.label if isinstance(end, Site) else str(end)
 
 
 def between(
@@ -115,7 +119,8 @@ def between(
     unit = f"{_UNITS[columns.kind]} per {'token' if rows.kind == 'token' else 'activation'}"
     about = writing(weights) if rows.kind == "neuron" else {"exact": 1}
     factors = Factors(written, read, rows, columns, {"unit": unit, **about})
-    found = ranked(model, factors, k=min(k, len(read)), best=best, side=side, progress=progress)
+    most = {"k": min(k, len(read)), "best": min(best, len(written) * len(read))}
+    found = ranked(model, factors, **most, side=side, progress=progress)
     length = read.square().sum(1).mean().sqrt()
     null = written.norm(dim=1) * length / dimensions**0.5
     found["null_sd"] = variable(
@@ -134,10 +139,10 @@ def writer_of(weights: Weights, label: Any) -> Side:
     Raises:
         ValueError: It is none of `virtual_weights`.
     """
-    if label == "embed":
+    if label in ("embed", Site("embed")):
         streams = streams_of(weights.model, "embed")
         return weights.norm.keep(streams.stream(0)), Ends("token", streams.tokens), -1
-    layer, neuron = _place(weights, "writer", label, "'embed'")
+    layer, neuron = _place(weights, "writer", label, "embed")
     return _some(Vectors.of(weights, layer).value_folded, weights, layer, neuron)
 
 
@@ -150,7 +155,7 @@ def reader_of(weights: Weights, label: Any) -> Side:
     if label == "unembed":
         ends = Ends("token", every(weights.d_vocab, weights))
         return readout(weights)[1], ends, weights.n_layers
-    layer, neuron = _place(weights, "reader", label, "'unembed'")
+    layer, neuron = _place(weights, "reader", label, "unembed")
     return _some(Vectors.of(weights, layer).receptor.folded, weights, layer, neuron)
 
 
@@ -168,13 +173,14 @@ def _place(weights: Weights, argument: str, label: Any, other: str) -> tuple[int
         ValueError: It is no such label, or the model has no such neuron.
     """
     weights.check_names(["post"], argument=argument)
-    found = _NEURONS.fullmatch(label) if isinstance(label, str) else None
-    layer = int(found[1]) if found else -1
-    neuron = int(found[2]) if found and found[2] else None
-    if found is None or layer >= weights.n_layers or (neuron or 0) >= weights.d_mlp:
+    layer = _LAYER.fullmatch(label) if isinstance(label, str) else None
+    label = label if layer is None else Site("post", int(layer[1]))
+    kind = None if isinstance(label, str | Site) else "neuron"
+    site = weights.place(label, kind=kind, argument=argument, words=[other, "L0"])
+    if site.layer is None or site.name not in ("post", "pre", "mlp_out"):
         raise ValueError(
-            f"{argument}={label!r}; wanted {other}, a layer's neurons as 'L0' to "
+            f"{argument}={site.label!r}; wanted {other!r}, a layer's neurons as 'L0' to "
             f"'L{weights.n_layers - 1}', or one of them as 'L0N{weights.d_mlp - 1}' (heads: "
             "subspaces)"
         )
-    return layer, neuron
+    return site.layer, site.neuron

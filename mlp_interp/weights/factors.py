@@ -12,7 +12,6 @@ from torch import Tensor
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import texts
-from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
 __all__ = ["Ends", "Factors"]
@@ -111,8 +110,3 @@ class Factors:
 def every(size: int, weights: Weights) -> Int[Tensor, " end"]:
     """All ids of so many."""
     return torch.arange(size, device=weights.device)
-
-
-def ids_of(ends: Ends) -> np.ndarray:
-    """As numbers of a result."""
-    return to_numpy(ends.ids)

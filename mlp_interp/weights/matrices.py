@@ -13,31 +13,65 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.token_streams import TokenStreams, streams_of
 from mlp_interp.models.vectors import Receptor, Vectors
 from mlp_interp.results import single
+from mlp_interp.sites import Site, nearest_like, site_of
 from mlp_interp.weights.factors import Ends, Factors, every
 
-__all__ = ["MATRICES", "factors_of"]
+__all__ = ["MATRICES", "factors_of", "label_of"]
 
 MATRICES = ("direct", "L1H3.OV", "L1H3.QK", "L2.in", "L2.out", "L2N15.in", "L2N15.out")
 """Examples of every kind of label; gated MLPs have ``L2.gate`` and ``L2.linear`` for ``L2.in``."""
+
+_NAMED = (*MATRICES, "L1H3", "L2N15", "2.mlp")
+_SITES = {
+    "embed": "direct",
+    "z": "OV",
+    "pattern": "QK",
+    "pre": "in",
+    "pre_linear": "linear",
+    "post": "out",
+    "mlp_out": "out",
+}
+"""The matrices that end at a site, and the one that begins at the embeddings."""
 
 _LABEL = re.compile(r"L(\d+)(?:(H|N)(\d+))?\.(OV|QK|in|gate|linear|out)")
 _FAR = 31
 """Rotations are averaged over distances from 1 to this, unless one is asked for."""
 
 
-def factors_of(weights: Weights, matrix: Any, source: Any, distance: int | None) -> Factors:
-    """The factors of a matrix, with its unit and how exact it is.
+def label_of(weights: Weights, matrix: Any) -> str:
+    """The label of a matrix that somebody named, by it or as a site is named.
 
     Raises:
-        ValueError: A label that means no matrix of this model, a distance with a matrix that has
-            none or out of range, or a source that the matrix's layer does not know.
+        ValueError: It means no matrix.
     """
-    if matrix == "direct":
+    if isinstance(matrix, str) and (matrix == "direct" or _LABEL.fullmatch(matrix)):
+        return matrix
+    try:
+        site = site_of(matrix, argument="matrix")
+        name = _SITES[site.name]
+    except (ValueError, KeyError) as error:
+        given = matrix.label if isinstance(matrix, Site) else matrix
+        raise ValueError(
+            f"matrix={given!r} is none{nearest_like(given, _NAMED)}; wanted a label such as "
+            f"{', '.join(MATRICES)}, or a Site of what comes out of it"
+        ) from error
+    if site.layer is None:
+        return name
+    units = "" if site == site.whole else f"{'N' if site.head is None else 'H'}{site.unit}"
+    return f"L{site.layer}{units}.{'gate' if name == 'in' and weights.gated else name}"
+
+
+def factors_of(weights: Weights, matrix: str, source: Any, distance: int | None) -> Factors:
+    """The factors of a matrix by its label (see `label_of`), with its unit and how exact it is.
+
+    Raises:
+        ValueError: The model has no such matrix, a distance with a matrix that has none or out of
+            range, or a source that the matrix's layer does not know.
+    """
+    found = _LABEL.fullmatch(matrix)
+    if found is None:
         _no_distance(matrix, distance)
         return _direct(weights, streams_of(weights.model, source))
-    found = _LABEL.fullmatch(matrix) if isinstance(matrix, str) else None
-    if found is None:
-        raise ValueError(f"matrix={matrix!r}; wanted a label such as {', '.join(MATRICES)}")
     layer, unit, name = int(found[1]), found[2], found[4]
     wants_head = name in ("OV", "QK")
     if wants_head != (unit == "H"):

@@ -63,9 +63,7 @@ def activations(
     check_choice("site", site, (*NEURONS, *GATED))
     weights.check_names([site])
     check_counts(batch_size=batch_size)
-    places = [weights.place(one, kind="neuron", argument="neurons") for one in _asked(neurons)]
-    if not places:
-        raise ValueError("neurons is empty; wanted at least one")
+    places = weights.places(neurons, kind="neuron", argument="neurons")
     check_weights(model)
     read = texts_of(model, texts, what="texts")
     found = np.full((len(places), len(read), max(map(len, read.rows))), np.nan, np.float32)
@@ -97,12 +95,6 @@ def activations(
             "engine": runner.forward.engine,
         },
     )
-
-
-def _asked(neurons: Any) -> Sequence[Any]:
-    """Several neurons as they are, one as the only one: a pair of numbers is one."""
-    pair = isinstance(neurons, tuple) and [*map(type, neurons)] == [int, int]
-    return neurons if isinstance(neurons, list | tuple) and not pair else [neurons]
 
 
 def _at(

@@ -80,7 +80,7 @@ def function_vector(
     model: Model,
     task: FewShot | Contrast,
     *,
-    heads: Literal["auto"] | Sequence[SiteLike] = "auto",
+    heads: Literal["auto"] | SiteLike | Sequence[SiteLike] = "auto",
     n_heads: int = 10,
     layers: int | Sequence[int] | None = None,
     prepend_bos: bool = True,
@@ -127,9 +127,7 @@ def function_vector(
     where = indices("layers", layers, weights.n_layers)
     read = _Task(model, task, prepend_bos, batch_size)
     attrs: dict[str, Any] = {}
-    if isinstance(heads, str):
-        if heads != "auto":
-            raise ValueError(f"heads={heads!r}; wanted 'auto' or a list of labels as 'L1H0'")
+    if isinstance(heads, str) and heads == "auto":
         if not 1 <= n_heads <= weights.n_layers * weights.n_heads:
             raise ValueError(f"n_heads={n_heads}; wanted 1 to {weights.n_layers * weights.n_heads}")
         read.need_uninformative()
@@ -139,10 +137,7 @@ def function_vector(
         places = [divmod(int(i), weights.n_heads) for i in order]
         attrs["effects"] = [float(effects.values[place]) for place in places]
     else:
-        named = [weights.place(head, kind="head", argument="heads") for head in heads]
-        if not named or len({*named}) < len(named):
-            labels = [site.label for site in named]
-            raise ValueError(f"heads={labels}; wanted at least one, and each once")
+        named = weights.places(heads, kind="head", argument="heads", words=["auto"])
         places = [(site.layer or 0, site.unit) for site in named]
         z = read.mean_z()
     vector = torch.stack(
