@@ -2,6 +2,8 @@
 
 import importlib
 import warnings
+from dataclasses import replace
+from decimal import Decimal
 from random import Random
 from typing import Any, get_args
 
@@ -116,6 +118,13 @@ def test_labelled_reads_the_last_token_of_the_last_place_of_the_entity(nano: Any
         ([{"t": "a", "n": 1}, {"t": "b", "n": "x"}], {}, "numbers and others"),
         ([{"t": "a", "n": "x"}, {"t": "b", "n": "x"}], {}, "one class, 'x'"),
         ([{"t": "a", "n": None}, {"t": "b", "n": "x"}], {}, "is None in row 0"),
+        ({"t": ["a", "b"], "n": ["x", Decimal(1)]}, {}, r"is Decimal\('1'\) in row 1; wanted numb"),
+        ([{"t": "a", "n": 10**400}], {}, "y='n' is inf in row 0"),
+        ([{"t": "a", "n": 1}], {"y": []}, r"y=\[\]; wanted at least one column"),
+        ([{"t": "a", "n": 1}], {"y": 3}, "y=3; wanted a list"),
+        (None, {}, "table=None; wanted a list"),
+        ([{"t": "a", "n": 1}], {"text": None}, "text=None; wanted a list"),
+        ([{"t": "a", "n": 1}], {"text": "{t:03d}"}, "with t='a': Unknown format"),
         ([{"t": "a", "n": "x"}], {"y": ["n", "t"]}, "wanted it alone"),
         ([{"t": "a", "n": 1}, {"t": "a", "n": 2}], {"entity": "t"}, "one label for each entity"),
         ([{"t": "a", "n": 1}], {"y": {"m": [1, 2]}}, "y='m' has 2 labels for 1 rows"),
@@ -464,6 +473,10 @@ def test_probes_refuse(nano: Any, years: Labelled, refusals: Labelled) -> None:
         (refusals, {"kind": "ridge"}, "kind='ridge' with y='kind', which holds classes"),
         (years, {"kind": "line"}, "kind='line'"),
         (years, {"alphas": [0.0]}, "above 0"),
+        (years, {"alphas": [[1.0, 2.0]]}, "above 0"),
+        (years, {"alphas": ["1"]}, "above 0"),
+        (replace(years, values=years.values * 1e200), {}, "whose square is no number"),
+        (replace(years, values=years.values * 1e-200), {}, "whose square is no number"),
         (refusals, {"kind": "lda", "alphas": [1.0]}, "has none"),
         (years, {"site": "z"}, "site='z'"),
         (years, {"layers": 9}, r"layers=\[9\]"),
@@ -475,6 +488,10 @@ def test_probes_refuse(nano: Any, years: Labelled, refusals: Labelled) -> None:
             probes.probe(nano, data, **options)
     with pytest.raises(ValueError, match="holds numbers"):
         _ = years.labels
+    untyped: Any = (probes.probe, probes.sparse_probe, probes.compare_directions)
+    for function in untyped:
+        with pytest.raises(ValueError, match="data=list; wanted a Labelled"):
+            function(nano, [1], **({"answers": {}} if function == untyped[-1] else {}))
 
 
 def test_without_scikit_learn_the_extra_is_named(

@@ -18,7 +18,7 @@ from mlp_interp.probes._linear import discriminant
 from mlp_interp.probes._margin import Margin
 from mlp_interp.probes._read import Place, layers_held
 from mlp_interp.probes._splits import Split, Splits
-from mlp_interp.probes.labelled import Labelled
+from mlp_interp.probes.labelled import Labelled, check_data
 from mlp_interp.results import variable
 
 __all__ = ["compare_directions"]
@@ -100,6 +100,7 @@ def compare_directions(
         >>> float(found.left.sel(layer=2, direction="mean_difference")) < 0.5
         True
     """
+    check_data(data)
     seed, controls = checked_seed(seed), count("controls", controls)
     place = Place.of(model, "resid_post", layers, batch_size)
     margin = Margin.of(model, data, answers, place.batch_size)

@@ -56,9 +56,8 @@ class Fitter:
                 f"kind={kind!r} with y={data.outputs[0]!r}, which holds {held}; wanted 'ridge' for "
                 "numbers; 'logistic', 'mean_difference' or 'lda' for classes (texts or booleans)"
             )
-        if kind == "ridge" and not (differ := np.ptp(data.values, axis=0) > 0).all():
-            name = data.outputs[int(np.argmin(differ))]
-            raise ValueError(f"y={name!r} is the same in all rows; wanted numbers that differ")
+        if kind == "ridge":
+            _check_numbers(data)
         if kind == "logistic":
             needs_sklearn("linear_model")
         return cls(kind, _strengths(kind, alphas), len(data.classes or ()), seed)
@@ -88,12 +87,27 @@ class Fitter:
         yield self(X, labellings[:1], splits.group)
 
 
+def _check_numbers(data: Labelled) -> None:
+    with np.errstate(over="ignore", under="ignore"):
+        spread = np.ptp(data.values, axis=0)
+        squares = ((data.values - data.values.mean(0)) ** 2).mean(0)
+    for name, apart, square in zip(data.outputs, spread, squares, strict=True):
+        if not apart > 0:
+            raise ValueError(f"y={name!r} is the same in all rows; wanted numbers that differ")
+        if not np.finfo(float).tiny < square < np.inf:
+            raise ValueError(
+                f"y={name!r} differs by up to {apart:.3g}, whose square is no number; wanted other "
+                "units"
+            )
+
+
 def _strengths(kind: str, alphas: Any) -> tuple[float, ...]:
     if kind not in _STRENGTHS:
         if alphas is not None:
             raise ValueError(f"alphas={alphas} with kind={kind!r}, which has none; wanted None")
         return ()
-    values = _STRENGTHS[kind] if alphas is None else tuple(map(float, np.atleast_1d(alphas)))
-    if not values or not all(np.isfinite(a) and a > 0 for a in values):
-        raise ValueError(f"alphas={alphas}; wanted finite numbers above 0")
-    return values
+    given = np.atleast_1d(_STRENGTHS[kind] if alphas is None else alphas)
+    numbers = given.ndim == 1 and given.dtype.kind in "iuf"
+    if not (numbers and given.size and np.isfinite(given).all() and (given > 0).all()):
+        raise ValueError(f"alphas={alphas!r}; wanted finite numbers above 0")
+    return tuple(map(float, given))

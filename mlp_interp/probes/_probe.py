@@ -13,7 +13,7 @@ from mlp_interp.probes._fit import Fitter, Kind
 from mlp_interp.probes._read import Place, layers_held
 from mlp_interp.probes._scores import by_output, of_tokens, score
 from mlp_interp.probes._splits import Split, Splits, shuffled
-from mlp_interp.probes.labelled import Labelled
+from mlp_interp.probes.labelled import Labelled, check_data
 from mlp_interp.results import mean_and_error_over, strings, variable
 
 __all__ = ["probe"]
@@ -96,6 +96,7 @@ def probe(
         >>> found.sizes["layer"], bool((found.selectivity.sel(layer=2) > 0.5).all())
         (2, True)
     """
+    check_data(data)
     seed, controls = checked_seed(seed), count("controls", controls, least=0)
     place = Place.of(model, site, layers, batch_size, embedding=True)
     fitter = Fitter.of(data, kind, alphas, seed)

@@ -16,7 +16,7 @@ from mlp_interp.probes._linear import needs_sklearn, scaled
 from mlp_interp.probes._rankings import RANKINGS, Ranking, f_statistic, ranked
 from mlp_interp.probes._read import Place, layers_held
 from mlp_interp.probes._splits import Split, Splits
-from mlp_interp.probes.labelled import Labelled
+from mlp_interp.probes.labelled import Labelled, check_data
 from mlp_interp.results import mean_and_error_over, variable
 
 __all__ = ["sparse_probe"]
@@ -89,6 +89,7 @@ def sparse_probe(
         >>> found.auroc.dims, found.unit.dims
         (('layer', 'k', 'fold'), ('layer', 'rank'))
     """
+    check_data(data)
     seed, controls = checked_seed(seed), count("controls", controls, least=0)
     place = Place.of(model, site, layers, batch_size)
     widest = int(model.cfg.d_model if place.unit == "d_model" else model.cfg.d_mlp)

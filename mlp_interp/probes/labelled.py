@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from string import Formatter
 from typing import Any, Literal
 
@@ -10,10 +9,18 @@ import numpy as np
 
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
+from mlp_interp.probes.table import (
+    check_column,
+    check_entities,
+    columns_of,
+    labels_of,
+    listed,
+    named_labels,
+)
 from mlp_interp.prompts.texts import texts_of
 from mlp_interp.prompts.tokenizing import tokenizer_of
 
-__all__ = ["Labelled", "Where"]
+__all__ = ["Labelled", "Where", "check_data"]
 
 Where = Literal["entity", "last", "mean"]
 
@@ -87,11 +94,11 @@ class Labelled:
             >>> data.text, data.classes, data.position.tolist()
             (('I live in Paris.', 'I live in Sydney.'), ('False', 'True'), [4, 4])
         """
-        columns = _columns(table)
-        templates = [text] if isinstance(text, str) else list(text)
-        labels = _labels_by_name(columns, y)
+        columns = columns_of(table)
+        templates = [text] if isinstance(text, str) else listed("text", text)
+        labels = named_labels(columns, y)
         if entity is not None:
-            _check_column(columns, entity)
+            check_column(columns, entity)
         where = _where(position, templates, entity)
         count = len(next(iter(columns.values())))
         filled = [
@@ -101,10 +108,10 @@ class Labelled:
         ]
         texts = [one for one, _ in filled]
         each = np.repeat(np.arange(count), len(templates))
-        values, classes = _labels(labels)
+        values, classes = labels_of(labels)
         names = [f"row {n}" for n in range(count)]
         entities = np.array(names if entity is None else [*map(str, columns[entity])])
-        _check_entities(entities, values)
+        check_entities(entities, values)
         rows = texts_of(model, texts, what="text", prepend_bos=prepend_bos).rows
         at = None
         if where == "last":
@@ -152,50 +159,14 @@ class Labelled:
         return f"{len(self)} prompts of {entities} entities in {templates} templates"
 
 
-def _columns(table: Any) -> dict[str, list[Any]]:
-    """A table by columns.
+def check_data(data: Any) -> None:
+    """Refuse what holds no prompts with labels.
 
     Raises:
-        ValueError: It is none, is empty, or its columns are of several lengths.
+        ValueError: It is no `Labelled`.
     """
-    if hasattr(table, "to_dict") and hasattr(table, "columns"):
-        table = table.to_dict("list")
-    if isinstance(table, Mapping):
-        columns = {str(name): list(held) for name, held in table.items()}
-    else:
-        rows = list(table)
-        if not all(isinstance(row, Mapping) for row in rows):
-            raise ValueError("table holds other than mappings; wanted rows or columns by name")
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        for n, row in enumerate(rows):
-            if missing := [name for name in names if name not in row]:
-                raise ValueError(f"table[{n}] has no {missing[0]!r}; wanted it in every row")
-        columns = {str(name): [row[name] for row in rows] for name in names}
-    counts = {name: len(held) for name, held in columns.items()}
-    if len({*counts.values()}) != 1 or not all(counts.values()):
-        raise ValueError(f"table has columns of {counts}; wanted at least one row, and one length")
-    return columns
-
-
-def _check_column(columns: Mapping[str, Any], name: str) -> None:
-    if name not in columns:
-        raise ValueError(f"table has no column {name!r}; wanted one of {', '.join(columns)}")
-
-
-def _labels_by_name(
-    columns: Mapping[str, list[Any]], y: str | Sequence[str] | Mapping[str, Sequence[Any]]
-) -> dict[str, list[Any]]:
-    """Labels as lists: of columns, or given by themselves."""
-    if not isinstance(y, Mapping):
-        names = [y] if isinstance(y, str) else y
-        for name in names:
-            _check_column(columns, name)
-        return {name: columns[name] for name in names}
-    count = len(next(iter(columns.values())))
-    for name, held in y.items():
-        if len(held) != count:
-            raise ValueError(f"y={name!r} has {len(held)} labels for {count} rows; wanted one each")
-    return {str(name): list(held) for name, held in y.items()}
+    if not isinstance(data, Labelled):
+        raise ValueError(f"data={type(data).__name__}; wanted a Labelled, as Labelled.of makes it")
 
 
 def _where(position: Any, templates: Sequence[str], entity: str | None) -> str:
@@ -239,51 +210,18 @@ def _filled(
         found += literal
         if field is None:
             continue
-        _check_column(row, field)
+        check_column(row, field)
         value = row[field]
-        piece = format(str(value) if conversion == "s" else value, spec or "")
+        try:
+            piece = format(str(value) if conversion == "s" else value, spec or "")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"text={template!r} with {field}={value!r}: {error}; wanted a format for it"
+            ) from None
         if field == entity:
             span = len(found), len(found) + len(piece)
         found += piece
     return found, span
-
-
-def _labels(columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels ``[row, output]``, and the classes if they are such."""
-    for name, held in columns.items():
-        numbers = {isinstance(v, Real) and not isinstance(v, bool | np.bool_) for v in held}
-        if len(numbers) > 1:
-            raise ValueError(f"y={name!r} holds numbers and others; wanted numbers, or classes")
-        if numbers == {False}:
-            return _of_classes(name, held, len(columns))
-    values = np.array([*columns.values()], dtype=float).T
-    if not np.isfinite(values).all():
-        row, output = np.argwhere(~np.isfinite(values))[0]
-        name = [*columns][output]
-        raise ValueError(f"y={name!r} is {values[row, output]} in row {row}; wanted finite numbers")
-    return values, None
-
-
-def _of_classes(name: str, held: list[Any], columns: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    if columns > 1:
-        raise ValueError(f"y={name!r} among {columns} columns holds classes; wanted it alone")
-    if any(v is None for v in held):
-        raise ValueError(f"y={name!r} is None in row {held.index(None)}; wanted a class")
-    classes, numbers = np.unique([str(v) for v in held], return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y={name!r} holds one class, {str(classes[0])!r}; wanted at least two")
-    return numbers[:, None].astype(float), tuple(map(str, classes))
-
-
-def _check_entities(entities: np.ndarray, values: np.ndarray) -> None:
-    first: dict[str, int] = {}
-    for n, entity in enumerate(entities):
-        before = first.setdefault(entity, n)
-        if not np.array_equal(values[before], values[n]):
-            raise ValueError(
-                f"entity={entity!r} has labels {values[before].tolist()} and {values[n].tolist()}; "
-                "wanted one label for each entity"
-            )
 
 
 def _entity_positions(
