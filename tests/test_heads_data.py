@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from random_models import BACKENDS, HAS_HOOKED
 
 import mlp_interp as mi
@@ -66,6 +67,22 @@ def test_padding_has_no_part_in_detection(nano):
     both = of_heads.detect(nano, texts, kinds="induction").score
     each = [of_heads.detect(nano, [text], kinds="induction").score for text in texts]
     np.testing.assert_allclose(both, sum(each) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_mask_says_what_is_text(kind, backend, side):
+    """Of a tokenizer that does not tell: its padding token is a word, too."""
+    model = kind("parallel", backend, "raw")
+    texts = [[5, 6, 5, 6, 7], [9, 8, 9], [4, 4, 3, 3, 7]]
+    tokens, mask = torch.full((3, 5), 6), torch.ones(3, 5, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        there = slice(0, len(text)) if side == "right" else slice(5 - len(text), 5)
+        tokens[row, there] = torch.tensor(text)
+        mask[row] = 0
+        mask[row, there] = 1
+    for analysis in (of_heads.detect, lambda *x, **o: of_heads.read_shares(*x, "L1H2.k", **o)):
+        wanted, found = analysis(model, texts), analysis(model, tokens, attention_mask=mask)
+        xr.testing.assert_allclose(wanted, found, atol=1e-5)
 
 
 def test_texts_tell_what_is_real_from_another_device():
@@ -254,6 +271,11 @@ def test_bad_questions_on_data(nano, without_type_checks):
     tokens = torch.tensor([[0, 5, 6, 5, 6]])
     for error, call in [
         ("kinds='copy'", lambda: of_heads.detect(nano, kinds="copy")),
+        ("kinds=5; wanted 'previous'", lambda: of_heads.detect(nano, kinds=5)),
+        (
+            "attention_mask beside corpus=None",
+            lambda: of_heads.detect(nano, attention_mask=torch.ones(1, 5)),
+        ),
         ("each once", lambda: of_heads.detect(nano, kinds=["self", "self"])),
         ("kinds=..; wanted at least one", lambda: of_heads.detect(nano, kinds=())),
         ("n=0; wanted at least 1", lambda: of_heads.detect(nano, n=0)),
@@ -280,6 +302,7 @@ def test_bad_questions_on_data(nano, without_type_checks):
             ),
         ),
         ("readers='L1H9.q'", lambda: of_heads.read_shares(nano, tokens, "L1H9.q")),
+        ("readers=None; wanted a label", lambda: of_heads.read_shares(nano, tokens, None)),
         ("readers='1.mlp'", lambda: of_heads.read_shares(nano, tokens, "1.mlp")),
         ("readers=..; wanted at least one", lambda: of_heads.read_shares(nano, tokens, [])),
         ("first=9", lambda: of_heads.read_shares(nano, tokens, "L1H0.q", first=9)),

@@ -16,6 +16,7 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.models import Weights
 from mlp_interp.models.scan import top_tokens
 from mlp_interp.neurons import composition, memories, pursue, update_events
+from mlp_interp.neurons.stores.pursuit import _Pursuit
 from mlp_interp.sites import Site
 
 ANALYSES = (memories, composition, update_events)
@@ -318,6 +319,18 @@ def test_neurons_without_triggers_have_nothing(backend: str) -> None:
         assert found[name].isnull().all(), name
 
 
+def test_a_value_of_zeros_says_nothing(backend: str) -> None:
+    source = random_neox()
+    with torch.no_grad():
+        source.gpt_neox.layers[1].mlp.dense_4h_to_h.weight[:, 3] = 0
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+    found = memories(model, of_random(), layers=1, k=2).isel(layer=0)
+    assert found["activation"].isel(neuron=3).all()
+    assert found["promoted"].isel(neuron=3).values.tolist() == [-1] * 5
+    for name in ("agreement", "agreement_chance", "agreement_p", "lift", "lift_p", "rank"):
+        assert found[name].isnull().values.nonzero()[0].tolist() == [3], name
+
+
 def test_pursuit_finds_the_values_of_which_a_vector_is_made(nano: Any) -> None:
     value = torch.cat([values(nano, 0)[[7, 300]], values(nano, 2)[[11]]])
     found = pursue(nano, 3 * value[0] - 2 * value[1] + value[2], steps=3)
@@ -329,6 +342,23 @@ def test_pursuit_finds_the_values_of_which_a_vector_is_made(nano: Any) -> None:
     plain = pursue(nano, value[0], steps=2, refit=False, signs="positive")
     assert plain["component"].values[1] == "L0N7"
     assert bool((plain["coefficient"][1:] > 0).all())
+
+
+def test_pursuit_with_positive_coefficients_takes_nothing_that_points_away() -> None:
+    target = torch.tensor([[-1.0, -2.0, 0.0]])
+    found = _Pursuit.of(target, torch.eye(2, 3), 2, "positive", refit=False)
+    assert found.coefficient.tolist() == [[0, 0]]
+    assert found.explained[-1].tolist() == [0]
+
+
+def test_pursuit_in_double_precision(kind: Any, backend: str) -> None:
+    one, other = (
+        pursue(kind("parallel", backend, "raw", dtype), 5, steps=3)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert one["component"].values.tolist() == other["component"].values.tolist()
+    for name in ("coefficient", "explained", "promoted_logit"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, err_msg=name)
 
 
 def test_pursuit_leaves_what_is_orthogonal_to_what_was_taken(nano: Any) -> None:
@@ -369,6 +399,7 @@ def test_memories_refuses(kind: Any, options: Any, text: str) -> None:
     [
         (composition, {"dominant": 65}, "dominant=65; wanted an integer from 1 to 64"),
         (composition, {"points": [0]}, "points=0; wanted an integer from 1 to 64"),
+        (composition, {"points": [2, 2]}, "points=.2, 2.; wanted at least one number of neurons"),
         (composition, {"sample": 0}, "sample=0"),
         (update_events, {"dominant": 0}, "dominant=0"),
         (update_events, {"stream": "mid"}, "stream='mid'; wanted 'read' or 'left'"),

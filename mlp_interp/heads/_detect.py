@@ -84,6 +84,7 @@ def detect(
     model: Model,
     corpus: Any = None,
     *,
+    attention_mask: Any = None,
     kinds: str | Sequence[str] = KINDS,
     n: int = 64,
     period: int = 24,
@@ -109,6 +110,8 @@ def detect(
         model: A `HookedTransformer` or `TransformerBridge`.
         corpus: Texts, tokens ``[batch, pos]`` or a `Corpus`; None for `n` texts of random tokens,
             all different, that come twice.
+        attention_mask: Beside tokens: 1 where text is, 0 where padding is; None tells it by the
+            rule of `mlp_interp.models.padding`.
         kinds: One or several.
         n: Random texts.
         period: Different tokens in each.
@@ -142,9 +145,11 @@ def detect(
     weights = Weights.of(model)
     drawn = Repeated.of(weights, n, period, seed) if corpus is None else None
     if drawn is not None:
+        if attention_mask is not None:
+            raise ValueError("attention_mask beside corpus=None; wanted it beside tokens")
         tokens, real, data = drawn.tokens, None, f"{n} random texts, {period} tokens twice"
     else:
-        texts = padded_texts(model, corpus)
+        texts = padded_texts(model, corpus, attention_mask)
         tokens, real, data = weights.checked(texts.tokens), texts.real, texts.attrs["data"]
     watch = _Watch(total={} if corpus is not None else None)
     expected = torch.full((weights.n_layers, weights.n_heads, len(kinds)), torch.nan)

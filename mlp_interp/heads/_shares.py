@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from mlp_interp.heads._scores import streams_before
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
-from mlp_interp.models.indices import count
+from mlp_interp.models.indices import count, each
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import ratio_of_means, single, strings, variable
-from mlp_interp.sites import Site
+from mlp_interp.sites import Site, site_of
 
 __all__ = ["read_shares"]
 
@@ -72,6 +72,7 @@ def read_shares(
     corpus: Any,
     readers: str | Site | Sequence[str | Site],
     *,
+    attention_mask: Any = None,
     level: Literal["component", "head"] = "component",
     first: int = 1,
     batch_size: int = 4,
@@ -92,6 +93,7 @@ def read_shares(
         corpus: Texts, tokens ``[batch, pos]``, or a `Corpus`.
         readers: Labels, one or several: ``"L1H3.q"``, ``"L1H3.k"``, ``"L1H3.v"``, and in parallel
             blocks neurons, ``"L2N15.pre"``.
+        attention_mask: As in `detect`.
         level: ``"component"``: embeddings, attention and MLP outputs; ``"head"``: with every head.
         first: Position from which on tokens count.
         batch_size: Texts at a time.
@@ -118,7 +120,7 @@ def read_shares(
     check_choice("level", level, ("component", "head"))
     batch_size = count("batch_size", batch_size)
     listed = _listed(weights, readers)
-    texts = padded_texts(model, corpus)
+    texts = padded_texts(model, corpus, attention_mask)
     tokens = weights.checked(texts.tokens)
     counts = which_count(model, tokens, texts.real, first)
     sums = {site: _Sums(_matrix(weights, site)) for site in listed}

@@ -53,7 +53,7 @@ class Side:
             squares = values.square()
             before = squares.cumsum(-1) - squares
             matrix = left * (before < energy * squares.sum(-1, keepdim=True))[:, None]
-            inner, own = torch.eye(matrix.shape[-1]).to(inner).expand_as(inner), None
+            inner, own = torch.eye(matrix.shape[-1]).to(inner).expand(len(inner), -1, -1), None
         core = inner @ (_gram(matrix) if own is None else own)
         trace, square = core.diagonal(dim1=-2, dim2=-1).sum(-1), (core * core.mT).sum((-2, -1))
         return cls(matrix, inner.to(matrix.dtype), trace, square)

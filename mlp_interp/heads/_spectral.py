@@ -35,7 +35,7 @@ def spectral(
     """
     factors = [side.factor for side in (writer, reader)]
     values = [_singular_values(factor) for factor in factors]
-    blocks = _rotations(m, factors[0].shape[2], seed, factors[0].device)
+    blocks = _rotations(m, factors[0].shape[2], seed, factors[0])
     shape = len(factors[0]), len(factors[1])
     score, mean, sd = (factors[0].new_zeros(shape, dtype=torch.float64) for _ in range(3))
     for number, columns in runs(before):
@@ -68,13 +68,13 @@ def _norms(
     return torch.cat(found, dim=1)
 
 
-def _rotations(m: int, k: int, seed: int, device: torch.device) -> list[Tensor]:
+def _rotations(m: int, k: int, seed: int, like: Tensor) -> list[Tensor]:
     """What random rotations of `m` dimensions have between `k` directions and `k` others."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(_DRAWS):
         Q, R = torch.linalg.qr(torch.randn(m, min(k, m), generator=generator, dtype=torch.float32))
-        found.append((Q * R.diagonal().sign())[:k].to(device))
+        found.append((Q * R.diagonal().sign())[:k].to(like))
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.options import checked_seed, checked_tensor
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenStreams, streams_of
 from mlp_interp.results import single
@@ -78,17 +78,26 @@ class Vocabulary:
             seed: Of the draw.
 
         Raises:
-            ValueError: As `streams_of`; a sample of less than two;
-                frequencies that are not one a token, or negative.
+            ValueError: As `streams_of`; streams of tokens that the readout does not have; a sample
+                of less than two; frequencies that are not one a token, or negative.
         """
         weights = Weights.of(model)
         some, generator = None, torch.Generator().manual_seed(checked_seed(seed))
+        # Tokens that can stand in a text and be predicted: copying is from one to itself.
+        size = min(len(weights.W_E), weights.d_vocab)
+        if size < len(weights.W_E):
+            some = torch.arange(size, device=weights.device)
         if sample is not None:
             count("sample", sample, least=2)
-            if sample < weights.d_vocab:
-                order = torch.randperm(weights.d_vocab, generator=generator)
+            if sample < size:
+                order = torch.randperm(size, generator=generator)
                 some = order[:sample].sort().values.to(weights.device)
         streams = streams_of(model, source, tokens=some)
+        if int(streams.tokens.max()) >= size:
+            raise ValueError(
+                f"source={streams.name!r} has token {int(streams.tokens.max())}; wanted tokens "
+                f"below {size}, which model={model.cfg.model_name!r} can predict"
+            )
         share = _shares(weights, streams.tokens, frequencies)
         return cls(weights, streams, share, Unembed.of(model))
 
@@ -195,13 +204,11 @@ class Vocabulary:
 def _shares(weights: Weights, tokens: Tensor, frequencies: Any) -> Float[Tensor, " token"]:
     if frequencies is None:
         return torch.full((len(tokens),), 1 / len(tokens), device=tokens.device)
-    given = torch.as_tensor(frequencies, dtype=torch.float32, device=tokens.device)
+    wanted = f"one number from 0 for each of the {weights.d_vocab} tokens, some above"
+    given = checked_tensor("frequencies", frequencies, wanted).to(tokens.device, torch.float32)
     if given.shape != (weights.d_vocab,) or not bool(
         (given >= 0).all() & (given[tokens] > 0).any()
     ):
-        raise ValueError(
-            f"frequencies={tuple(given.shape)}; wanted one number from 0 for each of the "
-            f"{weights.d_vocab} tokens, some above"
-        )
+        raise ValueError(f"frequencies={tuple(given.shape)}; wanted {wanted}")
     given = given[tokens]
     return given / given.sum()

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "count",
     "distinct",
+    "each",
     "index",
     "indices",
     "integers",
@@ -168,10 +169,21 @@ def distinct(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
         >>> distinct("sites", "z"), distinct("sites", ["q", "k"])
         (('z',), ('q', 'k'))
     """
-    listed = (given,) if isinstance(given, str) else tuple(given)
+    listed = tuple(each(given))
     if len(set(listed)) < len(listed):
         raise ValueError(f"{name}={list(listed)}; wanted each once")
     return listed
+
+
+def each(given: Any) -> list[Any]:
+    """One thing or several, as a list, whatever they are; of numpy or torch as Python's.
+
+    Example:
+        >>> each("L0H3"), each(5), each(range(2))
+        (['L0H3'], [5], [0, 1])
+    """
+    plain = _plain(given)
+    return [_plain(one) for one in plain] if _several(plain) else [plain]
 
 
 def _plain(given: Any) -> Any:

@@ -1,14 +1,25 @@
 """Words, counts and seeds that options take: checked before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mlp_interp.models.indices import each
 from mlp_interp.sites import did_you_mean
 
-__all__ = ["check_choice", "check_counts", "checked_count", "checked_seed", "generator_of"]
+__all__ = [
+    "check_choice",
+    "check_counts",
+    "checked_count",
+    "checked_counts",
+    "checked_number",
+    "checked_seed",
+    "checked_tensor",
+    "generator_of",
+]
 
 
 def check_choice(name: str, value: Any, wanted: Sequence[Any]) -> None:
@@ -47,6 +58,55 @@ def checked_count(k: Any, size: int, of: str, *, name: str = "k") -> int:
     if type(k) is not int or not 1 <= k <= size:
         raise ValueError(f"{name}={k!r}; wanted an integer from 1 to {size}, the number of {of}")
     return k
+
+
+def checked_counts(given: Any, size: int, of: str, *, name: str) -> tuple[int, ...]:
+    """As `checked_count`, of one number or several.
+
+    Raises:
+        ValueError: As there; there are none, or one is named twice.
+    """
+    found = [checked_count(k, size, of, name=name) for k in each(given)]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{name}={found}; wanted at least one number of {of}, each once")
+    return tuple(found)
+
+
+def checked_number(name: str, given: Any, good: Callable[[float], bool], wanted: str) -> float:
+    """A number, of Python, numpy or torch.
+
+    Raises:
+        ValueError: It is none, or not `good`.
+
+    Example:
+        >>> checked_number("ridge", "0.1", lambda x: x >= 0, "a number from 0")
+        Traceback (most recent call last):
+        ValueError: ridge='0.1'; wanted a number from 0
+    """
+    number = given.item() if hasattr(given, "item") and np.size(given) == 1 else given
+    if isinstance(number, bool) or not isinstance(number, int | float) or not good(number):
+        raise ValueError(f"{name}={given!r}; wanted {wanted}")
+    return number
+
+
+def checked_tensor(name: str, given: Any, wanted: str) -> Tensor:
+    """Numbers of Python, numpy or torch as a tensor.
+
+    Raises:
+        ValueError: They are none, or rows of several lengths.
+
+    Example:
+        >>> checked_tensor("vectors", "x", "floats [vector, 192]")
+        Traceback (most recent call last):
+        ValueError: vectors='x'; wanted floats [vector, 192]
+    """
+    try:
+        if isinstance(given, list | tuple) and any(isinstance(x, Tensor) for x in given):
+            return torch.stack([torch.as_tensor(x) for x in given])
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = type(given).__name__ if isinstance(given, list | tuple) else repr(given)
+        raise ValueError(f"{name}={said}; wanted {wanted}") from error
 
 
 def checked_seed(seed: Any) -> int:

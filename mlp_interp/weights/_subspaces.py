@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
+from mlp_interp.models.indices import each
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
@@ -48,7 +50,8 @@ def subspaces(
         A Dataset along ``writer`` and ``reader``: ``cosine`` (with ``angle``) of the principal
         angles, largest first, NaN beyond the smaller dimension; ``overlap``, the mean of their
         squares over the smaller dimension, and ``overlap_chance``, its expectation for random
-        spaces, the larger dimension over that of the stream; ``writer_rank``, ``reader_rank``.
+        spaces, the larger dimension over that of the stream; ``writer_rank``, ``reader_rank``. A
+        matrix of zeros has rank 0, and NaN.
 
     Raises:
         ValueError: Labels of neither, or that the model does not have; `energy` not between 0 and
@@ -64,8 +67,7 @@ def subspaces(
         True
     """
     weights = Weights.of(model)
-    if not 0 < energy < 1:
-        raise ValueError(f"energy={energy!r}; wanted a share between 0 and 1")
+    checked_number("energy", energy, lambda x: 0 < x < 1, "a share between 0 and 1")
     write, read = (
         {label: _space(_matrix(weights, what, label), energy) for label in _listed(what, given)}
         for what, given in (("writers", writers), ("readers", readers))
@@ -73,9 +75,11 @@ def subspaces(
     dimensions = weights.d_model - (weights.norm.kind == "layer")
     widest = min(max(len(x) for x in write.values()), max(len(x) for x in read.values()))
     cosines = np.full((len(write), len(read), widest), np.nan)
-    overlap, chance = (np.empty(cosines.shape[:2]) for _ in range(2))
+    overlap, chance = (np.full(cosines.shape[:2], np.nan) for _ in range(2))
     for i, a in enumerate(write.values()):
         for j, b in enumerate(read.values()):
+            if not (len(a) and len(b)):
+                continue
             found = torch.linalg.svdvals(a @ b.T).clamp(0, 1).cpu().numpy()
             cosines[i, j, : len(found)] = found
             overlap[i, j] = np.mean(found**2)
@@ -101,8 +105,7 @@ def subspaces(
 
 
 def _listed(argument: str, given: Any) -> list[str]:
-    one = isinstance(given, str | Site)
-    listed = [x.label if isinstance(x, Site) else x for x in ([given] if one else given)]
+    listed = [x.label if isinstance(x, Site) else x for x in each(given)]
     if not listed or len({*listed}) < len(listed):
         raise ValueError(f"{argument}={listed!r}; wanted at least one label, each once")
     return listed
@@ -136,5 +139,5 @@ def _space(vectors: Float[Tensor, "some d_model"], energy: float) -> Float[Tenso
     """An orthonormal basis of the fewest directions that hold so much of the vectors' square."""
     values, basis = torch.linalg.eigh(vectors.double().T @ vectors.double())
     share = values.flip(0).clamp_min(0).cumsum(0) / values.clamp_min(0).sum()
-    rank = int((share < energy).sum()) + 1
+    rank = int((share < energy).sum()) + 1 if bool(vectors.any()) else 0
     return basis.T.flip(0)[:rank]

@@ -14,8 +14,8 @@ from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Shape, State
 from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.finite import check_weights
-from mlp_interp.models.indices import indices
-from mlp_interp.models.options import checked_count
+from mlp_interp.models.indices import each, indices
+from mlp_interp.models.options import checked_count, checked_counts
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import top_tokens
 from mlp_interp.models.vectors import Vectors
@@ -110,8 +110,8 @@ def composition(
     checked_count(dominant, weights.d_mlp, "neurons", name="dominant")
     if points is None:
         points = [k for k in (1, 10, 100) if k <= weights.d_mlp]
-    for point in points:
-        checked_count(point, weights.d_mlp, "neurons", name="points")
+    if each(points):
+        points = checked_counts(points, weights.d_mlp, "neurons", name="points")
     check_weights(model)
     unembed = Unembed.of(model)
     reducer = Composition(

@@ -71,9 +71,12 @@ def judged(
     best = found.pop("best"), found.pop("worst")
     found |= _agreement(best[0][:, 0], best[1][:, 0], followers)
     found |= _lift(unembed, direction, found.pop("spread"), followers)
+    # A value of zeros says nothing, and would be ranked with all tokens the likeliest.
+    silent = ~values.any(1)
+    found = {name: x.masked_fill(silent, torch.nan) for name, x in found.items()}
     strongest = followers.sign[:, :1]
     promoted = torch.where(strongest > 0, best[0], best[1])
-    found["promoted"] = promoted.masked_fill(strongest == 0, -1)
+    found["promoted"] = promoted.masked_fill((strongest == 0) | silent[:, None], -1)
     return found
 
 

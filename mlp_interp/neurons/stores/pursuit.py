@@ -55,7 +55,8 @@ def pursue(
         layers: Whose value vectors; None for all layers.
         steps: How many to take.
         signs: ``"positive"``: only with positive coefficients, as neurons that fire have them.
-            With `refit` a coefficient may still turn negative when later ones are fitted.
+            Where no cosine is left that is positive, that is 0. With `refit` a coefficient may
+            still turn negative when later ones are fitted.
         refit: Fit all coefficients anew after each step.
         k: How many tokens of what is left to name.
         controls: How many directions to draw for the chance level.
@@ -146,6 +147,7 @@ class _Pursuit:
                 fitted = torch.linalg.lstsq(chosen.mT, targets[..., None]).solution[..., 0]
             else:
                 last = (left[-1] * chosen[:, -1]).sum(-1) / chosen[:, -1].square().sum(-1)
+                last = last.clamp_min(0) if signs == "positive" else last
                 fitted = torch.cat([coefficient, last[:, None]], dim=1)
             coefficient = fitted
             left.append(targets - torch.einsum("ts,tsd->td", coefficient, chosen))
@@ -204,7 +206,7 @@ def _dataset(
     places = [(layers[i // width], i % width) for i in taken]
     labels = ["target", *(Site("post", layer, neuron=n).label for layer, n in places)]
     best = Best(k, torch.positive)
-    for tokens, x in unembed.read(pursuit.left[:, 0].float()):
+    for tokens, x in unembed.read(pursuit.left[:, 0].to(unembed.mean)):
         best.add(tokens, x)
     logit, ids = best.numbers_and_tokens()
     chance = pursuit.explained[:, 1:]

@@ -95,8 +95,8 @@ def memories(
           ``trigger``, ``trigger_text``: its token. ``next`` and ``next_text``: the token that
           follows. It is -1 at the end of a sequence, and is not counted.
 
-        A neuron without triggers (never active, or in too few sequences) has NaN, and promotes -1;
-        one whose triggers all end a sequence has NaN.
+        A neuron without triggers (never active, or in too few sequences), or whose value is zero,
+        has NaN, and promotes -1; one whose triggers all end a sequence has NaN.
 
     Raises:
         ValueError: Layers that the model does not have, counts out of range, a model without
