@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from random_models import HAS_HOOKED
+from random_models import HAS_HOOKED, hooked
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
@@ -264,7 +264,7 @@ def test_chance_of_the_spectral_measure_is_that_of_random_rotations():
     assert abs(float(z.std()) - 1) < 0.2
     assert float(expected[0, 0]) == pytest.approx(float(score.mean()), rel=0.05)
     a, b = (torch.linalg.svdvals(x)[None] for x in thin)
-    (block, *_) = _rotations(size, 4, 0, a.device)
+    (block, *_) = _rotations(size, 4, 0, a)
     exact = torch.linalg.matrix_norm(a.T * block * b, ord=2)
     assert float(_largest(a, block, b)) == pytest.approx(float(exact), rel=1e-5)
 
@@ -467,6 +467,35 @@ def test_double_precision(kind, backend):
         for dtype in (torch.float32, torch.float64)
     )
     assert_same(first, second)
+    values = [
+        of_heads.compose(kind("parallel", backend, "raw", dtype), measure="spectral").to_array()
+        for dtype in (torch.float32, torch.float64)
+    ]
+    xr.testing.assert_allclose(*values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="only this class takes any sizes")
+def test_heads_wider_than_the_stream_and_tokens_that_are_never_predicted():
+    turned = {"positional_embedding_type": "rotary", "rotary_dim": 4}
+    model = hooked(n_heads=2, d_head=48, d_vocab_out=50, **turned)
+    first, second = (Heads.of(Weights.of(model), layer) for layer in (0, 1))
+    spaces = []
+    for matrix in (first.V[1] @ first.O[1], (second.V[0] @ second.O[0]).mT):
+        _, values, basis = torch.linalg.svd(matrix.double())
+        share = values.square().cumsum(0) / values.square().sum()
+        spaces.append(basis[: int((share < 0.9).sum()) + 1])
+    wanted = float((spaces[0] @ spaces[1].mT).norm()) / (len(spaces[0]) * len(spaces[1])) ** 0.5
+    pair = {"writers": "L0H1", "readers": "L1H0.v"}
+    found = of_heads.compose(model, measure="overlap", **pair)
+    assert found.score.item() == pytest.approx(wanted, rel=1e-4)
+    rows = tokens_of(model, "embed", 0)[:50]
+    table = (rows - rows.mean(0)) @ first.V[1].double() @ first.O[1].double()
+    weight = Unembed.of(model).weight.double()
+    values = torch.linalg.eigvals(table @ (weight - weight.mean(1, keepdim=True)))
+    copied = float(values.real.sum() / values.abs().sum())
+    roles = of_heads.roles(model, source="embed", layers=0, scan=True)
+    assert roles.copying.sel(head=1).item() == pytest.approx(copied, abs=1e-4)
+    assert bool(of_heads.match(model, source="embed")["match"].notnull().any())
 
 
 def test_streams_of_a_corpus_are_a_source(nano):
@@ -504,6 +533,10 @@ def test_bad_questions_from_weights(nano):
         ("source='x'", lambda: of_heads.compose(nano, measure="tokens", source="x")),
         ("seed=-2", lambda: of_heads.compose(nano, measure="spectral", seed=-2)),
         ("energy=2", lambda: of_heads.compose(nano, energy=2)),
+        ("energy='all'; wanted a share", lambda: of_heads.compose(nano, energy="all")),
+        ("readers=5; wanted a label", lambda: of_heads.compose(nano, readers=5)),
+        ("writers=5; wanted a label", lambda: of_heads.compose(nano, writers=5)),
+        ("frequencies='x'; wanted one", lambda: of_heads.positions(nano, frequencies="x")),
         ("distance=999", lambda: of_heads.compose(nano, distance=999)),
         ("distance=-1; wanted at least 0", lambda: of_heads.compose(nano, distance=-1)),
         ("distance=-1; wanted at least 0", lambda: of_heads.match(nano, distance=-1)),

@@ -224,6 +224,9 @@ def test_nano_reads_its_input_through_the_embedding_alone(nano: Any) -> None:
         ({"targets": " nothing at all"}, "targets"),
         ({"targets": [1, 2]}, "targets has 2 tokens for 4 prompts"),
         ({"lens": {}}, "lens is empty"),
+        ({"lens": 5}, r"lens\['lens'\]=5; wanted a Lens"),
+        ({"lens": Lens("linear", weight=torch.ones(5, 32, 32))}, r"weight \(5, 32, 32\); wanted"),
+        ({"lens": Lens("mean", bias=torch.full((4, 32), torch.nan))}, "wanted finite numbers"),
         ({"lens": {"x": 3}}, r"lens\['x'\]=3; wanted a Lens"),
     ],
 )

@@ -187,5 +187,11 @@ def test_bad_input(kind: Any) -> None:
         linear(model, ROWS[::2])
     with pytest.raises(ValueError, match="ridge=-1"):
         linear(model, ROWS, ridge=-1)
+    with pytest.raises(ValueError, match="ridge=inf; wanted a finite number from 0"):
+        linear(model, ROWS, ridge=np.inf)
+    generator = torch.Generator().manual_seed(0)
+    lens = linear(model, torch.randint(1, 300, (12, 20), generator=generator), ahead=1)
+    with pytest.raises(ValueError, match=r"ahead=1.* with texts of 2 tokens, first=1"):
+        over(model, [[0, 5], [0, 6]], lens)  # nothing comes after the second
     with pytest.raises(ValueError, match="first=9"):
         over(model, ROWS, first=9)

@@ -242,6 +242,8 @@ def test_vectors_keep_their_names(kind: Any) -> None:
     ("options", "said"),
     [
         ({"vectors": torch.ones(3)}, r"vectors=\(1, 3\)"),
+        ({"vectors": "x"}, "vectors='x'; wanted floats"),
+        ({"vectors": [torch.ones(32), torch.ones(31)]}, "vectors=list; wanted floats"),
         ({"vectors": torch.full((2, 32), torch.nan)}, "vectors holds NaN"),
         ({"vectors": xr.DataArray(np.ones((1, 1, 32)), dims=("a", "b", "d_model"))}, "has dims"),
         ({"scale": 0.0}, "scale=0.0; wanted 'own' or a positive number"),

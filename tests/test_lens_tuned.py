@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mlp_interp as mi
 from mlp_interp.lens import (
@@ -54,6 +55,19 @@ def test_gradients_are_those_of_the_mean_kl(some_model: Any, tokens: torch.Tenso
     size = max(1.0, float(torch.stack([weight.grad.norm(), bias.grad.norm()]).norm()))
     torch.testing.assert_close(found["weight"], weight.grad / size, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(found["bias"], bias.grad / size, atol=1e-5, rtol=1e-3)
+
+
+def test_double_precision_is_trained_as_single(
+    kind: Any, backend: str, texts: torch.Tensor
+) -> None:
+    one, other = (
+        tuned(kind("parallel", backend, "raw", dtype), texts, steps=2, batch_size=4).weight
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert one is not None
+    assert other is not None
+    moved = float((one - torch.eye(32)).abs().mean())
+    assert float((one - other).abs().mean()) < 0.01 * moved
 
 
 def test_training_brings_layers_nearer(kind: Any, texts: torch.Tensor) -> None:
@@ -180,7 +194,9 @@ def test_translators_of_tuned_lens_act_on_raw_streams(
         load(folder(tmp_path / "lens", {}), raw)
 
 
-def test_bad_input(kind: Any, texts: torch.Tensor, tmp_path: Path) -> None:
+def test_bad_input(
+    kind: Any, texts: torch.Tensor, tmp_path: Path, without_type_checks: None
+) -> None:
     model = kind()
     with pytest.raises(ValueError, match="steps=0"):
         tuned(model, texts, steps=0)
@@ -188,10 +204,33 @@ def test_bad_input(kind: Any, texts: torch.Tensor, tmp_path: Path) -> None:
         tuned(model, texts, lr=0.0)
     with pytest.raises(ValueError, match="wanted a mean, linear or tuned lens"):
         tuned(model, texts, start=decoder(model, 1))
+    with pytest.raises(ValueError, match="lr=inf"):
+        tuned(model, texts, lr=np.inf)
+    other: Any = 5
+    with pytest.raises(ValueError, match="start=5; wanted a Lens"):
+        tuned(model, texts, start=other)
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "nothing.safetensors", model)
     with pytest.raises(ValueError, match=r"wanted .\.safetensors."):
         save(logit(model), tmp_path / "lens.pt")
     with pytest.raises(ValueError, match=r"lacks config\.json"):
         load(tmp_path, model)
+    torch.save({"0.weight": torch.zeros(32, 32)}, tmp_path / "params.pt")
+    whole, config = (tmp_path / "params.pt").read_bytes(), tmp_path / "config.json"
+    for text, params in (
+        ("{}", b""),
+        ("{}", b"junk"),
+        ("{}", whole[:-300]),
+        ("{", whole),
+        ("[]", whole),
+    ):
+        config.write_text(text)
+        (tmp_path / "params.pt").write_bytes(params)
+        with pytest.raises(ValueError, match="is damaged"):
+            load(tmp_path, model)
+    for said in ("{", "{}", "[]", '{"kind": "logit", "depth": 1}'):
+        file = tmp_path / "lens.safetensors"
+        save_file({"bias": torch.zeros(4, 32)}, file, metadata={"mlp_interp_lens": said})
+        with pytest.raises(ValueError, match="holds no lens"):
+            load(file, model)
     assert isinstance(logit(model), Lens)

@@ -293,6 +293,21 @@ def test_angles_are_those_of_scipy(kind: Any) -> None:
     assert float(found["overlap_chance"][1, 0]) == pytest.approx(float(random), rel=0.015)
 
 
+@pytest.mark.parametrize("which", ["writer", "reader"])
+def test_what_is_zero_has_no_subspace(backend: str, which: str) -> None:
+    source = random_neox()
+    with torch.no_grad():
+        if which == "writer":
+            source.gpt_neox.layers[0].attention.dense.weight[:, 8:16] = 0  # of head 1
+        else:
+            source.gpt_neox.layers[2].mlp.dense_h_to_4h.weight.zero_()
+    model = load_model(source, tokenizer=tiny_tokenizer(), backend=backend)
+    found = subspaces(model, "L0H1", "2.mlp")
+    assert found[f"{which}_rank"].values.tolist() == [0]
+    assert found["overlap"].isnull().all()
+    assert found["overlap_chance"].isnull().all()
+
+
 def test_bigrams_are_those_of_a_loop(some_model: Any, tokens: Tensor) -> None:
     found = bigrams(some_model, tokens)
     for path, source, layer in (("embed", "embed", 0), ("embed+0.mlp", "extended", 1)):
@@ -417,6 +432,7 @@ def test_nano_bigrams_and_copying(nano: Any) -> None:
         (table, "direct", {"source": "mlp"}, "source='mlp'"),
         (table, "direct", {"tokens": [999]}, "tokens holds 999; wanted tokens that are rows"),
         (table, "direct", {"tokens": []}, "tokens is empty"),
+        (table, "direct", {"tokens": 3.5}, "tokens holds 3.5; wanted tokens that are rows"),
         (singular, "L1H2.OV", {"k": 9}, "k=9; wanted an integer from 1 to 8"),
         (skip_trigrams, "L7H0", {}, "head='L7H0'"),
         (skip_trigrams, "1.mlp", {}, "head='1.mlp'"),
@@ -427,9 +443,13 @@ def test_nano_bigrams_and_copying(nano: Any) -> None:
         (skip_trigrams, "L1H2", {"seed": -1}, "seed=-1"),
         (singular, "L1H2.OV", {"tokens": 0}, "tokens=0"),
         (embedding_fidelity, None, {"keep": [0]}, "keep=0"),
+        (embedding_fidelity, None, {"keep": ()}, "keep=..; wanted at least one"),
+        (embedding_fidelity, None, {"keep": [5, 5]}, "keep=.5, 5.; .* each once"),
         (embedding_fidelity, None, {"layers": 5}, "layers="),
         (embedding_fidelity, None, {"keep": [1], "seed": -1}, "seed=-1"),
         (bigrams, torch.ones(2, 9, dtype=torch.long), {"paths": ["mlp"]}, "paths="),
+        (bigrams, torch.ones(2, 9, dtype=torch.long), {"paths": 3}, "paths="),
+        (bigrams, torch.ones(2, 9, dtype=torch.long), {"first": -1}, "first=-1; wanted a position"),
         (bigrams, torch.ones(2, 2, dtype=torch.long), {}, "first=1: a text of the corpus has no"),
     ],
 )
@@ -451,6 +471,7 @@ def test_what_is_refused(kind: Any, call: Any, given: Any, options: Any, text: s
         (subspaces, "L7H1", "L1H0.q", {}, "writers='L7H1'"),
         (subspaces, [], "unembed", {}, "writers="),
         (subspaces, "embed", "unembed", {"energy": 1}, "energy=1"),
+        (subspaces, 5, "unembed", {}, "writers has 5; wanted 'L0H3'"),
     ],
 )
 def test_pairs_that_are_refused(

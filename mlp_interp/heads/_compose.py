@@ -20,7 +20,8 @@ from mlp_interp.heads._which import (
     listed_heads,
 )
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.indices import each
+from mlp_interp.models.options import check_choice, checked_number, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import strings, variable
@@ -117,8 +118,7 @@ def compose(
     """
     weights = Weights.of(model)
     check_choice("measure", measure, get_args(Measure))
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy={energy}; wanted a share above 0, up to 1")
+    checked_number("energy", energy, lambda x: 0 < x <= 1, "a share above 0, up to 1")
     checked_distance(weights, distance)
     reading = _readers(weights, readers)
     latents, writing = _writers(weights, writers, reading, measure)
@@ -198,9 +198,8 @@ def _listed_latents(weights: Weights, one: Dictionary, measure: Measure) -> list
 
 def _readers(weights: Weights, given: Any) -> list[Site]:
     """The queries, keys and values that somebody named, each head's own."""
-    listed = KINDS if given is None else (given,) if isinstance(given, str | Site) else tuple(given)
     found: list[Site] = []
-    for reader in listed:
+    for reader in KINDS if given is None else each(given):
         if isinstance(reader, str) and reader in KINDS:
             for layer in range(weights.n_layers):
                 found += [Site(reader, layer, head=head) for head in range(weights.n_heads)]

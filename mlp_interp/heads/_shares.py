@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from mlp_interp.heads._scores import streams_before
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
-from mlp_interp.models.indices import count, each
+from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import ratio_of_means, single, strings, variable
-from mlp_interp.sites import Site, site_of
+from mlp_interp.sites import Site
 
 __all__ = ["read_shares"]
 

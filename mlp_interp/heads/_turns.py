@@ -17,7 +17,7 @@ NEAR = 32
 
 def rotations(heads: Heads, distance: int | None) -> Float[Tensor, "distance d_head d_head"]:
     """What stands between query and key: at one distance, or at each of the near ones."""
-    near = min(NEAR, int(heads.weights.model.cfg.n_ctx))
+    near = max(2, min(NEAR, int(heads.weights.model.cfg.n_ctx)))
     return heads.relative(range(1, near) if distance is None else [distance]).double()
 
 

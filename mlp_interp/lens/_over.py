@@ -73,7 +73,7 @@ def over(
     weights = Weights.of(model)
     named = lenses_of(model, lens)
     texts = padded_texts(model, corpus, attention_mask)
-    which_count(model, texts.tokens, texts.real, first)
+    counts = which_count(model, texts.tokens, texts.real, first)
     reducers = {
         name: LensMeans(
             lens=one,
@@ -85,9 +85,11 @@ def over(
         for name, one in named.items()
     }
     for one in named.values():
-        if one.ahead >= texts.shortest:
+        later = counts.roll(-one.ahead, 1)[:, : counts.shape[1] - one.ahead]
+        if one.ahead >= texts.shortest or not bool((counts[:, : later.shape[1]] & later).any()):
             raise ValueError(
-                f"lens={one!r} with texts of {texts.shortest} tokens; wanted longer ones"
+                f"lens={one!r} with texts of {texts.shortest} tokens, first={first}; wanted longer "
+                "ones"
             )
     swept = corpora.sweep(model, texts, reducers, options=sweep)
     attrs = dict(next(iter(swept.values())).attrs)

@@ -131,7 +131,7 @@ def lenses_of(model: Model, lens: Lenses) -> dict[str, Lens]:
     """
     if lens is None:
         lens = logit(model)
-    named = dict(lens) if isinstance(lens, Mapping) else {lens.kind: lens}
+    named = dict(lens) if isinstance(lens, Mapping) else {getattr(lens, "kind", "lens"): lens}
     if not named:
         raise ValueError("lens is empty; wanted at least one, or None for the logit lens")
     for name, one in named.items():

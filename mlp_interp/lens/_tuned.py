@@ -1,5 +1,6 @@
 """`tuned`: affine translators trained so that what is read is near the final prediction."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlp_interp.lens.lens import Lens, about
 from mlp_interp.metrics import rows_for
 from mlp_interp.models import Forward, HookForward, Weights, fingerprint, forward_of
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.options import checked_number, checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, first_token, which_count
 from mlp_interp.models.padding import counted as counting
@@ -85,8 +86,7 @@ def tuned(
     """
     count("steps", steps)
     count("batch_size", batch_size)
-    if not lr > 0:
-        raise ValueError(f"lr={lr}; wanted a number above 0")
+    checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     texts = padded_texts(model, corpus, attention_mask)
     which_count(model, texts.tokens, texts.real, first)
@@ -127,6 +127,8 @@ def _start(model: Model, start: Lens | None) -> Tensors:
     weight = torch.eye(d_model).repeat(layers, 1, 1)
     bias = torch.zeros(layers, d_model)
     if start is not None:
+        if not isinstance(start, Lens):
+            raise ValueError(f"start={start!r}; wanted a Lens, as mi.lens.mean(model, corpus)")
         start.check(model)
         if start.blocks or start.ahead or not start.centred:
             raise ValueError(f"start={start!r}; wanted a mean, linear or tuned lens, or None")
@@ -194,7 +196,7 @@ class _Training:
         kept = torch.stack([norm.keep(single(x)) for x in streams])
         grads = self._gradients(state, kept, wanted)
         for name, grad in grads.items():
-            self._adam(state, name, grad.cpu())
+            self._adam(state, name, grad.to(state[name]))
 
     def _gradients(
         self,

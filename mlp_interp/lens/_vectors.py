@@ -12,7 +12,9 @@ from torch import Tensor
 from mlp_interp.lens.promotion import ABOUT, Promotion
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.finite import check_finite
+from mlp_interp.models.indices import each
 from mlp_interp.models.norm import Norm
+from mlp_interp.models.options import checked_number, checked_tensor
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.results import strings, to_numpy, variable
@@ -141,14 +143,11 @@ def _given(
             dim = vectors.dims[0]
             names = [f"{dim} {x}" if dim != "component" else x for x in vectors[dim].values]
         vectors = torch.from_numpy(vectors.values.copy())
-    if isinstance(vectors, list | tuple) and any(isinstance(x, Tensor) for x in vectors):
-        vectors = torch.stack([torch.as_tensor(x) for x in vectors])
-    rows = torch.atleast_2d(torch.as_tensor(vectors)).detach()
+    wanted = f"floats [vector, {d_model}]"
+    rows = torch.atleast_2d(checked_tensor("vectors", vectors, wanted)).detach()
     if rows.ndim != 2 or rows.shape[1] != d_model or not len(rows) or not rows.is_floating_point():
-        raise ValueError(
-            f"vectors={tuple(rows.shape)} of {rows.dtype}; wanted floats [vector, {d_model}]"
-        )
-    names = [str(n) for n in range(len(rows))] if names is None else [str(x) for x in names]
+        raise ValueError(f"vectors={tuple(rows.shape)} of {rows.dtype}; wanted {wanted}")
+    names = [str(n) for n in range(len(rows))] if names is None else [str(x) for x in each(names)]
     if len(names) != len(rows):
         raise ValueError(f"labels has {len(names)} names for {len(rows)} vectors; wanted one each")
     return rows, strings(names)
@@ -160,10 +159,8 @@ def _positive(scale: Any) -> float:
     Raises:
         ValueError: It is none, or not above zero and finite.
     """
-    number = scale.item() if hasattr(scale, "item") and np.size(scale) == 1 else scale
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < np.inf:
-        raise ValueError(f"scale={scale!r}; wanted 'own' or a positive number")
-    return float(number)
+    good = "'own' or a positive number"
+    return float(checked_number("scale", scale, lambda x: 0 < x < np.inf, good))
 
 
 def _alone(norm: Norm, kept: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector d_model"]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from mlp_interp.results import single
 __all__ = ["load", "save"]
 
 _TENSORS = ("weight", "bias", "known")
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, struct.error)
+"""What reading a file that is cut off, or no such file, may end in."""
 _PLAIN = ("kind", "blocks", "part", "context", "ahead", "centred", "attrs")
 
 
@@ -89,7 +92,12 @@ def _from_file(path: Path) -> Lens:
         raise ValueError(f"path={str(path)!r} is no safetensors file: {error}") from error
     if said is None:
         raise ValueError(f"path={str(path)!r} holds no lens; wanted a file that save() wrote")
-    return Lens(**json.loads(said), **tensors)
+    try:
+        return Lens(**json.loads(said), **tensors)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"path={str(path)!r} holds no lens as save() writes it: {error}"
+        ) from error
 
 
 def _from_folder(path: Path, model: Model) -> Lens:
@@ -97,6 +105,7 @@ def _from_folder(path: Path, model: Model) -> Lens:
     try:
         config = json.loads((path / "config.json").read_text())
         params = torch.load(path / "params.pt", map_location="cpu", weights_only=True)
+        config["d_model"]
     except FileNotFoundError as error:
         raise ValueError(
             f"path={str(path)!r} lacks {Path(error.filename).name}; wanted that and the other of "
@@ -105,6 +114,11 @@ def _from_folder(path: Path, model: Model) -> Lens:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"path={str(path)!r}: params.pt holds other things than tensors, which are not read"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(
+            f"path={str(path)!r} is damaged: {type(error).__name__}, {error}; wanted config.json "
+            "and params.pt as the tuned-lens package writes them"
         ) from error
     weights = Weights.of(model)
     sizes = {"d_model": weights.d_model, "num_hidden_layers": weights.n_layers}

@@ -1,5 +1,6 @@
 """Lenses that are computed from a corpus in closed form: mean shifts, and least squares."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlp_interp.lens.lens import Lens, about
 from mlp_interp.lens.moments import StreamMoments, solved
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -96,8 +98,7 @@ def linear(
         >>> linear(model, corpus, ahead=1)
         Lens('linear', ahead=1, model='nano')
     """
-    if not ridge >= 0:
-        raise ValueError(f"ridge={ridge}; wanted 0 or more")
+    checked_number("ridge", ridge, lambda x: 0 <= x < math.inf, "a finite number from 0")
     weights = Weights.of(model)
     count("ahead", ahead, least=0)
     reducer = StreamMoments(ahead=ahead, first=first)

@@ -83,7 +83,7 @@ class Lens:
         return (*range(min(first_run + 1, n_layers)), n_layers)
 
     def check(self, model: Model) -> None:
-        """Refuse a lens of another model, or of streams that this one has not.
+        """Refuse a lens of another model, of streams that this one has not, or that is none.
 
         Raises:
             ValueError: It is one.
@@ -94,6 +94,7 @@ class Lens:
                 f"model={model.cfg.model_name!r} are centred; wanted "
                 'load_model(..., processing="raw")'
             )
+        self._check_numbers(model)
         if self.known is None:
             return
         found = sketch(Weights.of(model))
@@ -105,6 +106,17 @@ class Lens:
                 f"{theirs.get('revision', 'unknown')}; wanted one of model={ours['model']!r}, "
                 f"revision {ours['revision']}, or of the same weights"
             )
+
+    def _check_numbers(self, model: Model) -> None:
+        """Refuse maps of other sizes than the model's streams have, or with holes."""
+        weights = Weights.of(model)
+        shape = weights.n_layers + 1, weights.d_model, weights.d_model
+        for name, x, wanted in (("weight", self.weight, shape), ("bias", self.bias, shape[:2])):
+            if x is not None and (tuple(x.shape) != wanted or not bool(x.isfinite().all())):
+                raise ValueError(
+                    f"lens={self.kind!r} has {name} {tuple(x.shape)}; wanted finite numbers "
+                    f"{wanted}, for each stream of model={model.cfg.model_name!r}"
+                )
 
     def digest(self) -> str:
         """Tells it from others of its kind, by its numbers."""

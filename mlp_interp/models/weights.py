@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlp_interp.models.indices import is_single
+from mlp_interp.models.indices import each, is_single
 from mlp_interp.models.norm import Norm, NormKind
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import tokens_of
@@ -410,7 +410,7 @@ class Weights:
             ValueError: As `place`; also none, or one twice.
         """
         pair = isinstance(given, tuple) and len(given) == 2 and all(map(is_single, given))
-        listed = [given] if isinstance(given, str | Site) or pair else list(given)
+        listed = [given] if pair else each(given)
         found = [
             self.place(one, kind=kind, argument=argument, words=words, per_head=per_head)
             for one in listed

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Unembed, Weights, describe
+from mlp_interp.models.indices import distinct
+from mlp_interp.models.padding import check_first
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenStreams, streams_of
 from mlp_interp.prompts.texts import padded_texts
@@ -68,7 +70,8 @@ def bigrams(
         >>> bool(loss[0] > found["unigram_loss"]), bool(loss[1] < found["unigram_loss"])
         (True, True)
     """
-    listed = [paths] if isinstance(paths, str) else [*paths]
+    listed = distinct("paths", paths)
+    check_first(first)
     wrong = [path for path in listed if path not in _SOURCES]
     if wrong or not listed:
         raise ValueError(f"paths={listed!r}; wanted some of {', '.join(map(repr, _SOURCES))}")
@@ -105,7 +108,7 @@ def bigrams(
         "approximation": "nothing but the path is in the final stream, whose scale it sets",
         "first": first,
     }
-    return xr.Dataset(variables, {"path": listed}, {**texts.attrs, **describe(model), **about})
+    return xr.Dataset(variables, {"path": [*listed]}, {**texts.attrs, **describe(model), **about})
 
 
 def _followers(

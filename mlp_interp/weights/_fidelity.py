@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.indices import indices
-from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.options import checked_count, checked_counts, checked_seed
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
@@ -75,7 +75,7 @@ def embedding_fidelity(
     """
     weights = Weights.of(model)
     listed = indices("layers", layers, weights.n_layers)
-    points = [checked_count(int(k), weights.d_vocab, "tokens", name="keep") for k in keep]
+    points = checked_counts(keep, weights.d_vocab, "tokens", name="keep")
     checked_count(sample, 2**20, "vectors that are reasonable", name="sample")
     generator = torch.Generator().manual_seed(checked_seed(seed))
     texts = None if corpus is None else padded_texts(model, corpus, attention_mask)
@@ -105,7 +105,7 @@ def embedding_fidelity(
     if drawn_of > sample:
         attrs |= {"exact": 0, "approximation": f"of each kind and layer {sample} vectors, drawn"}
     attrs |= {"data": "the weights alone"} if texts is None else _about(texts)
-    coords = {"layer": [*listed], "k": points, "way": [*_WAYS]}
+    coords = {"layer": [*listed], "k": [*points], "way": [*_WAYS]}
     return xr.Dataset(variables, coords, {**describe(model), **attrs})
 
 

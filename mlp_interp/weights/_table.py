@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 from mlp_interp.models import Weights, describe
+from mlp_interp.models.indices import each
 from mlp_interp.models.options import check_choice, checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
@@ -155,9 +156,7 @@ def _places(model: Model, factors: Factors, given: Any) -> list[int]:
     """
     ids = factors.rows.ids.tolist()
     at = {number: place for place, number in enumerate(ids)}
-    listed = (
-        [given] if isinstance(given, str | int) else [*getattr(given, "tolist", lambda: given)()]
-    )
+    listed = each(given)
     if not listed:
         raise ValueError("tokens is empty; wanted at least one row")
     places = []

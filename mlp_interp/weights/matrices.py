@@ -148,7 +148,7 @@ def _qk(
     heads = Heads.of(weights, layer)
     context = int(weights.model.cfg.n_ctx)
     if distance is None:
-        distances = list(range(1, min(_FAR, context - 1) + 1))
+        distances = list(range(1, max(2, min(_FAR + 1, context))))
         said = f"mean over 1 to {distances[-1]}"
     else:
         distances = [count("distance", distance, least=0, most=context - 1)]
