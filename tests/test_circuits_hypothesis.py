@@ -262,6 +262,20 @@ def test_the_model_itself_gives_the_same(kind, backend):
         close(hooks[name], lean[name])
 
 
+def test_the_same_circuit_drawn_is_as_good_whatever_made_the_runs(kind):
+    """Whose rounding is larger than that of batches: paths through one head are drawn again."""
+    model, contrast = kind("sequential", processing="raw"), contrast_of(1, 7)
+    with torch.no_grad():
+        sides = contrast.clean_tokens, contrast.corrupted_tokens
+        runs = [model.run_with_cache(tokens)[1] for tokens in sides]
+    options = {"nodes": [["embed", "0.mlp", "L1H1.q", "logits"]], "draws": 1}
+    found, expected = (
+        evaluate_hypothesis(model, contrast, runs=given, **options) for given in (runs, None)
+    )
+    np.testing.assert_allclose(found.random, expected.random, atol=1e-4)
+    assert float(found.as_good) == float(expected.as_good) == 1
+
+
 def test_pairs_without_an_effect_have_no_share(kind):
     contrast = contrast_of()
     metric = metrics.Custom(
