@@ -246,7 +246,7 @@ def attribute_sources(
             "prompt": np.arange(final.shape[0]),
             "source": np.arange(final.shape[1]),
             "pos": at,
-            **_source_tokens(model, cache),
+            **_source_tokens(model, cache, real),
             **readout.names,
         },
         name="attribution",
@@ -299,7 +299,6 @@ def _by_length(
         wrong = [listed[row] for row in rows] if many else foils
         mask = torch.ones_like(part.clean_tokens)  # whatever token a prompt may end in
         found = analysis(weights.model, own, part, wrong, positions=positions, attention_mask=mask)
-        found = found.drop_vars("source_token", errors="ignore")  # texts of other lengths
         results.append(found.assign_coords(prompt=rows).to_dataset(name="attribution"))
     return merged(results, {})["attribution"].assign_attrs(contrast.attrs)
 
@@ -421,13 +420,15 @@ def _strings(model: Model, ids: Int[Tensor, " prompt"]) -> list[str]:
     return token_strings(getattr(model, "tokenizer", None), ids.tolist())
 
 
-def _source_tokens(model: Model, cache: Cache) -> dict[str, Any]:
-    """What stands at each source, where the cache says what was run."""
+def _source_tokens(model: Model, cache: Cache, real: Tensor | None) -> dict[str, Any]:
+    """What stands at each source, where the cache says what was run; nothing where is no text."""
     ran, tokenizer = cached_tokens(cache), getattr(model, "tokenizer", None)
     if ran is None or tokenizer is None:
         return {}
-    texts = [token_strings(tokenizer, row) for row in torch.atleast_2d(ran).tolist()]
-    return {"source_token": (("prompt", "source"), strings(texts))}
+    texts = strings([token_strings(tokenizer, row) for row in torch.atleast_2d(ran).tolist()])
+    if real is not None:
+        texts = np.where(to_numpy(real), texts, "")
+    return {"source_token": (("prompt", "source"), texts)}
 
 
 def _finite(shares: Tensor, real: Bool[Tensor, "prompt pos ..."] | None) -> np.ndarray:

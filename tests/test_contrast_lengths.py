@@ -203,6 +203,11 @@ def test_attributions_are_those_of_each_prompt_alone(kind, backend, made):
         expected = mi.attribute_sources(model, ran(pair), pair, heads=["L2H1"])[0]
         found = sources.sel(prompt=number).dropna("source")
         np.testing.assert_allclose(found, expected, atol=1e-10)
+        if made == "run":  # it knows its tokens
+            read = [*expected.source_token.values, "", ""][: sources.sizes["source"]]
+            assert sources.source_token.sel(prompt=number).values.tolist() == read
+            padded = mi.attribute_sources(model, ran(contrast), 5, attention_mask=contrast.real)
+            assert padded.source_token.sel(prompt=number).values.tolist() == read
 
 
 SITES = [
