@@ -715,6 +715,9 @@ def test_what_is_left_and_moved_is_what_plain_hooks_give(some_model: Any) -> Non
     object.__setattr__(data, "position", data.position - 1)  # not the last: what comes after reads
     answers = {"False": "a", "True": "b"}
     ids = [some_model.tokenizer.encode(answers[name])[-1] for name in ("True", "False")]
+    by_id = {"False": np.int64(ids[1]), "True": ids[0]}
+    told = [Margin.of(some_model, data, given, 7).metric.tokens for given in (answers, by_id)]
+    assert torch.equal(*told)
     with torch.no_grad():
         found = probes.compare_directions(
             some_model, data, answers, layers=[0, 2], folds=2, controls=1
@@ -767,6 +770,7 @@ def test_comparing_refuses(nano: Any, years: Labelled, refusals: Labelled) -> No
         (years, answers, {}, "wanted two classes"),
         (refusals, {"harmful": " Sorry"}, {}, "wanted what the model says of each class"),
         (refusals, {**answers, "fine": " Sure thing"}, {}, r"answers\['fine'\]=' Sure thing'"),
+        (refusals, {**answers, "fine": 9999}, {}, r"answers\['fine'\]=9999; wanted a token id"),
         (refusals, answers, {"layers": 4}, r"layers=\[4\]"),
         (refusals, answers, {"controls": 0}, "controls=0"),
         (refusals, answers, {"batch_size": 0}, "batch_size=0"),

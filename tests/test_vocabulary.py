@@ -179,7 +179,7 @@ def same(one, other):
 
 @pytest.mark.parametrize(("name", "parameter"), NAMED)
 def test_a_name_a_site_and_a_pair_are_the_same(kind, name, parameter):
-    model = kind("parallel", "hooked", "folded")
+    model = kind("parallel")
     arguments = given(model, name)
     label, *others = NAMES[parameter]
     label = "L1H0" if (name, parameter) == ("heads.match", "readers") else label
@@ -193,7 +193,7 @@ def test_a_name_a_site_and_a_pair_are_the_same(kind, name, parameter):
 
 @pytest.mark.parametrize(("name", "parameter"), NAMED)
 def test_a_misspelt_name_is_answered_with_the_nearest(kind, name, parameter):
-    arguments = given(kind("parallel", "hooked", "folded"), name)
+    arguments = given(kind("parallel"), name)
     label = NAMES[parameter][0]
     wrong = label.replace("mlp", "mpl").replace("H", "J").replace("N", "M").replace("F", "E")
     with pytest.raises(ValueError, match=rf"{parameter}='{wrong}' .*did you mean '\w"):
@@ -213,7 +213,7 @@ def several(*wanted):
 
 @pytest.mark.parametrize(("name", "parameter"), several(*SEVERAL))
 def test_what_is_named_twice_is_refused(kind, name, parameter):
-    arguments = given(kind("parallel", "hooked", "folded"), name)
+    arguments = given(kind("parallel"), name)
     one = {"sites": "attn_out", "layers": 1, "positions": 1}.get(parameter)
     if one is None or (name, parameter) == ("residual.components", "sites"):
         one = NAMES[parameter][0]
@@ -226,6 +226,6 @@ def test_what_is_named_twice_is_refused(kind, name, parameter):
 
 @pytest.mark.parametrize(("name", "parameter"), several("layers", "positions"))
 def test_indices_that_are_not_there_are_refused(kind, name, parameter):
-    arguments = given(kind("parallel", "hooked", "folded"), name)
+    arguments = given(kind("parallel"), name)
     with pytest.raises(ValueError, match=rf"{parameter}=\D*99"):
         PUBLIC[name](**{**arguments, parameter: 99})

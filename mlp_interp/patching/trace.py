@@ -32,7 +32,8 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
-from mlp_interp.prompts.tokenizing import single_token, token_strings, tokenizer_of
+from mlp_interp.prompts.single import token_id
+from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
 from mlp_interp.results import mean_and_error, to_numpy
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
@@ -231,11 +232,7 @@ def _noise(
 def _answer(model: Model, final: Float[Tensor, "1 d_model"], answer: str | int | None) -> int:
     if answer is None:
         return int(Unembed.of(model).logits(final)[0].argmax())
-    if isinstance(answer, str):
-        return single_token(tokenizer_of(model), answer, what="answer")
-    if not 0 <= answer < Weights.of(model).d_vocab:
-        raise ValueError(f"answer={answer}; wanted a token id or a word")
-    return answer
+    return token_id(Weights.of(model), answer, name="answer")
 
 
 def _dataset(

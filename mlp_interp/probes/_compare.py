@@ -29,7 +29,7 @@ _DIRECTIONS = ("mean_difference", "probe", "lda", "gradient")
 def compare_directions(
     model: Model,
     data: Labelled,
-    answers: Mapping[str, str],
+    answers: Mapping[str, str | int],
     *,
     layers: int | Sequence[int] | None = None,
     folds: int = 3,
@@ -54,7 +54,8 @@ def compare_directions(
     Args:
         model: The model.
         data: Prompts of two classes, read at one position each.
-        answers: What the model answers to each class, one token each:
+        answers: What the model answers to each class, one token each, by
+            its text or id:
             ``{"harmful": " Sorry", "harmless": " Sure"}``.
         layers: At whose outputs; None for all.
         folds: One of so many parts is tested on, the others fitted on.

@@ -14,8 +14,8 @@ from mlp_interp.models.forward import KVCache
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.probes.labelled import Labelled
+from mlp_interp.prompts.single import token_id
 from mlp_interp.prompts.texts import Texts
-from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -59,12 +59,10 @@ class Margin:
                 f"answers={answers!r}; wanted what the model says of each class, as "
                 f"{dict.fromkeys(data.classes, ' Yes')}"
             )
-        tokenizer = tokenizer_of(model)
-        device = Weights.of(model).device
-        ids = {}
+        weights, ids = Weights.of(model), {}
         for name, word in answers.items():
-            token = single_token(tokenizer, word, what=f"answers[{name!r}]")
-            ids[str(name)] = torch.tensor([token], device=device)
+            token = token_id(weights, word, name=f"answers[{name!r}]")
+            ids[str(name)] = torch.tensor([token], device=weights.device)
         metric = logit_difference(ids[data.classes[1]], ids[data.classes[0]])
         return cls(model, forward_of(model), data, metric, batch_size)
 

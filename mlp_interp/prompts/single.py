@@ -11,7 +11,30 @@ from torch import Tensor
 from mlp_interp.models import Weights
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 
-__all__ = ["one_each"]
+__all__ = ["one_each", "token_id"]
+
+
+def token_id(weights: Weights, token: Any, *, name: str) -> int:
+    """The id of one token, given by it or by a word that is one token.
+
+    Args:
+        weights: The model's.
+        token: An integer of Python, numpy or torch, or a text.
+        name: Of the argument, for the error.
+
+    Raises:
+        ValueError: It is neither, no single token, or outside the vocabulary; ids below 0, which
+            often stand for no token, are outside.
+    """
+    if isinstance(token, str):
+        return single_token(tokenizer_of(weights.model), token, what=name)
+    number = token.tolist() if hasattr(token, "tolist") else token
+    if type(number) is not int or not 0 <= number < weights.d_vocab:
+        raise ValueError(
+            f"{name}={number!r}; wanted a token id from 0 to {weights.d_vocab - 1}, or a word of "
+            "one token"
+        )
+    return number
 
 
 def one_each(weights: Weights, tokens: Any, n: int, name: str) -> Int[Tensor, " prompt"]:

@@ -34,7 +34,7 @@ def reachable(
     norm: Literal["ball", "sphere"] = "ball",
     tolerance: float = 1e-3,
     decide: bool = False,
-    exclude: Sequence[int] = (),
+    exclude: Sequence[int | str] = (),
     rounds: int = 60,
 ) -> xr.Dataset:
     """Whether a set of tokens can be the top of the model's ranking, and by how much it can lead.
@@ -59,7 +59,8 @@ def reachable(
         tolerance: How far apart ``lower`` and ``upper`` may stay, logits.
         decide: Stop at the first proof that the set can be had, or cannot: several times faster;
             the bounds are then far apart.
-        exclude: Ids of tokens that do not count as rivals, such as those that pad the vocabulary.
+        exclude: Tokens, by id or text, that do not count as rivals, such as those that pad the
+            vocabulary.
         rounds: How often all tokens are asked at most; sets that need more stay undecided.
 
     Returns:

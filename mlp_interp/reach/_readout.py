@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from mlp_interp.models import Unembed
-from mlp_interp.models.indices import indices
+from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import scan
+from mlp_interp.prompts.single import token_id
 from mlp_interp.results import single, to_numpy
 
 __all__ = ["Readout"]
@@ -36,7 +36,7 @@ class Readout:
     longest: float
 
     @classmethod
-    def of(cls, model: Model, exclude: Sequence[int] = ()) -> "Readout":
+    def of(cls, model: Model, exclude: Sequence[int | str] = ()) -> "Readout":
         """The readout of a model.
 
         Raises:
@@ -50,8 +50,11 @@ class Readout:
                 "logits; wanted one with LayerNorm or RMSNorm"
             )
         rivals = np.ones(unembed.d_vocab, dtype=bool)
-        if len(exclude):
-            rivals[list(indices("exclude", exclude, unembed.d_vocab))] = False
+        weights = Weights.of(model)
+        excluded = [token_id(weights, one, name="exclude") for one in exclude]
+        if len(set(excluded)) < len(excluded):
+            raise ValueError(f"exclude={excluded}; wanted each token once")
+        rivals[excluded] = False
         bias = to_numpy(unembed.bias).astype(np.float64)
         radius = unembed.weight.shape[0] ** 0.5
         return cls(unembed, rivals, bias, radius * float(single(unembed.squares).max().sqrt()))

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from mlp_interp.models.indices import index
+from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
-from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
+from mlp_interp.prompts.single import token_id
 
 __all__ = ["sets_of"]
 
@@ -29,8 +29,10 @@ def sets_of(model: Model, given: Any, d_vocab: int) -> Int[np.ndarray, "set k"]:
     listed = [plain] if isinstance(plain, str) else list(plain)
     if listed and all(_is_one(entry) for entry in listed):
         listed = [listed]
+    weights = Weights.of(model)
     sets = [
-        [_token(model, x, n, d_vocab) for x in _several(one, n)] for n, one in enumerate(listed)
+        [token_id(weights, x, name=f"tokens[{n}]") for x in _several(one, n)]
+        for n, one in enumerate(listed)
     ]
     sizes = sorted({len(one) for one in sets})
     if len(sizes) != 1 or sizes[0] == 0:
@@ -52,11 +54,3 @@ def _several(one: Any, n: int) -> Sequence[Any]:
     if not isinstance(plain, list | tuple):
         raise ValueError(f"tokens[{n}]={one!r}; wanted a set of token ids or texts")
     return plain
-
-
-def _token(model: Model, entry: Any, n: int, d_vocab: int) -> int:
-    if isinstance(entry, str):
-        return single_token(tokenizer_of(model), entry, what=f"tokens[{n}]")
-    if type(entry) is int and entry < 0:  # often stands for no token
-        raise ValueError(f"tokens[{n}]={entry}; wanted token ids from 0 to {d_vocab - 1}")
-    return index(f"tokens[{n}]", entry, d_vocab)

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, describe
-from mlp_interp.models.indices import count, indices
+from mlp_interp.models.indices import count, indices, is_single
 from mlp_interp.models.options import check_choice, checked_count, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.models.vocabulary import Best, TokenDirections
 from mlp_interp.prompts.reading import ids_and_texts
-from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
+from mlp_interp.prompts.single import token_id
 from mlp_interp.results import to_numpy, variable
 from mlp_interp.sites import Site
 
@@ -164,15 +164,10 @@ def _target(
     weights: Weights, unembed: TokenDirections, target: Any
 ) -> tuple[Float[Tensor, " d_model"], str]:
     """The direction that was asked for, as norms see it, and what to call it."""
-    if isinstance(target, str):
-        target, name = single_token(tokenizer_of(weights.model), target, what="target"), target
-    elif isinstance(target, int | np.integer) and not isinstance(target, bool):
-        name = f"#{target}"
-    else:
+    if not isinstance(target, str) and not is_single(target):
         return _vector(weights, target), "a vector"
-    if not 0 <= target < weights.d_vocab:
-        raise ValueError(f"target={target}; wanted a token id from 0 to {weights.d_vocab - 1}")
-    ids = torch.tensor(int(target), device=weights.device)
+    ids = torch.tensor(token_id(weights, target, name="target"), device=weights.device)
+    name = target if isinstance(target, str) else f"#{int(target)}"
     return unembed.columns(ids).double(), name
 
 
