@@ -145,7 +145,9 @@ def index(
             "analysis": "feature index",
             "long_name": f"how well the {summary} of {unit}s tells documents with a feature apart",
             "unit": "probability",
-            "exact": 1,
+            "exact": 0,
+            "approximation": "p values by the normal distribution but for units of two values, and "
+            f"p_family from {permutations} shuffles; AUROC and its error are exact",
             "documents": len(values),
             "permutations": permutations,
             "seed": seed,

@@ -238,7 +238,9 @@ def _dataset(
     }
     attrs = {
         "analysis": "pursue",
-        "exact": 1,
+        "exact": 0,
+        "approximation": "greedy: each step takes the best vector given those before it; others, "
+        "as many, may explain more",
         "long_name": "value vectors that a direction is made of",
         "unit": "see each variable",
         "data": "the weights alone",
