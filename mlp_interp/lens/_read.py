@@ -130,7 +130,7 @@ def lenses_of(model: Model, lens: Lenses) -> dict[str, Lens]:
         ValueError: There are none, or one is none or of another model.
     """
     if lens is None:
-        lens = logit(model)
+        return {"logit": logit(model)}
     named = dict(lens) if isinstance(lens, Mapping) else {getattr(lens, "kind", "lens"): lens}
     if not named:
         raise ValueError("lens is empty; wanted at least one, or None for the logit lens")

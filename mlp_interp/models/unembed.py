@@ -108,12 +108,10 @@ class Unembed:
         mean = folded.mean(0)
         # Processing that folds the LayerNorm centres the columns too, up to rounding; leaving them
         # as they are then saves a copy of the largest matrix of the model.
-        # (So would be the sizes of all its entries, and the extremes of a transposed one.)
-        parts = folded.split(1024, dim=1)
-        largest = max(float(end.abs()) for part in parts for end in part.aminmax())
-        if norm.kind == "layer" and float(mean.abs().max()) > 1e-6 * largest:
+        if norm.kind == "layer" and not _small_beside(mean, folded):
             folded = folded - mean
-        return cls(folded, affine.b @ weights.W_U + weights.b_U, norm, weights.cap), mean
+        shift = weights.b_U if affine.folded else affine.b @ weights.W_U + weights.b_U
+        return cls(folded, shift, norm, weights.cap), mean
 
     @property
     def d_vocab(self) -> int:
@@ -151,6 +149,14 @@ class Unembed:
         """
         _check_ids(tokens, self.d_vocab)
         return self.weight.T[tokens.to(self.weight.device)]
+
+
+def _small_beside(mean: Float[Tensor, " d_vocab"], matrix: Float[Tensor, "_ d_vocab"]) -> bool:
+    """Whether means of columns are rounding beside some entry; mostly the first block has one."""
+    most = 1e6 * float(mean.abs().max())
+    # (The sizes of all entries would be a copy, and so would be the extremes of a transposed one.)
+    parts = matrix.split(1024, dim=1)
+    return any(most <= float(end.abs()) for part in parts for end in part.aminmax())
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:
