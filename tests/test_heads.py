@@ -36,6 +36,7 @@ def test_kernels_are_the_moments_of_the_whole_table(small):
     share /= share.sum()
     found = of_heads.positions(small, distances=5, heads=["L1H2"], frequencies=share)
     rows = tokens_of(small, "extended", 1)
+    assert found.attrs["uniform"] == 1 / 5
     q, k = rows @ heads.Q[2].double() + heads.b_q[2], rows @ heads.K[2].double() + heads.b_k[2]
     for distance, between in enumerate(heads.relative(range(5)).double()):
         table = heads.scale * q @ between @ k.T
@@ -57,6 +58,7 @@ def test_kernels_are_the_moments_of_the_whole_table(small):
 def test_copying_and_match_are_of_whole_tables(small):
     weights = Weights.of(small)
     found = of_heads.roles(small, scan=True, sample=64, seed=3)
+    assert found.attrs["uniform"] == 1 / 64
     pairs = of_heads.match(small, sample=64, seed=3)
     tokens = Vocabulary.of(small, "extended", sample=64, seed=3).streams.tokens
     reads = [tokens_of(small, "extended", layer)[tokens] for layer in range(3)]

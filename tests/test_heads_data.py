@@ -64,9 +64,12 @@ def test_detection_is_a_loop_over_patterns(some_model):
 
 def test_padding_has_no_part_in_detection(nano):
     texts = [[0, 5, 6, 5, 6, 7], [0, 9, 8, 9, 8]]
-    both = of_heads.detect(nano, texts, kinds="induction").score
-    each = [of_heads.detect(nano, [text], kinds="induction").score for text in texts]
-    np.testing.assert_allclose(both, sum(each) / 2, atol=1e-5)
+    both = of_heads.detect(nano, texts)
+    each = [of_heads.detect(nano, [text]) for text in texts]
+    np.testing.assert_allclose(both.score, sum(x.score for x in each) / 2, atol=1e-5)
+    for kind in ("previous", "first", "self"):  # the others' are over all texts together
+        own = sum(x.expected.sel(kind=kind) for x in each) / 2
+        np.testing.assert_allclose(both.expected.sel(kind=kind), own, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -1,5 +1,6 @@
 """Lenses over a corpus and lenses from one: against reads of every text, and closed forms."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ ROWS = [[0, 5, 6, 7, 9, 4], [0, 8, 3, 9], [0, 1, 2, 3, 4, 5]]
 
 def test_over_is_the_mean_of_reads(some_model: Any) -> None:
     lenses = {"logit": logit(some_model), "decoder": decoder(some_model, 1)}
+    lenses["ahead"] = replace(lenses["logit"], ahead=1)
     found = over(some_model, ROWS, lenses, sweep=mi.SweepOptions(batch_size=2, shard=2))
     each = read(some_model, ROWS, lenses).isel(pos=slice(1, None))
     for name in ("kl_output", "kl_input", "entropy", "agrees", "logp_next", "logp_input"):
@@ -124,7 +126,28 @@ def test_residuals_are_uncorrelated_with_the_input() -> None:
     weight, bias = solved(x.T @ x / n, x.T @ y / n, x.mean(0), y.mean(0), 0.0)
     left = y - x @ weight - bias
     assert (x.T @ left).abs().max() / n < 1e-8
+    # A ridge is a share of the input's variances, whatever their unit.
+    tenth = [
+        solved(a * a * x.T @ x / n, a * x.T @ y / n, a * x.mean(0), y.mean(0), 0.1)[0] * a
+        for a in (1.0, 10.0)
+    ]
+    torch.testing.assert_close(*tenth)
+    assert float(tenth[0].norm()) < 0.97 * float(weight.norm())
     assert left.mean(0).abs().max() < 1e-8
+
+
+def test_what_padding_says_is_no_target(kind: Any) -> None:
+    texts = [[*range(1, 5 + n % 3 * 4)] for n in range(30)]
+    eye = torch.eye(32)
+    for first, ahead in ((1, 2), (3, 2), (3, 0)):
+        lens = linear(kind(), texts, ahead=ahead, first=first, ridge=0.5)
+        tokens = sum(max(0, len(text) - first - ahead) for text in texts)
+        assert lens.attrs["tokens"] == tokens
+        assert lens.weight is not None
+        assert torch.equal(lens.weight[-1], eye) == (ahead == 0)  # the end itself, and nothing else
+    assert mean(kind(), texts, first=3).attrs["tokens"] == tokens
+    with pytest.raises(ValueError, match="corpus has 60 tokens that count; wanted at least 64"):
+        linear(kind(), texts[:12], ahead=2)
 
 
 def test_a_lens_ahead_is_held_against_what_comes_later(kind: Any, tokens: torch.Tensor) -> None:
@@ -138,6 +161,7 @@ def test_a_lens_ahead_is_held_against_what_comes_later(kind: Any, tokens: torch.
         found["top_id"].values[:, 0, :-1, 0] == plain["top_id"].values[:, 0, 1:, 0],
     )
     assert found["logp_next"].notnull().sum() == 4 * 7
+    assert float(found["kl_output"].mean()) > 0.1  # from what comes later, not from itself
 
 
 def test_lenses_are_the_same_for_raw_and_folded(kind: Any, tokens: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """Weights as tables, against the whole matrices in float64 and against what models compute."""
 
-from itertools import pairwise
+from collections import Counter
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import scipy.linalg
 import torch
 from browser import needs_browser, open_page
-from random_models import BACKENDS, VOCABULARY, random_neox, tiny_tokenizer, unchecked
+from random_models import (
+    BACKENDS,
+    HAS_HOOKED,
+    VOCABULARY,
+    hooked,
+    random_neox,
+    tiny_tokenizer,
+    unchecked,
+)
 from torch import Tensor
 
 from mlp_interp import Unembed, heads, load_corpus, load_model, views
@@ -308,22 +317,42 @@ def test_what_is_zero_has_no_subspace(backend: str, which: str) -> None:
     assert found["overlap_chance"].isnull().all()
 
 
-def test_bigrams_are_those_of_a_loop(some_model: Any, tokens: Tensor) -> None:
-    found = bigrams(some_model, tokens)
+def test_bigrams_are_those_of_a_loop(some_model: Any) -> None:
+    """Of texts of few tokens, which are padded by one of them; some follow as the path has it."""
+    logits = Unembed.of(some_model).logits(streams_of(some_model, "embed").stream(0))
+    top, rng = logits.argmax(-1).tolist(), np.random.default_rng(0)
+    texts = []
+    for length in (16, 9, 13, 14):
+        standing = rng.integers(1, 4, length // 2 + 1).tolist()
+        follow = [top[a] if rng.random() < 0.7 else int(rng.integers(1, 4)) for a in standing]
+        texts.append([0, *chain(*zip(standing, follow, strict=True))][:length])
+    padded = torch.tensor([text + [2] * (16 - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (16 - len(text)) for text in texts])
+    found = bigrams(some_model, padded, attention_mask=mask)
+    pairs = [[*pairwise(text[1:])] for text in texts]
+    every = Counter(chain(*pairs))
+    first, after = (Counter(pair[end] for pair in every.elements()) for end in (0, 1))
+    losses = {
+        "bigram_loss": lambda a, b: -np.log(every[a, b] / first[a]),
+        "unigram_loss": lambda a, b: -np.log(after[b] / every.total()),
+    }
+    likely = {
+        a: min(every, key=lambda pair, a=a: (pair[0] != a, -every[pair], pair)) for a in first
+    }
     for path, source, layer in (("embed", "embed", 0), ("embed+0.mlp", "extended", 1)):
-        stream = streams_of(some_model, source).stream(layer)
-        logp = Unembed.of(some_model).logits(stream).double().log_softmax(-1)
-        loss = -torch.stack([logp[row[1:-1], row[2:]].mean() for row in tokens])
+        logits = Unembed.of(some_model).logits(streams_of(some_model, source).stream(layer))
+        logp, top = logits.double().log_softmax(-1), logits.argmax(-1).tolist()
+        loss = np.array([np.mean([-float(logp[pair]) for pair in text]) for text in pairs])
         mine = found.sel(path=path)
-        assert float(mine["loss"]) == pytest.approx(float(loss.mean()), abs=1e-4)
-        assert float(mine["loss_se"]) == pytest.approx(float(loss.std() / 2), abs=1e-4)
-    pairs = [(int(a), int(b)) for row in tokens for a, b in pairwise(row[1:])]
-    first = [a for a, _ in pairs]
-    own = [-np.log(pairs.count(pair) / first.count(pair[0])) for pair in pairs]
-    assert float(found["bigram_loss"]) == pytest.approx(np.mean(own), abs=1e-6)
-    after = [b for _, b in pairs]
-    own = [-np.log(after.count(b) / len(after)) for b in after]
-    assert float(found["unigram_loss"]) == pytest.approx(np.mean(own), abs=1e-6)
+        assert float(mine["loss"]) == pytest.approx(loss.mean(), abs=1e-4)
+        assert float(mine["loss_se"]) == pytest.approx(loss.std(ddof=1) / 2, abs=1e-4)
+        same = [top[a] == likely[a][1] for a, _ in every.elements()]
+        assert float(mine["agreement"]) == pytest.approx(np.mean(same), abs=1e-6)
+        assert path != "embed" or np.mean(same) > 0.2
+    for name, own in losses.items():
+        each = np.array([np.mean([own(*pair) for pair in text]) for text in pairs])
+        assert float(found[name]) == pytest.approx(each.mean(), abs=1e-6)
+        assert float(found[f"{name}_se"]) == pytest.approx(each.std(ddof=1) / 2, abs=1e-6)
 
 
 def test_after_the_only_block_comes_the_readout(backend: str, tokens: Tensor) -> None:
@@ -356,6 +385,16 @@ def _padded(tokens: Tensor) -> tuple[Tensor, Tensor]:
     mask = torch.ones_like(padded)
     mask[:, tokens.shape[1] :] = 0
     return padded, mask
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="only this class takes any sizes")
+def test_what_the_model_cannot_predict_is_no_pair() -> None:
+    model = hooked(d_vocab_out=50)
+    assert bigrams(model, [[0, 60, 5, 49]], paths="embed").loss.notnull().all()
+    with pytest.raises(
+        ValueError, match="no token after that position which the model can predict"
+    ):
+        bigrams(model, [[0, 5, 60, 49]])
 
 
 def test_padding_is_in_no_pair(kind: Any, tokens: Tensor) -> None:

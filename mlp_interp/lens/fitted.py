@@ -130,7 +130,10 @@ def _moments(
             f"ahead={reducer.ahead} with texts of {texts.shortest} tokens; wanted fewer than that"
         )
     counts = which_count(model, texts.tokens, texts.real, reducer.first)
-    tokens = int(counts[:, : counts.shape[1] - reducer.ahead].sum())
+    counts = counts[:, : counts.shape[1] - reducer.ahead]
+    if texts.real is not None:
+        counts = counts & texts.real[:, reducer.ahead :]
+    tokens = int(counts.sum())
     if tokens < least:
         raise ValueError(
             f"corpus has {tokens} tokens that count; wanted at least {least}, two a dimension "
