@@ -1,5 +1,6 @@
 """A cross-layer transcoder, from files made by hand, in the places of all MLPs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,47 @@ def test_own_values_change_nothing_and_others_write_to_all_later_layers(
         torch.testing.assert_close(more, own @ decoder, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("below", [2, 4])
+def test_a_latent_is_one_component_with_all_that_it_writes(
+    nano: Any, clt: list[Dictionary], below: int
+) -> None:
+    """Slow reference: plain hooks and the files' own numbers."""
+    tokens, error = torch.tensor([[0, 5, 6, 9, 7]]), {}
+    run = mi.run(nano, tokens)
+    with torch.no_grad():
+        nano.run_with_hooks(tokens, fwd_hooks=hooks_of((), torch.ones(1, 5, 1), error))
+    found = mi.decompose(nano, run, layer=below, dictionaries=clt[:below])
+    assert found.error() < 1e-4
+    vectors = dict(zip(found.labels, found.vectors().unbind(2), strict=True))
+    torch.testing.assert_close(
+        sum(vectors.values()), run.streams[below] if below < LAYERS else run.final
+    )
+    for layer in range(below):
+        torch.testing.assert_close(vectors[f"{layer}.error"], error[layer], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            vectors[f"{layer}.b_dec"], 0.1 * numbers(D, seed=40 + layer).expand(1, 5, -1)
+        )
+        read = torch.nn.functional.layer_norm(run.streams[layer], (D,), eps=1e-5)
+        own = by_hand(read, layer)
+        decoder = 0.02 * numbers(N, LAYERS - layer, D, seed=20 + layer)[:, : below - layer].sum(1)
+        active = (own > 0).flatten(0, 1).any(0).nonzero()[:, 0].tolist()
+        assert active == [n for n in range(N) if f"L{layer}F{n}" in vectors]
+        for n in active:
+            wanted = own[..., n : n + 1] * decoder[n]
+            torch.testing.assert_close(vectors[f"L{layer}F{n}"], wanted, atol=1e-4, rtol=1e-4)
+    # The first alone: of the other places only the error is another component.
+    some = mi.decompose(nano, run, dictionaries=clt[:1])
+    assert some.error() < 1e-4
+    assert some.labels[-1] == "3.error"
+
+
+@pytest.mark.usefixtures("without_type_checks")
 def test_parts_of_a_cross_layer_transcoder_that_are_refused(
     nano: Any, clt: list[Dictionary]
 ) -> None:
     tokens = torch.tensor([[0, 5, 6]])
     first, part = clt[0], clt[0].towards(2)
+    nothing: Any = None
     assert repr(part).startswith("Dictionary: transcoder of 0.mlp_in to 2.mlp")
     assert part.fingerprint != clt[0].towards(1).fingerprint
     asks: Any = (
@@ -129,6 +166,16 @@ def test_parts_of_a_cross_layer_transcoder_that_are_refused(
         ("writes to 2.mlp, alone", lambda: latents.replace(nano, [part], tokens)),
         ("reads layer 0 and writes to 2.mlp; wanted", lambda: latents.evaluate(nano, part, tokens)),
         ("writes to 4 layers", lambda: latents.evaluate(nano, first, tokens)),
+        ("dictionary=None; wanted a Dict", lambda: latents.evaluate(nano, nothing, tokens)),
+        (
+            "an SAE of 2.mlp, to which",
+            lambda: mi.decompose(
+                nano,
+                mi.run(nano, tokens),
+                dictionaries=[first, replace(clt[2].towards(2), reads="mlp_out")],
+            ),
+        ),
+        ("W_skip with spans=4", lambda: replace(first, W_skip=torch.zeros(D, 4 * D))),
         ("layer=4 of ", lambda: first.towards(4)),
         (
             "wanted one component",

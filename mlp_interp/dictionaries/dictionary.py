@@ -108,6 +108,8 @@ class Dictionary:
             raise ValueError(f"layer={self.layer!r}; wanted an integer from 0")
         if self.spans < 1 or (self.spans > 1 and self.writes != "mlp_out"):
             raise ValueError(f"spans={self.spans} with writes={self.writes!r}; wanted 1")
+        if self.spans > 1 and self.W_skip is not None:
+            raise ValueError(f"W_skip with spans={self.spans}; wanted None")
         if self.ahead < 0 or (self.ahead and (self.writes != "mlp_out" or self.is_sae)):
             raise ValueError(f"ahead={self.ahead} with writes={self.writes!r}; wanted 0")
         check_fit(self._tensors(), self.activation, self.spans)

@@ -1,6 +1,7 @@
 """What dictionaries read, taken from what a forward pass shows on its way."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,9 +10,25 @@ from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.models import Weights
 from mlp_interp.models.weights import Affine
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "check_given"]
 
 Place = tuple[str, int]
+
+
+def check_given(weights: Weights, given: Any, *, name: str = "dictionary") -> None:
+    """Refuse what is no dictionary for a model.
+
+    Args:
+        weights: The model's.
+        given: What was given.
+        name: What the caller calls it.
+
+    Raises:
+        ValueError: It is none, or is of another model.
+    """
+    if not isinstance(given, Dictionary):
+        raise ValueError(f"{name}={given!r}; wanted a Dictionary")
+    given.check(weights, name=name)
 
 
 class Reading:
@@ -35,7 +52,7 @@ class Reading:
         self._affines: dict[int, Affine] = {}
         self._kept: dict[Place, Tensor] = {}
         for one in dictionaries:
-            one.check(weights)
+            check_given(weights, one)
             if one.is_sae:
                 continue
             if one.reads not in AFTER_NORM:

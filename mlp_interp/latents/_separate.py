@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, TopK
+from mlp_interp.dictionaries.reading import check_given
 from mlp_interp.latents.kinds import halves, kinds_of, of_all_kinds
 from mlp_interp.latents.spliced import Batch, read_in, runs_of, sites_of
 from mlp_interp.metrics.separation import auroc
@@ -84,7 +85,7 @@ def separate(
     count("batch_size", batch_size)
     seed = checked_seed(seed)
     runner = Runner.of(model)
-    dictionary.check(runner.weights)
+    check_given(runner.weights, dictionary)
     kinds = kinds_of(texts)
     padded, _ = of_all_kinds(model, texts)
     counts = which_count(model, padded.tokens, padded.real, first)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.reading import check_given
 from mlp_interp.edits import Edit
 from mlp_interp.latents.spliced import put, read_in, splice
 from mlp_interp.models import Weights
@@ -67,7 +68,7 @@ def places_of(weights: Weights, dictionaries: Sequence[Dictionary]) -> list[Plac
     if isinstance(dictionaries, Dictionary) or not len(dictionaries):
         raise ValueError(f"dictionaries={dictionaries!r}; wanted a list of one or more")
     for n, one in enumerate(dictionaries):
-        one.check(weights, name=f"dictionaries[{n}]")
+        check_given(weights, one, name=f"dictionaries[{n}]")
     firsts = [one.site for one in dictionaries]
     distinct("dictionaries", [site.label for site in firsts])
     for n, one in enumerate(dictionaries):

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, Reading
+from mlp_interp.dictionaries.reading import check_given
 from mlp_interp.edits import Edit
 from mlp_interp.edits.actions import Set
 from mlp_interp.metrics import Effects
@@ -37,9 +38,12 @@ def check_one_layer(weights: Weights, dictionary: Dictionary, *, name: str = "di
     Raises:
         ValueError: It is one of these.
     """
-    dictionary.check(weights, name=name)
+    check_given(weights, dictionary, name=name)
     if dictionary.spans > 1:
-        raise ValueError(f"{name} writes to {dictionary.spans} layers; wanted one")
+        raise ValueError(
+            f"{name} writes to {dictionary.spans} layers; wanted one of a single layer: latents of "
+            "cross-layer transcoders are in `decompose`, and `latents.replace` measures all of them"
+        )
     if dictionary.ahead:
         raise ValueError(
             f"{name} reads layer {dictionary.layer} and writes to {dictionary.site.label}; wanted "

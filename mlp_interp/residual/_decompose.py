@@ -141,6 +141,8 @@ def decompose(
             `mlp_interp.models.padding`. Where texts end at different positions, `Residual.real`
             says which of them each is asked about; all else is NaN.
         dictionaries: SAEs or transcoders of MLPs' or attentions' outputs, at most one of a layer.
+            Of a cross-layer transcoder all that write below `layer`: a latent is one component,
+            with what it writes to all these layers.
 
     Raises:
         ValueError: Unknown level, layer or position; a dictionary of another model or place;
