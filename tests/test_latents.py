@@ -401,7 +401,8 @@ def test_a_ratio_of_noise_over_noise_is_not_told(nano: Any, corpus: Any, trained
         ("2.mlp", {"k": 65}, "k=65; wanted at most 64"),
         ("2.mlp", {"kind": "relu"}, "kind='relu'; wanted"),
         ("2.mlp", {"steps": 0}, "steps=0; wanted at least 1"),
-        ("2.mlp", {"lr": 0.0}, "lr=0.0; wanted a number above 0"),
+        ("2.mlp", {"lr": 0.0}, "lr=0.0; wanted a finite number above 0"),
+        ("2.mlp", {"lr": float("inf")}, "lr=inf; wanted a finite number above 0"),
         ("2.mlp", {"seed": -1}, "seed=-1; wanted"),
         ("2.mlp", {"first": 64}, "first=64 with"),
     ],
@@ -413,6 +414,15 @@ def test_training_that_is_refused(
     given = {"n_latents": 64, "k": 4, **options}
     with pytest.raises(ValueError, match=text):
         latents.train(nano, corpus, place, **given)
+
+
+def test_a_single_latent_is_trained_and_a_single_token_is_not(nano: Any, corpus: Any) -> None:
+    one = latents.train(nano, corpus, "2.mlp", n_latents=1, k=1, steps=40, batch_size=64)
+    x = mi.run(nano, corpus.tokens[:2])["2.mlp"][:, 1:]
+    plain = (x - x.mean((0, 1))).square().sum()
+    assert 0 < (one(x)[0] - x).square().sum() / plain < 1
+    with pytest.raises(ValueError, match="is the same at all 1 tokens"):
+        latents.train(nano, torch.tensor([[0, 5]]), "2.mlp", n_latents=2, k=1)
 
 
 @pytest.mark.parametrize("reads", ["mlp_out", "mlp_in"])
@@ -633,7 +643,7 @@ def test_all_active_latents_and_the_error_are_taken_away(nano: Any, trained: Any
 @pytest.mark.parametrize(
     ("given", "options", "text"),
     [
-        ([], {}, r"latents=\[\]; wanted a list of one or more"),
+        ([], {}, r"latents=\[\]; wanted at least one"),
         ([99], {}, "latents=99"),
         (["L2F3"], {}, "latents='L2F3' of Dictionary: SAE of 1.mlp_out.*wanted 'L1F0', say"),
         (["1.mlp"], {}, "latents='1.mlp' of"),

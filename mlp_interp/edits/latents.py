@@ -64,8 +64,11 @@ class LatentValues(Action):
                 f"site={site.label!r} with a dictionary that writes to {places}; wanted one that "
                 "writes there, and only there"
             )
-        for latent, (how, _) in self.changes.items():
+        for latent, change in self.changes.items():
             index("latents", latent, one.n_latents)
+            if not (isinstance(change, tuple) and len(change) == 2):
+                raise ValueError(f"latents={{{latent}: {change!r}}}; wanted ('set', 1.0), say")
+            how, _ = change
             check_choice("how", how, get_args(How))
         if not isinstance(self.error, Tensor):
             check_choice("error", self.error, get_args(Error))

@@ -1,5 +1,6 @@
 """`train`: a dictionary of one place of a model, from its own forward pass."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from mlp_interp.latents.learner import Kind, Learner, beginning
 from mlp_interp.latents.rows import Rows
 from mlp_interp.models import Weights, describe, fingerprint, forward_of
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.options import check_choice, checked_number, checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.processing import processing
@@ -104,8 +105,7 @@ def train(
         count(name, value)
     count("k", count("dead", dead) and k, most=count("n_latents", n_latents))
     check_choice("kind", kind, get_args(Kind))
-    if not lr > 0:
-        raise ValueError(f"lr={lr}; wanted a number above 0")
+    checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     pattern = _pattern(weights, place, reads)
     wants = _wants(weights, pattern)

@@ -18,6 +18,7 @@ _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 _WARMUP, _DECAY = 0.05, 0.3  # shares of the steps
 _AUXILIARY = 1 / 32
+_ROUNDING = 1e-6
 _MEMORY = 0.02  # of the running mean of thresholds
 
 
@@ -30,6 +31,9 @@ def beginning(
     """What training begins with: random directions, and the scales of what is read and written.
 
     Of an SAE latents read what they write.
+
+    Raises:
+        ValueError: What is read or written is the same at all tokens.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,7 +45,8 @@ def beginning(
     if x is not y:
         W_enc = F.normalize(drawn(x.shape[1], n_latents), dim=0)
     state = {
-        "W_enc": W_enc.contiguous().to(x),
+        # A copy: of a single latent the two are one tensor otherwise.
+        "W_enc": W_enc.clone(memory_format=torch.contiguous_format).to(x),
         "b_enc": torch.zeros(n_latents).to(x),
         "W_dec": W_dec.to(x),
         "b_dec": torch.zeros(y.shape[1]).to(x),
@@ -53,7 +58,13 @@ def beginning(
         state |= {f"{name}.{moment}": torch.zeros_like(state[name]) for moment in ("1", "2")}
     for side, values in (("x", x), ("y", y)):
         mean = values.mean(0)
-        state |= {f"{side}.mean": mean, f"{side}.scale": (values - mean).square().mean().sqrt()}
+        scale = (values - mean).square().mean().sqrt()
+        if not scale > _ROUNDING * values.abs().max():
+            raise ValueError(
+                f"what is {'read' if side == 'x' else 'written'} is the same at all {len(values)} "
+                "tokens that count; wanted others, or a place that they tell apart"
+            )
+        state |= {f"{side}.mean": mean, f"{side}.scale": scale}
     return state
 
 
