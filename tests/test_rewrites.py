@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from random_models import state_of, unchecked
+from random_models import state_of
 from typer.testing import CliRunner
 
 import mlp_interp as mi
@@ -605,13 +605,16 @@ def test_every_prompt_is_shown_before_and_after(scores):
         (SWEDEN, {"ridge": -1.0}, "ridge=-1.0"),
         (SWEDEN, {"prefixes": -1}, "prefixes=-1"),
         (SWEDEN, {"prefixes": "A text."}, "prefixes='A text.'"),
+        (SWEDEN, {"prefixes": [None]}, r"prefixes=\[None\]; wanted a list of texts"),
+        (SWEDEN, {"preserve": 3}, "preserve=3; wanted a list of texts"),
         (SWEDEN, {"preserve": ["The language of Spain is"]}, "subject='Sweden' is not in"),
         (SWEDEN, {"keys": xr.Dataset()}, "keys=Dataset; wanted what associations gives"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_cannot_be_written_is_refused(nano, keys, fact, options, said):
     with pytest.raises(ValueError, match=said):
-        unchecked(rewrite)(nano, *fact, **{"layer": 0, "keys": keys, **options})
+        rewrite(nano, *fact, **{"layer": 0, "keys": keys, **options})
 
 
 def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
@@ -631,6 +634,7 @@ def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
             rewrite(nano, *SWEDEN, layer=1, keys=keys)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_models_with_hooks_and_of_other_shapes_are_refused(nano, keys, berlin, kind):
     with mi.steer(nano, mi.Edit.scale("3.mlp", 1.0)):
         nano(torch.zeros(1, 1, dtype=torch.long))
@@ -645,12 +649,21 @@ def test_models_with_hooks_and_of_other_shapes_are_refused(nano, keys, berlin, k
         berlin.as_edits(kind())
     with pytest.raises(ValueError, match=r"layer=2; wanted one of \[0\]"):
         berlin.change(2)
+    with (
+        pytest.raises(ValueError, match="rewrite=list; wanted what"),
+        rewritten(nano, [berlin]),
+    ):
+        pass
+    with pytest.raises(ValueError, match="data=list; wanted that of a rewrite"):
+        Rewrite([berlin])
 
 
 @pytest.mark.parametrize(
     ("facts", "options", "said"),
     [
         ([], {}, r"facts=\[\]"),
+        (None, {}, "facts=None; wanted a list of"),
+        ([SWEDEN], {"search": None}, "search=None"),
         ([("Sweden", "is")], {}, r"facts\[0\]\.=\('Sweden', 'is'\); wanted \(subject"),
         ([SWEDEN, SWEDEN], {}, "some of them twice"),
         ([SWEDEN, ("Sweden", "In Sweden, the capital is", " Oslo")], {"others": 0.0}, "subjects"),
@@ -664,15 +677,19 @@ def test_models_with_hooks_and_of_other_shapes_are_refused(nano, keys, berlin, k
         ),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_facts_that_cannot_be_written_are_refused(nano, keys, facts, options, said):
     with pytest.raises(ValueError, match=said):
-        unchecked(rewrite_many)(nano, facts, **{"layers": [0], "keys": keys, **options})
+        rewrite_many(nano, facts, **{"layers": [0], "keys": keys, **options})
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"same_subject": []}, "same_subject is empty"),
+        ({"neighbours": None}, "neighbours=None; wanted a list of texts"),
+        ({"neighbours": [("a", "b", "c")]}, r"neighbourhood\[0\]=\('a', 'b', 'c'\); wanted a text"),
+        ({"rewrite": [1]}, "rewrite=list; wanted what rewrite gave"),
         ({"same_subject": [" "]}, r"same_subject\[0\]=' '"),
         ({"same_subject": ["Spain is"]}, "names no subject that was rewritten"),
         ({"reverse": ["Oslo is in"]}, "names no target that was rewritten"),
@@ -680,9 +697,10 @@ def test_facts_that_cannot_be_written_are_refused(nano, keys, facts, options, sa
         ({"neighbours": [("Spain is", "")]}, r"neighbourhood\[0\]"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_prompts_that_ask_nothing_are_refused(nano, berlin, given, said):
     with pytest.raises(ValueError, match=said):
-        score_rewrite(nano, berlin, **{"same_subject": LANGUAGE[:1], **given})
+        score_rewrite(nano, **{"rewrite": berlin, "same_subject": LANGUAGE[:1], **given})
 
 
 @pytest.mark.parametrize(
@@ -692,8 +710,10 @@ def test_prompts_that_ask_nothing_are_refused(nano, berlin, given, said):
         ({"lr": 0.0}, "lr=0.0"),
         ({"clamp": float("nan")}, "clamp=nan"),
         ({"weight": -1.0}, "weight=-1.0"),
+        ({"stop": "1"}, "stop='1'; wanted a finite number from 0"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_searches_of_numbers_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):
         Search(**options)

@@ -72,7 +72,9 @@ def checked_counts(given: Any, size: int, of: str, *, name: str) -> tuple[int, .
     return tuple(found)
 
 
-def checked_number(name: str, given: Any, good: Callable[[float], bool], wanted: str) -> float:
+def checked_number(
+    name: str, given: Any, good: Callable[[float], bool], wanted: str
+) -> float | int:
     """A number, of Python, numpy or torch.
 
     Raises:

@@ -19,7 +19,7 @@ from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.prompts.tokenizing import token_strings
 from mlp_interp.results import mean_and_error, strings, variable
 from mlp_interp.rewrites.keys import checked_model
-from mlp_interp.rewrites.result import Rewrite
+from mlp_interp.rewrites.result import Rewrite, checked_rewrite
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
@@ -78,7 +78,7 @@ def footprint(
     """
     checked_model(model, "footprint")
     count("batch_size", batch_size)
-    runner, edits = Runner.of(model), rewrite.as_edits(model)
+    runner, edits = Runner.of(model), checked_rewrite(rewrite).as_edits(model)
     texts = padded_texts(model, corpus)
     counts = which_count(model, texts.tokens, texts.real, first)
     sites = [Site(name, layer) for layer in rewrite.layers for name in ("post", "mlp_out")]

@@ -1,7 +1,7 @@
 """Many facts written at once, over several layers: the closed form of MEMIT."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.models.indices import indices
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.rewrites.facts import (
@@ -22,11 +23,12 @@ from mlp_interp.rewrites.facts import (
     continued,
     placed,
     prefixes_of,
+    texts_in,
 )
 from mlp_interp.rewrites.keys import Keys, checked_model
 from mlp_interp.rewrites.making import Part, check_fact, rewrite_of, warn_unless_said
 from mlp_interp.rewrites.result import Rewrite, edits_of_parts
-from mlp_interp.rewrites.values import Found, Search, States, find_value
+from mlp_interp.rewrites.values import Found, Search, States, checked_search, find_value
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
@@ -102,7 +104,8 @@ def rewrite_many(
     """
     weights = checked_model(model, "rewrite_many")
     chosen = sorted(indices("layers", layers, weights.n_layers))
-    preserve = [preserve] if isinstance(preserve, str) else list(preserve)
+    preserve = texts_in("preserve", preserve)
+    checked_search(search)
     listed = _checked(model, facts, others)
     runner = Runner.of(model)
     for n, fact in enumerate(listed):
@@ -141,9 +144,9 @@ def rewrite_many(
 
 
 def _checked(model: Model, facts: Sequence[Sequence[str]], others: float | int) -> list[Placed]:
-    if not 0 <= others < math.inf:
-        raise ValueError(f"others={others}; wanted a finite number from 0")
-    if isinstance(facts, str | Fact) or not len(facts):
+    checked_number("others", others, lambda x: 0 <= x < math.inf, "a finite number from 0")
+    listed = isinstance(facts, Iterable) and not isinstance(facts, str | Fact)
+    if not listed or not len(facts := list(facts)):
         raise ValueError(f"facts={facts!r}; wanted a list of (subject, prompt, target)")
     listed = [placed(model, fact, what=f"facts[{n}].") for n, fact in enumerate(facts)]
     for name, several in (("prompt", True), ("subject", others == 0)):

@@ -8,11 +8,11 @@ import xarray as xr
 from mlp_interp.models.indices import index
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
-from mlp_interp.rewrites.facts import Prefixes, about, continued, placed, prefixes_of
+from mlp_interp.rewrites.facts import Prefixes, about, continued, placed, prefixes_of, texts_in
 from mlp_interp.rewrites.keys import Keys, checked_model
 from mlp_interp.rewrites.making import Part, check_fact, rewrite_of, warn_unless_said
 from mlp_interp.rewrites.result import Rewrite
-from mlp_interp.rewrites.values import Search, States, find_value
+from mlp_interp.rewrites.values import Search, States, checked_search, find_value
 from mlp_interp.runs import Runner
 
 __all__ = ["rewrite"]
@@ -90,7 +90,8 @@ def rewrite(
         True
     """
     weights = checked_model(model, "rewrite")
-    layer = index("layer", layer, weights.n_layers)
+    layer, preserve = index("layer", layer, weights.n_layers), texts_in("preserve", preserve)
+    checked_search(search)
     fact, runner = placed(model, (subject, prompt, target)), Runner.of(model)
     check_fact(runner, fact, layer)
     held = Keys.of(keys, weights, layer, ridge)
@@ -114,7 +115,7 @@ def rewrite(
             "exact": 0,
             "approximation": "values are searched for, and other keys known by their moments",
             "prefixes": len(rows.tokens) - 1,
-            "preserve": "\n".join([preserve] if isinstance(preserve, str) else preserve),
+            "preserve": "\n".join(preserve),
             **vars(search),
             "ridge": float(ridge),
             "seed": int(seed),

@@ -1,6 +1,6 @@
 """What a rewrite did: to the fact, other ways of asking, its neighbours and its subject."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from mlp_interp.rewrites.asked import (
     tops_of,
 )
 from mlp_interp.rewrites.keys import checked_model
-from mlp_interp.rewrites.result import Rewrite
+from mlp_interp.rewrites.result import Rewrite, checked_rewrite
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.steering import GenerationOptions, generate_compare
@@ -124,10 +124,19 @@ def score_rewrite(
         ' Italian'
     """
     checked_model(model, "score_rewrite")
-    given: dict[str, Prompted] = dict(
-        zip(KINDS[1:], (paraphrases, neighbours, same_subject, reverse), strict=True)
-    )
-    if not len(same_subject):
+    checked_rewrite(rewrite)
+    each: dict[str, Any] = {
+        "paraphrases": paraphrases,
+        "neighbours": neighbours,
+        "same_subject": same_subject,
+        "reverse": reverse,
+    }
+    given: dict[str, Prompted] = {}
+    for kind, (name, prompts) in zip(KINDS[1:], each.items(), strict=True):
+        if not isinstance(prompts, Iterable):
+            raise ValueError(f"{name}={prompts!r}; wanted a list of texts, or of pairs of texts")
+        given[kind] = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not given["same_subject"]:
         raise ValueError(
             "same_subject is empty; wanted at least one other prompt about the subject: the other "
             "scores do not tell whether that is still itself"

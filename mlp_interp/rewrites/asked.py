@@ -1,7 +1,8 @@
 """What a rewritten model is asked: prompts, what is wanted after each, and its rivals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -85,9 +86,8 @@ def asked_of(model: Model, rewrite: Rewrite, prompts: Mapping[str, Prompted]) ->
     facts = rewrite.facts
     found = [_asked(model, "efficacy", fact.prompt, facts) for fact in facts]
     for kind, given in prompts.items():
-        listed = [given] if isinstance(given, str) else list(given)
         found += [
-            _asked(model, kind, one, facts, what=f"{kind}[{n}]") for n, one in enumerate(listed)
+            _asked(model, kind, one, facts, what=f"{kind}[{n}]") for n, one in enumerate(given)
         ]
     for one in found:
         longest = max(map(len, [one.answer or (0,), *(one.rivals or [(0,)])]))
@@ -98,7 +98,7 @@ def asked_of(model: Model, rewrite: Rewrite, prompts: Mapping[str, Prompted]) ->
 def _asked(
     model: Model, kind: str, given: str | tuple[str, str], facts: Sequence[Fact], *, what: str = ""
 ) -> Asked:
-    text, right = (given, None) if isinstance(given, str) else given
+    text, right = _text_and_answer(given, what)
     if not text.strip():
         raise ValueError(f"{what}={text!r}; wanted a prompt of at least one word")
     ids = tuple(encode_prompt(tokenizer_of(model), text, prepend_bos=True))
@@ -113,6 +113,20 @@ def _asked(
     if kind == "same_subject":
         return Asked(kind, text, ids, answer, (target,))
     return Asked(kind, text, ids, answer or target, ())
+
+
+def _text_and_answer(given: Any, what: str) -> tuple[str, str | None]:
+    """A prompt, and what is right after it, if that is said.
+
+    Raises:
+        ValueError: It is neither a text nor a pair of texts.
+    """
+    if isinstance(given, str):
+        return given, None
+    match tuple(given) if isinstance(given, Iterable) else ():
+        case (str(text), str() | None as right):
+            return text, right
+    raise ValueError(f"{what}={given!r}; wanted a text, or a pair of it and what is right")
 
 
 def _words(model: Model, word: str, what: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """What is to be written: a subject, a prompt about it and what is to follow, in tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -22,7 +22,17 @@ from mlp_interp.prompts.tokenizing import (
 )
 from mlp_interp.runs import Runner
 
-__all__ = ["Fact", "Placed", "Prefixes", "Rows", "about", "continued", "placed", "prefixes_of"]
+__all__ = [
+    "Fact",
+    "Placed",
+    "Prefixes",
+    "Rows",
+    "about",
+    "continued",
+    "placed",
+    "prefixes_of",
+    "texts_in",
+]
 
 Prefixes = int | Sequence[str]
 
@@ -95,6 +105,18 @@ class Rows:
         return cls(weights.checked(tokens), subjects, ends, tuple(target))
 
 
+def texts_in(name: str, given: Any) -> list[str]:
+    """Texts as a list; one by itself is one.
+
+    Raises:
+        ValueError: They are none.
+    """
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, Iterable) or not all(isinstance(text, str) for text in listed):
+        raise ValueError(f"{name}={given!r}; wanted a list of texts")
+    return list(listed)
+
+
 def placed(model: Model, fact: Sequence[str], *, what: str = "") -> Placed:
     """Find a fact's tokens and its subject's place.
 
@@ -128,7 +150,7 @@ def placed(model: Model, fact: Sequence[str], *, what: str = "") -> Placed:
 
 
 def _checked(fact: Sequence[str], what: str) -> Fact:
-    if isinstance(fact, str) or len(fact) != 3:
+    if isinstance(fact, str) or not isinstance(fact, Iterable) or len(fact := tuple(fact)) != 3:
         raise ValueError(f"{what or 'fact'}={fact!r}; wanted (subject, prompt, target)")
     for name, text in zip(Fact._fields, fact, strict=True):
         if not (isinstance(text, str) and text.strip()):
@@ -159,8 +181,6 @@ def about(model: Model, subject: str, prompts: Sequence[str]) -> Rows | None:
     Raises:
         ValueError: One does not name the subject: what is written there could not change it.
     """
-    if isinstance(prompts, str):
-        prompts = [prompts]
     texts = [encode_prompt(tokenizer_of(model), text, prepend_bos=True) for text in prompts]
     places = [phrase_positions(model, text, subject, prepend_bos=True)[-1][-1] for text in prompts]
     return Rows.of(Weights.of(model), texts, places) if texts else None
@@ -172,10 +192,10 @@ def prefixes_of(runner: Runner, given: Prefixes, *, seed: int) -> list[str]:
     Raises:
         ValueError: Neither texts nor a number from 0.
     """
-    if isinstance(given, str):
-        raise ValueError(f"prefixes={given!r}; wanted a number, or a list of texts")
     if not isinstance(given, int):
-        return [str(text) for text in given]
+        if isinstance(given, str):
+            raise ValueError(f"prefixes={given!r}; wanted a number, or a list of texts")
+        return texts_in("prefixes", given)
     n, seed = count("prefixes", given, least=0), checked_seed(seed)
     if not n:
         return []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights
 from mlp_interp.models._checksum import checksum
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks
 
@@ -89,8 +90,7 @@ class Keys:
 
 
 def _check_ridge(ridge: float | int, tokens: int, neurons: int) -> None:
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"ridge={ridge}; wanted a finite number from 0")
+    checked_number("ridge", ridge, lambda x: 0 <= x < math.inf, "a finite number from 0")
     if ridge == 0 and tokens < neurons:
         raise ValueError(
             f"ridge=0 with keys of {tokens} tokens for {neurons} neurons, whose second moment "

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import xarray as xr
@@ -20,7 +20,7 @@ from mlp_interp.results import load, save
 from mlp_interp.rewrites.facts import Fact
 from mlp_interp.sites import Site
 
-__all__ = ["Rewrite", "edits_of_parts", "rewritten"]
+__all__ = ["Rewrite", "checked_rewrite", "edits_of_parts", "rewritten"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,8 @@ class Rewrite:
 
     def __post_init__(self) -> None:
         wanted = {"u", "delta", "key", "subject", "prompt", "target"}
+        if not isinstance(self.data, xr.Dataset):
+            raise ValueError(f"data={type(self.data).__name__}; wanted that of a rewrite")
         if missing := wanted - {*map(str, self.data.variables)}:
             raise ValueError(f"data lacks {', '.join(sorted(missing))}; wanted that of a rewrite")
 
@@ -192,12 +194,23 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
         ' Paris'
     """
     for found in rewrites:
-        found.check(model)
+        checked_rewrite(found).check(model)
     with ExitStack() as stack:
         for found in rewrites:
             changes = {layer: found.change(layer) for layer in found.layers}
             stack.enter_context(added_to_outputs(model, changes))
         yield model
+
+
+def checked_rewrite(given: Any) -> Rewrite:
+    """What was given, if it is a rewrite.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(given, Rewrite):
+        raise ValueError(f"rewrite={type(given).__name__}; wanted what rewrite gave")
+    return given
 
 
 def edits_of_parts(

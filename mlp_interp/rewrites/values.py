@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.rewrites.facts import Rows
 from mlp_interp.runs import Run, Runner
@@ -48,11 +50,24 @@ class Search:
     def __post_init__(self) -> None:
         count("steps", self.steps)
         for name in ("weight", "decay", "stop"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}; wanted a finite number from 0")
+            checked_number(
+                name, getattr(self, name), lambda x: 0 <= x < math.inf, "a finite number from 0"
+            )
         for name in ("lr", "clamp"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}; wanted a finite number above 0")
+            checked_number(
+                name, getattr(self, name), lambda x: 0 < x < math.inf, "a finite number above 0"
+            )
+
+
+def checked_search(given: Any) -> Search:
+    """What says how δ is looked for.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not isinstance(given, Search):
+        raise ValueError(f"search={given!r}; wanted rewrites.Search(...)")
+    return given
 
 
 @dataclass(frozen=True)
