@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, stand_in
 from mlp_interp.ablation.effects import LOSSES, account
-from mlp_interp.ablation.groups import Groups, resolve
+from mlp_interp.ablation.groups import Groups, resolve, single_neurons
 from mlp_interp.ablation.neurons import neuron_effects
+from mlp_interp.ablation.second_order import check_method, exactness
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
 from mlp_interp.metrics.stream import stream_change
@@ -98,19 +99,10 @@ def ablate_direct(
         (True, ('component', 'prompt', 'pos'))
     """
     check_choice("norm", norm, get_args(Norm))
-    check_choice("method", method, ("exact", "second_order"))
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance={tolerance}; wanted 0 or more")
     weights, unembed = Weights.of(model), Unembed.of(model)
     named = resolve(weights, groups)
-    single_neurons = all(len(m) == 1 and m[0].kind == "neuron" for m in named.values())
-    if method == "second_order" and not single_neurons:
-        raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
-    if method == "second_order" and unembed.cap is not None:
-        raise ValueError(
-            f"method='second_order' with model={model.cfg.model_name!r}, whose logits are capped "
-            f"at {unembed.cap:g}; wanted 'exact'"
-        )
+    alone = single_neurons(named)
+    check_method(model, method, tolerance, single_neurons=alone)
     sites = list(dict.fromkeys(site for members in named.values() for site in members))
     residual = components(model, cache, sites, attention_mask=attention_mask, tokens=tokens)
     ran = _ran(weights, cache, tokens, residual)
@@ -120,7 +112,7 @@ def ablate_direct(
     # Stand-ins are taken over the whole cache, whatever positions are measured.
     removed = residual.less(stand).at(positions).kept_by(unembed.norm)
     targets = next_tokens(known, residual.real).to(removed.total.device)[:, removed.positions]
-    if single_neurons:
+    if alone:
         bound = tolerance if method == "second_order" else None
         effects = neuron_effects(unembed, removed, targets, norm=norm, tolerance=bound)
         found = {site: i for i, site in enumerate(removed.sites)}
@@ -136,7 +128,7 @@ def ablate_direct(
         attrs={
             **residual.attrs,
             "analysis": "direct ablation",
-            **_exactness(method, tolerance),
+            **exactness(method, tolerance),
             "norm": norm,
             "baseline": baseline,
             "first": first,
@@ -208,10 +200,3 @@ def _ran(
             f"tokens={tuple(tokens.shape)} do not match the cache's {tuple(shape)} positions"
         )
     return tokens
-
-
-def _exactness(method: str, tolerance: float) -> dict[str, Any]:
-    """What results say of it."""
-    if method == "exact":
-        return {"exact": 1}
-    return {"exact": 0, "approximation": f"second order, to {tolerance:g} of the KL"}

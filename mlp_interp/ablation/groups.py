@@ -6,7 +6,7 @@ from mlp_interp.models import Weights
 from mlp_interp.residual import LEVELS, check_site
 from mlp_interp.sites import Site, site_of
 
-__all__ = ["Groups", "resolve"]
+__all__ = ["Groups", "resolve", "single_neurons"]
 
 Members = str | Site | Sequence[str | Site]
 Groups = Members | Mapping[str, Members]
@@ -38,6 +38,11 @@ def resolve(weights: Weights, groups: Groups) -> dict[str, tuple[Site, ...]]:
     for name, sites in named.items():
         _check(weights, name, sites)
     return named
+
+
+def single_neurons(groups: Mapping[str, Sequence[Site]]) -> bool:
+    """Whether each group is one neuron."""
+    return all(len(sites) == 1 and sites[0].kind == "neuron" for sites in groups.values())
 
 
 def _parsed(members: Members) -> list[Site]:

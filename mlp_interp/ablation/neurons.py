@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlp_interp.ablation.second_order import SecondOrder
+from mlp_interp.ablation.second_order import TOGETHER, estimated
 from mlp_interp.metrics import Effects, LogitChange, Tally
 from mlp_interp.metrics.rows import distributions, joined
 from mlp_interp.models.scan import blocks
@@ -19,8 +19,6 @@ from mlp_interp.residual import Residual
 from mlp_interp.residual.parts import Scaled
 
 __all__ = ["neuron_effects"]
-
-_TOGETHER = 256  # neurons whose logits are held at a time
 
 
 def neuron_effects(
@@ -54,7 +52,8 @@ def neuron_effects(
         if tolerance is None:
             columns.append(joined([_measure(clean, layer) for layer in layers]))
         else:
-            columns.append(joined(_estimate(clean, layers, tolerance)))
+            found = estimated(clean, [layer.changes for layer in layers], tolerance)
+            columns.append(joined(found))
     return Effects(*(values.view(shape) for values in joined(columns, dim=1)))
 
 
@@ -116,31 +115,8 @@ def _measure(clean: LogitChange, layer: _Neurons) -> Effects:
         return joined(pieces, dim=1)
     # Neurons of like size together: then one choice of formula serves a whole chunk.
     order = layer.size().amax(-1).argsort()
-    sorted_effects = joined([_exact(clean, layer[some]) for some in order.split(_TOGETHER)])
+    sorted_effects = joined([_exact(clean, layer[some]) for some in order.split(TOGETHER)])
     return Effects(*(values[order.argsort()] for values in sorted_effects))
-
-
-def _estimate(clean: LogitChange, layers: list[_Neurons], tolerance: float) -> list[Effects]:
-    """Effects of each layer's neurons, exact only where the estimate does not hold.
-
-    Few neurons are left open, and others at each row: rows share nothing here.
-    """
-    found = [Effects(*(torch.empty_like(layer.along) for _ in range(3))) for layer in layers]
-    for row in range(len(clean.top)):
-        one = clean.row(row)
-        estimate = SecondOrder.of(one)
-        for layer, result in zip(layers, found, strict=True):
-            changes = layer.changes(row)
-            effects, holds = estimate(changes, tolerance)
-            left = (~holds).nonzero()[:, 0]
-            left = left[changes[left].norm(dim=-1).argsort()]
-            for start in range(0, len(left), _TOGETHER):
-                some = left[start : start + _TOGETHER]
-                for values, exact in zip(effects, one.effects(changes[some, None]), strict=True):
-                    values[some] = exact[:, 0]
-            for values, estimated in zip(result, effects, strict=True):
-                values[:, row] = estimated
-    return found
 
 
 def _exact(clean: LogitChange, layer: _Neurons) -> Effects:

@@ -1,14 +1,22 @@
 """The KL of a small change without its logits: half its variance, and a bound on the error."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics import Effects, LogitChange, excess
+from mlp_interp.models.options import check_choice
+from mlp_interp.models.protocol import Model
+from mlp_interp.models.weights import Weights
 
-__all__ = ["SecondOrder"]
+__all__ = ["TOGETHER", "SecondOrder", "check_method", "estimated", "exactness"]
+
+TOGETHER = 256
+"""Neurons whose logits are held at a time."""
 
 _LIKELIEST, _FURTHEST = 512, 256
 """How many tokens are treated exactly. The likeliest carry most of a trained model's probability,
@@ -89,6 +97,72 @@ class SecondOrder:
         # A token of the tail may win only if it can rise above the head's best.
         decided = self.highest + bound < best
         return Effects(kl, loss, top1_changed), holds & decided
+
+
+def check_method(model: Model, method: str, tolerance: float, *, single_neurons: bool) -> None:
+    """Refuse a way of computing effects that does not fit the model or what is ablated.
+
+    Raises:
+        ValueError: Another word, a negative tolerance, or the second order of something else than
+            single neurons or of a model with a cap on its logits.
+    """
+    check_choice("method", method, ("exact", "second_order"))
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance={tolerance}; wanted 0 or more")
+    if method == "exact":
+        return
+    if not single_neurons:
+        raise ValueError("method='second_order' wants groups of single neurons, e.g. 'neuron'")
+    if (cap := Weights.of(model).cap) is not None:
+        raise ValueError(
+            f"method='second_order' with model={model.cfg.model_name!r}, whose logits are capped "
+            f"at {cap:g}; wanted 'exact'"
+        )
+
+
+def exactness(method: str, tolerance: float) -> dict[str, Any]:
+    """What results say of it."""
+    if method == "exact":
+        return {"exact": 1}
+    return {"exact": 0, "approximation": f"second order, to {tolerance:g} of the KL"}
+
+
+def estimated(
+    clean: LogitChange,
+    sets: Sequence[Callable[[int], Float[Tensor, "neuron d_model"]]],
+    tolerance: float,
+) -> list[Effects]:
+    """Effects ``[neuron, row]`` of sets of changes, exact only where the estimate does not hold.
+
+    Few neurons are left open, and others at each row: rows share nothing here.
+
+    Args:
+        clean: The clean distributions.
+        sets: Each gives its changes of the normalised stream at a row.
+        tolerance: Largest relative error of the KL.
+    """
+    columns: list[list[Effects]] = [[] for _ in sets]
+    for row in range(len(clean.top)):
+        one = clean.row(row)
+        estimate = SecondOrder.of(one)
+        for changes, found in zip(sets, columns, strict=True):
+            found.append(_at_row(one, estimate, changes(row), tolerance))
+    return [Effects(*(torch.stack(x, dim=1) for x in zip(*c, strict=True))) for c in columns]
+
+
+def _at_row(
+    clean: LogitChange,
+    estimate: SecondOrder,
+    changes: Float[Tensor, "neuron d_model"],
+    tolerance: float,
+) -> Effects:
+    effects, holds = estimate(changes, tolerance)
+    left = (~holds).nonzero()[:, 0]
+    left = left[changes[left].norm(dim=-1).argsort()]
+    for some in left.split(TOGETHER):
+        for values, exact in zip(effects, clean.effects(changes[some, None]), strict=True):
+            values[some] = exact[:, 0]
+    return effects
 
 
 def _gram(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xarray as xr
@@ -12,17 +12,19 @@ from tqdm.auto import tqdm
 
 from mlp_interp.ablation.baselines import Baseline, StandIn, stand_in
 from mlp_interp.ablation.effects import account
-from mlp_interp.ablation.groups import Groups, resolve
+from mlp_interp.ablation.groups import Groups, resolve, single_neurons
+from mlp_interp.ablation.second_order import check_method, exactness
+from mlp_interp.ablation.total_neurons import estimated_changes, neuron_changes
 from mlp_interp.edits import Edit
 from mlp_interp.edits.actions import Set
 from mlp_interp.metrics import Effects
-from mlp_interp.metrics.rows import joined
-from mlp_interp.models import Weights, describe
+from mlp_interp.metrics.rows import joined, next_tokens, of_text, read_changes
+from mlp_interp.models import Forward, Weights, describe
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.runs import Run, Runner
-from mlp_interp.runs.effects import edit_effects
+from mlp_interp.runs.effects import stream_changes
 from mlp_interp.sites import Site
 
 __all__ = ["ablate_total", "edits_for", "read_sites", "total_changes", "total_effects"]
@@ -41,6 +43,8 @@ def ablate_total(
     attention_mask: Any = None,
     first: int = 1,
     baseline: Baseline = "zero",
+    method: Literal["exact", "second_order"] = "exact",
+    tolerance: float = 0.1,
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -63,6 +67,9 @@ def ablate_total(
         baseline: What stands in: ``"zero"``, the ``"mean"`` of the clean run over all tokens that
             count, or ``"resample"``, the clean activation at the same position of another
             sequence, which wants texts of one length.
+        method: ``"exact"``, or, for single neurons only, ``"second_order"``: as in `ablate_direct`,
+            the effect of the change of the final stream, which is always that of a pass of its own.
+        tolerance: Largest relative error of the KL that ``"second_order"`` may make.
         seed: Which sequences are resampled.
         progress: Show a progress bar.
 
@@ -81,10 +88,14 @@ def ablate_total(
     texts = padded_texts(model, tokens, attention_mask)
     runner = Runner.of(model)
     named = resolve(runner.weights, groups)
+    check_method(model, method, tolerance, single_neurons=single_neurons(named))
     counts = which_count(model, texts.tokens, texts.real, first)
     stand = stand_in(baseline, counts, seed=seed, real=texts.real)
     clean = runner.run(texts.tokens, sites=read_sites(named))
-    effects = total_effects(runner, clean, named, stand, real=texts.real, progress=progress)
+    bound = tolerance if method == "second_order" else None
+    effects = total_effects(
+        runner, clean, named, stand, real=texts.real, tolerance=bound, progress=progress
+    )
     return account(
         effects,
         named,
@@ -94,7 +105,8 @@ def ablate_total(
             **texts.attrs,
             **describe(model),
             "analysis": "total ablation",
-            "exact": 1,
+            **exactness(method, tolerance),
+            "method": method,
             "engine": runner.forward.engine,
             "baseline": baseline,
             "first": first,
@@ -110,12 +122,27 @@ def total_effects(
     stand: StandIn,
     *,
     real: Bool[Tensor, "batch pos"] | None = None,
+    tolerance: float | None = None,
     progress: bool = False,
 ) -> Effects:
-    """Effects of removing each group in the forward pass, ``[component, batch, pos]``."""
-    members = tqdm(groups.values(), desc="total ablation", disable=not progress, leave=False)
-    edits = (edits_for(runner.weights, clean, sites, stand) for sites in members)
-    return joined(list(edit_effects(runner, clean, edits, real=real)))
+    """Effects of removing each group in the forward pass, ``[component, batch, pos]``.
+
+    With a tolerance, single neurons' are of second order where that is within it.
+    """
+    if isinstance(runner.forward, Forward) and single_neurons(groups):
+        many = tolerance is not None
+        changes = neuron_changes(runner, clean, groups, stand, estimates=many, progress=progress)
+    else:
+        members = tqdm(groups.values(), desc="total ablation", disable=not progress, leave=False)
+        edits = (edits_for(runner.weights, clean, sites, stand) for sites in members)
+        changes = stream_changes(runner, clean, edits)
+    unembed, targets = runner.unembed, next_tokens(clean.tokens, real)
+    asked = unembed, unembed.normalize(clean.final), targets
+    if tolerance is None:
+        found = [read_changes(*asked, some) for some in changes]
+    else:
+        found = [estimated_changes(*asked, some, tolerance) for some in changes]
+    return of_text(joined(found), real)
 
 
 def total_changes(
