@@ -52,6 +52,25 @@ def library_total(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def library_total_neurons(
+    model: Any, tokens: torch.Tensor, layer: int, neurons: range
+) -> torch.Tensor:
+    """Mean KL of removing each neuron by a hook, a whole forward pass each."""
+    clean = model(tokens).log_softmax(-1)
+    rows = []
+    for neuron in neurons:
+
+        def hook(x: torch.Tensor, hook: Any = None, neuron: int = neuron) -> torch.Tensor:
+            x[:, 1:, neuron] = 0
+            return x
+
+        hooks = [(Site("post", layer).hook_name, hook)]
+        ablated = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)
+        rows.append((clean.exp() * (clean - ablated)).sum(-1)[:, 1:].mean())
+    return torch.stack(rows)
+
+
+@torch.no_grad()
 def library_attribution(model: Any, cache: Any, token: int) -> torch.Tensor:
     """Every neuron's share of one logit at the last position, as the library stacks them."""
     direction = model.W_U[:, token]
@@ -122,6 +141,15 @@ def comparisons(model: Any, tokens: torch.Tensor, repeats: int) -> Iterator[Row]
         lambda: ablate_total(model, tokens).kl.values,
         lambda: library_total(model, tokens),
         repeats=repeats,
+        bound="equal unembeddings, half the blocks",
+    )
+    middle, some = n_layers // 3, range(0, model.cfg.d_mlp, model.cfg.d_mlp // 64)
+    yield compare(
+        f"total effect of {len(some)} neurons of layer {middle}, one pass each",
+        lambda: ablate_total(model, tokens, [f"L{middle}N{n}" for n in some]).kl_mean.values,
+        lambda: library_total_neurons(model, tokens, middle, some[::16]),
+        repeats=repeats,
+        every=16,
         bound="equal unembeddings, half the blocks",
     )
     yield compare(

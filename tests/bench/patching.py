@@ -159,7 +159,7 @@ def products(site: str, model: Any, contrast: mi.Contrast) -> float:
 
 
 def measured(setting: Setting) -> Iterator[Row]:
-    """Grids of several lengths; those of the longest prompts are what takes long."""
+    """Grids of several lengths; those of the longest prompts take long: some of them, once."""
     path = directory(setting.shape, setting.root)
     model = mi.load_model(path, device=setting.device)
     for length in (16,) if setting.small else (16, 64, 128):
@@ -169,6 +169,7 @@ def measured(setting: Setting) -> Iterator[Row]:
 def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterator[Row]:
     contrast = pairs(length).to(setting.device)
     every = 13 if setting.small else max(1, length // 4 - 1)  # odd, to visit every layer and place
+    long = length > 64
 
     def row(
         against: str,
@@ -182,14 +183,14 @@ def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterato
             f"{setting.shape}: patches of {site}, T={length}, {against}",
             lambda: mi.patch(ours, contrast, sites=site).raw.mean("prompt").values,
             lambda: theirs(contrast),
-            repeats=setting.repeats,
+            repeats=1 if long else setting.repeats,
             every=every,
             bound=f"{products(site, ours, contrast):.0f}x in products",
         )
 
     if type(model).__name__ == "HookedTransformer":
         against = "against transformer_lens.patching"
-        for site in ("resid_pre", "mlp_out", "attn_out", "z"):
+        for site in ("resid_pre", "mlp_out", "z", *(() if long else ("attn_out",))):
             yield row(against, lambda c, s=site: by_library(model, c, s, every), site=site)
         if length == 16:
             theirs = lambda c: by_library(model, c, "resid_pre", every)
@@ -198,13 +199,14 @@ def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterato
             late = pairs(length, same=10).to(setting.device)
             late.corrupted_tokens[:, 11:] = late.clean_tokens[:, 11:]
             yield row(f"one token differs, {against}", theirs, contrast=late)
-    bridge = mi.load_model(path, backend="bridge", device=setting.device)
-    yield row(
-        "both on TransformerBridge, against its hooks",
-        lambda c: by_plain_hooks(bridge, c, "resid_pre", every),
-        ours=bridge,
-    )
+    if not long:
+        bridge = mi.load_model(path, backend="bridge", device=setting.device)
+        yield row(
+            "both on TransformerBridge, against its hooks",
+            lambda c: by_plain_hooks(bridge, c, "resid_pre", every),
+            ours=bridge,
+        )
     body = GPTNeoXForCausalLM.from_pretrained(path).to(setting.device).eval()
-    if find_spec("nnsight"):
+    if find_spec("nnsight") and not long:
         yield row("against nnsight", lambda c: by_nnsight(body, c, every))
     yield row("against hooks on the Hugging Face body", lambda c: by_body(body, c, every))
