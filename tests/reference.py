@@ -7,6 +7,7 @@ effects are differences of two log-softmaxes in float64.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,3 +201,17 @@ def _replacing(
         return x
 
     return hook
+
+
+def assert_areas(
+    areas: np.ndarray, values: np.ndarray, truth: np.ndarray, *, rounding: float = 1e-5
+) -> None:
+    """Areas are the shares of pairs ``[document, ...]`` in which a true document has more.
+
+    Only pairs so near that rounding orders them may be told otherwise.
+    """
+    have, have_not = values[truth][:, None].astype(float), values[~truth][None].astype(float)
+    more = (have > have_not) + 0.5 * (have == have_not)
+    near = (np.abs(have - have_not) < rounding) & ((have != 0) | (have_not != 0))
+    assert (np.abs(areas - more.mean((0, 1))) <= near.mean((0, 1)) + 1e-6).all()
+    assert near.mean() < 0.01

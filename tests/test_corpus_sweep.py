@@ -270,15 +270,15 @@ def test_fewer_sequences_than_examples_leave_gaps(kind, many):
 
 
 def test_of_equal_activations_the_first_is_kept(kind, many):
-    twice = many[:1].repeat(6, 1)
+    twice = many[:1].repeat(6, 1)  # embeddings are looked up: equal to the last bit everywhere
     for batch_size, shard in [(6, 6), (1, 6), (2, 2), (4, 3)]:
         found = sweep(
             kind(),
             twice,
-            TopExamples(k=3),
+            TopExamples(k=3, site="resid_pre", layers=(0,)),
             options=SweepOptions(batch_size=batch_size, shard=shard),
         )
-        assert (found["topexamples.pre"]["sequence"] == np.array([0, 1, 2])).all()
+        assert (found["topexamples.resid_pre"]["sequence"] == np.array([0, 1, 2])).all()
 
 
 def test_band_examples_lie_in_their_bands_and_are_drawn_evenly(kind, many):
@@ -458,9 +458,11 @@ def test_shards_and_batches_do_not_change_what_is_counted(kind, many):
         np.testing.assert_array_equal(
             found["fraction.pre"]["count"], wanted["fraction.pre"]["count"]
         )
-        np.testing.assert_array_equal(
-            found["topexamples.pre"]["sequence"], wanted["topexamples.pre"]["sequence"]
-        )
+        examples, others = found["topexamples.pre"], wanted["topexamples.pre"]
+        moved = examples["sequence"] != others["sequence"]  # only such as rounding tells apart
+        apart = abs(examples["activation"] - others["activation"])
+        assert float(apart.where(moved, 0.0).max()) < 1e-5
+        assert float(moved.mean()) < 0.01
         np.testing.assert_array_equal(found["coactivation"]["both"], wanted["coactivation"]["both"])
 
 
