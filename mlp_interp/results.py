@@ -16,6 +16,7 @@ from mlp_interp.checkpoint import Format, whole_file
 __all__ = [
     "DATASETS",
     "Result",
+    "described",
     "is_store",
     "load",
     "mean_and_error",
@@ -140,6 +141,27 @@ def variable(
     values = to_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
     names = {} if long_name is None else {"long_name": long_name}
     return xr.Variable(dims, values, {"unit": unit, **names})
+
+
+def described(result: xr.Dataset, about: Mapping[str, str]) -> xr.Dataset:
+    """The same with a ``long_name`` for each variable that has none.
+
+    Args:
+        result: Variables ``x_se`` are standard errors of ``x`` or ``x_mean``.
+        about: What variables are; of others nothing is said.
+
+    Example:
+        >>> raw = xr.Dataset({"kl_mean": 0.1, "kl_se": 0.2})
+        >>> described(raw, {"kl_mean": "mean divergence"}).kl_se.long_name
+        'standard error of: mean divergence'
+    """
+    for name, values in result.data_vars.items():
+        stem = str(name).removesuffix("_se")
+        of = about.get(stem, about.get(f"{stem}_mean"))
+        said = about.get(str(name), of and f"standard error of: {of}")
+        if said:
+            values.attrs.setdefault("long_name", said)
+    return result
 
 
 def strings(values: Any) -> np.ndarray:

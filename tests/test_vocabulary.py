@@ -120,6 +120,8 @@ def given(model, name):
         "value": 2.0,
         **{each: names[0] for each, names in NAMES.items()},
     }
+    if name in ("latents.absorption", "latents.separate"):
+        known["texts"] = {"a": TEXTS, "b": TEXTS[::-1]}
     if name == "heads.match":
         known["readers"] = "L1H0"
     wanted = [one.name for one in PARAMETERS[name].values() if one.default is one.empty]
@@ -229,3 +231,22 @@ def test_indices_that_are_not_there_are_refused(kind, name, parameter):
     arguments = given(kind("parallel"), name)
     with pytest.raises(ValueError, match=rf"{parameter}=\D*99"):
         PUBLIC[name](**{**arguments, parameter: 99})
+
+
+DESCRIBED = [
+    name
+    for name in PARAMETERS
+    if name.split(".")[0] in ("ablation", "circuits", "gradients", "latents", "patching", "paths")
+    and PARAMETERS[name].keys() & {"model"}
+    and not PARAMETERS[name].keys() & {"edges", "place", "n_latents", "k_active"}
+]
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_variables_of_results_say_what_they_are(kind, name):
+    found = PUBLIC[name](**given(kind("parallel"), name))
+    found = found.to_dataset(name="it") if isinstance(found, xr.DataArray) else found
+    for variable in found.data_vars.values():
+        assert variable.attrs.get("long_name"), variable.name
+        assert variable.attrs.get("unit") or variable.dtype.kind in "OUb", variable.name
+        assert not re.search("_(error|sem|stderr|std_err)$", str(variable.name))

@@ -10,13 +10,23 @@ from torch import Tensor
 
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import of_text
-from mlp_interp.results import mean_and_error, strings, variable
+from mlp_interp.results import described, mean_and_error, strings, variable
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["LOSSES", "MEASURES", "account", "group_coords"]
 
 MEASURES = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
 """The measures of an ablation and their units."""
+
+_ABOUT = {
+    "kl": "divergence of the ablated prediction from the clean one",
+    "kl_mean": "mean divergence of the ablated prediction from the clean one",
+    "delta_loss": "ablated less clean loss",
+    "delta_loss_mean": "mean of ablated less clean loss",
+    "perplexity_ratio": "ablated over clean perplexity",
+    "top1_changed": "whether another next token is the likeliest",
+    "top1_change_rate": "share of tokens after which another next token is the likeliest",
+}
 
 _RATIO = ("perplexity_ratio", "perplexity_ratio_se")
 LOSSES = ("delta_loss", "delta_loss_mean", "delta_loss_se", *_RATIO)
@@ -55,7 +65,7 @@ def account(
         name: variable(("component", "prompt", "pos"), values, unit=MEASURES[name])
         for name, values in effects._asdict().items()
     }
-    return xr.Dataset(
+    result = xr.Dataset(
         {**per_token, **_aggregated(of_text(effects, counts))},
         coords={
             **group_coords(groups),
@@ -69,6 +79,7 @@ def account(
             "errors": "standard error over sequences; NaN with a single one",
         },
     )
+    return described(result, _ABOUT)
 
 
 def _aggregated(effects: Effects) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mlp_interp.models import Weights, indices
 from mlp_interp.models.options import check_choice, checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.residual import components
-from mlp_interp.results import mean_and_error_over
+from mlp_interp.results import described, mean_and_error_over
 from mlp_interp.runs import Run, Runner
 from mlp_interp.sites import Site
 
@@ -190,7 +190,7 @@ def ablate_ranges(
 
     dims = ("start", "end")
     nats = {"unit": "nats per token"}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "perplexity": (dims, grid(perplexity), {"unit": "perplexity"}),
             "perplexity_se": (dims, grid(perplexity_error), {"unit": "perplexity"}),
@@ -207,6 +207,8 @@ def ablate_ranges(
             "clean_perplexity": float(np.exp(found.attrs["clean_loss"])),
         },
     )
+    about = {"perplexity": "with the range ablated", "delta_loss": "ablated less clean loss"}
+    return described(result, about)
 
 
 def _bounds(n_layers: int, blocks: int | None) -> tuple[list[int], list[int]]:
@@ -297,7 +299,23 @@ def _summary(found: xr.Dataset) -> xr.Dataset:
         add(f"top1_{way}", *changed, "fraction")
         loss = summary[f"delta_loss_{way}"], summary[f"delta_loss_{way}_se"]
         add(f"perplexity_ratio_{way}", *_exponential(*loss), "ratio")
-    return summary
+    about = {f"{q}_{w}": f"{said}, {way}" for q, said in _SAID.items() for w, way in _WAYS.items()}
+    return described(summary, about)
+
+
+_SAID = {
+    "kl": "divergence of the ablated prediction from the clean one",
+    "delta_loss": "ablated less clean loss",
+    "top1": "share of tokens after which another next token is the likeliest",
+    "perplexity_ratio": "ablated over clean perplexity",
+}
+_WAYS = {
+    "direct": "taken out of the final stream",
+    "direct_frozen": "taken out of the final stream, its norm held",
+    "total": "taken out of the forward pass",
+    "later": "by way of later layers: total less direct",
+    "layernorm": "by way of the final norm: direct less direct with the norm held",
+}
 
 
 def _exponential(loss: xr.DataArray, error: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

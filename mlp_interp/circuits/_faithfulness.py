@@ -27,7 +27,7 @@ from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import to_numpy
+from mlp_interp.results import described, to_numpy
 
 __all__ = ["FRACTIONS", "faithfulness"]
 
@@ -285,7 +285,7 @@ def _curve(
     at = np.array(sorted(curve))
     height = np.array([curve[x] for x in at])
     share = {"unit": "share of clean - corrupted"}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "faithfulness": ("fraction", faithful, share),
             "metric": (("fraction", "prompt"), metric, {"unit": question.metric.unit}),
@@ -302,6 +302,16 @@ def _curve(
             "method": "edges outside the circuit are corrupted",
         },
     )
+    return described(result, _ABOUT)
+
+
+_ABOUT = {
+    "faithfulness": "what the circuit brings back of the metric",
+    "metric": "metric of the circuit",
+    "edges": "edges kept",
+    "cpr": "area under faithfulness",
+    "cmd": "area between faithfulness and 1",
+}
 
 
 def _area(at: np.ndarray, height: np.ndarray, *, absolute: bool = False) -> float:

@@ -31,7 +31,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.paths.direct_paths import items_in
 from mlp_interp.paths.labels import Label, texts_of
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.results import described, mean_and_error, to_numpy
 from mlp_interp.sites import Site
 
 __all__ = ["evaluate_hypothesis"]
@@ -281,7 +281,7 @@ def _dataset(values: _Values, questions: Sequence[Question], attrs: dict[str, An
         "total": total,
         "unexplained": left,
     }
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             **{name: ("prompt", to_numpy(x), unit) for name, x in per_prompt.items()},
             **{name: ((), float(x), unit) for name, x in scalars.items()},
@@ -308,3 +308,22 @@ def _dataset(values: _Values, questions: Sequence[Question], attrs: dict[str, An
             "long_name": f"{metric.name} left unexplained",
         },
     )
+    return described(result, _ABOUT)
+
+
+_ABOUT = {
+    "clean": "metric of the clean run",
+    "corrupted": "metric of the corrupted run",
+    "circuit": "metric of the circuit",
+    "random": "metric of random circuits",
+    "total": "clean less corrupted metric",
+    "unexplained": "clean less the circuit's metric",
+    "ate": "average size of the total effect",
+    "aue": "average size of what is left unexplained",
+    "explained": "share of the average total effect that is not left unexplained",
+    "random_aue": "average size of what a random circuit leaves unexplained",
+    "random_explained": "share of the average total effect that a random circuit explains",
+    "as_good": "share of random circuits that leave no more unexplained",
+    "check_everything": "largest error of the circuit of all nodes",
+    "check_nothing": "largest error of the circuit of none",
+}

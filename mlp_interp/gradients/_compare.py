@@ -72,11 +72,17 @@ def compare(
     return xr.Dataset(
         {
             **found,
-            **{name: x.assign_attrs(unit=unit) for name, x in cells.items()},
+            **{
+                name: x.assign_attrs(unit=unit, long_name=f"{name} effect of each cell")
+                for name, x in cells.items()
+            },
             **_worst(true, guess, worst, unit),
         },
         attrs={**estimate.attrs, "long_name": "estimated beside exact effects of patching"},
     )
+
+
+_WORST = ("exact", "estimated")
 
 
 def _check_options(exact: xr.Dataset, estimate: xr.Dataset, worst: int, negligible: float) -> None:
@@ -159,10 +165,12 @@ def _worst(
         )
         for cell in zip(*at, strict=True)
     ]
+    named = {"unit": "text", "long_name": "cells that are furthest off"}
+    exact, estimated = ({"unit": unit, "long_name": f"their {x} effect"} for x in _WORST)
     return {
-        "worst": xr.DataArray(np.array(names, dtype=str), dims="rank"),
-        "worst_exact": xr.DataArray(true.values[at], dims="rank", attrs={"unit": unit}),
-        "worst_estimate": xr.DataArray(guess.values[at], dims="rank", attrs={"unit": unit}),
+        "worst": xr.DataArray(np.array(names, dtype=str), dims="rank", attrs=named),
+        "worst_exact": xr.DataArray(true.values[at], dims="rank", attrs=exact),
+        "worst_estimate": xr.DataArray(guess.values[at], dims="rank", attrs=estimated),
     }
 
 

@@ -26,7 +26,7 @@ from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import to_numpy
+from mlp_interp.results import described, to_numpy
 from mlp_interp.sites import FAMILIES, GATED, did_you_mean
 
 __all__ = [
@@ -217,7 +217,7 @@ def beside_runs(effect: xr.DataArray, estimates: xr.Dataset) -> xr.Dataset:
     gap = (clean - corrupted).where(clean != corrupted)
     found = {"estimate": effect, "raw": raw, "normalized": (raw - corrupted) / gap}
     unit = estimates.attrs["unit"]
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             name: x.transpose(*effect.dims).assign_attrs(
                 unit="share of clean - corrupted" if name == "normalized" else unit
@@ -227,6 +227,7 @@ def beside_runs(effect: xr.DataArray, estimates: xr.Dataset) -> xr.Dataset:
         | {"clean": clean, "corrupted": corrupted},
         attrs=estimates.attrs,
     )
+    return described(result, {"raw": "metric as estimated after the exchange"})
 
 
 def extended(values: np.ndarray, missing: int) -> np.ndarray:

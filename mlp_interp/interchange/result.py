@@ -10,7 +10,7 @@ from mlp_interp.interchange.lengths import in_order
 from mlp_interp.interchange.measuring import Outcome
 from mlp_interp.interchange.pair import Pair, Reading
 from mlp_interp.interchange.question import Question
-from mlp_interp.results import to_numpy
+from mlp_interp.results import described, to_numpy
 
 __all__ = ["both_runs", "outcome_dataset"]
 
@@ -59,7 +59,7 @@ def outcome_dataset(
     unit = {"unit": question.metric.unit}
     other = pair.source_value if whole is None else whole
     cells = (*dims, "prompt")
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "raw": (cells, to_numpy(outcome.values), unit),
             "normalized": (
@@ -75,6 +75,16 @@ def outcome_dataset(
         coords=coords,
         attrs={**question.attrs(), **attrs},
     )
+    return described(result, _ABOUT)
+
+
+_ABOUT = {
+    "raw": "metric after the exchange",
+    "normalized": "metric after the exchange, 0 as in the corrupted run and 1 as in the clean one",
+    "changed": "whether the exchange put in anything new",
+    "check_everything": "largest error where everything is exchanged",
+    "check_nothing": "largest error where nothing is exchanged",
+}
 
 
 def _largest(error: Tensor) -> float:

@@ -17,7 +17,7 @@ from mlp_interp.models.options import checked_seed
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts
-from mlp_interp.results import to_numpy, variable
+from mlp_interp.results import described, to_numpy, variable
 from mlp_interp.runs import Runner
 
 __all__ = ["absorption"]
@@ -31,6 +31,17 @@ _UNITS = {
     "partial": ("fraction", "of the found: not missed, and another latent carries the direction"),
     "full_null": ("fraction", "full, with decoder rows exchanged between latents"),
     "partial_null": ("fraction", "partial, with decoder rows exchanged between latents"),
+}
+
+_OTHERS = {
+    "main": "latents that tell the kind best",
+    "share": "of the kind's excess along the direction, by what carries it",
+    "excess": "of the text along the direction",
+    "carried": "of the excess, by what carries it",
+    "strongest": "latent, not a main one, that carries most",
+    "text_found": "whether the direction finds the text",
+    "text_hit": "whether the main latents find the text",
+    "absorbed": "whether another latent carries the direction in it",
 }
 
 
@@ -115,11 +126,11 @@ def absorption(
     of_kind = {name: np.stack([one[name] for one, _ in each]) for name in each[0][0]}
     of_text = {name: np.concatenate([one[name] for _, one in each]) for name in each[0][1]}
     held = np.concatenate([np.flatnonzero(~seen.chooses & (kinds == n)) for n in range(len(texts))])
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             **{
-                name: variable("kind", of_kind[name], unit=unit, long_name=about)
-                for name, (unit, about) in _UNITS.items()
+                name: variable("kind", of_kind[name], unit=unit)
+                for name, (unit, _) in _UNITS.items()
             },
             **_errors(of_kind, of_text["found"], kinds[held]),
             "main": variable(("kind", "rank"), of_kind["main"], unit="index"),
@@ -150,6 +161,7 @@ def absorption(
             "exact": 1,
         },
     )
+    return described(result, {name: about for name, (_, about) in _UNITS.items()} | _OTHERS)
 
 
 def _seen(

@@ -12,16 +12,21 @@ from mlp_interp.dictionaries import Dictionary
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
+from mlp_interp.results import described
 
 __all__ = ["activity"]
 
 _ABOUT = {
     "fraction": "share of positions at which it is active",
-    "fraction_se": "standard error of fraction, over sequences",
     "mean": "mean activation, zeros included",
     "std": "standard deviation of the activation, zeros included",
     "greatest": "largest activation",
     "mean_active": "mean activation where it is active",
+    "activation": "largest activations, one a sequence",
+    "sequence": "in which sequence",
+    "pos": "at which position",
+    "token": "token that stands there",
+    "around": "tokens around it",
 }
 
 
@@ -90,8 +95,7 @@ def activity(
     result = fired.merge(found["moments"][["mean", "std", "greatest"]]).merge(found["top"])
     share = result["fraction"].where(result["fraction"] > 0)
     result["mean_active"] = (result["mean"] / share).assign_attrs(unit="activation")
-    for name, about in _ABOUT.items():
-        result[name] = result[name].assign_attrs(long_name=about)
+    result = described(result, _ABOUT)
     attrs = {k: v for k, v in found["fraction"].attrs.items() if k != "reducer"}
     return result.assign_attrs(
         {

@@ -24,7 +24,7 @@ from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import to_numpy, variable
+from mlp_interp.results import described, to_numpy, variable
 from mlp_interp.sites import Site, component_coords
 
 __all__ = ["attribution_patch"]
@@ -145,6 +145,9 @@ def attribution_patch(
             "approximation": "first order: the change times the gradient",
         },
     )
+    about = {"estimate": "estimated effect, positive toward clean"}
+    about["whole"] = f"{about['estimate']}, of the whole place"
+    result = described(result, about)
     return beside_runs(result.estimate, result).assign(whole=result.whole)
 
 

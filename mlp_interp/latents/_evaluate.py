@@ -31,7 +31,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import mean_and_error, mean_and_error_over, variable
+from mlp_interp.results import described, mean_and_error, mean_and_error_over, variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
@@ -125,7 +125,8 @@ def evaluate(
         },
     )
     per_sequence = xr.DataArray(found.effects.delta_loss.nanmean(-1), dims=("splice", "sequence"))
-    return result.assign(_recovered(per_sequence.assign_coords(splice=splices))).assign_attrs(
+    result = result.assign(_recovered(per_sequence.assign_coords(splice=splices)))
+    return described(result, ABOUT).assign_attrs(
         {
             **texts.attrs,
             **describe(model),
@@ -195,4 +196,20 @@ def _recovered(delta: xr.DataArray) -> dict[str, xr.DataArray]:
     share = (1 - top / bottom).where(matters)
     _, share_error = mean_and_error_over((mine - (1 - share) * others) / bottom, "sequence")
     attrs = {"unit": "fraction", "long_name": "loss brought back, of what removing the place costs"}
-    return {"recovered": share.assign_attrs(attrs), "recovered_se": share_error.where(matters)}
+    error = share_error.where(matters).assign_attrs(unit="fraction")
+    return {"recovered": share.assign_attrs(attrs), "recovered_se": error}
+
+
+ABOUT = {
+    "kl": "divergence of the prediction with the splice from the clean one",
+    "delta_loss": "loss with the splice less the clean one",
+    "top1_changed": "share of tokens after which another next token is the likeliest",
+    "clean_loss": "loss of the model as it is",
+    "recovered": "loss brought back, of what removing the place costs",
+    "l0_quantile": "quantiles of latents active at a token",
+    "l0_by_pos": "mean number of latents active, by position",
+    "fvu_by_pos": "share of variance left over, by position",
+    "kl_by_pos": "divergence with the splice from the clean prediction, by position",
+    "density": "share of tokens at which each latent is active",
+    "mean_active": "mean activation of each latent where it is active",
+}

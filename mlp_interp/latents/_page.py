@@ -232,5 +232,6 @@ class _Latent:
         }
         for name, x in cosines.items():
             values = torch.stack([x[chosen] for chosen in nearest.values()])
-            found[f"similar_{name}_cosine"] = variable(dims, values, unit="cosine")
+            about = f"cosines of {name} vectors with the nearest latents'"
+            found[f"similar_{name}_cosine"] = variable(dims, values, unit="cosine", long_name=about)
         return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.models.finite import check_finite
 from mlp_interp.models.options import checked_seed
-from mlp_interp.results import mean_and_error, to_numpy, variable
+from mlp_interp.results import described, mean_and_error, to_numpy, variable
 
 __all__ = ["recovery"]
 
@@ -76,7 +76,7 @@ def recovery(
         "mean_matched": found["cosine_matched"],
         "collisions": found["shared"].astype(float),
     }
-    return xr.Dataset(
+    result = xr.Dataset(
         {name: variable(("source", "feature"), x, unit=_UNITS[name]) for name, x in found.items()}
         | {k: v for name, x in means.items() for k, v in _mean(name, x).items()},
         coords={"source": list(sources), "feature": np.arange(len(truth))},
@@ -90,6 +90,21 @@ def recovery(
             "exact": 1,
         },
     )
+    return described(result, _ABOUT)
+
+
+_ABOUT = {
+    "cosine": "of a feature with the nearest latent",
+    "nearest": "latent nearest to a feature",
+    "cosine_matched": "of a feature with its own latent, each latent given once",
+    "matched": "latent given to a feature, each once",
+    "shared": "whether the nearest latent is another feature's, too",
+    "mean_cosine": "mean over features of the cosine with the nearest latent",
+    "cosine_se": "standard error of: mean over features of the cosine with the nearest latent",
+    "mean_matched": "mean over features of the cosine with their own latents",
+    "matched_se": "standard error of: mean over features of the cosine with their own latents",
+    "collisions": "share of features whose nearest latent is another's, too",
+}
 
 
 _UNITS = {

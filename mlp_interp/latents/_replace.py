@@ -10,6 +10,7 @@ import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.edits import Edit
+from mlp_interp.latents._evaluate import ABOUT
 from mlp_interp.latents.linear import Linear, linear_maps
 from mlp_interp.latents.places import Place, places_of
 from mlp_interp.latents.spliced import Batch, measured, put, runs_of, sites_of, splice
@@ -19,7 +20,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import mean_and_error, variable
+from mlp_interp.results import described, mean_and_error, variable
 from mlp_interp.runs import Runner
 
 __all__ = ["replace"]
@@ -105,7 +106,7 @@ def replace(
         "fvu": [one.fvu for one in sums],
         "fvu_linear": [left for _, left in maps],
     }
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             **_grid(found.effects, len(groups)),
             **{name: variable("place", values, unit="fraction") for name, values in fvu.items()},
@@ -125,6 +126,11 @@ def replace(
             "exact": 1,
         },
     )
+    about = {"fvu": "share of variance the dictionary leaves over", "fvu_linear": _LINEAR, **ABOUT}
+    return described(result, about)
+
+
+_LINEAR = "share of variance the best linear map leaves over"
 
 
 def _groups(labels: Sequence[str], cumulative: bool) -> dict[str, list[int]]:

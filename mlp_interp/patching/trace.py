@@ -34,7 +34,7 @@ from mlp_interp.models.unembed import Unembed
 from mlp_interp.prompts.pairs import encode_prompt, phrase_positions
 from mlp_interp.prompts.single import token_id
 from mlp_interp.prompts.tokenizing import token_strings, tokenizer_of
-from mlp_interp.results import mean_and_error, to_numpy
+from mlp_interp.results import described, mean_and_error, to_numpy
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
@@ -250,7 +250,7 @@ def _dataset(
     average, error = mean_and_error(indirect)
     total_mean, total_error = mean_and_error(total)
     dims, unit = ("site", "layer", "pos"), {"unit": "probability"}
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "indirect": ((*dims, "sample"), to_numpy(indirect), unit),
             "average_indirect": (dims, to_numpy(average), unit),
@@ -267,3 +267,17 @@ def _dataset(
         coords=coords,
         attrs=attrs,
     )
+    return described(result, _ABOUT)
+
+
+_ABOUT = {
+    "indirect": "restored less corrupted probability",
+    "average_indirect": "restored less corrupted probability, mean over the noise",
+    "restored": "probability with one state restored, mean over the noise",
+    "clean": "probability of the clean run",
+    "corrupted": "probability of the corrupted run",
+    "total": "clean less corrupted probability",
+    "total_mean": "clean less corrupted probability, mean over the noise",
+    "check_everything": "largest error where everything is restored",
+    "check_nothing": "largest error where nothing is restored",
+}

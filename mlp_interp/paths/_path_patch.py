@@ -208,7 +208,8 @@ def _patched(question: Question, grid: "_Grid", *, progress: bool) -> xr.Dataset
         },
         whole=whole,
     )
-    return result.assign(whole=(("receiver", "prompt"), to_numpy(whole), result.raw.attrs))
+    about = {**result.raw.attrs, "long_name": "metric where receivers have all of the other run's"}
+    return result.assign(whole=(("receiver", "prompt"), to_numpy(whole), about))
 
 
 def _kept(

@@ -16,7 +16,7 @@ from mlp_interp.models.scan import scan
 from mlp_interp.prompts.reading import texts
 from mlp_interp.reach._readout import Readout
 from mlp_interp.reach._solve import solved
-from mlp_interp.results import single, strings, to_numpy, variable
+from mlp_interp.results import described, single, strings, to_numpy, variable
 
 __all__ = ["argmaxable"]
 
@@ -82,7 +82,8 @@ def argmaxable(
     }
     coords = {"token_id": ids, "token_text": ("token_id", strings(texts(model, ids)))}
     about = {"analysis": "argmaxable tokens", "unit": "logits", "exact": 1, "data": "none"}
-    return xr.Dataset(variables, coords, {**describe(model), **about})
+    named = {"reachable": "whether it can be the likeliest", "how": "what tells"}
+    return described(xr.Dataset(variables, coords, {**describe(model), **about}), named)
 
 
 def _own_lead(readout: Readout, ids: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from mlp_interp.reach._margin import Margin, lead
 from mlp_interp.reach._readout import Readout
 from mlp_interp.reach._sets import sets_of
 from mlp_interp.reach._solve import solved
-from mlp_interp.results import variable
+from mlp_interp.results import described, variable
 
 __all__ = ["check_tolerance", "reachable"]
 
@@ -156,7 +156,9 @@ def _dataset(model: Model, margins: list[Margin]) -> xr.Dataset:
     variables: dict[str, Any] = {
         "lower": _logits([m.lower for m in margins], "margin of the stream"),
         "upper": _logits([m.upper for m in margins], "no stream has a larger margin"),
-        "reachable": variable("set", [m.verdict for m in margins], unit="1 yes, 0 no, -1 unknown"),
+        "reachable": variable(
+            "set", [m.verdict for m in margins], unit="1 yes, 0 no, -1 unknown", long_name="verdict"
+        ),
         "radius": variable(
             "set", np.linalg.norm(streams, axis=1), unit="fraction of sqrt(d_model)"
         ),
@@ -169,7 +171,13 @@ def _dataset(model: Model, margins: list[Margin]) -> xr.Dataset:
         **ids_and_texts(model, "token", ("set", "rank"), tokens, "the set"),
         **ids_and_texts(model, "violator", ("set", "violator"), violators, "in the way"),
     }
-    return xr.Dataset(variables)
+    about = {
+        "radius": "length of the stream",
+        "stream": "normalised stream of the largest margin found",
+        "weight_id": "tokens of the certificate",
+        "rounds": "how often all tokens were asked",
+    }
+    return described(xr.Dataset(variables), about)
 
 
 def _logits(values: list[float], long_name: str) -> xr.Variable:

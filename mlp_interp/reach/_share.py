@@ -24,7 +24,7 @@ from mlp_interp.reach._own_lists import OwnGaps
 from mlp_interp.reach._reachable import check_tolerance
 from mlp_interp.reach._readout import Readout
 from mlp_interp.reach._solve import solved
-from mlp_interp.results import variable
+from mlp_interp.results import described, variable
 
 __all__ = ["reachable_share"]
 
@@ -195,7 +195,13 @@ def _dataset(readout: Readout, sizes: tuple[int, ...], margins: list[list[Margin
         "needed": variable("k", needed, unit="dimensions", long_name="by the law"),
         "law": variable("k", law, unit="share", long_name="of sets, for Gaussian rows"),
     }
-    return xr.Dataset(variables, {"k": list(sizes), "quantile": list(QUANTILES)})
+    about = {
+        "share": "sets that can be had",
+        "undecided": "sets of which neither is proved",
+        "margin_quantile": "quantiles of what sets can lead by",
+    }
+    found = xr.Dataset(variables, {"k": list(sizes), "quantile": list(QUANTILES)})
+    return described(found, about)
 
 
 def _own_gaps(

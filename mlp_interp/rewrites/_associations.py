@@ -17,7 +17,7 @@ from mlp_interp.models.options import checked_seed
 from mlp_interp.models.padding import Padded, Padding, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import mean_and_error, variable
+from mlp_interp.results import described, mean_and_error, variable
 from mlp_interp.rewrites.keys import MOMENT, Keys, checked_model, upstream
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
@@ -119,7 +119,17 @@ def associations(
         found[name] = variable("layer", each, unit="fraction")
     for name, unit in _UNITS.items():
         found[name] = variable("layer", np.array([x[name] for x in compared]), unit=unit)
-    return found
+    return described(found, _ABOUT)
+
+
+_ABOUT = {
+    MOMENT: "second moment of an MLP's keys",
+    "eigenvalue": "eigenvalues of the second moment, the largest first",
+    "weight_error": "share of the weights that these keys do not tell",
+    "value_error": "share of what the MLP writes for them that a fit to these keys lacks",
+    "agreement": "cosine of the directions that two halves of the text give",
+    "inflation": "length of a change on text not used for it, over that on the text used",
+}
 
 
 _UNITS = {

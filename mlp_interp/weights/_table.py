@@ -11,7 +11,7 @@ from mlp_interp.models.indices import each
 from mlp_interp.models.options import check_choice, checked_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
-from mlp_interp.results import to_numpy, variable
+from mlp_interp.results import described, to_numpy, variable
 from mlp_interp.sites import Site
 from mlp_interp.weights.factors import Factors
 from mlp_interp.weights.matrices import factors_of, label_of
@@ -145,7 +145,17 @@ def ranked(
     coords = {"row_id": ("row", rows), "row_text": ("row", factors.rows.labels(model, rows))}
     attrs = {"long_name": "largest entries of a matrix of weights", "side": side}
     attrs |= {"data": "the weights alone", **describe(model), **factors.attrs}
-    return xr.Dataset(variables, coords=coords, attrs=attrs)
+    return described(xr.Dataset(variables, coords=coords, attrs=attrs), _ABOUT)
+
+
+_ABOUT = {
+    "column": "columns of the row's largest entries",
+    "column_text": "columns of the row's largest entries",
+    "best_row": "rows of the largest entries of all",
+    "best_row_text": "rows of the largest entries of all",
+    "best_column": "columns of the largest entries of all",
+    "best_column_text": "columns of the largest entries of all",
+}
 
 
 def _places(model: Model, factors: Factors, given: Any) -> list[int]:

@@ -126,7 +126,9 @@ def between(
     found["null_sd"] = variable(
         "row", null, unit=unit, long_name="standard deviation in a random direction"
     )
-    found["z"] = (found["value"] / found["null_sd"]).assign_attrs(unit="standard deviations")
+    found["z"] = (found["value"] / found["null_sd"]).assign_attrs(
+        unit="standard deviations", long_name="entry over that of a random direction"
+    )
     return found
 
 
