@@ -31,6 +31,7 @@ __all__ = [
     "SiteLike",
     "component_coords",
     "did_you_mean",
+    "head_grid_coords",
     "nearest_like",
     "neuron_of",
     "site_of",
@@ -479,3 +480,16 @@ def component_coords(sites: Sequence[Site]) -> dict[str, tuple[str, np.ndarray]]
         "head": index(s.head for s in sites),
         "neuron": index(s.neuron for s in sites),
     }
+
+
+def head_grid_coords(
+    layers: Sequence[int], heads: Sequence[int]
+) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
+    """A coordinate that names each cell of a layer x head grid as components are named.
+
+    Example:
+        >>> head_grid_coords([0], [0, 1])["component"][1].tolist()
+        [['L0H0', 'L0H1']]
+    """
+    labels = [[Site("z", layer, head=head).label for head in heads] for layer in layers]
+    return {"component": (("layer", "head"), np.array(labels, dtype=object).astype(str))}

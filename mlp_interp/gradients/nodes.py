@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.gradients.parts import GradientPart, check_steps, parts
+from mlp_interp.gradients.parts import GradientPart, parts
 from mlp_interp.gradients.runs import GradientPlan
 from mlp_interp.interchange import (
     Direction,
@@ -17,17 +17,16 @@ from mlp_interp.interchange import (
     Question,
     Reading,
     both_runs,
-    components,
     in_order,
 )
 from mlp_interp.metrics import MetricLike
-from mlp_interp.models.indices import distinct
+from mlp_interp.models.indices import count, distinct
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.results import described, to_numpy
-from mlp_interp.sites import FAMILIES, GATED, did_you_mean
+from mlp_interp.sites import FAMILIES, GATED, did_you_mean, head_grid_coords
 
 __all__ = [
     "HEADS",
@@ -127,7 +126,7 @@ def attribution_patch(
         (('layer', 'head', 'pos', 'prompt'), ('layer', 'neuron', 'prompt'))
     """
     sites = _checked_sites(sites)
-    check_steps(steps)
+    steps = count("steps", steps)
     _check_baseline(baseline, direction, steps)
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
@@ -168,7 +167,7 @@ def attribution_patch(
         },
     )
     counted = {dim: range(result.sizes[dim]) for dim in _COUNTED if dim in result.dims}
-    named = components(counted["layer"], counted["head"]) if "head" in counted else {}
+    named = head_grid_coords(counted["layer"], counted["head"]) if "head" in counted else {}
     arrays = {dim: np.array(places) for dim, places in counted.items()}
     return result.assign_coords(arrays | named)
 

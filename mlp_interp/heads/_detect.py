@@ -17,8 +17,8 @@ from mlp_interp.models.indices import count, distinct
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import mean_and_error, strings, variable
-from mlp_interp.sites import Site
+from mlp_interp.results import mean_and_error, variable
+from mlp_interp.sites import head_grid_coords
 
 __all__ = ["detect"]
 
@@ -177,12 +177,11 @@ def detect(
         "queries": variable("kind", queries.sum(0), unit="queries"),
     }
     units, layers = range(weights.n_heads), range(weights.n_layers)
-    labels = [[Site("z", layer, head=head).label for head in units] for layer in layers]
     coords = {
         "kind": list(kinds),
         "layer": [*layers],
         "head": [*units],
-        "component": (("layer", "head"), strings(labels)),
+        **head_grid_coords(layers, units),
     }
     attrs = {
         **describe(model),

@@ -19,8 +19,8 @@ from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
-from mlp_interp.results import strings, to_numpy, variable
-from mlp_interp.sites import Site
+from mlp_interp.results import to_numpy, variable
+from mlp_interp.sites import head_grid_coords
 
 __all__ = ["roles"]
 
@@ -134,11 +134,10 @@ def roles(
     exact = [int(vocabulary.whole and vocabulary.streams.exact[layer]) for layer in listed]
     variables["exact"] = variable("layer", exact, unit="1", long_name="whether nothing is left out")
     units = range(weights.n_heads)
-    labels = [[Site("z", layer, head=head).label for head in units] for layer in listed]
     coords = {
         "layer": list(listed),
         "head": list(units),
-        "component": (("layer", "head"), strings(labels)),
+        **head_grid_coords(listed, units),
     }
     attrs = {
         **describe(model),

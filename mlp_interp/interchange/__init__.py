@@ -17,7 +17,6 @@ from mlp_interp.interchange.grid import Grid as Grid
 from mlp_interp.interchange.grid import Positions as Positions
 from mlp_interp.interchange.grid import grid_of as grid_of
 from mlp_interp.interchange.grid import positions_of as positions_of
-from mlp_interp.interchange.labels import components as components
 from mlp_interp.interchange.lengths import in_order as in_order
 from mlp_interp.interchange.lengths import merged as merged
 from mlp_interp.interchange.lengths import order_of as order_of

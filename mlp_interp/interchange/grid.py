@@ -6,10 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mlp_interp.interchange.labels import components
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.sites import FAMILIES, Family, did_you_mean
+from mlp_interp.sites import FAMILIES, Family, did_you_mean, head_grid_coords
 
 __all__ = ["Cell", "Grid", "Positions", "grid_of", "positions_of"]
 
@@ -73,7 +72,7 @@ class Grid:
         """Coordinates of the cells; heads are named as components too."""
         coords = {name: (name, np.array(values)) for name, values in self.axes.items()}
         if self.family == "head" and self.units is not None:
-            coords |= components(self.layers, self.units)
+            coords |= head_grid_coords(self.layers, self.units)
         return coords
 
     def cells(self) -> Iterator[Cell]:
