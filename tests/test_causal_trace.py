@@ -212,7 +212,7 @@ def test_the_noise_of_a_seed_is_the_same_whatever_the_default_type(nano):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": np.inf}, r"noise=inf; wanted at least 1, and above 0 and finite"),
+        ({"noise": np.inf}, r"noise=inf; wanted a number above 0, and finite"),
         ({"noise": np.nan}, r"noise=nan; wanted"),
         ({"subject": [3, 3]}, r"subject=\[3, 3\]; wanted integers from -6 to 5, each once"),
         ({"subject": "Italy"}, "subject='Italy' is not in the prompt"),

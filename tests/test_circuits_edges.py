@@ -242,7 +242,7 @@ def test_memory_does_not_decide_which_prompts_a_circuit_can_be_run_on(kind):
     ("arguments", "text"),
     [
         ({"direction": "up"}, "direction='up'; wanted 'denoising' or 'noising'"),
-        ({"steps": 0}, "steps=0; wanted an integer of at least 1"),
+        ({"steps": 0}, "steps=0; wanted at least 1"),
         ({"memory": -1.0}, "memory=-1.0; wanted a number of MiB above 0"),
         ({"metric": "loss"}, "metric='loss'; wanted a Metric, a function of logits, or one of"),
     ],

@@ -249,7 +249,7 @@ def test_a_grid_has_the_layout_of_exact_patching(kind, direction):
         ({"sites": ["nowhere"]}, r"sites=\['nowhere'\]; wanted some of resid_pre"),
         ({"sites": []}, r"sites=\[\]; wanted"),
         ({"direction": "up"}, "direction='up'; wanted 'denoising' or 'noising'"),
-        ({"steps": 0}, "steps=0; wanted an integer of at least 1"),
+        ({"steps": 0}, "steps=0; wanted at least 1"),
         ({"steps": 1.5}, "steps=1.5; wanted an integer"),
         ({"memory": 0.0}, "memory=0.0; wanted a number of MiB above 0"),
         ({"baseline": "mean"}, "baseline='mean'; wanted 'corrupted' or 'zero'"),

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.gradients.parts import GradientPart, check_steps, parts
+from mlp_interp.gradients.parts import GradientPart, parts
 from mlp_interp.gradients.runs import GradientPlan, Runs
 from mlp_interp.interchange import (
     Direction,
@@ -22,6 +22,7 @@ from mlp_interp.interchange import (
 )
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import count
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.remember import has_hooks
@@ -99,7 +100,7 @@ def edge_attribution(
         ... )
         (('sender', 'receiver', 'prompt'), True)
     """
-    check_steps(steps)
+    steps = count("steps", steps)
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )

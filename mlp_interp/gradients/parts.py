@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +13,7 @@ from mlp_interp.interchange import Question, Reading
 from mlp_interp.models import Forward, Weights
 from mlp_interp.sites import GATED, NEURONS
 
-__all__ = ["GradientPart", "check_steps", "parts"]
-
-
-def check_steps(steps: Any) -> None:
-    """Refuse steps that are no count.
-
-    Raises:
-        ValueError: They are not an integer of at least 1.
-    """
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"steps={steps!r}; wanted an integer of at least 1")
+__all__ = ["GradientPart", "parts"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.gradients.nodes import beside_runs, extended
-from mlp_interp.gradients.parts import GradientPart, check_steps, parts
+from mlp_interp.gradients.parts import GradientPart, parts
 from mlp_interp.gradients.runs import GradientPlan
 from mlp_interp.interchange import Direction, Engine, GivenRuns, Question, both_runs
 from mlp_interp.interchange import in_order as by_prompt
@@ -20,6 +20,7 @@ from mlp_interp.latents.named import check_layers, in_order
 from mlp_interp.latents.spliced import sites_of
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Weights
+from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
@@ -95,7 +96,7 @@ def attribution_patch(
         >>> str(found.component.values[-1]), float(abs(left).max()) < 1e-3
         ('2.error', True)
     """
-    check_steps(steps)
+    steps = count("steps", steps)
     check_choice("positions", positions, get_args(Where))
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs

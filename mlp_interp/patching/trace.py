@@ -117,12 +117,10 @@ def causal_trace(
         (' Paris', ('site', 'layer', 'pos'))
     """
     weights = Weights.of(model)
-    count("samples", samples, least=0)
+    count("samples", samples)
     checked_seed(seed)
-    if samples < 1 or not 0 < noise < math.inf:
-        raise ValueError(
-            f"samples={samples}, noise={noise}; wanted at least 1, and above 0 and finite"
-        )
+    if not 0 < noise < math.inf:
+        raise ValueError(f"noise={noise}; wanted a number above 0, and finite")
     sites = distinct("sites", sites)
     tokenizer = tokenizer_of(model)
     ids = encode_prompt(tokenizer, prompt, prepend_bos=prepend_bos)

@@ -99,7 +99,7 @@ def reachable(
         readout, sets, ordered=ordered, tolerance=tolerance, decide=decide, rounds=rounds
     )
     if norm == "sphere":
-        _lengthen(readout, margins)
+        _lengthen(margins)
     about = {
         "analysis": "reachable sets",
         "unit": "logits",
@@ -129,7 +129,7 @@ def _check_rivals(readout: Readout, sets: np.ndarray) -> None:
             raise ValueError(f"exclude leaves tokens[{n}]={one.tolist()} no rival; wanted some")
 
 
-def _lengthen(readout: Readout, margins: list[Margin]) -> None:
+def _lengthen(margins: list[Margin]) -> None:
     """Put streams on the sphere where the set leads there, too."""
     for margin in margins:
         length = float(np.linalg.norm(margin.stream))
