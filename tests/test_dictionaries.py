@@ -460,6 +460,10 @@ def test_parts_that_do_not_fit(more: Any, text: str) -> None:
         ({"architecture": "topk"}, "is a TopK without k"),
         ({"architecture": "jumprelu"}, "wanted 'threshold' too"),
         ({"metadata": {}}, "says no place; wanted place="),
+        ({"metadata": "x"}, "metadata='x'; wanted an object"),
+        ({"metadata": {"hook_name": 3}}, "says place 3; wanted place="),
+        ({"architecture": "topk", "k": "3"}, "k='3'; wanted a whole number"),
+        ({"activation_fn_kwargs": 3}, "activation_fn_kwargs=3; wanted an object"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, config: Any, text: str) -> None:
@@ -471,6 +475,48 @@ def test_files_that_are_refused(tmp_path: Path, config: Any, text: str) -> None:
     (tmp_path / "a" / "cfg.json").unlink()
     with pytest.raises(ValueError, match=r"lacks cfg.json"):
         dictionaries.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "text"),
+    [
+        ("W_enc", torch.tensor(1.0), r"has W_enc of shape \(\) .* wanted floats along 2 axes"),
+        ("W_dec", numbers(2, 3, 4), r"has W_dec of shape \(2, 3, 4\)"),
+        ("W_dec", torch.ones(N, D, dtype=torch.int64), "torch.int64; wanted floats"),
+        ("b_enc", numbers(1, N), "along 1 axis$"),
+        ("scaling_factor", numbers(N - 1), "scaling_factor is of 9 latents; wanted 10"),
+    ],
+)
+def test_tensors_of_files_that_are_refused(
+    tmp_path: Path, name: str, x: torch.Tensor, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        dictionaries.load(sae_lens(tmp_path / "a", {**PARTS, name: x}))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_damaged_files_and_what_is_no_path(tmp_path: Path) -> None:
+    jump = {**PARTS, "threshold": torch.full((3,), 0.4)}
+    good: Any = sae_lens(tmp_path / "c")
+    cut = learned(tmp_path / "b", "AutoEncoder", {**PARTS, "bias": PARTS["b_dec"]})
+    (cut / "ae.pt").write_bytes((cut / "ae.pt").read_bytes()[:200])
+    linear = {f"{name}.weight": PARTS[f"W_{name[:3]}"].T for name in ("encoder", "decoder")}
+    batch = {**jump, **linear, "encoder.bias": PARTS["b_enc"]}
+    nothing: Any = None
+    for path, options, text in (
+        (learned(tmp_path / "a", "JumpReluAutoEncoder", jump), {}, r"threshold is of \(3,\)"),
+        (learned(tmp_path / "d", "BatchTopKSAE", batch), {}, "or is none for a whole batch"),
+        (cut, {}, "ae.pt is damaged"),
+        (sparsify(tmp_path / "layers.1.mlp", mlp_interp=3), {}, "mlp_interp=3; wanted an object"),
+        (nothing, {}, "path=None, folder=None; wanted a folder"),
+        (good, {"subtract_b_dec": "no"}, "subtract_b_dec='no'; wanted None, False or True"),
+        (good, {"activation": "topk"}, "activation='topk'; wanted TopK"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            dictionaries.load(path, **options)
+    (good / "cfg.json").write_bytes(bytes([0x80]))
+    with pytest.raises(ValueError, match="is no JSON"):
+        dictionaries.load(good)
 
 
 def test_of_another_model(kind: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mlp_interp.dictionaries.activations import JumpRelu, Relu
 from mlp_interp.dictionaries.dictionary import Dictionary
-from mlp_interp.dictionaries.parts import Given, read_tensors
+from mlp_interp.dictionaries.parts import Given, check_axes, read_tensors
 
 __all__ = ["FIRST", "read"]
 
@@ -30,6 +30,8 @@ def read(path: Path, given: Given) -> dict[int, Dictionary]:
         W_enc, b_enc, W_dec, b_dec = (
             _named(path, held, f"{name}_{layer}") for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         )
+        for name, axes in (("W_enc", 2), ("b_enc", 1), ("b_dec", 1)):
+            check_axes(path, f"{name}_{layer}", held[f"{name}_{layer}"], axes)
         if f"W_skip_{layer}" in held:
             raise ValueError(f"path={str(path)!r} has W_skip_{layer}; wanted a CLT without it")
         if W_dec.ndim != 3 or W_dec.shape[1] != layers - layer:

@@ -159,6 +159,8 @@ def _held(path: Path) -> str:
 
 def _local(path: str | Path, folder: str | None, revision: str | None) -> Path:
     """A folder on this machine; of the hub's repository, where there is none of that name."""
+    if not isinstance(path, str | Path) or not isinstance(folder, str | None):
+        raise ValueError(f"path={path!r}, folder={folder!r}; wanted a folder, or 'owner/name'")
     where = Path(path).expanduser()
     if not where.is_dir():
         if isinstance(path, Path) or path.count("/") != 1:

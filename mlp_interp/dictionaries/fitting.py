@@ -21,6 +21,11 @@ def check_fit(tensors: Mapping[str, Tensor], activation: Activation, spans: int)
     Raises:
         ValueError: Two have other sizes or types, or there are too few latents.
     """
+    for name in ("W_enc", "W_dec"):
+        if tensors[name].ndim != 2:
+            raise ValueError(f"{name}={tuple(tensors[name].shape)}; wanted a matrix")
+    if not isinstance(activation, Activation):
+        raise ValueError(f"activation={activation!r}; wanted TopK(32), JumpRelu(0.5) or Relu()")
     latents, d_out = tensors["W_dec"].shape
     d_in = tensors["W_enc"].shape[0]
     shapes = {

@@ -13,9 +13,16 @@ from torch import Tensor
 from mlp_interp.dictionaries.activations import Activation
 from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.dictionaries.places import place_of
+from mlp_interp.models.options import check_choice
 from mlp_interp.results import single
 
 __all__ = ["Folder", "Given", "placed"]
+
+
+_AXES = {
+    **dict.fromkeys(("W_enc", "W_dec", "W_skip", "encoder.weight", "decoder.weight"), 2),
+    **dict.fromkeys(("b_enc", "b_dec", "encoder.bias", "bias", "scaling_factor"), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Given:
     wants: Any = None
     subtract_b_dec: bool | None = None
 
+    def __post_init__(self) -> None:
+        check_choice("subtract_b_dec", self.subtract_b_dec, (None, False, True))
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -49,6 +59,11 @@ class Folder:
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for name, x in self.tensors.items():
+            if name in _AXES:
+                check_axes(self.path, name, x, _AXES[name])
 
     @classmethod
     def of(cls, path: Path, config: str, tensors: str) -> "Folder":
@@ -72,6 +87,41 @@ class Folder:
             )
         return self.tensors[name]
 
+    def section(self, name: str, *, of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A part of the configuration that is one itself; empty where there is none.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        found = (self.config if of is None else of).get(name)
+        if found is not None and not isinstance(found, dict):
+            raise ValueError(f"path={str(self.path)!r} has {name}={found!r}; wanted an object")
+        return found or {}
+
+    def whole(self, name: str, found: Any) -> int:
+        """A count that it says.
+
+        Raises:
+            ValueError: It is none.
+        """
+        number = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+        if isinstance(number, bool) or not isinstance(number, int | float) or number % 1:
+            raise ValueError(f"path={str(self.path)!r} has {name}={found!r}; wanted a whole number")
+        return int(number)
+
+
+def check_axes(path: Path, name: str, x: Tensor, axes: int) -> None:
+    """Refuse a tensor of a file that has another number of axes, or of integers.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if x.ndim != axes or not x.is_floating_point():
+        raise ValueError(
+            f"path={str(path)!r} has {name} of shape {tuple(x.shape)} and {x.dtype}; wanted floats "
+            f"along {axes} ax{'i' if axes == 1 else 'e'}s"
+        )
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
@@ -81,9 +131,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ValueError(f"path={str(path.parent)!r} lacks {path.name}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"path={str(path)!r} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"path={str(path)!r} holds {type(found).__name__}; wanted an object")
@@ -105,7 +155,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def placed(
-    path: Path, given: Given, said: str | None, *, transcoder: bool, reads: str | None = None
+    path: Path, given: Given, said: Any, *, transcoder: bool, reads: str | None = None
 ) -> dict[str, Any]:
     """The layer that a dictionary belongs to, what it reads and what it writes.
 
@@ -137,8 +187,17 @@ def with_unit_rows(
     """The same dictionary with activations in units of what they write: decoder rows of length 1.
 
     Formats that multiply activations by the length of their row, and divide by it again.
+
+    Raises:
+        ValueError: They are of other numbers of latents.
     """
     sizes = W_dec.norm(dim=-1)
+    held = {"W_enc": W_enc[:1].flatten(), "b_enc": b_enc, "threshold": threshold}
+    for name, x in held.items():
+        if x is not None and tuple(x.shape) not in (sizes.shape, () if x is threshold else None):
+            raise ValueError(
+                f"{name} is of {tuple(x.shape)} latents; wanted {tuple(sizes.shape)}, as W_dec has"
+            )
     scaled = None if threshold is None else threshold * sizes
     divisors = sizes.masked_fill(sizes == 0, 1)  # a row of zeros stays one, its latent inactive
     return W_enc * sizes, b_enc * sizes, W_dec / divisors[:, None], scaled

@@ -1,6 +1,7 @@
 """Folders of dictionary_learning: ``config.json`` and ``ae.pt``, of which only tensors are read."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def folder_of(path: Path) -> Folder:
         held = torch.load(path / WEIGHTS, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"path={str(path)!r} lacks {WEIGHTS}") from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"path={str(path)!r}: {WEIGHTS} is damaged: {error}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"path={str(path)!r}: {WEIGHTS} holds other things than tensors, which are not read"
@@ -46,7 +49,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
     Raises:
         ValueError: A class that is not known; what `placed` refuses; a tensor is missing.
     """
-    trainer = folder.config.get("trainer", folder.config)
+    trainer = folder.section("trainer") or folder.config
     kind = trainer.get("dict_class", "AutoEncoder")
     if kind not in _KNOWN:
         raise ValueError(
@@ -62,7 +65,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
     if jump:
         W_enc, b_enc, W_dec, threshold = with_unit_rows(W_enc, b_enc, W_dec, threshold)
     subtract = not jump if given.subtract_b_dec is None else given.subtract_b_dec
-    said = trainer.get("submodule_name") or ""
+    said = str(trainer.get("submodule_name") or "")
     if trainer.get("layer") is not None and place_of(said) is None:
         said = f"{said}_layer_{trainer['layer']}"
     return Dictionary(
@@ -80,7 +83,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
 
 
 def _activation(
-    folder: Folder, kind: str, trainer: dict[str, Any], threshold: Tensor | None
+    folder: Folder, kind: str, trainer: Mapping[str, Any], threshold: Tensor | None
 ) -> Activation:
     if kind == "AutoEncoder":
         return Relu()
@@ -88,11 +91,12 @@ def _activation(
         k = folder.tensors.get("k", trainer.get("k"))
         if k is None:
             raise ValueError(f"path={str(folder.path)!r} is a TopK without k; wanted activation=")
-        return TopK(int(k))
+        return TopK(folder.whole("k", k))
     found = folder.tensor("threshold") if threshold is None else threshold
-    if kind == "BatchTopKSAE" and float(found) < 0:  # as it begins, before training has set it
+    if kind == "BatchTopKSAE" and not (found.numel() == 1 and float(found) >= 0):
+        # It is below 0 before training has set it.
         raise ValueError(
-            f"path={str(folder.path)!r} has threshold={float(found)}, which was never set; wanted "
-            "activation="
+            f"path={str(folder.path)!r} has threshold={found.tolist()}, which was never set, "
+            "or is none for a whole batch; wanted activation="
         )
     return JumpRelu(found)

@@ -1,6 +1,7 @@
 """Where a dictionary belongs, from the names that other packages give to places."""
 
 import re
+from typing import Any
 
 __all__ = ["place_of"]
 
@@ -25,7 +26,7 @@ _OURS = re.compile(
 _SHORT = {"attn": "attn_out", "mlp": "mlp_out"}
 
 
-def place_of(text: str) -> tuple[str, int] | None:
+def place_of(text: Any) -> tuple[str, int] | None:
     """Name and layer of a place; None of what is none that a dictionary can read or write.
 
     Example:
@@ -34,6 +35,8 @@ def place_of(text: str) -> tuple[str, int] | None:
         >>> place_of("blocks.3.ln2.hook_normalized"), place_of("3.mlp_in")
         (('mlp_normalized', 3), ('mlp_in', 3))
     """
+    if not isinstance(text, str):
+        return None
     if match := _OURS.fullmatch(text):
         return _SHORT.get(match["name"], match["name"]), int(match["layer"])
     if match := _HOOK.fullmatch(text):

@@ -33,7 +33,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
             layers; what `placed` refuses.
     """
     config = folder.config
-    about = {**config, **config.get("meta", {}), **config.get("metadata", {})}
+    about = {**config, **folder.section("meta"), **folder.section("metadata")}
     architecture = config.get("architecture", "standard")
     if architecture not in _KNOWN:
         raise ValueError(
@@ -52,7 +52,12 @@ def read(folder: Folder, given: Given) -> Dictionary:
     if config.get("rescale_acts_by_decoder_norm"):
         W_enc, b_enc, W_dec, threshold = with_unit_rows(W_enc, b_enc, W_dec, threshold)
     if "scaling_factor" in folder.tensors:  # of activations, after they were decided on
-        W_dec = W_dec * folder.tensors["scaling_factor"][:, None]
+        factor = folder.tensors["scaling_factor"]
+        if len(factor) != len(W_dec):
+            raise ValueError(
+                f"scaling_factor is of {len(factor)} latents; wanted {len(W_dec)}, as W_dec has"
+            )
+        W_dec = W_dec * factor[:, None]
     subtract = given.subtract_b_dec
     if subtract is None:
         subtract = bool(config.get("apply_b_dec_to_input", not transcoder)) and not transcoder
@@ -60,7 +65,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
     name = about.get("hook_name_out") if transcoder else about.get("hook_name")
     reads = _read_by(folder, about, given) if transcoder else None
     place = placed(folder.path, given, name, transcoder=transcoder, reads=reads)
-    wants = _processing(about, place["reads"])
+    wants = _processing(folder, about, place["reads"])
     made = Dictionary(
         W_enc,
         b_enc,
@@ -105,7 +110,7 @@ def _read_by(folder: Folder, about: dict[str, Any], given: Given) -> str | None:
 def _activation(folder: Folder, threshold: Tensor | None) -> Activation:
     """Which latents are active; TopK dictionaries once were written as ReLU, beside their k."""
     config = folder.config
-    more = config.get("activation_fn_kwargs") or {}
+    more = folder.section("activation_fn_kwargs")
     if config.get("architecture", "").startswith("jumprelu"):
         return JumpRelu(folder.tensor("threshold") if threshold is None else threshold)
     k = config.get("k", more.get("k"))
@@ -113,19 +118,19 @@ def _activation(folder: Folder, threshold: Tensor | None) -> Activation:
     if is_topk or k is not None:
         if k is None:
             raise ValueError(f"path={str(folder.path)!r} is a TopK without k; wanted activation=")
-        return TopK(int(k))
+        return TopK(folder.whole("k", k))
     return Relu()
 
 
-def _processing(about: dict[str, Any], reads: str) -> Any:
+def _processing(folder: Folder, about: dict[str, Any], reads: str) -> Any:
     """Which weights it wants; None where nobody says.
 
     What is read before the norm's scale is the same in all of them, so that only what is written
     counts then: whether it has its mean. Weights that are folded but not centred are neither of
     ours, and their streams are those of raw ones.
     """
-    loaded = about.get("model_from_pretrained_kwargs")
-    if loaded is None:
+    loaded = folder.section("model_from_pretrained_kwargs", of=about)
+    if about.get("model_from_pretrained_kwargs") is None:
         plain = about.get("model_class_name") == "AutoModelForCausalLM"  # of Hugging Face
         return "raw" if plain else None
     is_folded, is_centred = loaded.get("fold_ln", True), loaded.get("center_writing_weights", True)

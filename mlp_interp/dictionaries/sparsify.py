@@ -28,7 +28,7 @@ def read(folder: Folder, given: Given) -> Dictionary:
     Raises:
         ValueError: What `placed` refuses, or a tensor is missing.
     """
-    config, ours = folder.config, folder.config.get(_OURS, {})
+    config, ours = folder.config, folder.section(_OURS)
     transcoder = bool(config.get("transcode", False))
     b_dec, skip = folder.tensor("b_dec"), folder.tensors.get("W_skip")
     subtract = not transcoder if given.subtract_b_dec is None else given.subtract_b_dec
@@ -59,7 +59,8 @@ def _activation(folder: Folder) -> Activation:
     if k is None:
         raise ValueError(f"path={str(folder.path)!r} has no k; wanted activation=")
     groups = folder.config.get("activation") == "groupmax"
-    return GroupMax(int(k)) if groups else TopK(int(k))
+    k = folder.whole("k", k)
+    return GroupMax(k) if groups else TopK(k)
 
 
 def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
