@@ -59,7 +59,13 @@ def test_copying_and_match_are_of_whole_tables(small):
     weights = Weights.of(small)
     found = of_heads.roles(small, scan=True, sample=64, seed=3)
     assert found.attrs["uniform"] == 1 / 64
+    by_distance = of_heads.positions(small, sample=64, seed=3)
+    for name in ("spread_query", "spread_key", "spread_both"):
+        wanted = (by_distance[name] ** 2).mean("distance") ** 0.5
+        mine = found[name].stack(head_of=("layer", "head"))
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, err_msg=name)
     pairs = of_heads.match(small, sample=64, seed=3)
+    assert bool((pairs["match"].notnull() == (pairs.reader_layer > pairs.writer_layer)).all())
     tokens = Vocabulary.of(small, "extended", sample=64, seed=3).streams.tokens
     reads = [tokens_of(small, "extended", layer)[tokens] for layer in range(3)]
     reads = [x - x.mean(0) for x in reads]

@@ -63,13 +63,27 @@ def test_detection_is_a_loop_over_patterns(some_model):
 
 
 def test_padding_has_no_part_in_detection(nano):
-    texts = [[0, 5, 6, 5, 6, 7], [0, 9, 8, 9, 8]]
+    texts = [[0, 5, 6, 5, 6, 7], [0, 9, 8, 9, 8], [0, 3, 4]]
     both = of_heads.detect(nano, texts)
-    each = [of_heads.detect(nano, [text]) for text in texts]
-    np.testing.assert_allclose(both.score, sum(x.score for x in each) / 2, atol=1e-5)
-    for kind in ("previous", "first", "self"):  # the others' are over all texts together
-        own = sum(x.expected.sel(kind=kind) for x in each) / 2
-        np.testing.assert_allclose(both.expected.sel(kind=kind), own, atol=1e-6)
+    each = xr.concat([of_heads.detect(nano, [text]) for text in texts], "text").mean("text")
+    np.testing.assert_allclose(both.score, each.score, atol=1e-5)
+    for kind in ("previous", "first", "self"):
+        mine, wanted = (x.expected.sel(kind=kind) for x in (both, each))
+        np.testing.assert_allclose(mine, wanted, atol=1e-6)
+    # The others' are of what is usual at these distances, over all texts together.
+    alone = [patterns(nano, torch.tensor([text]), 1)[0].double() for text in texts]
+    usual = [
+        torch.stack([x[:, i, i - d] for x in alone for i in range(d, x.shape[1])]).mean(0)
+        for d in range(6)
+    ]
+    for kind in ("duplicate", "induction"):
+        asked = [[keys_of(text, kind, i) for i in range(len(text))] for text in texts[:2]]
+        sums = [
+            torch.stack([sum(usual[i - j] for j in keys) for i, keys in enumerate(one) if keys])
+            for one in asked
+        ]
+        own = torch.stack([one.mean(0) for one in sums]).mean(0)
+        np.testing.assert_allclose(both.expected.sel(kind=kind, layer=1), own, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -103,8 +117,9 @@ def test_keys_are_found_batch_by_batch(nano, monkeypatch):
         lambda cls, tokens, *rest: sizes.append(len(tokens)) or of(cls, tokens, *rest)
     )
     monkeypatch.setattr(Keys, "of", counted)
-    of_heads.detect(nano, n=8, period=4, batch_size=3)
+    found = of_heads.detect(nano, n=8, period=4, batch_size=3)
     assert sizes == [3, 3, 3]  # one of them without a repetition
+    assert found.queries.sel(kind=["previous", "induction"]).values.tolist() == [64, 32]
 
 
 def test_texts_that_come_twice(nano):

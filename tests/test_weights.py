@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from browser import needs_browser, open_page
 from random_models import (
@@ -326,6 +327,7 @@ def test_bigrams_are_those_of_a_loop(some_model: Any) -> None:
         standing = rng.integers(1, 4, length // 2 + 1).tolist()
         follow = [top[a] if rng.random() < 0.7 else int(rng.integers(1, 4)) for a in standing]
         texts.append([0, *chain(*zip(standing, follow, strict=True))][:length])
+    texts += [[0, 4, top[4], 7, 4], [0, 7, 4]]  # 4 stands before padding, and once before a word
     padded = torch.tensor([text + [2] * (16 - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (16 - len(text)) for text in texts])
     found = bigrams(some_model, padded, attention_mask=mask)
@@ -345,14 +347,14 @@ def test_bigrams_are_those_of_a_loop(some_model: Any) -> None:
         loss = np.array([np.mean([-float(logp[pair]) for pair in text]) for text in pairs])
         mine = found.sel(path=path)
         assert float(mine["loss"]) == pytest.approx(loss.mean(), abs=1e-4)
-        assert float(mine["loss_se"]) == pytest.approx(loss.std(ddof=1) / 2, abs=1e-4)
+        assert float(mine["loss_se"]) == pytest.approx(scipy.stats.sem(loss), abs=1e-4)
         same = [top[a] == likely[a][1] for a, _ in every.elements()]
         assert float(mine["agreement"]) == pytest.approx(np.mean(same), abs=1e-6)
         assert path != "embed" or np.mean(same) > 0.2
     for name, own in losses.items():
         each = np.array([np.mean([own(*pair) for pair in text]) for text in pairs])
         assert float(found[name]) == pytest.approx(each.mean(), abs=1e-6)
-        assert float(found[f"{name}_se"]) == pytest.approx(each.std(ddof=1) / 2, abs=1e-6)
+        assert float(found[f"{name}_se"]) == pytest.approx(scipy.stats.sem(each), abs=1e-6)
 
 
 def test_after_the_only_block_comes_the_readout(backend: str, tokens: Tensor) -> None:
