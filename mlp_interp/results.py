@@ -16,7 +16,9 @@ from mlp_interp.checkpoint import Format, whole_file
 __all__ = [
     "DATASETS",
     "Result",
+    "change_over_gap",
     "described",
+    "is_of_gaps",
     "is_store",
     "load",
     "mean_and_error",
@@ -127,6 +129,32 @@ def ratio_of_means(
     ratio = top.mean(dim) / scale
     _, error = mean_and_error_over((top - ratio * counted) / scale, dim)
     return ratio, error
+
+
+def change_over_gap(result: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """``normalized`` over prompts: mean change from the corrupted run over the mean gap, its error.
+
+    Args:
+        result: With ``raw``, ``clean`` and ``corrupted`` over prompts, as all exchanges between two
+            runs have them.
+
+    Raises:
+        ValueError: There is no gap on average.
+    """
+    gap = result["clean"] - result["corrupted"]
+    if not float(gap.mean()):
+        raise ValueError(
+            "'normalized' holds no finite value over all prompts: clean and corrupted metrics are "
+            "equal on average; wanted 'raw', or one prompt"
+        )
+    return ratio_of_means(result["raw"] - result["corrupted"], gap, "prompt")
+
+
+def is_of_gaps(result: xr.DataArray | xr.Dataset, name: str) -> bool:
+    """Whether a quantity is a ratio for each of several prompts: their mean is one of ratios."""
+    parts = {"raw", "clean", "corrupted"}
+    known = isinstance(result, xr.Dataset) and parts <= {*result.variables}
+    return known and name == "normalized" and result[name].sizes.get("prompt", 1) > 1
 
 
 def variable(

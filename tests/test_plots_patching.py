@@ -180,7 +180,7 @@ def test_a_prompt_with_hardly_any_gap_does_not_carry_the_figure():
 def test_no_gap_on_average_is_refused_and_raw_is_drawn():
     data = streams()
     data["clean"][:] = data["corrupted"]
-    with pytest.raises(ValueError, match="variable='raw'"):
+    with pytest.raises(ValueError, match="wanted 'raw'"):
         plots.patching(data)
     assert plots.patching(data, prompt=1, variable="raw").data
 

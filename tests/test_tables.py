@@ -154,3 +154,30 @@ def test_results_of_lenses_heads_weights_and_memories_are_tables(nano, call, fir
     shown = mi.table(call(nano), 3)
     assert shown.frame.columns[0] == first
     assert 1 < len(shown.frame) <= 3
+
+
+def test_several_prompts_are_put_together_as_change_over_gap():
+    """A mean of ratios would follow the prompt whose clean and corrupted metric hardly differ."""
+    raw = np.array([[0.5, 0.2], [0.1, 0.9], [3.0, -2.0]])
+    clean, corrupted = np.array([1.0, 1.2, 0.004]), np.array([0.0, -0.3, 0.0])
+    result = xr.Dataset(
+        {
+            "raw": (("prompt", "component"), raw),
+            "normalized": (("prompt", "component"), (raw - corrupted[:, None]) / 1e-3),
+            "clean": ("prompt", clean),
+            "corrupted": ("prompt", corrupted),
+        },
+        {"component": ["0.attn", "0.mlp"]},
+    )
+    wanted = (raw - corrupted[:, None]).mean(0) / (clean - corrupted).mean()
+    shown = mi.table(result)
+    assert "mean change over mean gap of 3 prompts" in shown.caption
+    found = shown.frame.set_index("component")["normalized"]
+    np.testing.assert_allclose([found["0.attn"], found["0.mlp"]], wanted)
+    assert mi.top(result, 1).component.values.tolist() == ["0.attn"]
+    np.testing.assert_allclose(mi.top(result, 1).values, wanted[:1])
+    draws = (raw - corrupted[:, None] - wanted * (clean - corrupted)[:, None])[:, 0]
+    error = draws.std(ddof=1) / 3**0.5 / (clean - corrupted).mean()
+    assert shown.frame["normalized_se"][0] == pytest.approx(error)
+    with pytest.raises(ValueError, match="equal on average; wanted 'raw', or one prompt"):
+        mi.table(result.assign(clean=result.corrupted))

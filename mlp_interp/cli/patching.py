@@ -12,7 +12,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.patching import patch
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import encode, tokenizer_of
-from mlp_interp.results import ratio_of_means
+from mlp_interp.results import change_over_gap
 from mlp_interp.sites import FAMILIES, Site
 
 
@@ -140,13 +140,12 @@ def _rows(result: xr.Dataset, top: int) -> list[tuple[str, str, str]]:
     unpatched = 1.0 if result.attrs["direction"] == "noising" else 0.0
     rows = []
     for site in result["site"].values:
-        change = result["raw"].sel(site=site) - result["corrupted"]
-        dims = [str(dim) for dim in change.dims if dim != "prompt"]
-        gap = result["clean"] - result["corrupted"]
-        mean, error = (x.transpose(*dims).values for x in ratio_of_means(change, gap, "prompt"))
+        one = result.sel(site=site)
+        dims = [str(dim) for dim in one["raw"].dims if dim != "prompt"]
+        mean, error = (x.transpose(*dims).values for x in change_over_gap(one))
         order = np.argsort(-np.abs(mean - unpatched), axis=None, kind="stable")[:top]
         for index in zip(*np.unravel_index(order, mean.shape), strict=True):
-            at = {dim: int(change[dim].values[i]) for dim, i in zip(dims, index, strict=True)}
+            at = {dim: int(one[dim].values[i]) for dim, i in zip(dims, index, strict=True)}
             value = f"{mean[index]:+.3f}"
             if np.isfinite(error[index]):
                 value += f" ± {error[index]:.3f}"

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from mlp_interp.models import indices
 from mlp_interp.plots import _style as style
 from mlp_interp.plots import _tokens as tokens
-from mlp_interp.results import mean_and_error_over, ratio_of_means
+from mlp_interp.results import change_over_gap, is_of_gaps, mean_and_error_over
 from mlp_interp.sites import Site
 
 MAKER = "patching.patch"
@@ -117,9 +117,8 @@ class _Cells:
                     else ""
                 )
             )
-        parts = {"raw", "clean", "corrupted"} <= {*result.variables}
-        if variable == "normalized" and values.sizes["prompt"] > 1 and parts:
-            mean, error = _of_gaps(result)
+        if is_of_gaps(result, variable):
+            mean, error = change_over_gap(result)
             mean, error = mean.transpose(*dims), error.transpose(*dims)
             average, lost = "mean change over mean gap", 0
         else:
@@ -201,17 +200,6 @@ class _Cells:
     def error_text(self) -> str:
         """Hover text of the standard error, which stands in customdata[1]."""
         return " ± %{customdata[1]:.2g} (standard error)" if self.prompts > 1 else ""
-
-
-def _of_gaps(result: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean change from the corrupted run over the mean gap between the runs, and its error."""
-    gap = result["clean"] - result["corrupted"]
-    if not float(gap.mean()):
-        raise ValueError(
-            "'normalized' holds no finite value over all prompts: clean and corrupted metrics are "
-            "equal on average; draw variable='raw', or one prompt"
-        )
-    return ratio_of_means(result["raw"] - result["corrupted"], gap, "prompt")
 
 
 @dataclass(frozen=True)

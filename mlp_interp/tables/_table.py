@@ -11,7 +11,7 @@ import xarray as xr
 
 from mlp_interp.models.indices import count
 from mlp_interp.prompts.display import visible
-from mlp_interp.results import mean_and_error_over
+from mlp_interp.results import change_over_gap, is_of_gaps, mean_and_error_over
 from mlp_interp.tables.ranking import DRAWS, UNITS, averaged, chosen, error_of, labels_of, values_of
 
 __all__ = ["Table", "table"]
@@ -97,7 +97,8 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
     Works on what every analysis gives: an entry is a component, a head or a neuron, an edge, a cell
     of a patching grid. Entries are means over prompts, sequences or samples, and over positions
     where the result is one share or effect for each component; their errors are standard errors,
-    over prompts where the result has prompts, else its own.
+    over prompts where the result has prompts, else its own. ``normalized`` of several prompts is
+    their mean change over their mean gap: a mean of ratios follows the prompt of the least gap.
 
     Args:
         result: A result.
@@ -117,8 +118,8 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
         >>> model = load_model("nano")
         >>> result = patch(model, prompts.ioi(model, n=4, seed=0), sites="z")
         >>> heads = table(result, 2)
-        >>> heads.caption
-        'normalized, 0 corrupted, 1 clean: the 2 largest of 24, mean of 4 prompts ± standard error'
+        >>> heads.caption.split(": ")[1]
+        'the 2 largest of 24, mean change over mean gap of 4 prompts ± standard error'
         >>> heads.frame.columns.tolist()
         ['component', 'normalized', 'normalized_se', 'raw', 'raw_se']
     """
@@ -178,6 +179,10 @@ def _measured(
     """Mean and error of a variable for each entry, in the order of `cells`."""
     if held.dtype.kind not in "fiu":
         return {name: _flat(held, cells)}
+    if isinstance(result, xr.Dataset) and "prompt" not in cells and is_of_gaps(result, name):
+        whole = [dim for dim in held.dims if dim == "pos" and dim not in cells]
+        mean, error = change_over_gap(result.assign(raw=result["raw"].mean(whole)))
+        return {name: _flat(mean, cells), f"{name}_se": _flat(error, cells)}
     held = held.mean([dim for dim in held.dims if dim == "pos" and dim not in cells])
     draws = [dim for dim in held.dims if dim not in cells]
     if draws:
@@ -230,7 +235,8 @@ def _caption(
     draws = [dim for dim in array.dims if dim in DRAWS]
     over = [f"{array.sizes[dim]} {dim}s" for dim in draws if array.sizes[dim] > 1]
     if over:
-        over[0] = f"mean of {over[0]} ± standard error"
+        mean = "mean change over mean gap" if is_of_gaps(result, main) else "mean"
+        over[0] = f"{mean} of {over[0]} ± standard error"
     elif f"{main}_se" in rows:
         over = ["± standard error"]
     return f"{what}: {', '.join([f'the {len(rows)} largest of {n}', *over])}"

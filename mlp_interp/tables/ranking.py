@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.models.indices import count
+from mlp_interp.results import change_over_gap, is_of_gaps
 from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
 
 __all__ = [
@@ -99,6 +100,8 @@ def top(
 ) -> xr.DataArray:
     """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
 
+    Where ``normalized`` is of several prompts, that is their mean change over their mean gap.
+
     Args:
         result: What is ranked: shares, effects, patching results. `table` prints them with their
             errors.
@@ -119,7 +122,10 @@ def top(
         >>> top(xr.DataArray([1.0, -3.0, 2.0], {"component": ["a", "b", "c"]}), 2).component.values
         array(['b', 'c'], dtype='<U1')
     """
-    array = named(chosen(result, value))
+    array = chosen(result, value)
+    if isinstance(result, xr.Dataset) and is_of_gaps(result, str(array.name)):
+        array = change_over_gap(result)[0].rename(array.name)
+    array = named(array)
     known = [name for name in _RANKED if name in array.dims or name in array.coords]
     dim = (known or [_RANKED[0]])[0] if dim is None else dim
     over: tuple[Hashable, ...] = array.coords[dim].dims if dim in array.coords else (dim,)
