@@ -482,6 +482,23 @@ def test_double_precision(kind, backend):
     xr.testing.assert_allclose(*values, rtol=1e-3, atol=1e-4)
 
 
+def test_the_default_precision_is_the_user_s_own(small):
+    tokens = torch.tensor([[0, 5, 6, 5, 6, 7], [0, 9, 8, 9, 8, 8]])
+    asked = [
+        lambda: of_heads.roles(small, sample=64).drop_vars("component"),
+        lambda: of_heads.match(small, sample=64),
+        lambda: of_heads.detect(small, tokens).drop_vars("component"),
+        lambda: of_heads.detect(small, n=2, period=4).drop_vars("component"),
+    ]
+    before = [call() for call in asked]
+    torch.set_default_dtype(torch.float64)
+    try:
+        for wanted, call in zip(before, asked, strict=True):
+            xr.testing.assert_allclose(call(), wanted, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.skipif(not HAS_HOOKED, reason="only this class takes any sizes")
 def test_heads_wider_than_the_stream_and_tokens_that_are_never_predicted():
     turned = {"positional_embedding_type": "rotary", "rotary_dim": 4}

@@ -238,12 +238,12 @@ def _by_distance(
     size, texts = real.shape[1], (of_texts.queries > 0).sum(0)
     distance = torch.arange(size)[:, None] - torch.arange(size)
     below = distance >= 0
-    counts = torch.zeros(size)
+    counts = torch.zeros(size, dtype=torch.float32)
     seen = real.sum(0).cpu().float()  # texts that have each query
     counts.index_add_(0, distance[below], seen[:, None].expand(size, size)[below])
     found = []
     for _, total in sorted((watch.total or {}).items()):
-        sums = torch.zeros(len(total), size)
+        sums = torch.zeros(len(total), size, dtype=torch.float32)
         sums.index_add_(1, distance[below], total.cpu()[:, below])
         found.append((sums / counts.clamp_min(1)) @ of_texts.by_distance / texts)
     return torch.stack(found)

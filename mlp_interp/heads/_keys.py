@@ -70,12 +70,14 @@ class Keys:
 
     def weights(self) -> Float[Tensor, "batch pos source kind"]:
         """One over the text's queries of a kind, at the keys of that kind."""
-        return self.mask / self.queries.clamp_min(1)[:, None, None]
+        return self.mask.float() / self.queries.clamp_min(1)[:, None, None]
 
     def uniform(self) -> Float[Tensor, "batch kind"]:
         """What attention without preference pays to such keys; NaN in texts that have none."""
         size = self.mask.shape[1]
-        each = self.mask.sum(2) / torch.arange(1, size + 1, device=self.mask.device)[:, None]
+        each = (
+            self.mask.sum(2).float() / torch.arange(1, size + 1, device=self.mask.device)[:, None]
+        )
         return each.sum(1) / self.queries
 
     def by_distance(self) -> Float[Tensor, "distance kind"]:

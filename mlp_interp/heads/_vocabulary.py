@@ -203,7 +203,8 @@ class Vocabulary:
 
 def _shares(weights: Weights, tokens: Tensor, frequencies: Any) -> Float[Tensor, " token"]:
     if frequencies is None:
-        return torch.full((len(tokens),), 1 / len(tokens), device=tokens.device)
+        even = 1 / len(tokens)
+        return torch.full((len(tokens),), even, dtype=torch.float32, device=tokens.device)
     wanted = f"one number from 0 for each of the {weights.d_vocab} tokens, some above"
     given = checked_tensor("frequencies", frequencies, wanted).to(tokens.device, torch.float32)
     if given.shape != (weights.d_vocab,) or not bool(
