@@ -29,6 +29,7 @@ from mlp_interp.probes._read import Place, layers_held
 from mlp_interp.probes._ridge import _some, ridge, ridge_of_folds
 from mlp_interp.probes._scores import of_tokens
 from mlp_interp.probes._splits import Splits, shuffled
+from mlp_interp.probes._sums import Sums
 
 CITIES = {
     "Paris": (48.9, 2.4), "Berlin": (52.5, 13.4), "Rome": (41.9, 12.5), "Madrid": (40.4, -3.7),
@@ -206,6 +207,13 @@ def test_the_strength_of_ridge_is_that_of_groups_left_out() -> None:
             error += (((Z[~kept] - mean) @ w + middle - y[~kept]) ** 2).sum()
         errors.append(error)
     assert line.alpha == pytest.approx(alphas[int(np.argmin(errors))])
+    # Of several outputs each counts alike, whatever its unit.
+    rest = rng.standard_normal(12)[groups]
+    alone, alike, large = (
+        ridge(X, [values], groups, alphas)[0].alpha
+        for values in (rest[:, None], np.c_[y, rest], np.c_[y, 1e3 * rest])
+    )
+    assert large == alike != alone
 
 
 @pytest.mark.parametrize(("n", "d"), [(150, 40), (60, 40), (40, 70)])
@@ -231,6 +239,17 @@ def test_ridge_of_folds_is_that_of_what_each_leaves(n: int, d: int) -> None:
             A = np.vstack([Z, np.sqrt(line.alpha) * np.eye(d)])
             w = np.linalg.lstsq(A, np.vstack([theirs, np.zeros((d, 2))]))[0]
             np.testing.assert_allclose(line(X[kept]) - values[kept].mean(0), Z @ w, atol=1e-9)
+
+
+def test_sums_of_parts_are_those_of_all() -> None:
+    rng = np.random.default_rng(0)
+    part = np.repeat([0, 1, 2], [5, 9, 2])
+    X, Y = (rng.standard_normal((16, d)) + part[:, None] for d in (4, 3))
+    found = Sums.together([Sums.of(X[part == n], Y[part == n]) for n in range(3)])
+    x, y = X - X.mean(0), Y - Y.mean(0)
+    wanted = Sums(16, X.mean(0), Y.mean(0), x.T @ x, x.T @ y, (y**2).sum(0))
+    for name, value in vars(wanted).items():
+        np.testing.assert_allclose(getattr(found, name), value, err_msg=name)
 
 
 def test_strengths_below_rounding_are_as_good_as_that() -> None:
