@@ -362,7 +362,13 @@ def test_groups_stay_together_and_classes_are_spread(nano: Any) -> None:
         assert counts.max() - counts.min() <= 4  # one entity
     fitted, tested = splits.parts(1)
     assert sorted([*fitted, *tested]) == list(range(80))
-    values = shuffled(data, splits, np.random.default_rng(0))
+    exchanged = shuffled(data, splits, np.random.default_rng(0))
+    values = exchanged.values
+    for number in (0, 1):  # dealt out anew, as evenly
+        counts = np.bincount(exchanged.fold[values[:, 0] == number], minlength=4)
+        assert counts.max() - counts.min() <= 4
+    for entity in {*data.entity}:
+        assert len({*exchanged.fold[data.entity == entity]}) == 1
     assert (values != data.values).any()
     assert np.bincount(values[:, 0].astype(int)).tolist() == np.bincount(data.labels).tolist()
     for entity in {*data.entity}:
@@ -468,6 +474,32 @@ def test_probes_of_classes(nano: Any, refusals: Labelled, kind: Any, tmp_path: A
     assert float((called == found.target.isel(output=0)).mean()) > 0.98
     again = results.load(results.save(found, tmp_path / "probe.nc"))
     np.testing.assert_array_equal(again.coef, found.coef)
+
+
+@pytest.mark.parametrize("kind", ["mean_difference", "lda"])
+def test_what_cannot_be_read_is_not_selective(nano: Any, kind: Any) -> None:
+    """Prompts are the same at the embedding; what follows from the year is read further on."""
+    drawn = np.random.default_rng(0).permutation(49) % 2 > 0
+    rows = [
+        {"n": f"{n:02d}", "odd": n % 4 == 3, "drawn": bool(drawn[n // 2]), "late": n > 50}
+        for n in range(1, 99, 2)
+    ]
+    text = "The war lasted from the year 17{n} to the year 17"
+    of = {"text": text, "entity": "n", "position": "last"}
+    few, none, late = (
+        Labelled.of(nano, some, y=y, **of)
+        for some, y in ((rows[:10], "odd"), (rows, "drawn"), (rows, "late"))
+    )
+    same = probes.probe(nano, few, layers=0, kind=kind).sel(layer=-1)
+    assert (same.score == 0.5).all()  # of each class as many were fitted on, and tested
+    assert (same.control == 0.5).all()
+    nothing = probes.probe(nano, none, layers=2, kind=kind).sel(layer=2)
+    assert abs(nothing.selectivity) < 2 * nothing.selectivity_se
+    something = probes.probe(nano, late, layers=2, kind=kind).sel(layer=2)
+    assert something.selectivity > 0.4 > 2 * something.selectivity_se
+    deviation = something.control.std("draw", ddof=1)
+    own = max(float(deviation), float(something.score_se)) ** 2 + float(deviation) ** 2 / 5
+    assert float(something.selectivity_se) == pytest.approx(own**0.5)
 
 
 def test_probes_of_several_classes_and_of_neurons(nano: Any) -> None:

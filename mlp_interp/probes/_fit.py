@@ -9,7 +9,7 @@ import numpy as np
 from mlp_interp.models.options import check_choice
 from mlp_interp.probes._linear import Line, discriminant, logistic, needs_sklearn
 from mlp_interp.probes._ridge import ridge, ridge_of_folds
-from mlp_interp.probes._splits import Splits
+from mlp_interp.probes._splits import Labelling, Splits
 from mlp_interp.probes.labelled import Labelled
 
 __all__ = ["Fitter", "Kind"]
@@ -75,16 +75,20 @@ class Fitter:
         return [discriminant(X, labels, shrinkage) for labels in each]
 
     def of_folds(
-        self, X: np.ndarray, labellings: Sequence[np.ndarray], splits: Splits
+        self, X: np.ndarray, labellings: Sequence[Labelling], splits: Splits
     ) -> Iterator[list[Line]]:
-        """Lines fitted on all prompts but those of each fold, in turn, and then on all."""
-        if self.kind == "ridge":
-            yield from ridge_of_folds(X, labellings, splits.group, self.alphas, splits.fold)
+        """Lines fitted on all prompts but those of each one's fold, in turn, and then on all."""
+        values = [labelling.values for labelling in labellings]
+        if self.kind == "ridge":  # of numbers, which all have the same folds
+            yield from ridge_of_folds(X, values, splits.group, self.alphas, splits.fold)
             return
         for fold in range(splits.folds):
-            rows, _ = splits.parts(fold)
-            yield self(X[rows], [values[rows] for values in labellings], splits.group[rows])
-        yield self(X, labellings[:1], splits.group)
+            fitted = [labelling.parts(fold)[0] for labelling in labellings]
+            yield [
+                self(X[rows], [some[rows]], splits.group[rows])[0]
+                for some, rows in zip(values, fitted, strict=True)
+            ]
+        yield self(X, values[:1], splits.group)
 
 
 def _check_numbers(data: Labelled) -> None:

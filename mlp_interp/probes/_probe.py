@@ -12,7 +12,7 @@ from mlp_interp.models.protocol import Model
 from mlp_interp.probes._fit import Fitter, Kind
 from mlp_interp.probes._read import Place, layers_held
 from mlp_interp.probes._scores import by_output, of_tokens, score
-from mlp_interp.probes._splits import Split, Splits, shuffled
+from mlp_interp.probes._splits import Labelling, Split, Splits, shuffled
 from mlp_interp.probes.labelled import Labelled, check_data
 from mlp_interp.results import mean_and_error_over, strings, variable
 
@@ -57,7 +57,8 @@ def probe(
             not learned from?) or nothing: ``"prompt"``.
         alphas: Strengths that ridge (of standardised activations) and logistic regression choose
             among.
-        controls: How often to do it all with labels exchanged among entities.
+        controls: How often to do it all with labels exchanged among entities, and classes dealt
+            out to folds anew, as evenly as the true ones.
         seed: Draws folds and controls.
         batch_size: Prompts that run at once.
 
@@ -69,8 +70,9 @@ def probe(
         over folds and `score_se`, the spread of folds over the root of their number (they share
         most of what they are fitted on, so it is somewhat small). `by_output`: R², or AUROC against
         the other classes. `control`: the mean over folds with exchanged labels; `selectivity`: mean
-        less the controls' mean, with `selectivity_se`. `baseline`: the same score of the mean label
-        of the token at the position (NaN where means are read). `prediction`: what was said of each
+        less the controls' mean, with `selectivity_se`, in which the spread of controls stands for
+        `score_se` where it is larger. `baseline`: the same score of the mean label of the token at
+        the position (NaN where means are read). `prediction`: what was said of each
         prompt when it was tested, in the labels' units, for classes in how much speaks for it, and
         `target` what it was to be. `coef`, `intercept`: lines in units of the activation, fitted on
         all prompts, with `alpha` (NaN at the embedding of neurons' sites, which has no neurons).
@@ -102,7 +104,7 @@ def probe(
     fitter = Fitter.of(data, kind, alphas, seed)
     splits = Splits(data, folds, split, seed)
     rng = np.random.default_rng(seed)
-    labellings = [data.values, *(shuffled(data, splits, rng) for _ in range(controls))]
+    labellings = [splits.true, *(shuffled(data, splits, rng) for _ in range(controls))]
     with layers_held(model, data, place) as held:
         of_layers = [_at_layer(X, labellings, splits, fitter) for _, X in held]
     width = max(found["coef"].shape[1] for found in of_layers)
@@ -127,7 +129,7 @@ def probe(
 
 
 def _at_layer(
-    X: np.ndarray, labellings: Sequence[np.ndarray], splits: Splits, fitter: Fitter
+    X: np.ndarray, labellings: Sequence[Labelling], splits: Splits, fitter: Fitter
 ) -> dict[str, np.ndarray]:
     """All that is measured of one layer's activations."""
     scores = np.empty((len(labellings), splits.folds))
@@ -136,7 +138,11 @@ def _at_layer(
     for fold in range(splits.folds):
         lines, (_, tested) = next(fits), splits.parts(fold)
         held_out = X[tested]
-        for n, (line, values) in enumerate(zip(lines, labellings, strict=True)):
+        for n, (line, labelling) in enumerate(zip(lines, labellings, strict=True)):
+            values = labelling.values
+            if labelling.fold is not splits.fold:
+                _, tested = labelling.parts(fold)
+                held_out = X[tested]
             said = line(held_out)
             scores[n, fold] = score(said, values[tested], values.var(0), fitter.classes)
             if n == 0:
@@ -213,5 +219,7 @@ def _dataset(
     result["selectivity"] = (mean - apart).assign_attrs(
         unit=what, long_name="mean score less the controls'"
     )
-    result["selectivity_se"] = ((error**2 + spread**2) ** 0.5).assign_attrs(unit=what)
+    # One draw strays as far by chance as controls do, though folds may agree, which share prompts.
+    own = np.maximum(error, spread * result.sizes["draw"] ** 0.5)
+    result["selectivity_se"] = ((own**2 + spread**2) ** 0.5).assign_attrs(unit=what)
     return result

@@ -1,6 +1,7 @@
 """Who is fitted on and who is tested on: folds of groups that stay together."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,18 +10,43 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 from mlp_interp.probes.labelled import Labelled
 
-__all__ = ["Split", "Splits", "shuffled"]
+__all__ = ["Labelling", "Split", "Splits", "shuffled"]
 
 Split = Literal["entity", "template", "prompt"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """Labels, and how prompts are dealt out that have them.
+
+    Attributes:
+        values: ``[prompt, output]``.
+        fold: The fold of each prompt.
+    """
+
+    values: np.ndarray
+    fold: np.ndarray
+
+    def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which prompts are fitted on, and which tested on."""
+        tested = self.fold == fold
+        return np.flatnonzero(~tested), np.flatnonzero(tested)
+
+    def complete(self) -> bool:
+        """Whether every class is among those fitted on, whichever fold is tested on."""
+        labels = self.values[:, 0]
+        every = len({*labels})
+        return all(len({*labels[self.fold != f]}) == every for f in {*self.fold})
 
 
 class Splits:
     """Prompts in folds.
 
     Attributes:
-        fold: The fold of each prompt.
-        group: Number of the group that each stays together with.
+        true: The labels as they are, with their folds.
+        group: Number of the group that each prompt stays together with.
         folds: How many folds.
+        by_class: Whether groups of one class are dealt out in turn.
     """
 
     def __init__(self, data: Labelled, folds: int, split: Split, seed: int) -> None:
@@ -41,26 +67,30 @@ class Splits:
                 f"folds={folds} of {len(names)} groups by {split}; wanted at most as many folds as "
                 "groups, and at least three groups"
             )
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(len(names))
-        if data.classes is not None and split != "template":
-            order = order[np.argsort(data.labels[first][order], kind="stable")]
-        turn = np.empty(len(names), int)
-        turn[order] = np.arange(len(names)) % self.folds
-        self.fold = turn[self.group]
+        self._first = first
+        self.by_class = data.classes is not None and split != "template"
+        self.true = self.dealt(data.values, np.random.default_rng(seed))
         if data.classes is not None:
             self._check_classes(data, split)
         self._warn_of_leaks(data, split)
 
+    @property
+    def fold(self) -> np.ndarray:
+        """The fold of each prompt."""
+        return self.true.fold
+
     def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Which prompts are fitted on, and which tested on."""
-        tested = self.fold == fold
-        return np.flatnonzero(~tested), np.flatnonzero(tested)
+        return self.true.parts(fold)
 
-    def complete(self, labels: np.ndarray) -> bool:
-        """Whether every class is among those fitted on, whichever fold is tested on."""
-        every = len({*labels})
-        return all(len({*labels[self.fold != f]}) == every for f in range(self.folds))
+    def dealt(self, values: np.ndarray, rng: np.random.Generator) -> Labelling:
+        """Labels with their groups dealt out to folds."""
+        order = rng.permutation(len(self._first))
+        if self.by_class:
+            order = order[np.argsort(values[self._first, 0][order], kind="stable")]
+        turn = np.empty(len(order), int)
+        turn[order] = np.arange(len(order)) % self.folds
+        return Labelling(values, turn[self.group])
 
     def _check_classes(self, data: Labelled, split: str) -> None:
         for number, name in enumerate(data.classes or ()):
@@ -87,8 +117,12 @@ class Splits:
 
 def shuffled(
     data: Labelled, splits: Splits, rng: np.random.Generator, tries: int = 100
-) -> np.ndarray:
+) -> Labelling:
     """Labels exchanged among entities: prompts of one entity still have one label.
+
+    Classes are dealt out to folds anew, as evenly as the true ones: where a fold has more of a
+    class than it should, those that are fitted on have less, and where nothing can be read a line
+    that says what it saw most of is then wrong more often than not.
 
     Raises:
         ValueError: The folds are so small that some class is never left to be fitted on.
@@ -96,8 +130,9 @@ def shuffled(
     _, first, of = np.unique(data.entity, return_index=True, return_inverse=True)
     for _ in range(tries):
         values = data.values[first][rng.permutation(len(first))][of]
-        if data.classes is None or splits.complete(values[:, 0]):
-            return values
+        found = splits.dealt(values, rng) if splits.by_class else Labelling(values, splits.fold)
+        if data.classes is None or found.complete():
+            return found
     raise ValueError(
         f"controls: {len(first)} entities in {splits.folds} folds leave out some class when labels "
         "are shuffled; wanted more entities, or controls=0"
