@@ -146,7 +146,7 @@ def test_what_is_kept_is_what_was_named(kind, tokens):
     named = ["2.mlp", "blocks.1.attn.hook_z", Site("post", 0), "L0H1"]
     assert [site.label for site in kept_sites(weights, named)] == ["2.mlp", "1.z", "0.post", "L0H1"]
     assert "pattern" not in {site.name for site in kept_sites(weights, "all")}
-    with pytest.raises(ValueError, match="sites='nobody' is not .*; wanted 'all', 'resid_pre',"):
+    with pytest.raises(ValueError, match=r"sites='nobody' is not .*; wanted 'all', 'resid_pre',"):
         run(kind(), tokens, sites="nobody")
 
 
