@@ -117,9 +117,12 @@ def test_keys_are_found_batch_by_batch(nano, monkeypatch):
         lambda cls, tokens, *rest: sizes.append(len(tokens)) or of(cls, tokens, *rest)
     )
     monkeypatch.setattr(Keys, "of", counted)
-    found = of_heads.detect(nano, n=8, period=4, batch_size=3)
-    assert sizes == [3, 3, 3]  # one of them without a repetition
-    assert found.queries.sel(kind=["previous", "induction"]).values.tolist() == [64, 32]
+    found = of_heads.detect(nano, n=7, period=4, batch_size=3)
+    assert sizes == [3, 3, 3, 3, 3]  # eight of them without a repetition
+    chance = found.expected_se.sel(layer=1)
+    assert (chance.sel(kind=["duplicate", "induction"]) > 0).all()
+    assert np.isnan(chance.sel(kind=["previous", "first", "self"])).all()
+    assert found.queries.sel(kind=["previous", "induction"]).values.tolist() == [56, 28]
 
 
 def test_texts_that_come_twice(nano):

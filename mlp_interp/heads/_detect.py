@@ -120,8 +120,9 @@ def detect(
         progress: Show a progress bar.
 
     Returns:
-        A Dataset over ``kind, layer, head``: ``score``, ``score_se`` (over texts) and ``expected``;
-        over ``kind`` ``queries``, how many there were. NaN where there were none.
+        A Dataset over ``kind, layer, head``: ``score``, ``score_se`` (over texts), ``expected`` and
+        ``expected_se`` (over texts without a repetition; NaN for what is not of such); over
+        ``kind`` ``queries``, how many there were. NaN where there were none.
 
     Raises:
         ValueError: An unknown kind or one named twice; a number below 1; a period that does not fit
@@ -153,27 +154,31 @@ def detect(
         tokens, real, data = weights.checked(texts.tokens), texts.real, texts.attrs["data"]
     watch = _Watch(total={} if corpus is not None else None)
     expected = torch.full((weights.n_layers, weights.n_heads, len(kinds)), torch.nan)
+    expected_se = expected.clone()
     repeating = any(kind in REPEATING for kind in kinds)
     controls = drawn.controls if repeating and drawn is not None else tokens[:0]
     there = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
     # Texts without a repetition are asked about the places of those with one.
-    both = (torch.cat([x, x[: len(controls)]]) for x in (tokens, there))
+    places = torch.arange(len(tokens) + len(controls), device=tokens.device) % len(tokens)
+    both = (x[places] for x in (tokens, there))
     ran = _Ran(torch.cat([tokens, controls]), *both)
     of_texts = _run(model, watch, ran, kinds, batch_size, progress)
     every, queries = watch.scores(), of_texts.queries[: len(tokens)]
     if len(controls):
-        expected[:] = every[..., len(tokens) :].mean(-1)
+        expected[:], expected_se[:] = mean_and_error(every[..., len(tokens) :])
     elif repeating:
         expected[:] = _by_distance(watch, of_texts, there)
     for i, kind in enumerate(kinds):
         if kind not in REPEATING:
             expected[:, :, i] = of_texts.uniform[: len(tokens), i].nanmean()
+            expected_se[:, :, i] = torch.nan
     score, error = mean_and_error(_without(every[..., : len(tokens)], queries))
     dims = ("layer", "head", "kind")
     variables = {
         "score": variable(dims, score, unit="attention", long_name="mean attention on such keys"),
         "score_se": variable(dims, error, unit="attention", long_name="error over texts"),
-        "expected": variable(dims, expected, unit="attention", long_name="without a preference"),
+        "expected": variable(dims, expected, unit="attention", long_name="the same by chance"),
+        "expected_se": variable(dims, expected_se, unit="attention", long_name="error over texts"),
         "queries": variable("kind", queries.sum(0), unit="queries"),
     }
     units, layers = range(weights.n_heads), range(weights.n_layers)

@@ -45,11 +45,14 @@ _ABOUT = {  # unit and long name
     "copying_null": ("share", "its deviation by chance"),
     "score": ("attention", "of the reader to the token after the same token, on data"),
     "score_se": ("attention", "error over texts"),
-    "expected": ("attention", "the same without a repetition"),
+    "expected": ("attention", "the same by chance"),
+    "expected_se": ("attention", "error over texts"),
     "score_share": ("share", "of the attention margin that the writer's part of keys makes"),
     "knockout": ("nats", "rise of the loss on repeated tokens without the writer's part of keys"),
     "knockout_se": ("nats", "error over texts"),
 }
+
+_SCORES = "score", "score_se", "expected", "expected_se"
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,12 @@ def induction(
     deviation by chance.
 
     Then texts are asked: ``score``, the reader's attention to the token after an earlier
-    occurrence, beside ``expected``; ``score_share``, how much of its preference for these keys the
-    writer's part of the keys makes; ``knockout``, how much the loss on repeated tokens rises if
-    that part is the same everywhere. Heads that do the same stand in for each other, so that a
-    circuit may well have no ``knockout``; heads that share keys all lose the part. ``strength`` is
-    ``"strong"`` where ``score`` is at least 0.4 and ``score_share`` 0.5; else ``"weak"``.
+    occurrence, beside ``expected`` (with ``expected_se``); ``score_share``, how much of its
+    preference for these keys the writer's part of the keys makes; ``knockout``, how much the loss
+    on repeated tokens rises if that part is the same everywhere. Heads that do the same stand in
+    for each other, so that a circuit may well have no ``knockout``; heads that share keys all lose
+    the part. ``strength`` is ``"strong"`` where ``score`` is at least 0.4 and ``score_share`` 0.5;
+    else ``"weak"``.
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
@@ -223,7 +227,7 @@ def _on_data(
         at = data.sel(layer=reader.layer, head=reader.unit)
         rows.append(
             row
-            | {name: float(at[name]) for name in ("score", "score_se", "expected")}
+            | {name: float(at[name]) for name in _SCORES}
             | {"score_share": share, "knockout": float(knockout), "knockout_se": float(error)}
         )
     return rows

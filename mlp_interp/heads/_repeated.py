@@ -15,7 +15,7 @@ from mlp_interp.prompts.tokenizing import ids_in_text
 __all__ = ["Repeated"]
 
 _CONTROLS = 8
-"""One text without repetition for so many with it."""
+"""One text without repetition for so many with it, and so many at least: few differ widely."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Repeated:
         generator = torch.Generator().manual_seed(checked_seed(seed))
         orders = [
             torch.randperm(len(known), generator=generator)[: 2 * period]
-            for _ in range(n + max(1, n // _CONTROLS))
+            for _ in range(n + max(_CONTROLS, n // _CONTROLS))
         ]
         drawn = known[torch.stack(orders)]
         once = drawn[:n, :period]
