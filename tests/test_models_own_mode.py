@@ -42,6 +42,33 @@ def test_gradients_are_the_same_in_every_mode(kind, backend, engine, mode, name)
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_what_weights_and_layers_say_is_the_same_in_every_mode(kind, mode):
+    model = kind("parallel", BACKENDS[0], "raw")
+    tokens = torch.tensor([[0, 5, 6, 5, 6, 7], [0, 9, 8, 9, 8, 8]])
+
+    def all_of_them():
+        return [
+            mi.heads.compose(model, measure="overlap"),
+            mi.heads.detect(model, tokens),
+            mi.heads.match(model, sample=64),
+            mi.heads.read_shares(model, tokens, "L1H2.k"),
+            mi.weights.table(model, "L1H2.OV", k=2, best=2),
+            mi.weights.subspaces(model, "L0H1", "L1H0.q"),
+            mi.lens.read(model, tokens, k=2),
+            mi.lens.over(model, tokens),
+            mi.lens.read_parts(model, tokens),
+            mi.neurons.composition(model, tokens),
+            mi.neurons.pursue(model, 5, steps=2),
+        ]
+
+    expected = all_of_them()
+    with MODES[mode]():
+        found = all_of_them()
+    for one, other in zip(found, expected, strict=True):
+        xr.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_exchanges_are_the_same_in_every_mode(kind, mode):
     model, contrast = kind("sequential", BACKENDS[0], "raw"), contrast_of()
     edges = mi.edge_attribution(model, contrast)

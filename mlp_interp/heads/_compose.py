@@ -22,6 +22,7 @@ from mlp_interp.heads._which import (
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import each
 from mlp_interp.models.options import check_choice, checked_number, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import strings, variable
@@ -39,6 +40,7 @@ _NUMBERS = 2**25
 take as much; then readers of half their number are held beside them."""
 
 
+@own_mode()
 @torch.no_grad()
 def compose(
     model: Model,

@@ -15,6 +15,7 @@ from mlp_interp.heads._repeated import Repeated
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.indices import count, distinct
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.results import mean_and_error, variable
@@ -79,6 +80,7 @@ class _OfTexts:
     by_distance: Float[Tensor, "distance kind"]
 
 
+@own_mode()
 @torch.no_grad()
 def detect(
     model: Model,

@@ -20,6 +20,7 @@ from mlp_interp.heads._vocabulary import SAMPLE, Vocabulary
 from mlp_interp.heads._which import head_coords
 from mlp_interp.models import Unembed, Weights, describe
 from mlp_interp.models.heads import Heads
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.prompts.texts import padded_texts
@@ -64,6 +65,7 @@ class _Static:
     held: dict[int, Heads]
 
 
+@own_mode()
 @torch.no_grad()
 def induction(
     model: Model,

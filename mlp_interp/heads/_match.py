@@ -20,6 +20,7 @@ from mlp_interp.heads._which import (
 )
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import variable
@@ -97,6 +98,7 @@ class Matching:
         return float(((queries * keys).sum(-1) / deviation.clamp_min(1e-300)).mean())
 
 
+@own_mode()
 @torch.no_grad()
 def match(
     model: Model,

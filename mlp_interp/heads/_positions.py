@@ -13,6 +13,7 @@ from mlp_interp.heads._vocabulary import SAMPLE, Moments, Vocabulary
 from mlp_interp.heads._which import by_layer, checked_distances, head_coords, listed_heads
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import variable
@@ -79,6 +80,7 @@ def check_rotated(weights: Weights, what: str) -> None:
         )
 
 
+@own_mode()
 @torch.no_grad()
 def positions(
     model: Model,

@@ -17,6 +17,7 @@ from mlp_interp.heads._which import checked_distances
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenSource
 from mlp_interp.results import to_numpy, variable
@@ -44,6 +45,7 @@ _ABOUT = {  # unit and long name
 }
 
 
+@own_mode()
 @torch.no_grad()
 def roles(
     model: Model,

@@ -12,6 +12,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.rotary import rotary_at
 from mlp_interp.prompts.texts import padded_texts
@@ -66,6 +67,7 @@ def streams_before(
     return decompose(model, cache, level=level, layer=layer, attention_mask=mask)
 
 
+@own_mode()
 @torch.no_grad()
 def split_scores(
     model: Model,

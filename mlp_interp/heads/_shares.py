@@ -16,6 +16,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
@@ -66,6 +67,7 @@ class _Sums:
         return top, bottom
 
 
+@own_mode()
 @torch.no_grad()
 def read_shares(
     model: Model,

@@ -12,6 +12,7 @@ from mlp_interp.lens._read import Lenses, chosen_layers, lenses_of
 from mlp_interp.lens.labels import finished
 from mlp_interp.lens.means import EACH, LensMeans
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -22,6 +23,7 @@ __all__ = ["over"]
 _PAIRS = ("kl_pairs", "agreement_pairs")
 
 
+@own_mode()
 @torch.no_grad()
 def over(
     model: Model,

@@ -14,6 +14,7 @@ from mlp_interp.lens.promotion import Promotion
 from mlp_interp.lens.said import Said
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.precision import warn_of_rounding
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.unembed import Unembed
@@ -31,6 +32,7 @@ _ABOUT = {
 }
 
 
+@own_mode()
 @torch.no_grad()
 def read_parts(
     model: Model,

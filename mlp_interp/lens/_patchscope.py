@@ -17,6 +17,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count, index, indices
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
@@ -35,6 +36,7 @@ _ABOUT = {
 }
 
 
+@own_mode()
 @torch.no_grad()
 def patchscope(
     model: Model,

@@ -20,6 +20,7 @@ from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import to_numpy
@@ -30,6 +31,7 @@ __all__ = ["chosen_layers", "lenses_of", "read"]
 Lenses = Lens | Mapping[str, Lens] | None
 
 
+@own_mode()
 @torch.no_grad()
 def read(
     model: Model,

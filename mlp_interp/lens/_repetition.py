@@ -11,6 +11,7 @@ from mlp_interp.lens.lens import Lens
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import first_token
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import mean_and_error_over, variable
@@ -18,6 +19,7 @@ from mlp_interp.results import mean_and_error_over, variable
 __all__ = ["repetition"]
 
 
+@own_mode()
 @torch.no_grad()
 def repetition(
     model: Model,

@@ -15,6 +15,7 @@ from mlp_interp.models.finite import check_finite
 from mlp_interp.models.indices import each
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.options import checked_number, checked_tensor
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.results import strings, to_numpy, variable
@@ -22,6 +23,7 @@ from mlp_interp.results import strings, to_numpy, variable
 __all__ = ["read_vectors"]
 
 
+@own_mode()
 @torch.no_grad()
 def read_vectors(
     model: Model,

@@ -14,6 +14,7 @@ from mlp_interp.lens.moments import StreamMoments, solved
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -21,6 +22,7 @@ from mlp_interp.prompts.texts import padded_texts
 __all__ = ["linear", "mean"]
 
 
+@own_mode()
 @torch.no_grad()
 def mean(
     model: Model,
@@ -57,6 +59,7 @@ def mean(
     return replace(made, bias=(means[-1] - means).float()).named(**_said(found))
 
 
+@own_mode()
 @torch.no_grad()
 def linear(
     model: Model,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import Unembed, Weights, describe
 from mlp_interp.models.indices import distinct
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import check_first
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import TokenStreams, streams_of
@@ -23,6 +24,7 @@ _SOURCES = {"embed": "embed", "embed+0.mlp": "extended"}
 _ROWS = 512
 
 
+@own_mode()
 @torch.no_grad()
 def bigrams(
     model: Model,

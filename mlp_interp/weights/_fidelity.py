@@ -11,6 +11,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count, checked_counts, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
@@ -24,6 +25,7 @@ _WAYS = ("transpose", "pseudoinverse")
 _SEQUENCES = 8
 
 
+@own_mode()
 @torch.no_grad()
 def embedding_fidelity(
     model: Model,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import to_numpy, variable
 from mlp_interp.sites import Site
@@ -22,6 +23,7 @@ _SAME = 1e-3
 """Singular values closer than this, as a share, are one group: their directions are anybody's."""
 
 
+@own_mode()
 @torch.no_grad()
 def singular(
     model: Model,

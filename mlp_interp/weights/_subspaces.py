@@ -13,6 +13,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.heads import Heads
 from mlp_interp.models.indices import each
 from mlp_interp.models.options import checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import variable
@@ -22,6 +23,7 @@ from mlp_interp.weights.matrices import readout
 __all__ = ["subspaces"]
 
 
+@own_mode()
 @torch.no_grad()
 def subspaces(
     model: Model,

@@ -9,6 +9,7 @@ import xarray as xr
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import each
 from mlp_interp.models.options import check_choice, checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
 from mlp_interp.results import described, to_numpy, variable
@@ -20,6 +21,7 @@ from mlp_interp.weights.ranking import best_of_all, best_of_rows
 __all__ = ["ranked", "table"]
 
 
+@own_mode()
 @torch.no_grad()
 def table(
     model: Model,

@@ -13,6 +13,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
 from mlp_interp.prompts.tokenizing import ids_in_text
@@ -27,6 +28,7 @@ _ROWS = 64
 _DRAWS = 64
 
 
+@own_mode()
 @torch.no_grad()
 def skip_trigrams(
     model: Model,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
 from mlp_interp.models.vectors import Vectors
@@ -25,6 +26,7 @@ _LAYER = re.compile(r"L(\d+)")
 Side = tuple[Float[Tensor, "_ d_model"], Ends, int]
 
 
+@own_mode()
 @torch.no_grad()
 def virtual_weights(
     model: Model,

@@ -16,6 +16,7 @@ from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import each, indices
 from mlp_interp.models.options import checked_count, checked_counts
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import top_tokens
 from mlp_interp.models.vectors import Vectors
@@ -40,6 +41,7 @@ _ABOUT = {
 }
 
 
+@own_mode()
 @torch.no_grad()
 def composition(
     model: Model,

@@ -16,6 +16,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import mean_direction
 from mlp_interp.neurons.stores.updates import Updates, UpdatesReducer
@@ -36,6 +37,7 @@ _OF_TOKEN = {
 }
 
 
+@own_mode()
 @torch.no_grad()
 def update_events(
     model: Model,

@@ -13,6 +13,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count, indices, is_single
 from mlp_interp.models.options import check_choice, checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.models.vocabulary import Best, TokenDirections
@@ -24,6 +25,7 @@ from mlp_interp.sites import Site
 __all__ = ["pursue"]
 
 
+@own_mode()
 @torch.no_grad()
 def pursue(
     model: Model,

@@ -15,6 +15,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count, indices
 from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors
 from mlp_interp.models.vocabulary import TokenDirections
@@ -37,6 +38,7 @@ _ABOUT = {  # unit and long name of each variable
 }
 
 
+@own_mode()
 @torch.no_grad()
 def memories(
     model: Model,

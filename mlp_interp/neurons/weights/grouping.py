@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count, indices
 from mlp_interp.models.options import check_choice, checked_count, checked_seed, generator_of
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.models.vocabulary import Best, TokenDirections
@@ -30,6 +31,7 @@ _NOTHING = 1e-10
 """A share of the largest variance that is rounding: directions that vectors do not have."""
 
 
+@own_mode()
 @torch.no_grad()
 def clusters(
     model: Model,
