@@ -22,7 +22,7 @@ from mlp_interp.prompts.checks import (
 )
 from mlp_interp.prompts.display import contrast_html, contrast_text
 from mlp_interp.prompts.pairs import padded_rows, tokenize_pairs
-from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_name, tokenizer_of
+from mlp_interp.prompts.tokenizing import decode, token_strings, tokenizer_if_any, tokenizer_name
 
 __all__ = ["Contrast"]
 
@@ -141,7 +141,7 @@ class Contrast:
         """Tokenise pairs of prompts.
 
         Args:
-            model: A model with a tokenizer, or a Hugging Face tokenizer.
+            model: A model, with a tokenizer if texts are to be read; or a Hugging Face tokenizer.
             clean: Prompts after which the answer is right: one text or several; token ids ``[pos]``
                 or ``[prompt, pos]``, taken as they are; or a run or cache of them.
             corrupted: As many prompts that differ from them, each as long in tokens as its clean
@@ -177,7 +177,6 @@ class Contrast:
               corrupted[0] <|endoftext|>The capital of‹ Italy› is
               answer ' Paris', foil ' Rome'
         """
-        tokenizer = tokenizer_of(model)
         pairs = tokenize_pairs(
             model,
             {"clean": clean, "corrupted": corrupted},
@@ -190,7 +189,7 @@ class Contrast:
             "tokenizer": tokenizer_name(model),
             "bos": "each" if prepend_bos else "none",
         }
-        contrast = cls(**pairs, attrs=attrs, tokenizer=tokenizer)
+        contrast = cls(**pairs, attrs=attrs, tokenizer=tokenizer_if_any(model))
         return contrast.to(getattr(getattr(model, "cfg", None), "device", None) or "cpu")
 
     @property

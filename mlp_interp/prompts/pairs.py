@@ -19,6 +19,7 @@ from mlp_interp.prompts.tokenizing import (
     encode,
     encode_all,
     token_strings,
+    tokenizer_if_any,
     tokenizer_of,
     vocabulary_size,
     warn_of_unknown,
@@ -42,7 +43,7 @@ def tokenize_pairs(
     """Tokenise clean and corrupted prompts, answers and foils.
 
     Args:
-        model: A model with a tokenizer, or a tokenizer.
+        model: A model, with a tokenizer if there are texts; or a tokenizer.
         prompts: ``clean`` and ``corrupted``: texts, ids, or runs or caches of them.
         words: ``answers`` and ``foils``: words or ids.
         subjects: The exchanged phrase of each clean prompt.
@@ -54,9 +55,10 @@ def tokenize_pairs(
     Raises:
         ValueError: As `Contrast.of` says.
     """
-    tokenizer = tokenizer_of(model)
     prompts = {name: _taken(model, given) for name, given in prompts.items()}
     listed: dict[str, list] = {name: _listed(given) for name, given in {**prompts, **words}.items()}
+    texts = any(isinstance(one, str) for given in listed.values() for one in given)
+    tokenizer: Any = tokenizer_of(model) if texts else tokenizer_if_any(model)
     if subjects is not None and not all(isinstance(text, str) for text in listed["clean"]):
         raise ValueError(f"subjects={list(subjects)} of prompts given as ids; wanted texts")
     _check_counts({**listed, **({} if subjects is None else {"subjects": list(subjects)})})
@@ -96,10 +98,10 @@ def _taken(model: Model, given: Any) -> Any:
 
 
 def _ids(
-    tokenizer: PreTrainedTokenizerBase, given: list[str] | list[list[int]], prepend_bos: bool
+    tokenizer: PreTrainedTokenizerBase | None, given: list[str] | list[list[int]], prepend_bos: bool
 ) -> list[list[int]]:
     """Token ids of texts; ids are taken as they are."""
-    if not isinstance(given[0], str):
+    if tokenizer is None or not isinstance(given[0], str):
         return [list(row) for row in cast("list[list[int]]", given)]
     texts = encode_all(tokenizer, [str(text) for text in given])
     for text, ids in zip(given, texts, strict=True):
@@ -163,7 +165,9 @@ def _check_counts(listed: Mapping[str, list]) -> None:
 
 
 def _check_lengths(
-    tokenizer: PreTrainedTokenizerBase, clean: list[list[int]], corrupted: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase | None,
+    clean: list[list[int]],
+    corrupted: list[list[int]],
 ) -> None:
     for prompt, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
         if len(one) != len(other):
@@ -181,7 +185,7 @@ def padded_rows(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
 
 
-def _tokens_shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def _tokens_shown(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> str:
     return "|".join(token_strings(tokenizer, ids))
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "is_single_token",
     "single_token",
     "token_strings",
+    "tokenizer_if_any",
     "tokenizer_name",
     "tokenizer_of",
     "vocabulary_size",
@@ -44,10 +45,16 @@ def tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_if_any(model: Any) -> PreTrainedTokenizerBase | None:
+    """As `tokenizer_of`; None for a model that works on ids alone."""
+    alone = getattr(model, "cfg", None) is not None and getattr(model, "tokenizer", None) is None
+    return None if alone else tokenizer_of(model)
+
+
 def tokenizer_name(model: Any) -> str:
     """Name for provenance: of the model, or the tokenizer's hub name or directory."""
-    tokenizer, cfg = tokenizer_of(model), getattr(model, "cfg", None)
-    name = str(getattr(cfg, "model_name", None) or tokenizer.name_or_path)
+    tokenizer, cfg = tokenizer_if_any(model), getattr(model, "cfg", None)
+    name = str(getattr(cfg, "model_name", None) or getattr(tokenizer, "name_or_path", ""))
     return Path(name).name if Path(name).is_absolute() else name or type(tokenizer).__name__
 
 
