@@ -21,6 +21,7 @@ from mlp_interp.weights.matrices import readout
 
 __all__ = ["embedding_fidelity"]
 
+_KEEP = 10, 100, 1000
 _WAYS = ("transpose", "pseudoinverse")
 _SEQUENCES = 8
 
@@ -32,7 +33,7 @@ def embedding_fidelity(
     corpus: Any = None,
     *,
     attention_mask: Any = None,
-    keep: Sequence[int] = (10, 100, 1000),
+    keep: Sequence[int] | None = None,
     layers: int | Sequence[int] | None = None,
     sample: int = 256,
     seed: int = 0,
@@ -49,7 +50,7 @@ def embedding_fidelity(
         corpus: For streams: as of `mlp_interp.corpus.sweep`, of which the first 8 sequences are
             run; None for value vectors alone.
         attention_mask: As there.
-        keep: How many coordinates.
+        keep: How many coordinates; None for those of 10, 100 and 1000 that the vocabulary has.
         layers: Which layers; None for all.
         sample: How many vectors of each kind and layer, drawn.
         seed: Of the draw.
@@ -77,6 +78,8 @@ def embedding_fidelity(
     """
     weights = Weights.of(model)
     listed = indices("layers", layers, weights.n_layers)
+    if keep is None:
+        keep = [k for k in _KEEP if k <= weights.d_vocab] or [weights.d_vocab]
     points = checked_counts(keep, weights.d_vocab, "tokens", name="keep")
     checked_count(sample, 2**20, "vectors that are reasonable", name="sample")
     generator = torch.Generator().manual_seed(checked_seed(seed))
