@@ -17,6 +17,7 @@ __all__ = [
     "DATASETS",
     "Result",
     "change_over_gap",
+    "check_result",
     "described",
     "is_of_gaps",
     "is_store",
@@ -200,15 +201,35 @@ def strings(values: Any) -> np.ndarray:
     return np.array(values, dtype=object).astype(str)
 
 
+def check_result(name: str, given: Any, *, hint: str = "") -> None:
+    """Refuse what is no result.
+
+    Args:
+        name: Of the argument, for the error.
+        given: What was given.
+        hint: What the caller may have meant.
+
+    Raises:
+        ValueError: It is no DataArray or Dataset.
+    """
+    if not isinstance(given, xr.DataArray | xr.Dataset):
+        shown = repr(given) if isinstance(given, str | int | float) else type(given).__name__
+        raise ValueError(f"{name}={shown}; wanted a result: an xarray DataArray or Dataset{hint}")
+
+
 def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
     """Write a result to netCDF (``.nc``) or zarr (``.zarr``), by the suffix of `path`.
 
     All of it or nothing: an error, or being killed, leaves what was there.
 
     Raises:
-        ValueError: The suffix is neither, or the zarr store would replace a folder that is none.
+        ValueError: It is no result; the suffix is neither, the folder is not there, or the zarr
+            store would replace a folder that is none.
     """
+    check_result("result", result, hint=_elsewhere(result))
     path = _checked(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}; wanted one")
     if path.is_dir() and any(path.iterdir()) and not is_store(path):
         raise ValueError(f"path={str(path)!r} is a folder of other things; wanted a new name")
     with whole_file(path) as part:
@@ -286,7 +307,18 @@ def _read(file: Any, engine: str = "h5netcdf") -> xr.DataArray | xr.Dataset:
     return dataset[name] if name else dataset[_UNNAMED].rename(None)
 
 
+def _elsewhere(given: Any) -> str:
+    """Who keeps what is none, for an error."""
+    kind = type(given).__name__
+    if isinstance(given, str | Path):
+        return " first, then the path"
+    places = {"Lens": "lens.save", "Dictionary": "dictionaries.save", "Corpus": "Corpus.save"}
+    return f"; a {kind} is kept by {places[kind]}" if kind in places else ""
+
+
 def _checked(path: str | Path) -> Path:
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path={type(path).__name__}; wanted a name that ends in '.nc' or '.zarr'")
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.nc' or '.zarr'")

@@ -4,9 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import every_table
 import gallery
 import pytest
 import real_page
+
+import mlp_interp as mi
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
@@ -37,8 +40,16 @@ def test_the_code_of_a_page_runs(name):
     names = {}
     for block in blocks:
         exec(compile(block, f"{name}.md", "exec"), names)
-    for call in CALL.findall(page):
-        assert eval(call, names) is not None, call
+    calls = CALL.findall(page)
+    found = [eval(call, names) for call in calls]
+    assert all(x is not None for x in found)
+    if name == "questions":
+        made = every_table.results(calls, found, names)
+        assert not every_table.left_out(made)
+        for call, result in made.items():
+            table = mi.table(result, 3)
+            assert len(table.frame), call
+            assert table._repr_html_().count("<tr>") == len(table.frame) + 1, call
 
 
 def test_every_question_has_one_call():

@@ -1,8 +1,11 @@
 """Tables: the largest entries of every result, with names, errors and units."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from random_models import unchecked
 
@@ -113,9 +116,6 @@ def test_tokens_cannot_break_the_page():
     ("make", "message"),
     [
         (lambda: mi.table(xr.DataArray([1.0], dims="component"), 0), "k=0; wanted at least 1"),
-        (lambda: mi.table(xr.DataArray([1.0], dims="prompt")), "is one number"),
-        (lambda: mi.table(xr.DataArray(1.0)), "is one number"),
-        (lambda: mi.table(xr.Dataset({"a": ("x", [1.0]), "b": ("x", [1.0])})), "wanted one of"),
         (lambda: mi.table(xr.Dataset({"a": ("x", ["t"])})), r"value=None of a result with \[\]"),
         (lambda: mi.table(xr.DataArray([1.0], dims="x", name="a"), value="b"), "of a DataArray"),
     ],
@@ -123,6 +123,70 @@ def test_tokens_cannot_break_the_page():
 def test_what_has_no_table(make, message):
     with pytest.raises(ValueError, match=message):
         unchecked(make)()
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_result_is_refused_by_name(nano, tmp_path):
+    save: Any = mi.save  # of anything: the checker stops what users give
+    run = mi.run(nano, torch.tensor([[0, 5]]))
+    measured = "attribute_logits measures a Run"
+    given = {
+        "'x'": ("x", ""),
+        "dict": ({}, ""),
+        "Run": (run, measured),
+        "Lens": (mi.lens.logit(nano), "lens.read"),
+    }
+    for shown, (wrong, hint) in given.items():
+        for show in (mi.table, mi.top):
+            with pytest.raises(ValueError, match=f"result={shown}; wanted a result.*{hint}"):
+                show(wrong)
+    with pytest.raises(ValueError, match=r"result=Lens; .* a Lens is kept by lens.save"):
+        save(mi.lens.logit(nano), tmp_path / "x.nc")
+    with pytest.raises(ValueError, match=r"result='r.nc'; wanted a result.* first, then the path"):
+        save("r.nc", xr.DataArray(1.0))
+    with pytest.raises(ValueError, match="path=DataArray; wanted a name"):
+        save(xr.DataArray(1.0), xr.DataArray(1.0))
+    with pytest.raises(ValueError, match="there is no folder"):
+        save(xr.DataArray(1.0), tmp_path / "none" / "x.nc")
+
+
+def test_a_result_without_entries_is_listed_whole():
+    draws = xr.DataArray([1.0, 3.0], dims="prompt", name="drawn", attrs={"unit": "nats"})
+    result = xr.Dataset({"drawn": draws, "one": 2.5, "one_se": 0.5, "right": True, "text": "a"})
+    result = result.assign(grid=(("layer", "prompt"), [[1, 2]])).assign_attrs(analysis="check")
+    frame = mi.table(result[["drawn", "one", "one_se", "right", "text"]]).frame
+    assert frame["quantity"].tolist() == ["drawn", "one", "right"]
+    assert frame["value"].tolist() == [2.0, 2.5, True]
+    assert frame["standard_error"].tolist()[:2] == [1.0, 0.5]
+    assert frame["unit"].tolist() == ["nats", "", ""]
+    assert mi.table(result, value="one").frame["value"].tolist() == [2.5]
+    assert mi.table(draws).frame["value"].tolist() == [2.0]
+    assert repr(mi.table(xr.DataArray(1.0))).startswith("one thing: 1 number")
+
+
+def test_what_is_listed_first_is_shown_where_no_name_is_known():
+    two = xr.Dataset({"n": ("x", [4, 5]), "a": ("x", [1.0, 2.0]), "a_null": ("x", [3.0, 4.0])})
+    assert mi.table(two).frame.columns.tolist() == ["x", "a", "a_null"]
+
+
+def test_texts_beside_numbers_are_joined_and_not_averaged():
+    """Of a direction's tokens at each end; of several prompts there is no mean text."""
+    words = np.array([[[f"{d}{e}{n}" for n in "abcd"] for e in "+-"] for d in "xy"])
+    result = xr.Dataset(
+        {
+            "singular_value": ("direction", [1.0, 2.0]),
+            "text": (("direction", "end", "rank"), words),
+            "named": (("prompt", "direction"), [["p", "q"], ["r", "s"]]),
+        },
+        {"end": ["reads", "writes"]},
+        {"analysis": "singular"},
+    )
+    frame = mi.table(result).frame
+    assert frame["reads text"].tolist() == ["y+a | y+b | y+c", "x+a | x+b | x+c"]
+    assert frame["writes text"].tolist()[1] == "x-a | x-b | x-c"
+    several = result.assign(text=result["named"])
+    assert "text" not in mi.table(several).frame
+    assert mi.table(several.isel(prompt=[0])).frame["text"].tolist() == ["q", "p"]
 
 
 def test_the_largest_of_a_grid_are_named(results):

@@ -1,6 +1,6 @@
 """One table for all results: the largest entries, what they are, and how sure they are."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,35 +12,14 @@ import xarray as xr
 from mlp_interp.models.indices import count
 from mlp_interp.prompts.display import visible
 from mlp_interp.results import change_over_gap, is_of_gaps, mean_and_error_over
-from mlp_interp.tables.ranking import DRAWS, UNITS, averaged, chosen, error_of, labels_of, values_of
+from mlp_interp.tables.quantities import caption_of, quantities
+from mlp_interp.tables.ranking import UNITS, averaged, error_of, labels_of, values_of
+from mlp_interp.tables.subject import DRAWS, as_entries, beside, chosen
+from mlp_interp.tables.texts import flat, texts_of
 
 __all__ = ["Table", "table"]
 
-# What else of a result is shown beside what is ranked, where it has that.
-_BESIDE: Mapping[str, Sequence[str]] = {
-    "kl_total": ("kl_direct", "kl_later"),
-    "kl_mean": ("delta_loss_mean", "top1_change_rate"),
-    "perplexity": ("delta_loss",),
-    "normalized": ("raw",),
-    "fraction": ("mean", "activation_volume"),
-    "value_norm_folded": ("cosine", "closest_embed_text", "closest_unembed_text"),
-    "promoted_logit": ("promoted_text",),
-    "kl_output": ("entropy", "agrees"),
-    "copying_z": ("copying", "previous", "duplicate"),
-    "score": ("expected",),
-    "z": ("score",),
-    "match": ("null",),
-    "compose_z": ("previous", "match", "score", "strength"),
-    "best_value": ("best_row_text", "best_column_text"),
-    "singular_value": ("share", "group"),
-    "overlap": ("overlap_chance",),
-    "agreement": ("agreement_chance", "agreement_p"),
-    "compositional": ("compositional_chance",),
-    "total": ("promoted", "eliminated", "norm"),
-    "coefficient": ("cosine", "explained", "explained_chance"),
-    "suppressed_logit": ("suppressed_text",),
-    "projection": ("projection_chance",),
-}
+_TEXTS = ("component", "sender", "receiver", "token", "quantity", "unit", "mode_tokens", "A", "B")
 _DIGITS = 4
 
 
@@ -100,18 +79,21 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
     over prompts where the result has prompts, else its own. ``normalized`` of several prompts is
     their mean change over their mean gap: a mean of ratios follows the prompt of the least gap.
 
+    What a result of one thing holds (a neuron's page, a check of a model) is listed whole, each
+    number with its unit.
+
     Args:
         result: A result.
         k: How many entries.
         value: Which variable of a Dataset is ranked; None for what it is about: ``kl_total``,
-            ``normalized``, ``estimate``, the sites of `attribution_patch` together, and their kin.
+            ``normalized``, ``estimate``, the sites of `attribution_patch` together, and their kin,
+            else the first that holds measured numbers of several entries.
 
     Returns:
         A `Table`: prints as text, shows as a table in a notebook, and has a pandas ``frame``.
 
     Raises:
-        ValueError: No such variable, none that is known to be what the result is about, a result of
-            a single number, or `k` is not positive.
+        ValueError: It is no result, has no such variable or no numbers, or `k` is not positive.
 
     Example:
         >>> from mlp_interp import load_model, patch, prompts
@@ -124,8 +106,12 @@ def table(result: xr.DataArray | xr.Dataset, k: int = 10, *, value: str | None =
         ['component', 'normalized', 'normalized_se', 'raw', 'raw_se']
     """
     k = count("k", k)
+    result = as_entries(result)
     sites = _sites(result) if value is None else []
-    arrays = sites or [chosen(result, value)]
+    arrays = [_means(array) for array in sites or [chosen(result, value)]]
+    if not {*arrays[0].dims} - {*averaged(arrays[0])}:
+        frame = quantities(result, value)
+        return Table(frame, caption_of(result, len(frame)))
     main = "estimate" if sites else _name(arrays[0])
     frame = pd.concat(
         [
@@ -153,54 +139,50 @@ def _sites(result: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
     return [held for held in result.values() if "layer" in held.dims]
 
 
+def _means(array: xr.DataArray) -> xr.DataArray:
+    """Without quartiles of a quantity, which are no entries beside its mean."""
+    return array.sel(stat="mean") if "stat" in array.dims else array
+
+
 def _entries(result: xr.DataArray | xr.Dataset, array: xr.DataArray) -> pd.DataFrame:
     """A row for each entry: what it is, what is ranked with its error, and what belongs beside."""
-    if "stat" in array.dims:  # quartiles of one quantity are no entries beside its mean
-        array = array.sel(stat="mean")
     main = _name(array)
     over = averaged(array)
-    if not {*array.dims} - {*over}:
-        raise ValueError(f"value={main!r} is one number, {array.dims}; wanted one with entries")
-    cells = [dim for dim in array.dims if dim not in over]
-    listed = {main: array}
-    if isinstance(result, xr.Dataset):
-        beside = [result[n].rename(n) for n in _BESIDE.get(main, ()) if n in result]
-        listed |= {str(held.name): held for held in beside if {*held.dims} <= {*array.dims}}
-    columns: dict[str, np.ndarray] = {}
-    for name, held in listed.items():
-        columns |= _measured(result, name, held, cells)
+    cells = {dim: array.sizes[dim] for dim in array.dims if dim not in over}
+    columns = _measured(result, main, array, cells)
+    for name in beside(result, main):
+        held = result[name]
+        if held.dtype.kind in "OUS":
+            columns |= texts_of(name, held, cells)
+        elif {*held.dims} <= {*array.dims}:
+            columns |= _measured(result, name, held, cells)
     labels = _labels(array, cells)
     return pd.DataFrame(labels | columns)
 
 
 def _measured(
-    result: xr.DataArray | xr.Dataset, name: str, held: xr.DataArray, cells: Sequence[Hashable]
+    result: xr.DataArray | xr.Dataset, name: str, held: xr.DataArray, cells: Mapping[Hashable, int]
 ) -> dict[str, np.ndarray]:
     """Mean and error of a variable for each entry, in the order of `cells`."""
-    if held.dtype.kind not in "fiu":
-        return {name: _flat(held, cells)}
     if isinstance(result, xr.Dataset) and "prompt" not in cells and is_of_gaps(result, name):
         whole = [dim for dim in held.dims if dim == "pos" and dim not in cells]
         mean, error = change_over_gap(result.assign(raw=result["raw"].mean(whole)))
-        return {name: _flat(mean, cells), f"{name}_se": _flat(error, cells)}
+        return {name: flat(mean, cells), f"{name}_se": flat(error, cells)}
     held = held.mean([dim for dim in held.dims if dim == "pos" and dim not in cells])
     draws = [dim for dim in held.dims if dim not in cells]
+    held = held.mean(draws[1:])  # several samples of a prompt are no further prompts
     if draws:
         mean, error = mean_and_error_over(held, str(draws[0]))
         known = held.sizes[draws[0]] > 1
-        return {name: _flat(mean, cells)} | ({f"{name}_se": _flat(error, cells)} if known else {})
+        return {name: flat(mean, cells)} | ({f"{name}_se": flat(error, cells)} if known else {})
     own = error_of(result, name)
-    errors = {} if own is None else {f"{name}_se": _flat(own, cells)}
-    return {name: _flat(held, cells), **errors}
+    errors = {} if own is None else {f"{name}_se": flat(own, cells)}
+    return {name: flat(held, cells), **errors}
 
 
-def _flat(array: xr.DataArray, cells: Sequence[Hashable]) -> np.ndarray:
-    return array.transpose(*cells).values.ravel()
-
-
-def _labels(array: xr.DataArray, cells: list[Hashable]) -> dict[str, np.ndarray]:
+def _labels(array: xr.DataArray, cells: Mapping[Hashable, int]) -> dict[str, np.ndarray]:
     """What each entry is: its component by label, and its place along all other dims."""
-    sizes = [array.sizes[dim] for dim in cells]
+    sizes = [*cells.values()]
     places = dict(zip(cells, np.indices(sizes).reshape(len(cells), -1), strict=True))
     values = {dim: values_of(array, dim)[at] for dim, at in places.items()}
     columns: dict[str, np.ndarray] = {}
@@ -211,7 +193,23 @@ def _labels(array: xr.DataArray, cells: list[Hashable]) -> dict[str, np.ndarray]
     columns |= {str(dim): held for dim, held in values.items()}
     if "pos" in columns and (tokens := _tokens(array)) is not None:
         columns["token"] = np.array([visible(str(t)) for t in tokens[places["pos"]]])
+    for name, held in _names(array, cells).items():
+        each = held.values[places[held.dims[0]]]
+        is_text = held.dtype.kind in "OUS"
+        columns[name] = np.array([visible(str(x)) for x in each]) if is_text else each
     return columns
+
+
+def _names(array: xr.DataArray, cells: Mapping[Hashable, int]) -> dict[str, xr.DataArray]:
+    """What entries are called, or where they are, where their dimension itself does not say so."""
+    return {
+        str(name): held
+        for name, held in array.coords.items()
+        if len(held.dims) == 1
+        and (dim := held.dims[0]) in cells
+        and name != dim
+        and (dim not in array.coords or str(name).endswith("_text"))
+    }
 
 
 def _tokens(array: xr.DataArray) -> np.ndarray | None:
@@ -253,7 +251,7 @@ def _error_text(error: float) -> str:
 
 
 def _cell(text: str, name: Any, tag: str) -> str:
-    left = name in ("component", "sender", "receiver", "token") or str(name).endswith("_text")
+    left = name in _TEXTS or str(name).endswith("text")
     side = "left" if left else "right"
     style = f"text-align:{side}; white-space:pre; padding:2px 8px"
     return f'<{tag} style="{style}">{escape(text)}</{tag}>'

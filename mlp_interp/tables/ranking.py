@@ -7,13 +7,12 @@ import xarray as xr
 
 from mlp_interp.models.indices import count
 from mlp_interp.results import change_over_gap, is_of_gaps
-from mlp_interp.sites import HEADS, NEURONS, STREAM, Site, did_you_mean
+from mlp_interp.sites import HEADS, NEURONS, STREAM, Site
+from mlp_interp.tables.subject import DRAWS, chosen
 
 __all__ = [
-    "DRAWS",
     "UNITS",
     "averaged",
-    "chosen",
     "error_of",
     "labels_of",
     "named",
@@ -21,74 +20,12 @@ __all__ = [
     "values_of",
 ]
 
-DRAWS = ("prompt", "sequence", "sample", "draw")
-"""Dimensions along which entries are draws of one quantity, and are averaged."""
-
 UNITS: Mapping[Hashable, str] = {"head": "z", "neuron": "post"}
 """Dimensions of single units, and the site that a quantity of theirs is of."""
 
 _SITES = (*STREAM, *HEADS, *NEURONS, "pattern")
+_OF_MEANS = ("score_se", "auroc_se")  # what the errors of scores over folds are called
 _RANKED = ("component", "sender", "receiver", "node", "site")
-# What a result is about, where it has several variables.
-_MAIN = (
-    *("kl_total", "kl_mean", "perplexity", "normalized", "average_indirect", "estimate"),
-    *("fraction", "value_norm_folded", "promoted_logit", "norm", "kl"),
-)
-
-# The same by analysis, where names alone do not tell.
-_OF = {
-    "lens": "kl_output",
-    "lens over a corpus": "kl_output",
-    "roles of heads": "copying_z",
-    "positions": "score",
-    "composition of heads": "z",
-    "match of heads": "match",
-    "kinds of heads": "score",
-    "induction circuits": "compose_z",
-    "parts of attention scores": "parts",
-    "shares of what is read": "share",
-    "table": "best_value",
-    "virtual_weights": "best_value",
-    "singular": "singular_value",
-    "subspaces": "overlap",
-    "bigrams": "loss",
-    "embedding_fidelity": "cosine",
-    "memories": "agreement",
-    "composition": "compositional",
-    "update_events": "total",
-    "pursue": "coefficient",
-    "projection": "projection",
-    "activations in texts": "activation",
-}
-
-
-def chosen(result: xr.DataArray | xr.Dataset, value: str | None) -> xr.DataArray:
-    """The variable that is ranked: the one named, or what the result is about.
-
-    Raises:
-        ValueError: There is none of that name, it holds no numbers, or none is known to be what the
-            result is about.
-    """
-    if isinstance(result, xr.DataArray):
-        if value is not None and value != result.name:
-            raise ValueError(
-                f"value={value!r} of a DataArray, {result.name!r}; wanted None, or a Dataset"
-            )
-        return result
-    numbers = [str(name) for name, held in result.items() if _is_number(held)]
-    if value is None:
-        value = _OF.get(str(result.attrs.get("analysis")))
-    if value is None:
-        value = next((name for name in _MAIN if name in numbers), None)
-        alone = [name for name in numbers if result[name].dims]
-        if value is None and len(alone) == 1:
-            value = alone[0]
-        if value is None:
-            raise ValueError(f"value=None of a result with {numbers}; wanted one of them")
-    if value not in numbers:
-        near = did_you_mean(str(value), numbers)
-        raise ValueError(f"value={value!r}{near}; wanted one of {numbers}")
-    return result[value].rename(value)
 
 
 def top(
@@ -165,7 +102,8 @@ def named(array: xr.DataArray) -> xr.DataArray:
 def error_of(result: xr.DataArray | xr.Dataset, name: str) -> xr.DataArray | None:
     """The standard error that a result has of one of its variables, which is a mean already."""
     own = f"{name.removesuffix('_mean').removesuffix('_rate')}_se"
-    names = [n for n in (f"{name}_se", own) if isinstance(result, xr.Dataset) and n in result]
+    names = [f"{name}_se", own, *(_OF_MEANS if name == "mean" else ())]
+    names = [n for n in names if isinstance(result, xr.Dataset) and n in result]
     return result[names[0]] if names else None
 
 
@@ -179,7 +117,3 @@ def averaged(array: xr.DataArray) -> list[Hashable]:
 def values_of(array: xr.DataArray, dim: Hashable) -> np.ndarray:
     """The labels along a dimension, which are its numbers where it has none."""
     return array[dim].values if dim in array.coords else np.arange(array.sizes[dim])
-
-
-def _is_number(held: xr.DataArray) -> bool:
-    return held.dtype.kind in "fiu"

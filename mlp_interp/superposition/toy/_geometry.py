@@ -67,7 +67,7 @@ def geometry(
         >>> geometry(np.stack([np.cos(angle), np.sin(angle)], 1))["shape"].values.tolist()
         ['pentagon']
     """
-    rows = torch.as_tensor(W).double()
+    rows = torch.as_tensor(W).detach().double()
     if rows.ndim != 2 or not bool(rows.isfinite().all()):
         raise ValueError(f"W of shape {tuple(rows.shape)}; wanted finite numbers [feature, d]")
     stored = (rows.norm(dim=-1) > represented).nonzero()[:, 0]
