@@ -46,7 +46,7 @@ def single_neurons(groups: Mapping[str, Sequence[Site]]) -> bool:
 
 
 def _parsed(members: Members) -> list[Site]:
-    listed = [members] if isinstance(members, str | Site) else members
+    listed = [members] if isinstance(members, str | Site | int) else members
     return [site_of(member, argument="groups", words=LEVELS) for member in listed]
 
 

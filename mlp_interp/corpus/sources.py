@@ -18,6 +18,7 @@ from mlp_interp.corpus.named import files_in, is_name
 from mlp_interp.corpus.options import ReadingOptions
 from mlp_interp.corpus.tally import DocumentTally
 from mlp_interp.nano.corpus import documents
+from mlp_interp.sites import did_you_mean
 
 __all__ = ["MOST", "Source", "open_source"]
 
@@ -150,6 +151,12 @@ def _nano(options: ReadingOptions) -> Source:
 
 
 def _hub(name: str, options: ReadingOptions) -> Source:
+    near = "" if "/" in name or name in ALIASES else did_you_mean(name, ["nano", *ALIASES])
+    if near:  # before the hub is asked, which takes half a minute where there is none
+        raise ValueError(
+            f"source={name!r} is no file{near}; wanted 'nano', a file, a list of strings, or a "
+            "dataset on the Hugging Face hub by its full name, owner/name"
+        )
     name, subset = ALIASES.get(name, name), options.subset
     if not _DATASET.match(name):
         raise ValueError(

@@ -137,6 +137,8 @@ def save(dictionary: Dictionary, path: str | Path, *, package: str = "sae_lens")
         ValueError: The package has nothing for such a dictionary.
     """
     check_choice("package", package, list(_WRITERS))
+    if not isinstance(dictionary, Dictionary):
+        raise ValueError(f"dictionary={type(dictionary).__name__}; wanted a Dictionary")
     writer = _WRITERS[package]
     config, tensors = writer.written(dictionary)
     path = Path(path).expanduser()

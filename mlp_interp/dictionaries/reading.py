@@ -27,7 +27,8 @@ def check_given(weights: Weights, given: Any, *, name: str = "dictionary") -> No
         ValueError: It is none, or is of another model.
     """
     if not isinstance(given, Dictionary):
-        raise ValueError(f"{name}={given!r}; wanted a Dictionary")
+        shown = repr(given) if isinstance(given, str | int | float) else type(given).__name__
+        raise ValueError(f"{name}={shown}; wanted a Dictionary")
     given.check(weights, name=name)
 
 

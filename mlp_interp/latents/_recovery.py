@@ -55,6 +55,8 @@ def recovery(
         >>> found.nearest.sel(source="latents").values, float(found.collisions[0])
         (array([0, 0]), 1.0)
     """
+    if not isinstance(dictionary, Dictionary):
+        raise ValueError(f"dictionary={type(dictionary).__name__}; wanted a Dictionary")
     if dictionary.spans > 1 or truth.ndim != 2 or truth.shape[1] != dictionary.d_out:
         raise ValueError(
             f"truth={tuple(truth.shape)} with {dictionary!r}; wanted features of the width of one "

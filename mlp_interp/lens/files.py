@@ -37,7 +37,7 @@ def save(lens: Lens, path: str | Path) -> Path:
         path: A name that ends in ``.safetensors``.
 
     Raises:
-        ValueError: The name ends otherwise.
+        ValueError: It is no lens, the name ends otherwise, or its folder is not there.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -48,9 +48,13 @@ def save(lens: Lens, path: str | Path) -> Path:
         ...     load(save(decoder(model, 2), Path(folder, "two.safetensors")), model)
         Lens('decoder', blocks=2, part='block', model='nano')
     """
+    if not isinstance(lens, Lens):
+        raise ValueError(f"lens={type(lens).__name__}; wanted a Lens")
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}; wanted '.safetensors'")
+    if not path.parent.is_dir():
+        raise ValueError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}; wanted one")
     tensors = {name: getattr(lens, name) for name in _TENSORS}
     held = {name: x.detach().cpu().contiguous() for name, x in tensors.items() if x is not None}
     said = json.dumps({name: getattr(lens, name) for name in _PLAIN}, default=str)

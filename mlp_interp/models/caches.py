@@ -60,7 +60,7 @@ def check_cached(
     Raises:
         ValueError: It lacks some, and the text says how to keep them; or it is no cache.
     """
-    if isinstance(cache, tuple | list | Tensor):
+    if isinstance(cache, tuple | list | Tensor | str) or not hasattr(cache, "keys"):
         pair = isinstance(cache, tuple) and len(cache) == 2
         given = "the pair (logits, cache)" if pair else type(cache).__name__
         raise ValueError(

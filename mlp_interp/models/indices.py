@@ -4,13 +4,16 @@ Negative ones count from the end. Named twice, one out of range, and what is no 
 float) are refused: a user who gives them means something else than what would be computed.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 __all__ = [
     "count",
     "distinct",
     "each",
+    "finite_number",
     "index",
     "indices",
     "integers",
@@ -153,6 +156,27 @@ def count(name: str, given: Any, *, least: int = 1, most: int | None = None, hin
     if most is not None and number > most:
         raise ValueError(f"{name}={number}; wanted at most {most:,}{hint}")
     return number
+
+
+def finite_number(name: str, given: Any) -> float:
+    """One finite number, of Python, numpy or torch; a text that spells one is none.
+
+    Args:
+        name: Of the argument, for the error.
+        given: The number.
+
+    Raises:
+        ValueError: It is none, or not finite.
+
+    Example:
+        >>> finite_number("coefficient", "2")
+        Traceback (most recent call last):
+        ValueError: coefficient='2'; wanted a finite number
+    """
+    number = _plain(given)
+    if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+        raise ValueError(f"{name}={number!r}; wanted a finite number")
+    return float(number)
 
 
 def distinct(name: str, given: str | Sequence[str]) -> tuple[str, ...]:

@@ -38,7 +38,11 @@ def probe_direction(result: xr.Dataset, layer: int, output: int | str = 0) -> xr
         >>> later.sizes
         Frozen({'layer': 1, 'd_model': 192})
     """
-    if "coef" not in result or result.attrs.get("analysis") != "probe":
+    if (
+        not isinstance(result, xr.Dataset)
+        or "coef" not in result
+        or result.attrs.get("analysis") != "probe"
+    ):
         raise ValueError("result has no lines; wanted one of probe")
     known = [int(at) for at in result["layer"].values]
     if layer not in known:

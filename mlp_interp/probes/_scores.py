@@ -117,6 +117,8 @@ def place_errors(
         >>> probes.place_errors(found).km.dims
         ('layer', 'prompt')
     """
+    if not isinstance(result, xr.Dataset) or "output" not in result.coords:
+        raise ValueError(f"result={type(result).__name__} has no outputs; wanted one of probe")
     names = [*map(str, result["output"].values)]
     if missing := [name for name in (latitude, longitude) if name not in names]:
         raise ValueError(f"result has outputs {names}, not {missing[0]!r}; wanted both of a place")

@@ -21,6 +21,7 @@ from mlp_interp.results import tokens_of
 
 __all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side", "tokens_to_run"]
 
+_SHOWN = 80  # letters of a text in an error
 _LONGEST_NAME = 250  # of a file: a longer text is none, and to ask would be an error
 
 # Without names: two sets of prompts need not be as many, nor as long.
@@ -175,8 +176,14 @@ def texts_of(model: Model, prompts: Any, *, what: str, prepend_bos: bool = True)
         try:
             weights.checked(torch.tensor([row], dtype=torch.long))
         except ValueError as error:
-            raise ValueError(f"{what}[{n}]={listed[n]!r}: {error}") from error
+            raise ValueError(f"{what}[{n}]={_short(listed[n])}: {error}") from error
     return Texts(tuple(map(tuple, encoded)), bos, f"{len(encoded)} texts")
+
+
+def _short(text: Any) -> str:
+    """A text or tokens as an error shows them: too long ones are many."""
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _encoded(model: Model, given: Any, what: str, prepend_bos: bool) -> list[int]:

@@ -355,15 +355,15 @@ def check_site(weights: Weights, site: Site) -> None:
         "head": (site.head, weights.n_heads),
         "neuron": (site.neuron, weights.d_mlp),
     }
-    outside = [f"{k}={v} (of {n})" for k, (v, n) in sizes.items() if v is not None and not v < n]
+    outside = [f"{n} {k}s" for k, (v, n) in sizes.items() if v is not None and not v < n]
     weights.check_names([site.name])
     embedding = site.name == "embed" or (site.name == "pos_embed" and weights.has_pos_embed)
     layered = site.name in ("attn_out", "mlp_out", "b_O", "b_out")
     unit = site.head is not None if site.name == "z" else site.neuron is not None
     if outside or not (embedding or layered or (site.name in ("z", "post") and unit)):
-        why = f" has {', '.join(outside)}" if outside else ""
+        why = f": the model has {' and '.join(outside)}" if outside else ""
         raise ValueError(
-            f"site {site.label!r}{why} is not a component of this model; wanted e.g. 'embed', "
+            f"site {site.label!r} is not a component of this model{why}; wanted e.g. 'embed', "
             f"'0.attn', '{weights.n_layers - 1}.mlp', 'L0H{weights.n_heads - 1}' or "
             f"'L0N{weights.d_mlp - 1}'"
         )

@@ -36,6 +36,8 @@ def split(
     if not dictionaries:
         return residual
     parts: dict[Site, Sequence[Part]] = {part.sites[0].whole: [part] for part in residual.parts}
+    for n, one in enumerate(dictionaries):
+        check_given(weights, one, name=f"dictionaries[{n}]")
     layers = [one.layer for one in dictionaries]
     for n, one in enumerate(dictionaries):
         check_given(weights, one, name=f"dictionaries[{n}]")

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.edits import edits_of
@@ -120,7 +120,7 @@ class Runner:
     @torch.no_grad()
     def run(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Any,
         *,
         sites: Site | str | Sequence[Site | str] = (),
         edits: Edit | Sequence[Edit] = (),
@@ -128,7 +128,7 @@ class Runner:
         """Run tokens, with edits or without; keep every block's input, and what is at `sites`.
 
         Args:
-            tokens: Token ids.
+            tokens: Token ids or texts, as in `run`.
             sites: Which activations to keep, as in `run`.
             edits: What to do on the way; those of one place in the order given.
 
@@ -145,7 +145,8 @@ class Runner:
             >>> bool(run["post", 1].max() <= 0), run.fired[0].times
             (True, 1)
         """
-        tokens, listed = self.weights.checked(tokens), edits_of(edits)
+        tokens = self.weights.checked(tokens_to_run(self.weights.model, tokens))
+        listed = edits_of(edits)
         warn_of_padding(self.weights, tokens, listed)
         return Run.record(self.forward, tokens, sites=kept_sites(self.weights, sites), edits=listed)
 
@@ -166,7 +167,7 @@ class Runner:
     @torch.no_grad()
     def generate(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Any,
         *,
         edits: Edit | Sequence[Edit] = (),
         where: Where = "all",
@@ -180,7 +181,7 @@ class Runner:
         """Continue prompts, with edits held on at every step.
 
         Args:
-            tokens: Prompts of equal length (there is no padding).
+            tokens: Prompts of equal length (there is no padding): token ids or texts, as in `run`.
             edits: What to do on the way. Positions count in the whole text, new tokens included,
                 negative ones from the end of the prompt; None is all positions.
             where: ``"new"`` keeps edits without positions of their own off the prompt: they apply
@@ -213,6 +214,7 @@ class Runner:
             >>> runner.generate(prompt, edits=[steer], max_new_tokens=4, eos=None).tokens.shape
             torch.Size([1, 7])
         """
+        tokens = tokens_to_run(self.weights.model, tokens)
         sampling = Sampling(temperature, top_k, seed, len(tokens))
         return generate(
             self.forward,

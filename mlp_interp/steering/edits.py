@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlp_interp.edits import Edit
 from mlp_interp.edits.edit import Indices
-from mlp_interp.models.indices import indices, integers
+from mlp_interp.models.indices import finite_number, indices, integers
 from mlp_interp.sites import GATED, HEADS, NEURONS, STREAM, Site, SiteLike, neuron_of, site_of
 from mlp_interp.steering.directions.result import direction_dims
 
@@ -44,8 +44,8 @@ def add(
         Edits for `steer`, `Runner.run` and all that takes edits.
 
     Raises:
-        ValueError: It is no direction, has no such layer, or several and none is chosen; positions
-            that are not as many as those of the direction.
+        ValueError: It is no direction, has no such layer, or several and none is chosen; the
+            coefficient is no finite number; positions that are not as many as the direction's.
 
     Example:
         >>> from mlp_interp import load_model
@@ -56,9 +56,7 @@ def add(
     """
     direction = labelled(direction, layers)
     vectors = LayerVectors.of(direction)
-    times = float(coefficient)
-    if not np.isfinite(times):
-        raise ValueError(f"coefficient={times}; wanted a finite number")
+    times = finite_number("coefficient", coefficient)
     if "pos" in direction.dims:
         positions = _first(positions, direction.sizes["pos"])
     return [
@@ -136,7 +134,7 @@ def hold(neuron: SiteLike, value: SupportsFloat, *, positions: Indices = None) -
         >>> hold("L3N669", 5.0)
         [Edit(set at L3N669: 5)]
     """
-    return [Edit.set(neuron_of(neuron), float(value), positions=positions)]
+    return [Edit.set(neuron_of(neuron), finite_number("value", value), positions=positions)]
 
 
 def scale(component: Site | str, factor: SupportsFloat, *, positions: Indices = None) -> list[Edit]:
@@ -158,7 +156,7 @@ def scale(component: Site | str, factor: SupportsFloat, *, positions: Indices = 
         'L2H1'
     """
     place = site_of(component, argument="component")
-    return [Edit.scale(place, float(factor), positions=positions)]
+    return [Edit.scale(place, finite_number("factor", factor), positions=positions)]
 
 
 def labelled(direction: Any, layers: int | Sequence[int] | None) -> xr.DataArray:

@@ -95,7 +95,7 @@ def factors_of(weights: Weights, matrix: str, source: Any, distance: int | None)
     if name == "out":
         whole = _out(weights, layer)
     else:
-        receptor = _receptor(weights, layer, name)
+        receptor = _receptor(weights, matrix)
         whole = _in(weights, streams_of(weights.model, source), layer, receptor)
     if index is None:
         return whole
@@ -161,18 +161,19 @@ def _qk(
     return Factors(rows, columns, token_ends(streams), token_ends(streams), attrs)
 
 
-def _receptor(weights: Weights, layer: int, name: str) -> Receptor:
-    """What a layer's neurons read with.
+def _receptor(weights: Weights, matrix: str) -> Receptor:
+    """What a layer's neurons, or one of them, read with.
 
     Raises:
         ValueError: Gated MLPs read with two matrices, others with one.
     """
-    vectors = Vectors.of(weights, layer)
+    neurons, name = matrix.split(".")
+    vectors = Vectors.of(weights, int(neurons[1:].split("N")[0]))
     wanted = ("gate", "linear") if weights.gated else ("in",)
     if name not in wanted:
         kind = "gated, and read with two matrices" if weights.gated else "not gated"
-        named = " or ".join(f"L{layer}.{word}" for word in wanted)
-        raise ValueError(f"matrix='L{layer}.{name}': the MLPs are {kind}; wanted {named}")
+        named = " or ".join(f"{neurons}.{word}" for word in wanted)
+        raise ValueError(f"matrix={matrix!r}: the MLPs are {kind}; wanted {named}")
     return vectors.linear if name == "linear" and vectors.linear is not None else vectors.receptor
 
 

@@ -1,0 +1,109 @@
+"""What is given in the wrong place, or is of the wrong kind, is refused by name."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import mlp_interp as mi
+from mlp_interp import steering
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+
+@pytest.fixture(scope="module")
+def given(nano) -> dict[str, Any]:
+    task = mi.prompts.ioi(nano, n=2, seed=0)
+    tokens = torch.tensor([[0, 5, 6]])
+    corpus = mi.Corpus(tokens, tokenizer=nano.tokenizer)
+    return {"m": nano, "task": task, "tokens": tokens, "corpus": corpus, "text": "The cat"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "attribute_logits(m, text, ' Paris')",
+        "attribute_logits(m, task, ' Paris')",
+        "attribute_logits(m, tokens, ' Paris')",
+        "attribute_sources(m, task, ' Paris')",
+        "decompose(m, text)",
+        "decompose(m, 3)",
+        "ablate_direct(m, task)",
+    ],
+)
+def test_what_is_no_cache(given, call):
+    with pytest.raises(
+        ValueError, match=r"^cache=(str|Contrast|Tensor|int); wanted the cache, run"
+    ):
+        eval(f"mi.{call}", {"mi": mi, **given})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("mi.latents.evaluate(m, corpus, corpus)", "dictionary=Corpus; wanted a Dictionary"),
+        ("mi.latents.recovery(text, m.W_U.T)", "dictionary=str; wanted a Dictionary"),
+        ("mi.dictionaries.save(None, 'x')", "dictionary=NoneType; wanted a Dictionary"),
+        (
+            "mi.attribute_logits(m, mi.run(m, tokens), 5, dictionaries=[corpus])",
+            "dictionaries[0]=Corpus; wanted a Dictionary",
+        ),
+        ("mi.lens.save('tuned', 'x.safetensors')", "lens=str; wanted a Lens"),
+        (
+            "mi.lens.save(mi.lens.logit(m), 'none/x.safetensors')",
+            "path='none/x.safetensors': there is no folder 'none'; wanted one",
+        ),
+        ("mi.ablate_total(m, tokens, 2)", "groups=2; wanted a label"),
+        ("mi.ablate_total(m, tokens, {'a': 2})", "groups=2; wanted a label"),
+        ("mi.probes.probe_direction(m, 2)", "result has no lines; wanted one of probe"),
+        ("mi.probes.place_errors(m)", " has no outputs; wanted one of probe"),
+        ("steering.hold('L0N43', 'x')", "value='x'; wanted a finite number"),
+        ("steering.scale('2.mlp', None)", "factor=None; wanted a finite number"),
+        ("steering.add(m.W_U[:, 0], '2', layers=2)", "coefficient='2'; wanted a finite number"),
+        ("steering.add(m.W_U[:, 0], True, layers=2)", "coefficient=True; wanted a finite number"),
+        (
+            "mi.weights.table(m, 'L2N15.gate')",
+            "matrix='L2N15.gate': the MLPs are not gated; wanted L2N15.in",
+        ),
+        (
+            "mi.ablate_total(m, tokens, ['7.mlp'])",
+            "site '7.mlp' is not a component of this model: the model has 4 layers; wanted",
+        ),
+        (
+            "mi.lens.read(m, [[5] * 600])",
+            f"tokens[0]={str([5] * 600)[:80]}…: sequences of 600 tokens exceed the model's context",
+        ),
+        ("mi.Runner.of(m).generate(None)", "tokens=NoneType; wanted a Corpus, texts, or"),
+    ],
+)
+def test_what_is_of_the_wrong_kind(given, call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        eval(call, {"mi": mi, "steering": steering, **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("nan", "nano"), ("Nano", "nano"), ("pile10k", "pile-10k")]
+)
+def test_a_name_near_a_known_one_asks_no_hub(nano, monkeypatch, name, near):
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("mlp_interp.corpus.sources.read_hub", never)
+    with pytest.raises(ValueError, match=f"source='{name}' is no file .did you mean '{near}'"):
+        mi.load_corpus(name, nano)
+    with pytest.raises(AssertionError, match="asked"):
+        mi.load_corpus(f"owner/{name}", nano)
+
+
+def test_texts_are_taken_where_tokens_are(nano):
+    runner, text = mi.Runner.of(nano), "The cat sat"
+    ids = mi.run(nano, text).tokens
+    for same in (text, [text], ids, ids.tolist()):
+        assert torch.equal(runner.run(same).tokens, ids)
+        assert torch.equal(
+            runner.generate(same, max_new_tokens=2).tokens,
+            runner.generate(ids, max_new_tokens=2).tokens,
+        )
+    with pytest.raises(ValueError, match="wanted texts of one length"):
+        runner.generate([text, "The"])
