@@ -242,6 +242,6 @@ def test_several_prompts_are_put_together_as_change_over_gap():
     np.testing.assert_allclose(mi.top(result, 1).values, wanted[:1])
     draws = (raw - corrupted[:, None] - wanted * (clean - corrupted)[:, None])[:, 0]
     error = draws.std(ddof=1) / 3**0.5 / (clean - corrupted).mean()
-    assert shown.frame["normalized_se"][0] == pytest.approx(error)
+    assert shown.frame["normalized_se"].tolist()[0] == pytest.approx(error)
     with pytest.raises(ValueError, match="equal on average; wanted 'raw', or one prompt"):
         mi.table(result.assign(clean=result.corrupted))
