@@ -370,7 +370,7 @@ def test_without_tokens_bos_counts_after_the_first_position(kind, tokens):
         ({"a": ["0.mlp", "L0N3"]}, r"holds 'L0N3' and the whole '0\.mlp'"),
         ({"a": ["1.attn", "L0H1", "1.b_O"]}, r"holds '1\.b_O' and the whole '1\.attn'"),
         (["3.mlp"], "is not a component of this model"),
-        (["L0H4"], r"'L0H4' has head=4 \(of 4\)"),
+        (["L0H4"], "'L0H4' is not a component of this model: the model has 4 heads"),
         (["mlp"], "is not a component label"),
         (["1.resid_pre"], "is not a component of this model"),
         (["pos_embed"], "is not a component of this model"),

@@ -6,7 +6,6 @@ float) are refused: a user who gives them means something else than what would b
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from typing import Any
 
 __all__ = [
@@ -159,7 +158,7 @@ def count(name: str, given: Any, *, least: int = 1, most: int | None = None, hin
 
 
 def finite_number(name: str, given: Any) -> float:
-    """One finite number, of Python, numpy or torch; a text that spells one is none.
+    """One finite number, of Python or held by an array; a text that spells one is none.
 
     Args:
         name: Of the argument, for the error.
@@ -173,10 +172,13 @@ def finite_number(name: str, given: Any) -> float:
         Traceback (most recent call last):
         ValueError: coefficient='2'; wanted a finite number
     """
-    number = _plain(given)
-    if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
-        raise ValueError(f"{name}={number!r}; wanted a finite number")
-    return float(number)
+    try:
+        number = math.nan if isinstance(given, str | bytes | bool) else float(given)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={_plain(given)!r}; wanted a finite number")
+    return number
 
 
 def distinct(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
