@@ -106,6 +106,30 @@ def test_a_page_says_what_edits_of_the_latent_do(nano: Any) -> None:
     assert "Pre-activations" not in shown
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_latents_are_measured_in_any_precision(nano: Any, corpus: Any, dtype: Any) -> None:
+    """Dictionaries are single whatever the model is; weights come near the single model's."""
+    model, one, later = mi.load_model("nano", dtype=dtype), some(nano, "mlp_in"), some(nano)
+    exact, rough = [
+        (
+            latents.evaluate(of, later, corpus.tokens, batch_size=3),
+            latents.page(of, one, 5, corpus.tokens, k=3, ablate=2),
+            latents.virtual_weights(of, one, "unembed", k=3, best=4),
+            latents.virtual_weights(of, "embed", one, k=3, best=4),
+        )
+        for of in (nano, model)
+    ]
+    for name, (here, there) in {
+        "fvu": (rough[0].fvu, exact[0].fvu),
+        "recovered": (rough[0].recovered, exact[0].recovered),
+        "fraction": (rough[1].fraction, exact[1].fraction),
+        "decoder_norm": (rough[1].decoder_norm, exact[1].decoder_norm),
+        "unembed": (rough[2].value, exact[2].value),
+        "embed": (rough[3].best_value, exact[3].best_value),
+    }.items():
+        np.testing.assert_allclose(here, there, rtol=0.05, err_msg=name)
+
+
 def test_a_page_of_text_without_a_beginning_counts_as_activity_does(nano: Any, corpus: Any) -> None:
     one, tokens = some(nano), corpus.tokens[:4, 1:]
     active = latents.activity(nano, one, tokens)

@@ -31,7 +31,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import described, mean_and_error, mean_and_error_over, variable
+from mlp_interp.results import described, mean_and_error, mean_and_error_over, to_numpy, variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
@@ -124,7 +124,8 @@ def evaluate(
             "quantile": [0.05, 0.5, 0.95],
         },
     )
-    per_sequence = xr.DataArray(found.effects.delta_loss.nanmean(-1), dims=("splice", "sequence"))
+    delta = to_numpy(found.effects.delta_loss.nanmean(-1))
+    per_sequence = xr.DataArray(delta, dims=("splice", "sequence"))
     result = result.assign(_recovered(per_sequence.assign_coords(splice=splices)))
     return described(result, ABOUT).assign_attrs(
         {

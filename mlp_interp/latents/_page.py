@@ -28,7 +28,7 @@ from mlp_interp.neurons.page.page import OCTAVES, band_edges, some_of
 from mlp_interp.neurons.page.removal import removal
 from mlp_interp.neurons.weights.statistics import tokens_along
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import variable
+from mlp_interp.results import single, variable
 from mlp_interp.runs import Run
 from mlp_interp.sites import Site
 
@@ -191,7 +191,7 @@ class _Latent:
 
     @property
     def value(self) -> Float[Tensor, " d_model"]:
-        return self.dictionary.W_dec[self.number].to(self.model.W_U)
+        return self.dictionary.W_dec[self.number].to(single(self.model.W_U[:1]))
 
     def activity(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         found = activations(run, self.dictionary)

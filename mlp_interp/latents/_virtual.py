@@ -10,6 +10,7 @@ from mlp_interp.dictionaries.dictionary import AFTER_NORM
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
+from mlp_interp.results import single
 from mlp_interp.sites import SiteLike
 from mlp_interp.weights._virtual import Side, between, reader_of, said, writer_of
 from mlp_interp.weights.factors import Ends, every
@@ -92,7 +93,7 @@ def virtual_weights(
 def _writing(weights: Weights, one: Dictionary, *, kept: bool) -> Side:
     """What latents write, or what a norm keeps of it."""
     _check(weights, one, "writer")
-    rows = one.W_dec.to(weights.W_U)
+    rows = one.W_dec.to(single(weights.W_U[:1]))
     after = one.layer - (one.writes == "resid_pre")
     return weights.norm.keep(rows) if kept else rows, _ends(weights, one), after
 
@@ -105,7 +106,8 @@ def _reading(weights: Weights, one: Dictionary) -> Side:
             f"reader={one!r} reads what a module writes; wanted one that reads the stream, or what "
             "an MLP reads"
         )
-    rows, block = one.W_enc.T.to(weights.W_U), one.layer + (one.reads == "resid_post")
+    rows, block = one.W_enc.T, one.layer + (one.reads == "resid_post")
+    rows = rows.to(single(weights.W_U[:1]))
     if one.reads == "mlp_in":
         rows = rows * weights.block(one.layer).ln2.w
     return weights.norm.keep(rows) if one.reads in AFTER_NORM else rows, _ends(weights, one), block

@@ -13,7 +13,7 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
 from mlp_interp.models.vectors import Vectors
-from mlp_interp.results import variable
+from mlp_interp.results import single, variable
 from mlp_interp.sites import Site, SiteLike
 from mlp_interp.weights._table import ranked
 from mlp_interp.weights.factors import Ends, Factors, every
@@ -120,6 +120,7 @@ def between(
     dimensions = weights.d_model - (weights.norm.kind == "layer")
     unit = f"{_UNITS[columns.kind]} per {'token' if rows.kind == 'token' else 'activation'}"
     about = writing(weights) if rows.kind == "neuron" else {"exact": 1}
+    written, read = single(written), single(read)
     factors = Factors(written, read, rows, columns, {"unit": unit, **about})
     most = {"k": min(k, len(read)), "best": min(best, len(written) * len(read))}
     found = ranked(model, factors, **most, side=side, progress=progress)

@@ -128,7 +128,7 @@ def removal(
         text = texts[:, first:].to(stream.device)
         firing = fires & text
         total = unembed.norm.keep(stream)
-        removed = ((post - held_at) * share)[..., None] * kept
+        removed = (((post - held_at) * share)[..., None] * kept).to(total)
         direct = stream_change(
             unembed, total.flatten(0, 1), removed.flatten(0, 1), norm="recompute"
         )
