@@ -119,6 +119,17 @@ def test_latents_set_scaled_and_added_to(nano: Any) -> None:
     torch.testing.assert_close(dropped["1.mlp"], wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_latents_are_changed_by_label_as_by_number(nano: Any) -> None:
+    one, tokens = some(nano), torch.tensor([[0, 5, 6, 9]])
+    number, label, place = (
+        mi.run(nano, tokens, edits=mi.Edit.latents(one, {3: ("scale", 2.0), name: ("set", 40.0)}))
+        for name in (5, "L1F5", mi.Site("latents", 1, neuron=5))
+    )
+    assert not torch.equal(number.final, mi.run(nano, tokens).final)
+    assert torch.equal(label.final, number.final)
+    assert torch.equal(place.final, number.final)
+
+
 def test_generation_with_latents_held(nano: Any) -> None:
     """The same tokens with keys and values kept, and without."""
     tokens = torch.tensor([[0, 5, 6, 9]])
@@ -137,6 +148,11 @@ def test_generation_with_latents_held(nano: Any) -> None:
     ("changes", "options", "text"),
     [
         ({99: ("set", 0.0)}, {}, "latents=99"),
+        ({"L1F99": ("set", 0.0)}, {}, "latents=99"),
+        ({"L2F3": ("set", 0.0)}, {}, r"latents='L2F3' of .*; wanted 'L1F0', say"),
+        ({3: ("set", 0.0), "L1F3": ("set", 1.0)}, {}, "L1F3"),
+        ({3: 0.0}, {}, r"changes=\{3: 0.0\}; wanted \('set', 0.0\), say"),
+        (3, {}, "changes=3; wanted changes by latent"),
         ({1: ("double", 0.0)}, {}, "how='double'; wanted 'set', 'scale' or 'add'"),
         ({1: ("set", torch.nan)}, {}, "holds nan; wanted finite numbers"),
         ({}, {}, r"latents=\{\} with error='keep' changes nothing"),

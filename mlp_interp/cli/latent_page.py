@@ -11,7 +11,7 @@ from mlp_interp import latents
 from mlp_interp.cli.neuron_page import summary, text_of, write
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.latents.named import latent_site
+from mlp_interp.dictionaries.naming import latent_site
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model
 from mlp_interp.views.numbers import number, percent

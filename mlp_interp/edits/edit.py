@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.naming import Latent
 from mlp_interp.edits.actions import (
     Action,
     Add,
@@ -19,7 +20,7 @@ from mlp_interp.edits.actions import (
     Set,
     Value,
 )
-from mlp_interp.edits.latents import Error, How, LatentValues
+from mlp_interp.edits.latents import Error, How, LatentValues, changes_of
 from mlp_interp.edits.selection import Region, Selection, axes, region
 from mlp_interp.models.caches import cached
 from mlp_interp.models.indices import integers
@@ -267,7 +268,7 @@ class Edit:
     def latents(
         cls,
         dictionary: Dictionary,
-        changes: Mapping[int, tuple[How, Value]],
+        changes: Mapping[Latent, tuple[How, Value]],
         *,
         positions: Indices = None,
         error: Error | Tensor = "keep",
@@ -283,8 +284,8 @@ class Edit:
         Args:
             dictionary: An SAE or transcoder of this model; of a cross-layer transcoder the part
                 that writes to one layer (`Dictionary.towards`), an edit for each.
-            changes: By latent, ``("set", value)``, ``("scale", factor)`` or ``("add", value)``; of
-                numbers, or of tensors that broadcast to ``[batch, pos]`` of the chosen positions.
+            changes: By latent, its number or label, ``("set", value)``, ``("scale", factor)`` or
+                ``("add", value)``; of numbers, or of tensors that broadcast to ``[batch, pos]`` of the chosen positions.
             positions: As of `Edit`.
             error: ``"keep"``; ``"drop"`` puts there what the latents make of it, without what they
                 do not explain (with no changes: the dictionary spliced in); a tensor takes the
@@ -306,7 +307,7 @@ class Edit:
             >>> edit.apply(torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])).tolist()
             [[[20.0, 1.0], [1.0, 2.0]]]
         """
-        action = LatentValues(dictionary, dict(changes), error, where)
+        action = LatentValues(dictionary, changes_of(dictionary, changes), error, where)
         return cls._at(dictionary.site, action, positions)
 
     @property

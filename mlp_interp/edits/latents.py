@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary, Latents
+from mlp_interp.dictionaries.naming import Latent, latent_site
 from mlp_interp.edits.actions import Action, Value
 from mlp_interp.edits.selection import Selection
-from mlp_interp.models.indices import index
+from mlp_interp.models.indices import distinct
 from mlp_interp.models.options import check_choice
 from mlp_interp.sites import Site
 
-__all__ = ["Error", "How", "LatentValues"]
+__all__ = ["Error", "How", "LatentValues", "changes_of"]
 
 How = Literal["set", "scale", "add"]
 Error = Literal["keep", "drop", "beside"]
@@ -64,12 +65,6 @@ class LatentValues(Action):
                 f"site={site.label!r} with a dictionary that writes to {places}; wanted one that "
                 "writes there, and only there"
             )
-        for latent, change in self.changes.items():
-            index("latents", latent, one.n_latents)
-            if not (isinstance(change, tuple) and len(change) == 2):
-                raise ValueError(f"latents={{{latent}: {change!r}}}; wanted ('set', 1.0), say")
-            how, _ = change
-            check_choice("how", how, get_args(How))
         if not isinstance(self.error, Tensor):
             check_choice("error", self.error, get_args(Error))
         if not self.changes and isinstance(self.error, str) and self.error == "keep":
@@ -117,6 +112,29 @@ class LatentValues(Action):
         some = [f"L{self.dictionary.layer}F{n} {how}" for n, (how, _) in self.changes.items()]
         error = "replaced" if isinstance(self.error, Tensor) else f"{self.error}"
         return f"{', '.join(some) or 'all as they are'}, error {error}"
+
+
+def changes_of(
+    dictionary: Dictionary, changes: Mapping[Latent, tuple[How, Value]]
+) -> dict[int, tuple[How, Value]]:
+    """Changes by the numbers of the latents that numbers or labels name.
+
+    Raises:
+        ValueError: No such latent, or one named twice; a change that is none.
+    """
+    given: Any = changes
+    if not isinstance(given, Mapping):
+        raise ValueError(f"changes={given!r}; wanted changes by latent, {{3: ('set', 0.0)}}, say")
+    found: list[tuple[int, tuple[How, Value]]] = []
+    for latent, change in given.items():
+        site = latent_site(dictionary, latent, argument="latents", others=())
+        if not (isinstance(change, tuple | list) and len(change) == 2):
+            raise ValueError(f"changes={{{latent!r}: {change!r}}}; wanted ('set', 0.0), say")
+        how, value = change
+        check_choice("how", how, get_args(How))
+        found.append((site.unit, (how, value)))
+    distinct("latents", [f"L{dictionary.layer}F{number}" for number, _ in found])
+    return dict(found)
 
 
 def _last(value: Value) -> Value:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mlp_interp.ablation.effects import account
 from mlp_interp.dictionaries import Dictionary, Latents
+from mlp_interp.dictionaries.naming import Latent
 from mlp_interp.edits import Edit
-from mlp_interp.latents.named import Latent, named
+from mlp_interp.latents.named import named
 from mlp_interp.latents.spliced import check_one_layer, read_in, sites_of
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes

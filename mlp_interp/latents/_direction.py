@@ -3,7 +3,7 @@
 import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.latents.named import Latent, latent_site
+from mlp_interp.dictionaries.naming import Latent, latent_site
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.protocol import Model

@@ -15,9 +15,9 @@ from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import BandExamples, Fraction, Histogram, Moments, TopExamples
 from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.naming import Latent, latent_site
 from mlp_interp.edits import Edit
 from mlp_interp.latents.in_runs import activations
-from mlp_interp.latents.named import Latent, latent_site
 from mlp_interp.latents.spliced import check_one_layer, sites_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed

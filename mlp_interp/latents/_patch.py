@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.naming import Latent
 from mlp_interp.interchange import (
     Added,
     Direction,
@@ -21,7 +22,7 @@ from mlp_interp.interchange import (
     positions_of,
 )
 from mlp_interp.latents.exchanged import Change
-from mlp_interp.latents.named import Latent, check_layers, in_order, named
+from mlp_interp.latents.named import check_layers, in_order, named
 from mlp_interp.latents.spliced import sites_of
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models.own_mode import own_mode

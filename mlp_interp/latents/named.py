@@ -4,15 +4,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.naming import Latent, latent_site
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import distinct, index, is_single
+from mlp_interp.models.indices import distinct, is_single
 from mlp_interp.sites import Site, site_of
 
-__all__ = ["Latent", "check_layers", "check_list", "in_order", "latent_site", "named"]
-
-Latent = int | str | Site
-"""How a latent is named: its number in the dictionary, its label (``"L2F17"``) or a `Site`."""
+__all__ = ["check_layers", "check_list", "in_order", "named"]
 
 _ORDER = ("latents", "b_dec", "skip", "error")
 
@@ -84,38 +82,3 @@ def named(
 def in_order(sites: Collection[Site]) -> list[Site]:
     """Layer by layer, latents first and the error last."""
     return sorted(sites, key=lambda s: (s.layer or 0, _ORDER.index(s.name), s.neuron or 0))
-
-
-def latent_site(
-    dictionary: Dictionary,
-    latent: Latent,
-    *,
-    argument: str = "latent",
-    others: Collection[str] = ("error",),
-) -> Site:
-    """The latent of a dictionary that a number or label names, or its error.
-
-    Args:
-        dictionary: The dictionary.
-        latent: The number, label or site.
-        argument: What the caller calls it.
-        others: What else than latents may be named; a skip only where there is one.
-
-    Raises:
-        ValueError: It has no such latent, or no skip.
-    """
-    layer = dictionary.layer
-    if isinstance(latent, str | Site):
-        site = site_of(latent, argument=argument)
-        nameless = site.name == "latents" and site.neuron is None
-        if nameless or site.layer != layer or site.name not in ("latents", *others):
-            raise ValueError(
-                f"{argument}={site.label!r} of {dictionary!r}; wanted 'L{layer}F0', say, or "
-                f"'{layer}.error'"
-            )
-        if site.name == "skip" and dictionary.W_skip is None:
-            raise ValueError(f"{argument}={site.label!r} of {dictionary!r}, which has no W_skip")
-        if site.name != "latents":
-            return site
-        latent = site.unit
-    return Site("latents", layer, neuron=index(argument, latent, dictionary.n_latents))
