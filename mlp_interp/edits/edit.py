@@ -285,7 +285,8 @@ class Edit:
             dictionary: An SAE or transcoder of this model; of a cross-layer transcoder the part
                 that writes to one layer (`Dictionary.towards`), an edit for each.
             changes: By latent, its number or label, ``("set", value)``, ``("scale", factor)`` or
-                ``("add", value)``; of numbers, or of tensors that broadcast to ``[batch, pos]`` of the chosen positions.
+                ``("add", value)``; of numbers, or of tensors that broadcast to ``[batch, pos]``
+                of the chosen positions.
             positions: As of `Edit`.
             error: ``"keep"``; ``"drop"`` puts there what the latents make of it, without what they
                 do not explain (with no changes: the dictionary spliced in); a tensor takes the
