@@ -98,6 +98,7 @@ def test_labelled_reads_the_last_token_of_the_last_place_of_the_entity(nano: Any
     assert data.values[:, 0].tolist() == [1.5, 1.5, 2, 2]
     assert data.template.tolist() == text * 2
     assert data.about == "4 prompts of 2 entities in 2 templates"
+    assert repr(data) == "Labelled: 4 prompts of 2 entities in 2 templates, numbers 'n'"
     frame = {"city": ["Paris", "New York"], "n": [1.5, 2]}
     same = Labelled.of(nano, frame, text=text, y="n", entity="city")
     assert same.rows == data.rows
@@ -115,6 +116,8 @@ def test_labelled_reads_the_last_token_of_the_last_place_of_the_entity(nano: Any
         ([{"t": "a", "n": 1}], {"y": "m"}, "no column 'm'; wanted one of t, n"),
         ([{"t": "a", "n": 1}], {"text": "{u}"}, "no column 'u'"),
         ([{"t": "a", "n": 1}], {"text": []}, "text is empty"),
+        ([{"t": "a", "n": 1}], {"text": "in 17", "entity": "t"}, "text='in 17' holds no column"),
+        ([{"t": "a", "n": 1}], {"text": ["{t}", "a{{t}}"]}, "text='a{{t}}' holds no column"),
         ([{"t": "a", "n": float("nan")}], {}, "y='n' is nan in row 0"),
         ([{"t": "a", "n": 1}, {"t": "b", "n": "x"}], {}, "numbers and others"),
         ([{"t": "a", "n": "x"}, {"t": "b", "n": "x"}], {}, "one class, 'x'"),

@@ -82,8 +82,8 @@ class Labelled:
 
         Raises:
             ValueError: A column that is not there, labels that are no finite numbers or mixed, one
-                class only, an entity with two labels, a template without the entity where it is to
-                be read, or a prompt that the model does not take.
+                class only, an entity with two labels, a template without columns, or without
+                the entity where it is to be read, or a prompt that the model does not take.
 
         Example:
             >>> from mlp_interp import load_model
@@ -129,6 +129,11 @@ class Labelled:
             text=tuple(texts),
         )
 
+    def __repr__(self) -> str:
+        """In a line."""
+        read = "classes" if self.classes is not None else "numbers"
+        return f"Labelled: {self.about}, {read} {', '.join(map(repr, self.outputs))}"
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -172,6 +177,12 @@ def check_data(data: Any) -> None:
 def _where(position: Any, templates: Sequence[str], entity: str | None) -> str:
     if not templates:
         raise ValueError("text is empty; wanted at least one template")
+    for template in templates:
+        if not _fields(template):
+            raise ValueError(
+                f"text={template!r} holds no column, and would be one prompt for all rows; wanted "
+                "columns in braces, '{text}', say"
+            )
     holds = [entity is not None and entity in _fields(template) for template in templates]
     if position is None:
         return "entity" if all(holds) else "last"
