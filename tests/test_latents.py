@@ -119,6 +119,14 @@ def test_latents_set_scaled_and_added_to(nano: Any) -> None:
     torch.testing.assert_close(dropped["1.mlp"], wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_one_sequence_is_warned_of(nano: Any) -> None:
+    tokens = torch.arange(24)[None]
+    with pytest.warns(UserWarning, match="corpus has one sequence, of 24 tokens; a dictionary"):
+        latents.train(nano, tokens, "1.mlp", n_latents=4, k=1, steps=1, batch_size=8)
+    with pytest.warns(UserWarning, match="corpus has one sequence, of 24 tokens; a tuned lens"):
+        mi.lens.tuned(nano, tokens, steps=1)
+
+
 def test_latents_are_changed_by_label_as_by_number(nano: Any) -> None:
     one, tokens = some(nano), torch.tensor([[0, 5, 6, 9]])
     number, label, place = (
@@ -437,8 +445,8 @@ def test_a_single_latent_is_trained_and_a_single_token_is_not(nano: Any, corpus:
     x = mi.run(nano, corpus.tokens[:2])["2.mlp"][:, 1:]
     plain = (x - x.mean((0, 1))).square().sum()
     assert 0 < (one(x)[0] - x).square().sum() / plain < 1
-    with pytest.raises(ValueError, match="is the same at all 1 tokens"):
-        latents.train(nano, torch.tensor([[0, 5]]), "2.mlp", n_latents=2, k=1)
+    with pytest.raises(ValueError, match="is the same at all 2 tokens"):
+        latents.train(nano, torch.tensor([[0, 5], [0, 5]]), "2.mlp", n_latents=2, k=1)
 
 
 @pytest.mark.parametrize("reads", ["mlp_out", "mlp_in"])

@@ -21,7 +21,7 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.processing import processing
 from mlp_interp.models.protocol import Model
-from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.prompts.texts import padded_texts, warn_of_one
 
 __all__ = ["train"]
 
@@ -110,6 +110,7 @@ def train(
     pattern = _pattern(weights, place, reads)
     wants = _wants(weights, pattern)
     texts = padded_texts(model, corpus, attention_mask)
+    warn_of_one(texts, "a dictionary")
     counts = which_count(model, texts.tokens, texts.real, first)
     weights.checked(texts.tokens)
     options = {
@@ -183,7 +184,9 @@ def _wants(weights: Weights, pattern: Dictionary) -> Wants | None:
     if found == "neither":
         raise ValueError(
             f"reads={pattern.reads!r} of model={weights.model.cfg.model_name!r}, whose weights are "
-            "folded or centred and not both; wanted load_model(name, processing='folded') or 'raw'"
+            "folded or centred and not both (norms whose scales are all 1 count as folded); wanted "
+            "load_model(name, processing='folded') or 'raw', or, of a HookedTransformer of your "
+            "own, model.process_weights_() before"
         )
     return found
 

@@ -23,7 +23,7 @@ from mlp_interp.models.padding import counted as counting
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.stream import check_stream
 from mlp_interp.models.unembed import Unembed, capped
-from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.prompts.texts import padded_texts, warn_of_one
 from mlp_interp.results import single
 
 __all__ = ["tuned"]
@@ -89,6 +89,7 @@ def tuned(
     checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     texts = padded_texts(model, corpus, attention_mask)
+    warn_of_one(texts, "a tuned lens")
     which_count(model, texts.tokens, texts.real, first)
     weights.checked(texts.tokens)
     state = _start(model, start)

@@ -1,5 +1,6 @@
 """Texts of any lengths as tokens: each by itself, or padded at the end to one length."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from mlp_interp.prompts.pairs import encode_prompt, padded_rows
 from mlp_interp.prompts.tokenizing import check_text, tokenizer_of
 from mlp_interp.results import tokens_of
 
-__all__ = ["Prompts", "Texts", "padded_texts", "texts_of", "texts_of_side", "tokens_to_run"]
+__all__ = [
+    "Prompts",
+    "Texts",
+    "padded_texts",
+    "texts_of",
+    "texts_of_side",
+    "tokens_to_run",
+    "warn_of_one",
+]
 
 _SHOWN = 80  # letters of a text in an error
 _LONGEST_NAME = 250  # of a file: a longer text is none, and to ask would be an error
@@ -112,6 +121,21 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
     padding = Padding(torch.arange(longest) < lengths, "padded at the end")
     bos = {"bos": "each"} if any(isinstance(text, str) for text in given) else {}
     return packed(tokens, padding, {"data": f"{len(rows)} texts of {longest} tokens", **bos})
+
+
+def warn_of_one(texts: Padded, what: str) -> None:
+    """Warn where something is learned of a single sequence, of which it says nothing more.
+
+    Args:
+        texts: The corpus.
+        what: What is learned.
+    """
+    if len(texts.tokens) == 1:
+        warnings.warn(
+            f"corpus has one sequence, of {texts.tokens.shape[1]} tokens; {what} learned of it "
+            "alone knows that text by heart: wanted many, as mi.load_corpus gives",
+            stacklevel=3,
+        )
 
 
 def tokens_to_run(model: Model, given: Any) -> Int[Tensor, "batch pos"]:

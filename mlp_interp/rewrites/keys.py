@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.models import Weights
+from mlp_interp.models import Weights, describe
 from mlp_interp.models._checksum import checksum
 from mlp_interp.models.options import checked_number
 from mlp_interp.models.protocol import Model
@@ -55,10 +55,11 @@ class Keys:
                 f"keys of {found.shape[0]} neurons; wanted {weights.d_mlp}, as the model has"
             )
         if str(here["upstream"].item()) != upstream(weights, layer):
+            own = describe(weights.model)
             raise ValueError(
-                f"keys of model={keys.attrs.get('model')!r} were made with other weights than "
-                f"those that make the keys of layer {layer} in "
-                f"model={weights.model.cfg.model_name!r}; wanted associations of this very model"
+                f"keys of model={keys.attrs.get('model')!r} in {keys.attrs.get('dtype')} were made "
+                f"with other weights than those that make the keys of layer {layer} in model="
+                f"{own['model']!r} in {own['dtype']}; wanted associations of this very model"
             )
         _check_ridge(ridge, int(keys.attrs["tokens"]), weights.d_mlp)
         return cls(found, float(ridge))
