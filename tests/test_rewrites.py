@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from mlp_interp.rewrites import (
 from mlp_interp.rewrites._associations import _compared
 from mlp_interp.rewrites._many import _readers
 from mlp_interp.rewrites._score import _entropy
-from mlp_interp.rewrites.facts import continued, placed
+from mlp_interp.rewrites.facts import about, continued, placed
 from mlp_interp.rewrites.keys import Keys
-from mlp_interp.rewrites.values import States, find_value
+from mlp_interp.rewrites.values import States, _later, _Objective, find_value
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 from mlp_interp.steering import GenerationOptions
@@ -169,6 +170,39 @@ def test_what_is_said_already_takes_no_change(nano):
     texts = States.of(runner, rows, 0)
     found = find_value(runner, 0, texts, None, SEARCH)
     assert float(found.delta.norm()) < 0.1 * float(texts.value.norm())
+
+
+@torch.no_grad()
+def test_what_is_searched_for_is_the_whole_target_and_that_kept_texts_stay(nano):
+    """Beside hooks of the library's: all tokens of the target, KL of before from after."""
+    fact = placed(nano, ("Sweden", "The language of Sweden is", " Swedish and Danish"))
+    texts = [continued(nano, fact, ["Remember."]), about(nano, "Sweden", LANGUAGE[:3])]
+    runner, draw = Runner.of(nano), torch.Generator().manual_seed(0)
+    delta = 5 * torch.randn(Weights.of(nano).d_model, generator=draw)
+    states = [States.of(runner, rows, 1) for rows in texts]
+    objective = _Objective(_later(runner.forward, 1), runner.unembed, Search(weight=2.0))
+    before = objective.log_probabilities(states[1], None)[0]
+    nll, penalty = objective(*states, before, delta)
+    logs = []
+    for rows in texts:
+        add = partial(_added, rows.subject, delta)
+        hooks = [(Site("mlp_out", 1).hook_name, add)]
+        logs.append(nano.run_with_hooks(rows.tokens, fwd_hooks=hooks).log_softmax(-1))
+    each, rows = torch.arange(2), texts[0]
+    assert len(rows.target) == 3
+    said = sum(logs[0][each, rows.end + n, token] for n, token in enumerate(rows.target))
+    assert float(nll) == pytest.approx(-float(said.mean()), rel=1e-4)
+    each, rows = torch.arange(3), texts[1]
+    clean = nano(rows.tokens).log_softmax(-1)[each, rows.end]
+    after = logs[1][each, rows.end]
+    kl = torch.nn.functional.kl_div(after, clean, log_target=True, reduction="batchmean")
+    assert float(penalty) == pytest.approx(2 * float(kl), rel=1e-3)
+
+
+def _added(places, change, x, hook):
+    x = x.clone()
+    x[torch.arange(len(x)), places] += change
+    return x
 
 
 def test_a_second_rewrite_moves_the_first_by_its_overlap(nano, keys, berlin):
