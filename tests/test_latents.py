@@ -11,6 +11,7 @@ import torch
 import mlp_interp as mi
 from mlp_interp import latents
 from mlp_interp.dictionaries import Dictionary, JumpRelu, TopK
+from mlp_interp.latents._separate import random_like
 from mlp_interp.latents.learner import Learner, beginning
 from mlp_interp.latents.rows import Rows, pairs_of
 from mlp_interp.models import Weights, forward_of
@@ -580,22 +581,28 @@ def test_the_best_latent_beside_its_controls(nano: Any, trained: Any) -> None:
     found = latents.separate(nano, one, kinds, pooling="max", seed=3)
     assert found.source.values.tolist() == ["latents", "random", "neurons"]
     texts = [text for some in kinds.values() for text in some]
-    rows = []
-    for text in texts:
-        run = mi.run(nano, text)
-        rows.append(latents.activations(run, one).dense()[0, 1:].amax(0).numpy())
-    values, kind = np.stack(rows), np.repeat([0, 1], 6)
-    chooses = np.zeros(12, dtype=bool)
+    runs, kind = [mi.run(nano, text) for text in texts], np.repeat([0, 1], 6)
+    active = [latents.activations(run, one).dense()[0, 1:] for run in runs]
+    # The control reads less the mean, and is as sparse: several are active, not one.
+    k = round(float(np.mean([int(x) for some in active for x in (some != 0).sum(-1)])))
+    mean = torch.cat([run["mlp_out", 2][0, 1:] for run in runs]).double().mean(0)
+    control, chooses = random_like(one, mean, k, 3), np.zeros(12, dtype=bool)
+    assert k > 1
     order = np.random.default_rng(3)
     for n in range(2):
         chooses[order.permutation(np.flatnonzero(kind == n))[:3]] = True
-    for n in range(2):
-        scores = [by_pairs(x[chooses & (kind == n)], x[chooses & (kind != n)]) for x in values.T]
-        best = int(found.best.sel(source="latents")[n])
-        assert scores[best] == max(scores) == float(found.auroc_chosen.sel(source="latents")[n])
-        x = values[:, best]
-        wanted = by_pairs(x[~chooses & (kind == n)], x[~chooses & (kind != n)])
-        np.testing.assert_allclose(found.auroc.sel(source="latents")[n], wanted)
+    for source, given in {"latents": one, "random": control}.items():
+        pooled = [latents.activations(run, given).dense()[0, 1:].amax(0).numpy() for run in runs]
+        values, here = np.stack(pooled), found.sel(source=source)
+        for n in range(2):
+            scores = [
+                by_pairs(x[chooses & (kind == n)], x[chooses & (kind != n)]) for x in values.T
+            ]
+            best = int(here.best[n])
+            assert scores[best] == max(scores) == float(here.auroc_chosen[n])
+            x = values[:, best]
+            wanted = by_pairs(x[~chooses & (kind == n)], x[~chooses & (kind != n)])
+            np.testing.assert_allclose(here.auroc[n], wanted)
     again = latents.separate(nano, one, kinds, pooling="max", seed=3, batch_size=5)
     np.testing.assert_allclose(again.auroc, found.auroc)
 
