@@ -8,9 +8,10 @@ from random_models import BACKENDS, HAS_HOOKED
 
 import mlp_interp as mi
 from mlp_interp import heads as of_heads
+from mlp_interp.heads._key_path import KeyPath
 from mlp_interp.heads._keys import KINDS, Keys, attended
 from mlp_interp.heads._repeated import Repeated
-from mlp_interp.models import Weights
+from mlp_interp.models import Unembed, Weights
 from mlp_interp.models.heads import Heads
 from mlp_interp.residual import needed
 
@@ -67,6 +68,8 @@ def test_padding_has_no_part_in_detection(nano):
     both = of_heads.detect(nano, texts)
     each = xr.concat([of_heads.detect(nano, [text]) for text in texts], "text").mean("text")
     np.testing.assert_allclose(both.score, each.score, atol=1e-5)
+    nothing = of_heads.detect(nano, texts[2:]).score.sel(kind=["duplicate", "induction"])
+    assert np.isnan(nothing).all()  # not 0: no query was there
     for kind in ("previous", "first", "self"):
         mine, wanted = (x.expected.sel(kind=kind) for x in (both, each))
         np.testing.assert_allclose(mine, wanted, atol=1e-6)
@@ -123,6 +126,13 @@ def test_keys_are_found_batch_by_batch(nano, monkeypatch):
     assert (chance.sel(kind=["duplicate", "induction"]) > 0).all()
     assert np.isnan(chance.sel(kind=["previous", "first", "self"])).all()
     assert found.queries.sel(kind=["previous", "induction"]).values.tolist() == [56, 28]
+    # These eight are asked about the places where the others have a repetition.
+    pattern = patterns(nano, Repeated.of(Weights.of(nano), 7, 4, 0).controls, 1).double()
+    for kind, back in (("duplicate", 4), ("induction", 3)):
+        paid = pattern[:, :, range(5, 9), range(5 - back, 9 - back)].mean(-1)
+        here = found.sel(kind=kind, layer=1)
+        np.testing.assert_allclose(here.expected, paid.mean(0), atol=1e-6)
+        np.testing.assert_allclose(here.expected_se, paid.std(0) / 8**0.5, atol=1e-6)
 
 
 def test_texts_that_come_twice(nano):
@@ -196,6 +206,7 @@ def test_nano_s_induction_circuits(backend, processing):
     found = of_heads.induction(model, n=8)
     strong = found.where(found.strength == "strong", drop=True)
     assert sorted(strong.circuit.values) == STRONG
+    assert bool((found.compose_z.diff("circuit") <= 0).all())
     assert sorted(found.circuit.values[found.strength.values == "weak"]) == [
         "L0H0 → L2H0",
         "L0H0 → L2H4",
@@ -283,9 +294,52 @@ def test_circuits_follow_their_heads_and_go_with_biases(tmp_path):
     assert sorted(strong) == [f"L0H2 → L1H{head}" for head in range(6)]
     assert mi.load(mi.save(found, tmp_path / "found.nc")).identical(found)
     with torch.no_grad():
+        model.blocks[1].attn.W_O[3] *= -1  # matches, and copies no longer
+    found = of_heads.induction(model, n=2)
+    assert {"L0H2 → L1H2", "L0H2 → L1H4"} <= set(found.circuit.values)
+    assert "L0H2 → L1H3" not in found.circuit
+    with torch.no_grad():
+        model.blocks[-1].attn.load_state_dict(model.blocks[0].attn.state_dict())
         for bias in (model.blocks[0].attn.b_Q, model.blocks[0].attn.b_K):
             bias[2] = 0
+    # The last layer has the only head that attends to the previous token: for none to read.
     assert of_heads.induction(model, n=4).sizes["circuit"] == 0
+
+
+def test_attention_that_another_part_of_keys_makes_is_no_strong_circuit(nano, monkeypatch):
+    monkeypatch.setattr(KeyPath, "measured", lambda self: (0.49, torch.ones(2)))
+    found = of_heads.induction(nano, n=2, period=12)
+    assert float(found.score.max()) > 0.9
+    assert set(found.strength.values) == {"weak"}
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="only this class's keys are hooked by head")
+def test_a_key_path_to_heads_that_share_keys(kind):
+    """Beside hooks of the library's, in a model that writes much of the same everywhere."""
+    model = kind("llama", "hooked", "raw")
+    weights = Weights.of(model)
+    tokens = Repeated.of(weights, 4, 6, 0).tokens
+    heads = [Heads.of(weights, layer) for layer in range(2)]
+    path = KeyPath(heads[0], 1, heads[1], 3, tokens, Unembed.of(model))
+    names = ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre"]
+    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    stream, block = cache["blocks.1.hook_resid_pre"], model.blocks[1]
+    wrote = cache["blocks.0.attn.hook_z"][:, :, 1] @ model.blocks[0].attn.W_O[1]
+    keys = wrote / weights.norm.scale(stream) * block.ln1.w @ block.attn.W_K[3]
+    keys = keys - keys.mean((0, 1))
+
+    def cut(k, hook):
+        k = k.clone()
+        k[:, :, 3 // (4 // k.shape[2])] -= keys
+        return k
+
+    without = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_k", cut)])
+    queries, wanted = slice(7, 12), tokens[:, 8:13]
+    rise = [
+        -x[:, queries].log_softmax(-1).gather(2, wanted[..., None])[..., 0].double().mean(1)
+        for x in (without, logits)
+    ]
+    torch.testing.assert_close(path.measured()[1], rise[0] - rise[1], atol=2e-6, rtol=1e-3)
 
 
 def test_bad_questions_on_data(nano, without_type_checks):
