@@ -27,6 +27,7 @@ from mlp_interp.rewrites import (
 from mlp_interp.rewrites._associations import _compared
 from mlp_interp.rewrites._many import _readers
 from mlp_interp.rewrites._score import _entropy
+from mlp_interp.rewrites.asked import Asked, answered
 from mlp_interp.rewrites.facts import about, continued, placed
 from mlp_interp.rewrites.keys import Keys
 from mlp_interp.rewrites.values import States, _later, _Objective, find_value
@@ -499,6 +500,18 @@ def test_what_the_model_says_competes_with_first_tokens(nano):
     assert kept.top_token.item() == " Berlin"
     assert np.isnan(kept.success)
     assert float(own.log_probability) < float(p[berlin].log())
+
+
+@torch.no_grad()
+def test_the_likeliest_of_several_targets_is_the_rival(nano):
+    ids = tuple(nano.to_tokens(SWEDEN[1])[0].tolist())
+    logs = nano(torch.tensor([ids]))[0, -1].log_softmax(-1)
+    right, *others = (nano.to_single_token(word) for word in (" Stockholm", " Berlin", " Rome"))
+    asked = Asked("neighbourhood", SWEDEN[1], ids, (right,), tuple((one,) for one in others))
+    (found,) = answered(Runner.of(nano), [asked], ())
+    assert abs(float(logs[others[0]] - logs[others[1]])) > 0.01
+    assert found.answer == pytest.approx(float(logs[right]), abs=1e-3)
+    assert found.rival == pytest.approx(float(logs[others].max()), abs=1e-3)
 
 
 def test_text_is_scored_too(nano, text, berlin):
