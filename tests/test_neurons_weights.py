@@ -451,7 +451,7 @@ def test_tokens_as_text(kind, tmp_path):
         (promoted_tokens, ((True, 1),), {}, r"neuron=\(True, 1\); wanted a label"),
         (promoted_tokens, ("L1H2",), {}, "neuron='L1H2' is no neuron"),
         (promoted_tokens, ((0, 1),), {"k": 301}, "k=301; wanted an integer from 1 to 300"),
-        (nearest_neurons, ((0, -1),), {}, r"neuron=\(0, -1\); wanted .* counted from 0"),
+        (nearest_neurons, ((0, -65),), {}, r"neuron=\(0, -65\); wanted .* from \(-3, -64\)"),
         (
             nearest_neurons,
             ((0, 1),),

@@ -245,3 +245,12 @@ def test_several_prompts_are_put_together_as_change_over_gap():
     assert shown.frame["normalized_se"].tolist()[0] == pytest.approx(error)
     with pytest.raises(ValueError, match="equal on average; wanted 'raw', or one prompt"):
         mi.table(result.assign(clean=result.corrupted))
+
+
+def test_errors_are_over_prompts_whatever_stands_first():
+    values = np.random.default_rng(0).normal(size=(2, 3, 50))
+    held = xr.DataArray(values, {"component": ["a", "b"]}, ("component", "prompt", "sample"))
+    first = mi.table(held).frame
+    pd.testing.assert_frame_equal(first, mi.table(held.transpose("sample", ...)).frame)
+    wanted = values.mean(2).std(1, ddof=1) / 3**0.5
+    np.testing.assert_allclose(first.set_index("component")["value_se"][["a", "b"]], wanted)

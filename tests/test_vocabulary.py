@@ -250,3 +250,10 @@ def test_variables_of_results_say_what_they_are(kind, name):
         assert variable.attrs.get("long_name"), variable.name
         assert variable.attrs.get("unit") or variable.dtype.kind in "OUb", variable.name
         assert not re.search("_(error|sem|stderr|std_err)$", str(variable.name))
+    said = [
+        (x.attrs["long_name"], x.attrs.get("unit"), x.dims)
+        for name, x in found.data_vars.items()
+        if x.dims and not re.search("_(se|text)$|error", f"{name} {x.attrs['long_name']}")
+    ]
+    # A page says in the same words what is raised and what is lowered.
+    assert len({*said}) == len(said) or name == "latents.page", said

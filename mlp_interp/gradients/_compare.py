@@ -73,8 +73,8 @@ def compare(
         {
             **found,
             **{
-                name: x.assign_attrs(unit=unit, long_name=f"{name} effect of each cell")
-                for name, x in cells.items()
+                name: x.assign_attrs(unit=unit, long_name=f"{how} effect of each cell")
+                for (name, x), how in zip(cells.items(), ("exact", "estimated"), strict=True)
             },
             **_worst(true, guess, worst, unit),
         },

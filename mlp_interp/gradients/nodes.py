@@ -25,7 +25,7 @@ from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import in_own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
-from mlp_interp.results import described, to_numpy
+from mlp_interp.results import to_numpy
 from mlp_interp.sites import FAMILIES, GATED, did_you_mean, head_grid_coords
 
 __all__ = [
@@ -208,6 +208,12 @@ def as_grid(estimates: xr.Dataset, sites: str | Sequence[str]) -> xr.Dataset:
     return beside_runs(effect, estimates)
 
 
+_EXCHANGED = {
+    "raw": "metric as estimated after the exchange",
+    "normalized": "the same, 0 as in the corrupted run and 1 as in the clean one",
+}
+
+
 def beside_runs(effect: xr.DataArray, estimates: xr.Dataset) -> xr.Dataset:
     """Estimated effects as the metric that a patched run would have, beside both runs' own."""
     clean, corrupted = estimates.clean, estimates.corrupted
@@ -216,17 +222,17 @@ def beside_runs(effect: xr.DataArray, estimates: xr.Dataset) -> xr.Dataset:
     gap = (clean - corrupted).where(clean != corrupted)
     found = {"estimate": effect, "raw": raw, "normalized": (raw - corrupted) / gap}
     unit = estimates.attrs["unit"]
-    result = xr.Dataset(
+    return xr.Dataset(
         {
             name: x.transpose(*effect.dims).assign_attrs(
-                unit="share of clean - corrupted" if name == "normalized" else unit
+                unit="share of clean - corrupted" if name == "normalized" else unit,
+                **({} if name == "estimate" else {"long_name": _EXCHANGED[name]}),
             )
             for name, x in found.items()
         }
         | {"clean": clean, "corrupted": corrupted},
         attrs=estimates.attrs,
     )
-    return described(result, {"raw": "metric as estimated after the exchange"})
 
 
 def extended(values: np.ndarray, missing: int) -> np.ndarray:

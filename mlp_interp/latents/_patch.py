@@ -157,9 +157,10 @@ def _patched(
     )
     whole = to_numpy(outcome.values[len(sites) :])
     places = [change.dictionary.site.label for change in changes]
-    return found.assign(
-        whole=(("place", *dims[1:], "prompt"), whole, found.raw.attrs)
-    ).assign_coords(place=places)
+    about = {**found.raw.attrs, "long_name": "metric after the exchange of the whole place"}
+    return found.assign(whole=(("place", *dims[1:], "prompt"), whole, about)).assign_coords(
+        place=places
+    )
 
 
 def _added(changes: Sequence[Change], sites: Sequence[Site]) -> Iterator[Added]:

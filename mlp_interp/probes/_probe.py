@@ -56,7 +56,7 @@ def probe(
         split: What stays together: ``"entity"``, ``"template"`` (is it read in words that it was
             not learned from?) or nothing: ``"prompt"``.
         alphas: Strengths that ridge (of standardised activations) and logistic regression choose
-            among.
+            among; below rounding of the inner products a ridge is as of rounding.
         controls: How often to do it all with labels exchanged among entities, and classes dealt
             out to folds anew, as evenly as the true ones.
         seed: Draws folds and controls.
@@ -220,6 +220,7 @@ def _dataset(
         unit=what, long_name="mean score less the controls'"
     )
     # One draw strays as far by chance as controls do, though folds may agree, which share prompts.
-    own = np.maximum(error, spread * result.sizes["draw"] ** 0.5)
+    draw = spread * result.sizes["draw"] ** 0.5
+    own = error.where(~(draw > error), draw)  # NaN of a single fold stays
     result["selectivity_se"] = ((own**2 + spread**2) ** 0.5).assign_attrs(unit=what)
     return result

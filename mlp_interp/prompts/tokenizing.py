@@ -55,7 +55,9 @@ def tokenizer_name(model: Any) -> str:
     """Name for provenance: of the model, or the tokenizer's hub name or directory."""
     tokenizer, cfg = tokenizer_if_any(model), getattr(model, "cfg", None)
     name = str(getattr(cfg, "model_name", None) or getattr(tokenizer, "name_or_path", ""))
-    return Path(name).name if Path(name).is_absolute() else name or type(tokenizer).__name__
+    if not name:
+        return "none" if tokenizer is None else type(tokenizer).__name__
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def vocabulary_size(model: Any) -> int:

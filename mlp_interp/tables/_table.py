@@ -169,7 +169,8 @@ def _measured(
         mean, error = change_over_gap(result.assign(raw=result["raw"].mean(whole)))
         return {name: flat(mean, cells), f"{name}_se": flat(error, cells)}
     held = held.mean([dim for dim in held.dims if dim == "pos" and dim not in cells])
-    draws = [dim for dim in held.dims if dim not in cells]
+    left = [dim for dim in held.dims if dim not in cells]
+    draws = sorted(left, key=[*DRAWS, *left].index)
     held = held.mean(draws[1:])  # several samples of a prompt are no further prompts
     if draws:
         mean, error = mean_and_error_over(held, str(draws[0]))

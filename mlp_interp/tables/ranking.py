@@ -37,7 +37,8 @@ def top(
 ) -> xr.DataArray:
     """The `k` entries of largest absolute value along `dim`, averaged over all else, in order.
 
-    Where ``normalized`` is of several prompts, that is their mean change over their mean gap.
+    Where ``normalized`` is of several prompts, that is their mean change over their mean gap; given
+    by itself, as a DataArray, it is averaged like anything else.
 
     Args:
         result: What is ranked: shares, effects, patching results. `table` prints them with their
