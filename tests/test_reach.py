@@ -356,7 +356,10 @@ def test_own_lists_lead_by_their_gaps(nano: Any) -> None:
         gaps = (top[:, k - 1] - top[:, k]).numpy()
         wanted = np.quantile(gaps, found["quantile"], method="inverted_cdf")
         np.testing.assert_allclose(found["own_gap_quantile"][n], wanted, rtol=0.024, atol=1e-5)
-    without = reachable_share(nano, [1, 4], n=1, exclude=[7])
+    without = reachable_share(nano, [1, 4], n=1, exclude=" Paris")
+    (paris,) = nano.to_tokens(" Paris", prepend_bos=False)[0].tolist()
+    assert without.attrs["exclude"] == [paris]
+    assert reachable(nano, [[5]], exclude=7).attrs["exclude"] == [7]
     assert without["own_gap_quantile"].isnull().all()
     assert without.attrs["data"] == "none"
 
@@ -400,6 +403,7 @@ def test_bad_input_of_shares(nano: Any, k: Any, options: Any, match: str) -> Non
         ([[5]], {"norm": "cube"}, "norm="),
         ([[5]], {"exclude": [3000]}, "exclude=3000; wanted a token id from 0 to 2047"),
         ([[5]], {"exclude": [-1]}, "exclude=-1; wanted a token id"),
+        ([[5]], {"exclude": "Parisx"}, "exclude='Parisx'"),
         ([[5]], {"exclude": [7, 7]}, r"exclude=\[7, 7\]; wanted each token once"),
         ([[5]], {"exclude": list(range(2048))}, "no rival"),
     ],

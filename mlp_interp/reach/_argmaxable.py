@@ -26,7 +26,11 @@ _ROUNDS = 60
 
 @torch.no_grad()
 def argmaxable(
-    model: Model, *, tokens: Any = None, exclude: Sequence[int | str] = (), rounds: int = _ROUNDS
+    model: Model,
+    *,
+    tokens: Any = None,
+    exclude: int | str | Sequence[int | str] = (),
+    rounds: int = _ROUNDS,
 ) -> xr.Dataset:
     """Which tokens can be the likeliest one, for some stream.
 

@@ -34,7 +34,7 @@ def reachable(
     norm: Literal["ball", "sphere"] = "ball",
     tolerance: float = 1e-3,
     decide: bool = False,
-    exclude: Sequence[int | str] = (),
+    exclude: int | str | Sequence[int | str] = (),
     rounds: int = 60,
 ) -> xr.Dataset:
     """Whether a set of tokens can be the top of the model's ranking, and by how much it can lead.
@@ -59,8 +59,8 @@ def reachable(
         tolerance: How far apart ``lower`` and ``upper`` may stay, logits.
         decide: Stop at the first proof that the set can be had, or cannot: several times faster;
             the bounds are then far apart.
-        exclude: Tokens, by id or text, that do not count as rivals, such as those that pad the
-            vocabulary.
+        exclude: Tokens, by id or text, one or several, that do not count as rivals, such as those
+            that pad the vocabulary.
         rounds: How often all tokens are asked at most; sets that need more stay undecided.
 
     Returns:
@@ -93,6 +93,7 @@ def reachable(
     check_tolerance(tolerance)
     count("rounds", rounds)
     readout = Readout.of(model, exclude)
+    excluded = np.flatnonzero(~readout.rivals).tolist()
     sets = sets_of(model, tokens, readout.unembed.d_vocab)
     _check_rivals(readout, sets)
     margins = solved(
@@ -108,7 +109,7 @@ def reachable(
         "norm": norm,
         "tolerance": tolerance,
         "decide": int(decide),
-        **({"exclude": [int(x) for x in np.flatnonzero(~readout.rivals)]} if len(exclude) else {}),
+        **({"exclude": excluded} if excluded else {}),
     }
     return _dataset(model, margins).assign_attrs({**describe(model), "data": "none", **about})
 

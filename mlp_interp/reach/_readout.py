@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 
 from mlp_interp.models import Unembed, Weights
+from mlp_interp.models.indices import each
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import scan
 from mlp_interp.prompts.single import token_id
@@ -36,7 +37,7 @@ class Readout:
     longest: float
 
     @classmethod
-    def of(cls, model: Model, exclude: Sequence[int | str] = ()) -> "Readout":
+    def of(cls, model: Model, exclude: int | str | Sequence[int | str] = ()) -> "Readout":
         """The readout of a model.
 
         Raises:
@@ -51,7 +52,7 @@ class Readout:
             )
         rivals = np.ones(unembed.d_vocab, dtype=bool)
         weights = Weights.of(model)
-        excluded = [token_id(weights, one, name="exclude") for one in exclude]
+        excluded = [token_id(weights, one, name="exclude") for one in each(exclude)]
         if len(set(excluded)) < len(excluded):
             raise ValueError(f"exclude={excluded}; wanted each token once")
         rivals[excluded] = False

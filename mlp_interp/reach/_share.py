@@ -39,7 +39,7 @@ def reachable_share(
     n: int = 64,
     pool: Literal["all", "seen"] | Any = "all",
     corpus: Any = None,
-    exclude: Sequence[int | str] = (),
+    exclude: int | str | Sequence[int | str] = (),
     tolerance: float = 0.05,
     rounds: int = 12,
     seed: int = 0,
@@ -62,7 +62,8 @@ def reachable_share(
         n: Sets of each size.
         pool: What they are drawn from: ``"all"`` tokens, those ``"seen"`` in the corpus, or ids.
         corpus: A `Corpus`; tokens ``[sequence, pos]``, padded or not; texts. None for none.
-        exclude: Tokens, by id or text, that are in no list, such as those that pad the vocabulary.
+        exclude: Tokens, by id or text, one or several, that are in no list, such as those that pad
+            the vocabulary.
         tolerance: How exact margins are, logits.
         rounds: As of `reachable`. Few sets need more, and those take long; they stay undecided.
         seed: Of the sets; those of one size do not depend on which others are asked for.
@@ -121,7 +122,7 @@ def reachable_share(
             )
         )
     result = _dataset(readout, sizes, margins)
-    excluded = tuple(int(x) for x in np.flatnonzero(~readout.rivals)) if len(exclude) else ()
+    excluded = tuple(np.flatnonzero(~readout.rivals).tolist())
     data, attrs = _own_gaps(
         model, texts, OwnGaps(sizes=sizes, exclude=excluded, first=first), sweep
     )
