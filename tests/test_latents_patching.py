@@ -208,6 +208,9 @@ def test_virtual_weights_to_tokens_and_from_neurons(nano: Any) -> None:
     logits = read.norm.keep(one.W_dec) @ read.weight
     wanted = (logits - logits.mean(-1, keepdim=True)).topk(4).values
     np.testing.assert_allclose(found.value, wanted, atol=1e-3, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same = latents.virtual_weights(nano, one, "unembed", k=4, best=3)
+    np.testing.assert_array_equal(same.value, found.value)
     assert "L1N" in str(latents.virtual_weights(nano, "L1", one, k=2, best=2).row_text[0].values)
     for writer, reader, text in (
         (one, "L2", "wanted a later one"),

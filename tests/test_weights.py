@@ -273,6 +273,11 @@ def test_virtual_weights_are_products_of_vectors(some_model: Any) -> None:
     one = virtual_weights(some_model, "L0N3", "L1N4", best=1)
     assert one["value"].shape == (1, 1)
     assert str(one["column_text"].values[0, 0]) == "L1N4"
+    # Pairs, whoever holds them, and what a neuron reads.
+    for writer, reader in ((np.array([0, 3]), torch.tensor([1, 4])), ("L0N3", "L1N4.pre")):
+        same = unchecked(virtual_weights)(some_model, writer, reader, best=1)
+        np.testing.assert_array_equal(same["value"], one["value"])
+        assert same.attrs["writer"] in ("L0N3", "[0, 3]")
     tokens = virtual_weights(some_model, "embed", "L0N3", best=1)
     assert tokens.sizes["row"] == VOCABULARY
 
@@ -509,6 +514,10 @@ def test_what_is_refused(kind: Any, call: Any, given: Any, options: Any, text: s
         (virtual_weights, "L0H1", "L2", {}, "writer='L0H1'; wanted 'embed', a layer's neurons"),
         (virtual_weights, "L0", "L9", {}, "reader='9.post'; wanted a layer"),
         (virtual_weights, "L0N64", "L1", {}, "writer='L0N64'"),
+        (virtual_weights, "0.pre", "L1", {}, "writer='0.pre'; wanted 'embed', a layer's neurons"),
+        (virtual_weights, "L0N5.pre", "L1", {}, "writer='L0N5.pre'; wanted 'embed'"),
+        (virtual_weights, "L0", "L1", {"best": "x"}, "best='x'; wanted an integer from 1"),
+        (virtual_weights, "L0", "L1", {"k": None}, "k=None; wanted an integer from 1"),
         (subspaces, "L0H1", "L1H0", {}, "readers='L1H0'; wanted 'L1H3.q'"),
         (subspaces, "L0H1.q", "L1H0.q", {}, "writers='L0H1.q'"),
         (subspaces, "L7H1", "L1H0.q", {}, "writers='L7H1'"),

@@ -9,6 +9,7 @@ from mlp_interp.dictionaries import Dictionary
 from mlp_interp.dictionaries.dictionary import AFTER_NORM
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import single
 from mlp_interp.sites import SiteLike
@@ -18,6 +19,7 @@ from mlp_interp.weights.factors import Ends, every
 __all__ = ["virtual_weights"]
 
 
+@own_mode()
 @torch.no_grad()
 def virtual_weights(
     model: Model,

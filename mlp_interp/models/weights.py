@@ -103,13 +103,15 @@ class Weights:
             ValueError: It is not a decoder of attention and MLPs.
 
         Warns:
-            UserWarning: Autocast is on, in which most numbers are of half precision.
+            UserWarning: Autocast is on, in which numbers are of half precision but where it is left
+                (`mlp_interp.models.own_mode`).
         """
         _check_kind(model)
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             warnings.warn(
-                "autocast is on: what is computed here is rounded to half precision, but where "
-                "gradients are taken or runs exchanged; call analyses outside it",
+                "autocast is on: what is computed in it, such as ablations, decompositions and "
+                "sweeps, is rounded to half precision (lenses, heads, weights, memories, gradients "
+                "and exchanges of runs leave it); call analyses outside it",
                 stacklevel=1,  # one place, so that it is said once
             )
         return cls(model)

@@ -1,14 +1,17 @@
 """Weights that no matrix of the model holds: between what one writes and what another reads."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.options import check_counts
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.token_streams import streams_of
@@ -49,9 +52,11 @@ def virtual_weights(
 
     Args:
         model: A `HookedTransformer` or `TransformerBridge`.
-        writer: ``"embed"``: tokens; ``"L0"``: all neurons of a layer; ``"L0N5"``: one neuron.
-        reader: ``"L2"``: all neurons of a later layer (of gated ones the gate's receptor),
-            ``"L2N7"``: one; ``"unembed"``: tokens.
+        writer: ``"embed"``: tokens; ``"L0"`` or ``"0.mlp"``: all neurons of a layer; ``"L0N5"``:
+            one neuron. What is before the nonlinearity (``"0.pre"``) writes nothing.
+        reader: ``"L2"`` or ``"2.mlp"``: all neurons of a later layer (of gated ones the gate's
+            receptor), ``"L2N7"``: one, either also as what it reads (``"2.pre"``, ``"L2N7.pre"``);
+            ``"unembed"``: tokens.
         k: Readers to name for each writer.
         best: The largest pairs of all.
         side: As in `table`.
@@ -81,7 +86,9 @@ def virtual_weights(
 
 def said(end: object) -> str:
     """How a result writes one of the two ends."""
-    return end.label if isinstance(end, Site) else str(end)
+    if isinstance(end, Site):
+        return end.label
+    return str(end.tolist() if isinstance(end, np.ndarray | Tensor) else end)
 
 
 def between(
@@ -122,6 +129,7 @@ def between(
     about = writing(weights) if rows.kind == "neuron" else {"exact": 1}
     written, read = single(written), single(read)
     factors = Factors(written, read, rows, columns, {"unit": unit, **about})
+    check_counts(k=k, best=best)
     most = {"k": min(k, len(read)), "best": min(best, len(written) * len(read))}
     found = ranked(model, factors, **most, side=side, progress=progress)
     length = read.square().sum(1).mean().sqrt()
@@ -144,10 +152,10 @@ def writer_of(weights: Weights, label: Any) -> Side:
     Raises:
         ValueError: It is none of `virtual_weights`.
     """
-    if label in ("embed", Site("embed")):
+    if isinstance(label, str | Site) and label in ("embed", Site("embed")):
         streams = streams_of(weights.model, "embed")
         return weights.norm.keep(streams.stream(0)), Ends("token", streams.tokens), -1
-    layer, neuron = _place(weights, "writer", label, "embed")
+    layer, neuron = _place(weights, "writer", label, "embed", ("post", "mlp_out"))
     return _some(Vectors.of(weights, layer).value_folded, weights, layer, neuron)
 
 
@@ -157,10 +165,10 @@ def reader_of(weights: Weights, label: Any) -> Side:
     Raises:
         ValueError: It is none of `virtual_weights`.
     """
-    if label == "unembed":
+    if isinstance(label, str) and label == "unembed":
         ends = Ends("token", every(weights.d_vocab, weights))
         return readout(weights)[1], ends, weights.n_layers
-    layer, neuron = _place(weights, "reader", label, "unembed")
+    layer, neuron = _place(weights, "reader", label, "unembed", ("post", "pre", "mlp_out"))
     return _some(Vectors.of(weights, layer).receptor.folded, weights, layer, neuron)
 
 
@@ -171,8 +179,10 @@ def _some(vectors: Tensor, weights: Weights, layer: int, neuron: int | None) -> 
     return vectors, Ends("neuron", ids, layer), layer
 
 
-def _place(weights: Weights, argument: str, label: Any, other: str) -> tuple[int, int | None]:
-    """Layer and neuron of a label.
+def _place(
+    weights: Weights, argument: str, label: Any, other: str, names: Sequence[str]
+) -> tuple[int, int | None]:
+    """Layer and neuron of a label of one of some activations.
 
     Raises:
         ValueError: It is no such label, or the model has no such neuron.
@@ -182,7 +192,7 @@ def _place(weights: Weights, argument: str, label: Any, other: str) -> tuple[int
     label = label if layer is None else Site("post", int(layer[1]))
     kind = None if isinstance(label, str | Site) else "neuron"
     site = weights.place(label, kind=kind, argument=argument, words=[other, "L0"])
-    if site.layer is None or site.name not in ("post", "pre", "mlp_out"):
+    if site.layer is None or site.name not in names:
         raise ValueError(
             f"{argument}={site.label!r}; wanted {other!r}, a layer's neurons as 'L0' to "
             f"'L{weights.n_layers - 1}', or one of them as 'L0N{weights.d_mlp - 1}' (heads: "
