@@ -542,6 +542,14 @@ def test_bad_questions_from_weights(nano):
         ("sample=1; wanted at least 2", lambda: of_heads.roles(nano, sample=1)),
         ("seed=-1", lambda: of_heads.roles(nano, seed=-1)),
         ("frequencies=.3,.", lambda: of_heads.positions(nano, frequencies=torch.ones(3))),
+        (
+            "frequencies has numbers from 1.0 to inf; wanted one finite",
+            lambda: of_heads.positions(nano, frequencies=[*[1.0] * 2047, np.inf]),
+        ),
+        (
+            "frequencies=.* of torch.complex64; wanted",
+            lambda: of_heads.positions(nano, frequencies=torch.ones(2048) * 1j),
+        ),
         ("readers='L1H9.k'", lambda: of_heads.compose(nano, readers="L1H9.k")),
         ("readers='1.mlp'", lambda: of_heads.compose(nano, readers="1.mlp")),
         (

@@ -120,7 +120,7 @@ def compose(
     """
     weights = Weights.of(model)
     check_choice("measure", measure, get_args(Measure))
-    checked_number("energy", energy, lambda x: 0 < x <= 1, "a share above 0, up to 1")
+    energy = checked_number("energy", energy, lambda x: 0 < x <= 1, "a share above 0, up to 1")
     checked_distance(weights, distance)
     reading = _readers(weights, readers)
     latents, writing = _writers(weights, writers, reading, measure)
@@ -230,8 +230,8 @@ def _of_heads(
     """What heads write, beside a group of readers after the other."""
     order, writer = _by_layer(writing), None
     ordered, layers = [writing[i] for i in order], [writing[i].layer or 0 for i in order]
-    each = weights.d_model * weights.d_head
-    for places in _groups(reading, each, len(writing) * each):
+    numbers = weights.d_model * weights.d_head
+    for places in _groups(reading, numbers, len(writing) * numbers):
         some = [reading[i] for i in places]
         before = [bisect_left(layers, site.layer or 0) for site in some]
         # Made with the first readers: they have matrices in common.
@@ -258,7 +258,7 @@ def _rotated(weights: Weights) -> int:
     return weights.d_model - (weights.norm.kind == "layer")
 
 
-def _groups(reading: Sequence[Site], each: int, beside: int) -> list[list[int]]:
+def _groups(reading: Sequence[Site], numbers: int, beside: int) -> list[list[int]]:
     """Places of the readers that are held at once, those of early layers first.
 
     What is written is multiplied out for each group anew, but only by heads before its readers: few
@@ -266,10 +266,10 @@ def _groups(reading: Sequence[Site], each: int, beside: int) -> list[list[int]]:
 
     Args:
         reading: All readers.
-        each: Numbers of one.
+        numbers: Of one reader.
         beside: Numbers that are held beside them.
     """
-    most = max(1, max(_NUMBERS - beside, beside // 2) // each)
+    most = max(1, max(_NUMBERS - beside, beside // 2) // numbers)
     order = torch.tensor(_by_layer(reading))
     return [some.tolist() for some in order.tensor_split(-(-len(order) // most))]
 

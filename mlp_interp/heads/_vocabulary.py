@@ -205,11 +205,12 @@ def _shares(weights: Weights, tokens: Tensor, frequencies: Any) -> Float[Tensor,
     if frequencies is None:
         even = 1 / len(tokens)
         return torch.full((len(tokens),), even, dtype=torch.float32, device=tokens.device)
-    wanted = f"one number from 0 for each of the {weights.d_vocab} tokens, some above"
-    given = checked_tensor("frequencies", frequencies, wanted).to(tokens.device, torch.float32)
-    if given.shape != (weights.d_vocab,) or not bool(
-        (given >= 0).all() & (given[tokens] > 0).any()
-    ):
-        raise ValueError(f"frequencies={tuple(given.shape)}; wanted {wanted}")
-    given = given[tokens]
-    return given / given.sum()
+    wanted = f"one finite number from 0 for each of the {weights.d_vocab} tokens, some above"
+    given = checked_tensor("frequencies", frequencies, wanted).cpu()
+    if given.shape != (weights.d_vocab,) or given.is_complex():
+        raise ValueError(f"frequencies={tuple(given.shape)} of {given.dtype}; wanted {wanted}")
+    some = given.double()[tokens.cpu()]
+    if not bool(((given >= 0) & given.isfinite()).all() & (some > 0).any()):
+        least, most = float(given.min()), float(given.max())
+        raise ValueError(f"frequencies has numbers from {least} to {most}; wanted {wanted}")
+    return (some / some.sum()).to(tokens.device, torch.float32)

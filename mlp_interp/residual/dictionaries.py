@@ -40,7 +40,6 @@ def split(
         check_given(weights, one, name=f"dictionaries[{n}]")
     layers = [one.layer for one in dictionaries]
     for n, one in enumerate(dictionaries):
-        check_given(weights, one, name=f"dictionaries[{n}]")
         if layers.count(one.layer) > 1:
             raise ValueError(
                 f"dictionaries has {layers.count(one.layer)} of layer {one.layer}; wanted one, "
