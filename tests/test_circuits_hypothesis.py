@@ -289,6 +289,7 @@ def test_pairs_without_an_effect_have_no_share(kind):
     assert np.isnan(alone.as_good)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -309,6 +310,7 @@ def test_pairs_without_an_effect_have_no_share(kind):
         ({"nodes": [["1.mlp", "L1H0"]]}, "is no path: 1.mlp writes after L1H0 reads"),
         ({"nodes": [["L0H1", "0.mlp"]]}, "is no path: L0H1 writes after 0.mlp reads"),
         ({"nodes": [["nothing"]]}, "nodes='nothing' is not a component label"),
+        ({"nodes": 5}, "nodes=5; wanted"),
         ({"contrasts": []}, r"contrasts=\[\] is empty"),
         ({"draws": -1}, "draws=-1; wanted at least 0"),
         ({"seed": -2}, "seed=-2; wanted an integer from 0"),

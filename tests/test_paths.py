@@ -231,11 +231,14 @@ def test_metrics_that_read_earlier_positions_leave_later_ones_alone(kind):
     assert hears.changed.all()
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"senders": ["L2H0"], "receivers": "L1H1.q"}, "senders='L2H0' writes after.*L1H1.q"),
         ({"senders": {"x": ["embed", "1.mlp"]}, "receivers": "1.mlp"}, "senders='1.mlp' writes"),
+        ({"senders": 5}, "senders=5; wanted a label"),
+        ({"receivers": [5]}, "receivers=5; wanted a label"),
         ({"senders": []}, r"senders=\[\] is empty; wanted labels such as embed"),
         ({"senders": {"x": []}}, "is empty at 'x'"),
         ({"receivers": []}, r"receivers=\[\] is empty"),

@@ -24,7 +24,7 @@ from mlp_interp.interchange import Engine, GivenRuns, Question, Reading, order_o
 from mlp_interp.interchange.graph import LOGITS, writers
 from mlp_interp.metrics import Metric, MetricLike, metric_for
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import count
+from mlp_interp.models.indices import count, each
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
@@ -166,7 +166,7 @@ class _Claim:
 
     @classmethod
     def of(cls, weights: Weights, nodes: Label | Sequence[Label | Sequence[Label]]) -> "_Claim":
-        listed = [nodes] if isinstance(nodes, str | Site) else list(nodes)
+        listed = each(nodes)
         given = [
             texts_of(one)[0] if isinstance(one, str | Site) else tuple(texts_of(one))
             for one in listed

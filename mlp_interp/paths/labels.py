@@ -13,7 +13,7 @@ from mlp_interp.interchange.graph import (
     writes_at,
 )
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import distinct
+from mlp_interp.models.indices import distinct, each
 from mlp_interp.residual.edited import edit_places
 from mlp_interp.sites import EDITED, HEADS, Site, site_of
 
@@ -153,7 +153,7 @@ def receivers_of(weights: Weights, receivers: Labels) -> list[Receivers]:
             named[LOGITS] = [LOGITS]
     else:
         labels = list(distinct("receivers", texts_of(receivers)))
-        named = {" + ".join(labels): labels}
+        named = {" + ".join(map(str, labels)): labels}
     return [_receivers(weights, name, labels) for name, labels in named.items()]
 
 
@@ -175,8 +175,7 @@ def check_range(weights: Weights, argument: str, site: Site) -> None:
 
 def texts_of(labels: Label | Sequence[Label]) -> list[str]:
     """One label or site, or several, as labels."""
-    listed = [labels] if isinstance(labels, str | Site) else labels
-    return [one.label if isinstance(one, Site) else one for one in listed]
+    return [one.label if isinstance(one, Site) else one for one in each(labels)]
 
 
 def _named(argument: str, labels: Labels, weights: Weights) -> dict[str, list[str]]:
