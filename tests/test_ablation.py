@@ -384,6 +384,7 @@ def test_bad_groups(kind, tokens, groups, text):
         ablate_total(model, tokens, groups)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_bad_options(kind, tokens):
     model = kind()
     cache, direct = cache_for(model, tokens), unchecked(ablate_direct)
@@ -395,6 +396,8 @@ def test_bad_options(kind, tokens):
         direct(model, cache, method="second_order")
     with pytest.raises(ValueError, match="tolerance=-1"):
         direct(model, cache, ["L0N1"], method="second_order", tolerance=-1.0)
+    with pytest.raises(ValueError, match="tolerance='x'; wanted 0 or more"):
+        direct(model, cache, ["L0N1"], method="second_order", tolerance="x")
     with pytest.raises(ValueError, match="baseline='median'; wanted 'zero', 'mean' or 'resample'"):
         direct(model, cache, baseline="median")
     with pytest.raises(ValueError, match="baseline='median'"):

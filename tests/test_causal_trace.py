@@ -219,6 +219,8 @@ def test_the_noise_of_a_seed_is_the_same_whatever_the_default_type(nano):
         ({"subject": [17]}, r"subject=\[17\]; wanted integers from -6 to 5, each once"),
         ({"samples": 0}, "samples=0"),
         ({"noise": 0.0}, r"noise=0\.0"),
+        ({"noise": "x"}, "noise='x'; wanted a number above 0"),
+        ({"noise": True}, "noise=True; wanted a number above 0"),
         ({"sites": []}, r"sites=\[\]"),
         ({"sites": ["z"]}, r"sites=\['z'\]; wanted some of resid_pre"),
         ({"answer": " Paris Rome"}, "answer=' Paris Rome' is 2 tokens"),

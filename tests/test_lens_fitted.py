@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from random_models import unchecked
 
 import mlp_interp as mi
 from mlp_interp.lens import decoder, linear, logit, mean, over, read, repetition
@@ -168,6 +169,8 @@ def test_lenses_are_the_same_for_raw_and_folded(kind: Any, tokens: torch.Tensor)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(1, 300, (12, 20), generator=generator)
     lens = linear(kind(), rows, ridge=1e-3)
+    same = unchecked(linear)(kind(), rows, ridge=torch.tensor(1e-3, dtype=torch.float64))
+    assert torch.equal(same.weight, lens.weight)
     one, other = (
         over(model, tokens, lens) for model in (kind(), kind("parallel", "bridge", "raw"))
     )
@@ -213,6 +216,9 @@ def test_bad_input(kind: Any) -> None:
         linear(model, ROWS, ridge=-1)
     with pytest.raises(ValueError, match="ridge=inf; wanted a finite number from 0"):
         linear(model, ROWS, ridge=np.inf)
+    for wrong in (np.True_, torch.tensor(True), 10**400, torch.ones(2)):
+        with pytest.raises(ValueError, match=r"ridge=.*; wanted a finite number from 0"):
+            unchecked(linear)(model, ROWS, ridge=wrong)
     generator = torch.Generator().manual_seed(0)
     lens = linear(model, torch.randint(1, 300, (12, 20), generator=generator), ahead=1)
     with pytest.raises(ValueError, match=r"ahead=1.* with texts of 2 tokens, first=1"):

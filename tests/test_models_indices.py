@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlp_interp.models.indices import index, indices
+from mlp_interp.models.indices import finite_number, index, indices
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,10 @@ def test_none_at_all_is_refused(given):
 def test_one_index_that_is_none_is_refused(given):
     with pytest.raises(ValueError, match=r"layer=.*; wanted an integer from -4 to 3"):
         index("layer", given, 4)
+
+
+@pytest.mark.parametrize("given", [np.True_, torch.tensor(True), np.array([True]), 10**400])
+def test_truths_and_what_no_float_holds_are_no_numbers(given):
+    with pytest.raises(ValueError, match=r"factor=.*; wanted a finite number"):
+        finite_number("factor", given)
+    assert finite_number("factor", torch.tensor([0.5])) == 0.5

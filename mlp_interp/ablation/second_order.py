@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.metrics import Effects, LogitChange, excess
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.weights import Weights
 
@@ -107,8 +107,7 @@ def check_method(model: Model, method: str, tolerance: float, *, single_neurons:
             single neurons or of a model with a cap on its logits.
     """
     check_choice("method", method, ("exact", "second_order"))
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance={tolerance}; wanted 0 or more")
+    checked_number("tolerance", tolerance, lambda x: x >= 0, "0 or more")
     if method == "exact":
         return
     if not single_neurons:

@@ -105,7 +105,7 @@ def train(
         count(name, value)
     count("k", count("dead", dead) and k, most=count("n_latents", n_latents))
     check_choice("kind", kind, get_args(Kind))
-    checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
+    lr = checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     pattern = _pattern(weights, place, reads)
     wants = _wants(weights, pattern)

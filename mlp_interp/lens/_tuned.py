@@ -86,7 +86,7 @@ def tuned(
     """
     count("steps", steps)
     count("batch_size", batch_size)
-    checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
+    lr = checked_number("lr", lr, lambda x: 0 < x < math.inf, "a finite number above 0")
     seed, weights = checked_seed(seed), Weights.of(model)
     texts = padded_texts(model, corpus, attention_mask)
     warn_of_one(texts, "a tuned lens")

@@ -101,7 +101,7 @@ def linear(
         >>> linear(model, corpus, ahead=1)
         Lens('linear', ahead=1, model='nano')
     """
-    checked_number("ridge", ridge, lambda x: 0 <= x < math.inf, "a finite number from 0")
+    ridge = checked_number("ridge", ridge, lambda x: 0 <= x < math.inf, "a finite number from 0")
     weights = Weights.of(model)
     count("ahead", ahead, least=0)
     reducer = StreamMoments(ahead=ahead, first=first)

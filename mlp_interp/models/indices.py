@@ -13,6 +13,7 @@ __all__ = [
     "distinct",
     "each",
     "finite_number",
+    "held",
     "index",
     "indices",
     "integers",
@@ -173,8 +174,9 @@ def finite_number(name: str, given: Any) -> float:
         ValueError: coefficient='2'; wanted a finite number
     """
     try:
-        number = math.nan if isinstance(given, str | bytes | bool) else float(given)
-    except (TypeError, ValueError, RuntimeError):
+        one = held(given)
+        number = math.nan if isinstance(one, str | bytes | bool) else float(one)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name}={_plain(given)!r}; wanted a finite number")
@@ -210,6 +212,20 @@ def each(given: Any) -> list[Any]:
     """
     plain = _plain(given)
     return [_plain(one) for one in plain] if _several(plain) else [plain]
+
+
+def held(given: Any) -> Any:
+    """What an array of one thing holds, as Python's; anything else as it is.
+
+    Example:
+        >>> import torch
+        >>> held(torch.tensor([0.5])), held("x")
+        (0.5, 'x')
+    """
+    try:
+        return given.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return given
 
 
 def _plain(given: Any) -> Any:

@@ -1,5 +1,6 @@
 """Words, counts and seeds that options take: checked before anything is computed."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlp_interp.models.indices import each
+from mlp_interp.models.indices import each, held
 from mlp_interp.sites import did_you_mean
 
 __all__ = [
@@ -75,18 +76,23 @@ def checked_counts(given: Any, size: int, of: str, *, name: str) -> tuple[int, .
 def checked_number(
     name: str, given: Any, good: Callable[[float], bool], wanted: str
 ) -> float | int:
-    """A number, of Python, numpy or torch.
+    """A number, of Python, numpy or torch, also as an array of one.
 
     Raises:
         ValueError: It is none, or not `good`.
 
     Example:
+        >>> checked_number("ridge", torch.tensor(0.5), lambda x: x >= 0, "a number from 0")
+        0.5
         >>> checked_number("ridge", "0.1", lambda x: x >= 0, "a number from 0")
         Traceback (most recent call last):
         ValueError: ridge='0.1'; wanted a number from 0
     """
-    number = given.item() if hasattr(given, "item") and np.size(given) == 1 else given
-    if isinstance(number, bool) or not isinstance(number, int | float) or not good(number):
+    number = held(given)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"{name}={given!r}; wanted {wanted}")
+    too_large = isinstance(number, int) and abs(number) > sys.float_info.max
+    if too_large or not good(number):
         raise ValueError(f"{name}={given!r}; wanted {wanted}")
     return number
 

@@ -27,7 +27,7 @@ from mlp_interp.metrics import probability
 from mlp_interp.models import Forward, HookForward, Weights, describe
 from mlp_interp.models.caches import check_cached
 from mlp_interp.models.indices import count, distinct, indices
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.options import checked_number, checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
@@ -119,8 +119,8 @@ def causal_trace(
     weights = Weights.of(model)
     count("samples", samples)
     checked_seed(seed)
-    if not 0 < noise < math.inf:
-        raise ValueError(f"noise={noise}; wanted a number above 0, and finite")
+    good = "a number above 0, and finite"
+    noise = checked_number("noise", noise, lambda x: 0 < x < math.inf, good)
     sites = distinct("sites", sites)
     tokenizer = tokenizer_of(model)
     ids = encode_prompt(tokenizer, prompt, prepend_bos=prepend_bos)

@@ -106,6 +106,7 @@ def rewrite_many(
     chosen = sorted(indices("layers", layers, weights.n_layers))
     preserve = texts_in("preserve", preserve)
     checked_search(search)
+    others = checked_number("others", others, lambda x: 0 <= x < math.inf, "a finite number from 0")
     listed = _checked(model, facts, others)
     runner = Runner.of(model)
     for n, fact in enumerate(listed):
@@ -144,7 +145,6 @@ def rewrite_many(
 
 
 def _checked(model: Model, facts: Sequence[Sequence[str]], others: float | int) -> list[Placed]:
-    checked_number("others", others, lambda x: 0 <= x < math.inf, "a finite number from 0")
     listed = isinstance(facts, Iterable) and not isinstance(facts, str | Fact)
     if not listed or not len(facts := list(facts)):
         raise ValueError(f"facts={facts!r}; wanted a list of (subject, prompt, target)")

@@ -49,14 +49,12 @@ class Search:
 
     def __post_init__(self) -> None:
         count("steps", self.steps)
-        for name in ("weight", "decay", "stop"):
-            checked_number(
-                name, getattr(self, name), lambda x: 0 <= x < math.inf, "a finite number from 0"
-            )
-        for name in ("lr", "clamp"):
-            checked_number(
-                name, getattr(self, name), lambda x: 0 < x < math.inf, "a finite number above 0"
-            )
+        for name in ("weight", "decay", "stop", "lr", "clamp"):
+            above = name in ("lr", "clamp")
+            good = (lambda x: 0 < x < math.inf) if above else (lambda x: 0 <= x < math.inf)
+            wanted = f"a finite number {'above' if above else 'from'} 0"
+            number = checked_number(name, getattr(self, name), good, wanted)
+            object.__setattr__(self, name, number)  # of Python, whoever held it
 
 
 def checked_search(given: Any) -> Search:

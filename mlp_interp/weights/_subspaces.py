@@ -69,7 +69,7 @@ def subspaces(
         True
     """
     weights = Weights.of(model)
-    checked_number("energy", energy, lambda x: 0 < x < 1, "a share between 0 and 1")
+    energy = checked_number("energy", energy, lambda x: 0 < x < 1, "a share between 0 and 1")
     write, read = (
         {label: _space(_matrix(weights, what, label), energy) for label in _listed(what, given)}
         for what, given in (("writers", writers), ("readers", readers))
