@@ -166,7 +166,7 @@ def test_parts_of_a_cross_layer_transcoder_that_are_refused(
         ("writes to 2.mlp, alone", lambda: latents.replace(nano, [part], tokens)),
         ("reads layer 0 and writes to 2.mlp; wanted", lambda: latents.evaluate(nano, part, tokens)),
         ("writes to 4 layers", lambda: latents.evaluate(nano, first, tokens)),
-        ("dictionary=None; wanted a Dict", lambda: latents.evaluate(nano, nothing, tokens)),
+        ("dictionary=NoneType; wanted a Dict", lambda: latents.evaluate(nano, nothing, tokens)),
         (
             "an SAE of 2.mlp, to which",
             lambda: mi.decompose(
