@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def change_over_gap(result: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     return ratio_of_means(result["raw"] - result["corrupted"], gap, "prompt")
 
 
-def is_of_gaps(result: xr.DataArray | xr.Dataset, name: str) -> bool:
+def is_of_gaps(result: xr.DataArray | xr.Dataset, name: str) -> TypeGuard[xr.Dataset]:
     """Whether a quantity is a ratio for each of several prompts: their mean is one of ratios."""
     parts = {"raw", "clean", "corrupted"}
     known = isinstance(result, xr.Dataset) and parts <= {*result.variables}

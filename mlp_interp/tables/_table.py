@@ -164,7 +164,7 @@ def _measured(
     result: xr.DataArray | xr.Dataset, name: str, held: xr.DataArray, cells: Mapping[Hashable, int]
 ) -> dict[str, np.ndarray]:
     """Mean and error of a variable for each entry, in the order of `cells`."""
-    if isinstance(result, xr.Dataset) and "prompt" not in cells and is_of_gaps(result, name):
+    if "prompt" not in cells and is_of_gaps(result, name):
         whole = [dim for dim in held.dims if dim == "pos" and dim not in cells]
         mean, error = change_over_gap(result.assign(raw=result["raw"].mean(whole)))
         return {name: flat(mean, cells), f"{name}_se": flat(error, cells)}

@@ -61,7 +61,7 @@ def top(
         array(['b', 'c'], dtype='<U1')
     """
     array = chosen(result, value)
-    if isinstance(result, xr.Dataset) and is_of_gaps(result, str(array.name)):
+    if is_of_gaps(result, str(array.name)):
         array = change_over_gap(result)[0].rename(array.name)
     array = named(array)
     known = [name for name in _RANKED if name in array.dims or name in array.coords]
