@@ -111,8 +111,6 @@ docs: $(VENV)/.installed-dev ## The documentation, demos executed: docs/_build/h
 
 bench: $(VENV)/.installed-dev ## Time and memory, half an hour; wants a quiet machine (DEVICE=cuda)
 	$(VENV)/bin/python tests/bench/everything.py --device $(DEVICE)
-	$(VENV)/bin/python tests/bench/heads.py
-	$(VENV)/bin/python tests/bench/reach.py
 
 bench-compare: ## The last `make bench` beside another: BASE=path.json
 	$(VENV)/bin/python tests/bench/everything.py --base $(BASE)

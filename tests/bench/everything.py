@@ -19,9 +19,11 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import ablations
 import gradients
+import heads
 import importance
 import lens
 import patching
+import reach
 import rows
 import sweeps
 import weights
@@ -32,6 +34,8 @@ WORKS = {
     "gradients": gradients.measured,
     "lens": lens.measured,
     "weights": weights.measured,
+    "heads": heads.measured,
+    "reach": reach.measured,
     "sweeps": sweeps.measured,
     "patching": patching.measured,
 }
@@ -41,12 +45,11 @@ def main() -> None:
     """Measure and print; or print two measurements side by side."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[*WORKS], choices=[*WORKS])
+    parser.add_argument("--shape", choices=[*rows.SHAPES], help="of the model; the bars are on 70m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many")
     parser.add_argument("--small", action="store_true", help="try every line, measure nothing")
-    parser.add_argument(
-        "--minutes", type=float, default=19.0, help="of the half hour of `make bench`"
-    )
+    parser.add_argument("--minutes", type=float, default=29.0, help="after which no row begins")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--base", type=Path, help="print `--out` beside this file; measure nothing")
     options = parser.parse_args()
@@ -54,12 +57,14 @@ def main() -> None:
         print(rows.beside(options.base, options.out))
         return
     begun, threads = time.monotonic(), torch.get_num_threads()
-    about = {"torch": torch.__version__, "device": options.device, "threads": threads}
+    device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    about = {"torch": torch.__version__, "device": device, "threads": threads}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(rows.HEAD, flush=True)
     found, left_out = [], []
     with tempfile.TemporaryDirectory() as root:
-        setting = rows.Setting(Path(root), options.device, options.small, options.repeats)
+        shape = options.shape or ("14m" if options.small else "70m")
+        setting = rows.Setting(Path(root), shape, options.device, options.small, options.repeats)
         for name in options.only:
             if time.monotonic() - begun > 60 * options.minutes:  # a row takes up to a minute
                 left_out.append(name)

@@ -1,10 +1,10 @@
 """Importance of sub-updates and ablation of layer ranges, against plain loops over the library.
 
-The loops are what one
-writes by hand: a hooked forward pass for each component or range, the library's own unembedding for
-what is taken out of the final stream, and log-softmaxes. Processor time of one thread, both in
-turn, medians. The bound is what the products with matrices alone would allow, if ours and theirs
-ran at one speed: ours unembeds each change once and runs only blocks that a change reaches.
+The loops are what one writes by hand: a hooked forward pass for each component or range, the
+library's own unembedding for what is taken out of the final stream, and log-softmaxes. Processor
+time of one thread, both in turn, medians. The bound is what the products with matrices alone would
+allow, if ours and theirs ran at one speed: ours unembeds each change once and runs only blocks that
+a change reaches.
 """
 
 import itertools
@@ -24,7 +24,7 @@ BAR = 4
 KINDS = {"mlp": ("mlp_out",), "attn": ("attn_out",), "both": ("attn_out", "mlp_out")}
 
 
-def _without(x: torch.Tensor, hook: Any = None) -> torch.Tensor:
+def without(x: torch.Tensor, hook: Any = None) -> torch.Tensor:
     """Zero where tokens count: all but the first."""
     kept = torch.zeros_like(x)
     kept[:, 0] = x[:, 0]
@@ -48,12 +48,12 @@ def plain_importance(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     rows = []
     for layer, name in itertools.product(range(model.cfg.n_layers), ("attn_out", "mlp_out")):
         site = Site(name, layer).hook_name
-        left = stream - cache[site] + _without(cache[site])
+        left = stream - cache[site] + without(cache[site])
         frozen = (left - left.mean(-1, keepdim=True)) / scale
         ways = [
             effects(model.unembed(model.ln_final(left))),
             effects(model.unembed(frozen)),
-            effects(model.run_with_hooks(tokens, fwd_hooks=[(site, _without)])),
+            effects(model.run_with_hooks(tokens, fwd_hooks=[(site, without)])),
         ]
         numbers = [x for kl, loss, _ in ways for x in (kl, loss)]
         rows.append(torch.stack([*numbers, ways[0][2], ways[2][2]]))
@@ -79,7 +79,7 @@ def plain_ranges(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     for names in KINDS.values():
         for start, end in itertools.combinations_with_replacement(range(model.cfg.n_layers), 2):
             sites = [Site(n, layer) for layer in range(start, end + 1) for n in names]
-            hooks = [(site.hook_name, _without) for site in sites]
+            hooks = [(site.hook_name, without) for site in sites]
             after = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)
             losses.append(-after[:, 1:-1].gather(-1, tokens[:, 2:, None]).mean())
     return torch.stack(losses)

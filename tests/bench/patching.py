@@ -20,6 +20,9 @@ from transformers import GPTNeoXForCausalLM
 import mlp_interp as mi
 from mlp_interp.sites import Site
 
+BARS = {"resid_pre": 60, "mlp_out": 100, "attn_out": 100}
+"""Of grids of 64 positions against `transformer_lens.patching`."""
+
 
 def pairs(length: int, prompts: int = 1, *, same: int = 1) -> mi.Contrast:
     """Random prompts whose first `same` tokens agree."""
@@ -178,6 +181,7 @@ def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterato
         site: str = "resid_pre",
         contrast: mi.Contrast = contrast,
         ours: Any = model,
+        bar: float | None = None,
     ) -> Row:
         return compare(
             f"{setting.shape}: patches of {site}, T={length}, {against}",
@@ -185,13 +189,15 @@ def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterato
             lambda: theirs(contrast),
             repeats=1 if long else setting.repeats,
             every=every,
+            bar=bar if length == 64 else None,
             bound=f"{products(site, ours, contrast):.0f}x in products",
         )
 
     if type(model).__name__ == "HookedTransformer":
         against = "against transformer_lens.patching"
         for site in ("resid_pre", "mlp_out", "z", *(() if long else ("attn_out",))):
-            yield row(against, lambda c, s=site: by_library(model, c, s, every), site=site)
+            theirs = lambda c, s=site: by_library(model, c, s, every)
+            yield row(against, theirs, site=site, bar=BARS.get(site))
         if length == 16:
             theirs = lambda c: by_library(model, c, "resid_pre", every)
             several = pairs(length, 8).to(setting.device)
@@ -209,4 +215,4 @@ def _one_length(model: Any, path: Any, length: int, setting: Setting) -> Iterato
     body = GPTNeoXForCausalLM.from_pretrained(path).to(setting.device).eval()
     if find_spec("nnsight") and not long:
         yield row("against nnsight", lambda c: by_nnsight(body, c, every))
-    yield row("against hooks on the Hugging Face body", lambda c: by_body(body, c, every))
+    yield row("against hooks on the Hugging Face body", lambda c: by_body(body, c, every), bar=18)

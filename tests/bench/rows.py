@@ -1,10 +1,11 @@
 """Rows of ``make bench``: how they are measured, printed as one table, kept and compared."""
 
+import ctypes
 import gc
 import json
+import math
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,19 +30,15 @@ class Setting:
     """Where and how large: `small` tries every line in a minute and measures nothing."""
 
     root: Path
+    shape: str = "70m"
     device: str = "cpu"
     small: bool = False
     repeats: int = 3
 
-    @property
-    def shape(self) -> str:
-        """Of the model that the bars are on."""
-        return "14m" if self.small else "70m"
-
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: `ratio` is the time of theirs over ours."""
+    """One comparison: `ratio` is the time of theirs over ours; NaN where nothing compares."""
 
     work: str
     ratio: float
@@ -94,46 +91,85 @@ def compare(
 ) -> Row:
     """Run both in turn: medians, the median ratio, memory of ours, the largest difference.
 
-    Where `theirs` does one in `every` entries of what `ours` gives, its time counts so often.
+    Where `theirs` does one in `every` entries of what `ours` gives, its time counts so often. What
+    one of them gives no number of is not compared but in time.
     """
-    found, wanted = (torch.as_tensor(function()).cpu() for function in (ours, theirs))
-    error = float((found.flatten()[::every] - wanted.flatten()).abs().max())
+    found, wanted = _ended(ours), _ended(theirs)
+    error = float("nan")
+    if found is not None and wanted is not None:
+        error = float((found.flatten()[::every] - wanted.flatten()).abs().max())
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(repeats):
         for name, function in (("ours", ours), ("theirs", theirs)):
             gc.collect()
             start = clock()
-            torch.as_tensor(function()).cpu()  # waits for a GPU
+            _ended(function)
             times[name].append(clock() - start)
     ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True)) * every
     fast, slow = (statistics.median(each) for each in times.values())
     return Row(work, ratio, fast, slow * every, bound, bar, peak(ours), error)
 
 
+def _ended(run: Callable[[], Any]) -> torch.Tensor | None:
+    """What a call gives, when a GPU is done with it."""
+    found = run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return None if found is None else torch.as_tensor(found).cpu()
+
+
+def allowed(
+    work: str,
+    ours: Callable[[], Any],
+    *,
+    repeats: int,
+    seconds: float = float("nan"),
+    bound: str = "nothing to compare with",
+) -> Row:
+    """What has no counterpart: processor time, beside the seconds that it may take, if it is said.
+
+    Arguments as of `compare`.
+    """
+    ours()
+    took = statistics.median(processor_time(ours) for _ in range(repeats))
+    bar = None if math.isnan(seconds) else 1.0
+    return Row(work, seconds / took, took, seconds, bound, bar, peak(ours))
+
+
+def processor_time(run: Callable[[], Any]) -> float:
+    """Seconds of one call, of all threads."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def peak(run: Callable[[], Any]) -> float:
-    """How far memory of the process rises above where it was, MB."""
+    """How far a call takes memory above what the process holds before it, MB.
+
+    On a GPU its memory; else that of the process, on Linux with glibc. The kernel's peak is set
+    back before, as that of loading a model is above all that follows; and what was freed goes back
+    to the system, for it would be used again unseen.
+    """
     gc.collect()
-    highest, done, before = [0.0], threading.Event(), _resident()
-
-    def watch() -> None:
-        while not done.is_set():
-            highest[0] = max(highest[0], _resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         run()
-    finally:
-        done.set()
-        watcher.join()
-    return max(0.0, highest[0] - before)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    if not Path("/proc/self/clear_refs").exists():
+        run()
+        return float("nan")
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _held("VmRSS")
+    run()
+    return max(0.0, _held("VmHWM") - before)
 
 
-def _resident() -> float:
-    statm = Path("/proc/self/statm")
-    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
-    return pages * 4096 / 1e6
+def _held(name: str) -> float:
+    """The kernel's number for the process, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
 
 
 HEAD = f"{'ratio':>8} {'bar':>5} {'ours':>9} {'theirs':>9} {'memory':>8} {'apart':>6}  work (bound)"
@@ -141,10 +177,13 @@ HEAD = f"{'ratio':>8} {'bar':>5} {'ours':>9} {'theirs':>9} {'memory':>8} {'apart
 
 def line(row: Row) -> str:
     """One line of the table; a bar that is missed has a mark."""
-    bar = "" if row.bar is None else f"{row.bar:g}" + "!" * (row.ratio < row.bar)
+    bar = "" if row.bar is None else f"{row.bar:.3g}" + "!" * (row.ratio < row.bar)
+    compared = f"{row.ratio:7.2f}x", f"{row.theirs:8.3f}s"
+    ratio, theirs = (" " * len(x) if math.isnan(row.ratio) else x for x in compared)
+    apart = " " * 6 if math.isnan(row.error) else f"{row.error:6.0e}"
     return (
-        f"{row.ratio:7.2f}x {bar:>5} {row.ours:8.3f}s {row.theirs:8.3f}s {row.memory:5.0f} MB "
-        f"{row.error:6.0e}  {row.work} ({row.bound})"
+        f"{ratio} {bar:>5} {row.ours:8.3f}s {theirs} {row.memory:5.0f} MB "
+        f"{apart}  {row.work} ({row.bound})"
     )
 
 
