@@ -31,11 +31,12 @@ def remembered(model: Model, work_out: Callable[[], T]) -> T:
         work_out: Must not give anything that holds the model, which then would never be freed. It
             must not depend on embedding and unembedding matrices, which are not looked at.
     """
-    state = _state(model)
     known = _known.get(model)
-    if known is None or known[0] != state:
+    if known is None or known[0] != _state(model):
         with own_mode():  # what is kept must serve whoever comes later
-            known = _known[model] = (state, work_out())
+            found = work_out()
+        # As the model is now: a bridge puts hooks of its own on itself when it first runs.
+        known = _known[model] = (_state(model), found)
     return known[1]
 
 
