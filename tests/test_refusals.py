@@ -8,8 +8,12 @@ import torch
 
 import mlp_interp as mi
 from mlp_interp import steering
+from mlp_interp.corpus.reducers import CoActivation, Fraction
+from mlp_interp.superposition import toy
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+REDUCERS = {"CoActivation": CoActivation, "Fraction": Fraction}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +79,35 @@ def test_what_is_no_cache(given, call):
             f"tokens[0]={str([5] * 600)[:80]}…: sequences of 600 tokens exceed the model's context",
         ),
         ("mi.Runner.of(m).generate(None)", "tokens=NoneType; wanted a Corpus, texts, or"),
+        ("toy.toy_models(3, 2, 0.1, rate='x')", "rate='x'; wanted a positive number"),
+        ("toy.toy_models(3, 2, 'x')", "probability='x'; wanted numbers above 0"),
+        ("toy.toy_models(3, 2, 0.1, 'abc')", "importance='abc'; wanted 3 numbers from 0"),
+        ("toy.geometry(m.W_U[:3, :2].cpu(), touching='x')", "touching='x'; wanted a finite number"),
+        ("mi.superposition.capacity(8, 2, '0.5')", "noise='0.5'; wanted a positive share"),
+        ("mi.superposition.underdetermined(8, '0.5')", "rates='0.5'; wanted shares of tokens"),
+        ("mi.superposition.noise_tolerance(m, corpus, level='1')", "level='1'; wanted a positive"),
+        ("mi.superposition.noise_tolerance(m, corpus, sizes='12')", "sizes='12'; wanted two or"),
+        ("toy.phase_diagram('x', [1.0])", "probabilities='x'; wanted numbers above 0"),
+        ("toy.phase_diagram([0.1], [None])", "importances=[None]; wanted positive numbers"),
+        ("mi.superposition.modes(m, corpus, own='1')", "own='1'; wanted a number from 0"),
+        ("mi.superposition.modes(m, corpus, cosine=None)", "cosine=None; wanted a number between"),
+        ("mi.reach.reachable(m, [[5]], tolerance='1')", "tolerance='1'; wanted a positive number"),
+        ("mi.reach.reachable_share(m, tolerance=None)", "tolerance=None; wanted a positive number"),
+        (
+            "mi.Runner.of(m).generate(text, temperature='1')",
+            "temperature='1'; wanted a number from",
+        ),
+        (
+            "mi.neurons.expected_embedding_generate(m, text, temperature='1')",
+            "temperature='1'; wanted a number from 0",
+        ),
+        ("Fraction(above='1')", "above='1'; wanted a finite number"),
+        ("CoActivation(neurons=['L0N1'], above=None)", "above=None; wanted a finite number"),
     ],
 )
 def test_what_is_of_the_wrong_kind(given, call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        eval(call, {"mi": mi, "steering": steering, **given})
+        eval(call, {"mi": mi, "steering": steering, "toy": toy, **REDUCERS, **given})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import xarray as xr
 
 from mlp_interp.features._self_score import self_score
 from mlp_interp.features.sides import Feature, Side, side_of
-from mlp_interp.models.options import check_choice, check_counts
+from mlp_interp.models.options import check_choice, check_counts, checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.results import strings, variable
@@ -127,10 +127,8 @@ def contrast_texts(
 
 
 def _check(generation: GenerationOptions, keep: Any, held_out: Any) -> None:
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}; wanted a share above 0, up to 1")
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out={held_out}; wanted a share from 0, below 1")
+    checked_number("keep", keep, lambda x: 0 < x <= 1, "a share above 0, up to 1")
+    checked_number("held_out", held_out, lambda x: 0 <= x < 1, "a share from 0, below 1")
     if generation.n < 4:
         raise ValueError(f"generation has n={generation.n}; wanted at least 4 texts a side")
 

@@ -15,7 +15,7 @@ from mlp_interp.features.ranks import Ranked, false_discovery
 from mlp_interp.features.units import by_document, dictionaries_of, unit_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.options import check_choice, checked_number, checked_seed
 from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -108,8 +108,7 @@ def index(
         raise ValueError(f"site={site!r} with dictionaries, which are of places of their own")
     count("permutations", permutations, least=0)
     rng = np.random.default_rng(checked_seed(seed))
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}; wanted one between 0 and 1")
+    checked_number("share", share, lambda x: 0 < x < 1, "one between 0 and 1")
     documents = padded_texts(model, corpus)
     truth = _truth(model, documents, features, share)
     options: dict[str, Any] = {"site": site, "first": first, "summary": summary}

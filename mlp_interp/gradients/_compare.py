@@ -6,6 +6,7 @@ from scipy.stats import rankdata
 
 from mlp_interp.gradients.nodes import as_grid
 from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_number
 
 __all__ = ["compare"]
 
@@ -87,8 +88,7 @@ _WORST = ("exact", "estimated")
 
 def _check_options(exact: xr.Dataset, estimate: xr.Dataset, worst: int, negligible: float) -> None:
     count("worst", worst)
-    if not 0 <= negligible < 1:
-        raise ValueError(f"negligible={negligible}; wanted a share from 0 to below 1")
+    checked_number("negligible", negligible, lambda x: 0 <= x < 1, "a share from 0 to below 1")
     missing = [name for name in ("raw", "clean", "corrupted") if name not in exact]
     if missing or "site" not in exact.coords:
         raise ValueError(

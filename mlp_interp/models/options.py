@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mlp_interp.models.indices import each, held
+from mlp_interp.results import to_numpy
 from mlp_interp.sites import did_you_mean
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "checked_count",
     "checked_counts",
     "checked_number",
+    "checked_numbers",
     "checked_seed",
     "checked_tensor",
     "generator_of",
@@ -95,6 +97,29 @@ def checked_number(
     if too_large or not good(number):
         raise ValueError(f"{name}={given!r}; wanted {wanted}")
     return number
+
+
+def checked_numbers(
+    name: str, given: Any, good: Callable[[np.ndarray], np.ndarray], wanted: str
+) -> np.ndarray:
+    """One number or several, of Python, numpy or torch, in double precision.
+
+    Raises:
+        ValueError: They are none, there are none, or not all are `good`.
+
+    Example:
+        >>> checked_numbers("rates", [0.1, 1], lambda x: x > 0, "positive numbers")
+        array([0.1, 1. ])
+    """
+    try:
+        found = to_numpy(given) if isinstance(given, Tensor) else np.asarray(given)
+    except (TypeError, ValueError):  # rows of several lengths
+        found = np.empty(0)
+    found = np.atleast_1d(found)
+    numbers = found.ndim == 1 and found.size and found.dtype.kind in "iuf"
+    if not (numbers and good(found.astype(float)).all()):
+        raise ValueError(f"{name}={given!r}; wanted {wanted}")
+    return found.astype(float)
 
 
 def checked_tensor(name: str, given: Any, wanted: str) -> Tensor:

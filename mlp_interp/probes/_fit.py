@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_numbers
 from mlp_interp.probes._linear import Line, discriminant, logistic, needs_sklearn
 from mlp_interp.probes._ridge import ridge, ridge_of_folds
 from mlp_interp.probes._splits import Labelling, Splits
@@ -110,8 +110,7 @@ def _strengths(kind: str, alphas: Any) -> tuple[float, ...]:
         if alphas is not None:
             raise ValueError(f"alphas={alphas} with kind={kind!r}, which has none; wanted None")
         return ()
-    given = np.atleast_1d(_STRENGTHS[kind] if alphas is None else alphas)
-    numbers = given.ndim == 1 and given.dtype.kind in "iuf"
-    if not (numbers and given.size and np.isfinite(given).all() and (given > 0).all()):
-        raise ValueError(f"alphas={alphas!r}; wanted finite numbers above 0")
-    return tuple(map(float, given))
+    given = _STRENGTHS[kind] if alphas is None else alphas
+    wanted = "finite numbers above 0"
+    found = checked_numbers("alphas", given, lambda x: (x > 0) & np.isfinite(x), wanted)
+    return tuple(found.tolist())

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import check_choice
+from mlp_interp.models.options import check_choice, checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.reach._margin import Margin, lead
@@ -19,7 +19,7 @@ from mlp_interp.reach._sets import sets_of
 from mlp_interp.reach._solve import solved
 from mlp_interp.results import described, variable
 
-__all__ = ["check_tolerance", "reachable"]
+__all__ = ["checked_tolerance", "reachable"]
 
 _VIOLATORS = 8
 _SPHERE = 1 - 1e-6  # shorter streams are inside the ball
@@ -90,7 +90,7 @@ def reachable(
         (1, True)
     """
     check_choice("norm", norm, ("ball", "sphere"))
-    check_tolerance(tolerance)
+    tolerance = checked_tolerance(tolerance)
     count("rounds", rounds)
     readout = Readout.of(model, exclude)
     excluded = np.flatnonzero(~readout.rivals).tolist()
@@ -114,14 +114,14 @@ def reachable(
     return _dataset(model, margins).assign_attrs({**describe(model), "data": "none", **about})
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance at which nothing ends.
+def checked_tolerance(given: Any) -> float:
+    """A tolerance at which something ends.
 
     Raises:
-        ValueError: It is not positive, or infinite.
+        ValueError: It is no number, not positive, or infinite.
     """
-    if not 0 < tolerance < np.inf:
-        raise ValueError(f"tolerance={tolerance}; wanted a positive number of logits")
+    good = "a positive number of logits"
+    return float(checked_number("tolerance", given, lambda x: 0 < x < np.inf, good))
 
 
 def _check_rivals(readout: Readout, sets: np.ndarray) -> None:

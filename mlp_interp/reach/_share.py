@@ -21,7 +21,7 @@ from mlp_interp.prompts.texts import padded_texts
 from mlp_interp.reach._law import largest_set, needed_dimension, share_by_law
 from mlp_interp.reach._margin import Margin
 from mlp_interp.reach._own_lists import OwnGaps
-from mlp_interp.reach._reachable import check_tolerance
+from mlp_interp.reach._reachable import checked_tolerance
 from mlp_interp.reach._readout import Readout
 from mlp_interp.reach._solve import solved
 from mlp_interp.results import described, variable
@@ -98,7 +98,7 @@ def reachable_share(
     """
     count("n", n)
     count("rounds", rounds)
-    check_tolerance(tolerance)
+    tolerance = checked_tolerance(tolerance)
     checked_seed(seed)
     readout = Readout.of(model, exclude)
     texts = None if corpus is None else padded_texts(model, corpus)

@@ -17,6 +17,7 @@ from mlp_interp.edits.edit import Edit, edits_of
 from mlp_interp.models import Forward, HookForward
 from mlp_interp.models.forward import KVCache
 from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.reached import check_reached
 from mlp_interp.models.stream import check_stream
@@ -69,8 +70,8 @@ class Sampling:
 
     def __init__(self, temperature: float | int, top_k: Any, seed: Any, rows: int) -> None:
         """Check the options."""
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature={temperature}; wanted a number from 0")
+        good = "a number from 0"
+        temperature = checked_number("temperature", temperature, lambda x: 0 <= x < np.inf, good)
         if top_k is not None:
             top_k = count("top_k", top_k, hint=", or None")
         pairs = _seeds(seed, rows)

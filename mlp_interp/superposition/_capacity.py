@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from mlp_interp.models.indices import count
+from mlp_interp.models.options import checked_number, checked_numbers
 from mlp_interp.results import strings, variable
 
 __all__ = ["capacity", "underdetermined"]
@@ -54,8 +55,8 @@ def capacity(d: int, k_active: int, noise: float, *, d_mlp: int | None = None) -
     """
     count("d", d)
     count("k_active", k_active, most=d)
-    if not 0 < noise < math.inf:
-        raise ValueError(f"noise={noise}; wanted a positive share of a feature's activation")
+    good = "a positive share of a feature's activation"
+    noise = checked_number("noise", noise, lambda x: 0 < x < math.inf, good)
     exponent = noise**2 * d / k_active
     bounds = {
         "random directions": (exponent / 2, "directions are random, activity independent"),
@@ -123,9 +124,8 @@ def underdetermined(tokens: int, rates: Sequence[float] | float) -> xr.Dataset:
         [3000.0, 300000.0]
     """
     count("tokens", tokens)
-    listed = np.atleast_1d(np.asarray(rates, dtype=float))
-    if listed.ndim != 1 or not len(listed) or not bool(((listed > 0) & (listed <= 1)).all()):
-        raise ValueError(f"rates={rates}; wanted shares of tokens above 0 and at most 1")
+    wanted = "shares of tokens above 0 and at most 1"
+    listed = checked_numbers("rates", rates, lambda x: (x > 0) & (x <= 1), wanted)
     activations, needed = tokens * listed, np.array(list(_NEEDED.values()))
     dims = ("feature", "need")
     return xr.Dataset(

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count, integers
-from mlp_interp.models.options import checked_count
+from mlp_interp.models.options import checked_count, checked_number
 from mlp_interp.models.padding import places, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import mean_direction
@@ -96,11 +96,9 @@ def modes(
         (('place', 'rank'), True)
     """
     for name, share in {"nucleus": nucleus, "cosine": cosine}.items():
-        if not 0 < share < 1:
-            raise ValueError(f"{name}={share}; wanted a number between 0 and 1")
+        checked_number(name, share, lambda x: 0 < x < 1, "a number between 0 and 1")
     count("least", least, least=2)
-    if not 0 <= own < float("inf"):
-        raise ValueError(f"own={own}; wanted a number from 0")
+    checked_number("own", own, lambda x: 0 <= x < np.inf, "a number from 0")
     weights = Weights.of(model)
     checked_count(k, weights.d_vocab, "tokens")
     padded = padded_texts(model, texts, attention_mask)

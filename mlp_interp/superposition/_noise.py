@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -20,7 +19,13 @@ from mlp_interp.metrics.rows import joined
 from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import distinct, indices
-from mlp_interp.models.options import check_choice, checked_seed, generator_of
+from mlp_interp.models.options import (
+    check_choice,
+    checked_number,
+    checked_numbers,
+    checked_seed,
+    generator_of,
+)
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -108,8 +113,7 @@ def noise_tolerance(
             "vectors are no noise of neurons"
         )
     grid = _checked_sizes(sizes)
-    if not 0 < level < float("inf"):
-        raise ValueError(f"level={level}; wanted a positive number of nats")
+    level = checked_number("level", level, lambda x: 0 < x < np.inf, "a positive number of nats")
     weights = Weights.of(model)
     weights.check_names(["post", *named] if kind == "values" else named, argument="sites")
     listed = indices("layers", layers, weights.n_layers)
@@ -140,10 +144,11 @@ def noise_tolerance(
 
 
 def _checked_sizes(given: Sequence[float]) -> tuple[float, ...]:
-    sizes = tuple(map(float, given))
-    if len(sizes) < 2 or not all(0 < a < b for a, b in pairwise(sizes)):
-        raise ValueError(f"sizes={list(given)}; wanted two or more positive numbers, ascending")
-    return sizes
+    wanted = "two or more positive numbers, ascending"
+    sizes = checked_numbers("sizes", given, lambda x: x > np.append(0, x[:-1]), wanted)
+    if len(sizes) < 2:
+        raise ValueError(f"sizes={given!r}; wanted {wanted}")
+    return tuple(sizes.tolist())
 
 
 def _check_others(counts: Bool[Tensor, "sequence pos"], sweep: SweepOptions) -> None:

@@ -1,6 +1,5 @@
 """What a reducer is: it sees activations as they are computed and keeps only what it sums up."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,6 @@ __all__ = [
     "SiteReducer",
     "State",
     "add",
-    "check_threshold",
     "mean_and_error_of_sums",
     "pieces",
 ]
@@ -345,16 +343,6 @@ def pieces(x: Float[Tensor, "batch ..."]) -> Iterator[Tensor]:
         return iter((single(x),))
     each = max(1, x[0].numel()) if len(x) else 1
     return (single(part) for part in x.split(max(1, _PIECE // each)))
-
-
-def check_threshold(above: float) -> None:
-    """Refuse a threshold that tells nothing apart.
-
-    Raises:
-        ValueError: It is infinite or no number.
-    """
-    if not math.isfinite(above):
-        raise ValueError(f"above={above}; wanted a finite number")
 
 
 def add(total: Tensor, value: Tensor) -> None:

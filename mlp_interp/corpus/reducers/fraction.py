@@ -13,11 +13,11 @@ from mlp_interp.corpus.reducers.base import (
     Shape,
     State,
     add,
-    check_threshold,
     mean_and_error_of_sums,
     pieces,
 )
 from mlp_interp.corpus.reducers.units import UnitReducer
+from mlp_interp.models.indices import finite_number
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -53,7 +53,7 @@ class Fraction(UnitReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_threshold(self.above)
+        finite_number("above", self.above)
 
     def empty(self, shape: Shape) -> State:
         """Counts, and the sums that standard errors need."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers.base import Batch, Shape, State, pieces
 from mlp_interp.corpus.reducers.units import UnitReducer
+from mlp_interp.models.options import checked_numbers
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site
 
@@ -140,9 +141,8 @@ def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
     Raises:
         ValueError: A share is outside 0 to 1.
     """
-    wanted = np.atleast_1d(np.asarray(q, dtype=float))
-    if not ((wanted >= 0) & (wanted <= 1)).all():
-        raise ValueError(f"q={q}; wanted shares between 0 and 1")
+    shares = "shares between 0 and 1"
+    wanted = checked_numbers("q", q, lambda x: (x >= 0) & (x <= 1), shares)
     counts = histogram["count"]
     table = counts.values.reshape(-1, counts.sizes["bin"]).astype(float)
     low, high = histogram["low"].values.copy(), histogram["high"].values.copy()

@@ -9,7 +9,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State, check_threshold
+from mlp_interp.corpus.reducers.base import Batch, Reducer, Shape, State
+from mlp_interp.models.indices import finite_number
 from mlp_interp.results import to_numpy
 from mlp_interp.sites import Site, SiteLike, neuron_of
 
@@ -54,7 +55,7 @@ class CoActivation(Reducer):
         object.__setattr__(self, "neurons", tuple(site.label for site in named))
         if not self.neurons:
             raise ValueError(f"neurons={self.neurons}; wanted one or more")
-        check_threshold(self.above)
+        finite_number("above", self.above)
         if self.first < 0:
             raise ValueError(f"first={self.first}; wanted a position from 0")
         layers: dict[int, list[tuple[int, int]]] = {}

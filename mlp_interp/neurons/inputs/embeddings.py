@@ -1,5 +1,7 @@
 """Continuing a text with mean embeddings instead of sampled tokens."""
 
+import math
+
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.finite import check_weights
+from mlp_interp.models.options import checked_number
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.inputs.vectors import (
@@ -75,8 +78,8 @@ def expected_embedding_generate(
         >>> found["token_text"].values.tolist()
         [' moon', ' with']
     """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature}; wanted a number from 0")
+    good = "a number from 0"
+    temperature = checked_number("temperature", temperature, lambda x: 0 <= x < math.inf, good)
     tokens = prompt_tokens(model, prompt, prepend_bos=prepend_bos)
     if not tokens.numel():
         raise ValueError(f"prompt={prompt!r} is empty; wanted at least one token")

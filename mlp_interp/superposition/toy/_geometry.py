@@ -9,8 +9,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mlp_interp.models.indices import count
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.indices import count, finite_number
+from mlp_interp.models.options import checked_seed, checked_tensor
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.results import strings, variable
 from mlp_interp.superposition.toy._train import dimensionality
@@ -57,7 +57,7 @@ def geometry(
         ``dimensionality``.
 
     Raises:
-        ValueError: `W` is no matrix of finite numbers.
+        ValueError: `W` is no matrix of finite numbers, or another argument is no number.
 
     References:
         Elhage et al., "Toy models of superposition", 2022, on the geometry of superposition.
@@ -67,7 +67,9 @@ def geometry(
         >>> geometry(np.stack([np.cos(angle), np.sin(angle)], 1))["shape"].values.tolist()
         ['pentagon']
     """
-    rows = torch.as_tensor(W).detach().double()
+    represented = finite_number("represented", represented)
+    touching, tolerance = finite_number("touching", touching), finite_number("tolerance", tolerance)
+    rows = checked_tensor("W", W, "finite numbers [feature, d]").detach().double()
     if rows.ndim != 2 or not bool(rows.isfinite().all()):
         raise ValueError(f"W of shape {tuple(rows.shape)}; wanted finite numbers [feature, d]")
     stored = (rows.norm(dim=-1) > represented).nonzero()[:, 0]

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import checked_seed
+from mlp_interp.models.options import checked_numbers, checked_seed
 from mlp_interp.results import variable
 from mlp_interp.superposition.toy._train import trained
 
@@ -59,11 +59,10 @@ def phase_diagram(
         >>> found["solution"][found["best"]].values.tolist()
         [['shared', 'ignored'], ['shared', 'dedicated']]
     """
-    p, weight = np.asarray(probabilities, dtype=float), np.asarray(importances, dtype=float)
-    if p.ndim != 1 or not len(p) or not ((p > 0) & (p <= 1)).all():
-        raise ValueError(f"probabilities={probabilities}; wanted numbers above 0 and at most 1")
-    if weight.ndim != 1 or not len(weight) or not ((weight > 0) & np.isfinite(weight)).all():
-        raise ValueError(f"importances={importances}; wanted positive numbers")
+    wanted = "numbers above 0 and at most 1"
+    p = checked_numbers("probabilities", probabilities, lambda x: (x > 0) & (x <= 1), wanted)
+    wanted = "positive numbers"
+    weight = checked_numbers("importances", importances, lambda x: (x > 0) & np.isfinite(x), wanted)
     count("steps", steps, least=0)
     count("restarts", restarts)
     checked_seed(seed)

@@ -11,7 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.models.indices import count
-from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.options import (
+    check_choice,
+    checked_number,
+    checked_numbers,
+    checked_seed,
+)
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.results import to_numpy, variable
 
@@ -78,11 +83,10 @@ def toy_models(
         count(name, number)
     check_choice("activation", activation, get_args(Activation))
     checked_seed(seed)
-    if not 0 < rate < math.inf:
-        raise ValueError(f"rate={rate}; wanted a positive number")
-    shares = torch.atleast_1d(torch.as_tensor(probability, dtype=torch.float32))
-    if shares.ndim != 1 or not len(shares) or not bool(((shares > 0) & (shares <= 1)).all()):
-        raise ValueError(f"probability={probability}; wanted numbers above 0 and at most 1")
+    rate = checked_number("rate", rate, lambda x: 0 < x < math.inf, "a positive number")
+    wanted = "numbers above 0 and at most 1"
+    found = checked_numbers("probability", probability, lambda x: (x > 0) & (x <= 1), wanted)
+    shares = torch.from_numpy(found).float()
     weight = _importance(importance, n_features)
     W, b, loss = trained(
         shares.repeat_interleave(restarts),
@@ -101,13 +105,13 @@ def toy_models(
 
 
 def _importance(given: Sequence[float] | None, n_features: int) -> Float[Tensor, " feature"]:
-    weight = torch.ones(n_features) if given is None else torch.as_tensor(given)
-    weight = weight.float()
-    if weight.shape != (n_features,) or not bool(((weight >= 0) & weight.isfinite()).all()):
-        raise ValueError(
-            f"importance={given}; wanted {n_features} numbers from 0, one for each feature"
-        )
-    return weight
+    if given is None:
+        return torch.ones(n_features)
+    wanted = f"{n_features} numbers from 0, one for each feature"
+    found = checked_numbers("importance", given, lambda x: (x >= 0) & np.isfinite(x), wanted)
+    if len(found) != n_features:
+        raise ValueError(f"importance={given}; wanted {wanted}")
+    return torch.from_numpy(found).float()
 
 
 def trained(
