@@ -8,6 +8,7 @@ from contrasts import contrast_of
 from random_models import BACKENDS, build
 
 import mlp_interp as mi
+from mlp_interp.dictionaries import Dictionary, TopK
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.neurons import AscentOptions
 from mlp_interp.runs import run
@@ -61,11 +62,7 @@ def test_what_weights_and_layers_say_is_the_same_in_every_mode(kind, mode):
             mi.neurons.pursue(model, 5, steps=2),
         ]
 
-    expected = all_of_them()
-    with MODES[mode]():
-        found = all_of_them()
-    for one, other in zip(found, expected, strict=True):
-        xr.testing.assert_allclose(one, other, atol=1e-5)
+    _same_in(MODES[mode], all_of_them)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -82,11 +79,85 @@ def test_exchanges_are_the_same_in_every_mode(kind, mode):
             mi.causal_trace(model, "the cat sat", "cat", samples=2),
         ]
 
-    expected = all_of_them()
+    _same_in(MODES[mode], all_of_them)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_latents_are_the_same_in_every_mode(kind, mode, tokens):
+    model = kind("parallel", BACKENDS[0], "raw")
+    sae, named = some_dictionary(model), {"a": tokens, "b": tokens.flip(1), "c": tokens.flip(0, 1)}
+
+    def all_of_them():
+        return [
+            mi.latents.ablate(model, tokens, sae, path="direct"),
+            mi.latents.absorption(model, sae, named),
+            mi.latents.activity(model, sae, tokens),
+            mi.latents.evaluate(model, sae, tokens),
+            mi.latents.page(model, sae, 0, tokens, ablate=2),
+            mi.latents.replace(model, [sae], tokens),
+            mi.latents.separate(model, sae, named),
+        ]
+
+    _same_in(MODES[mode], all_of_them)
+    ran = run(model, tokens)
     with MODES[mode]():
-        found = all_of_them()
+        found = mi.latents.activations(ran, sae)
+    torch.testing.assert_close(found.values, mi.latents.activations(ran, sae).values)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_neurons_and_directions_are_the_same_in_every_mode(kind, mode, tokens):
+    model = kind("parallel", BACKENDS[0], "raw")
+    ids = tokens.tolist()
+    direction = mi.steering.mean_difference(model, ids[:2], ids[2:])
+    sets = mi.reach.reachable(model, [[5, 6]])
+
+    def all_of_them():
+        return [
+            mi.neurons.activations(model, "L1N3", tokens),
+            mi.neurons.activity(model, tokens),
+            mi.neurons.antipodal_pairs(model, k=5),
+            mi.neurons.expected_embedding_generate(model, tokens[:1], max_new_tokens=2),
+            mi.neurons.nearest_neurons(model, "L1N3"),
+            mi.neurons.neuron_page(model, "L1N3", tokens),
+            mi.neurons.neuron_weights(model, k=2),
+            mi.neurons.promoted_tokens(model, "L1N3"),
+            mi.neurons.update_shares(model, tokens),
+            mi.neurons.verify_neuron(model, "L1N3", ids[:2], ids[2:], controls=2),
+            mi.reach.argmaxable(model, tokens=range(9)),
+            mi.reach.nearest_streams(model, sets, tokens, k=2, controls=2),
+            mi.reach.reachable(model, [[5, 6]]),
+            mi.reach.reachable_share(model, [2], n=2),
+            mi.reach.with_certificate(model, sets),
+            mi.steering.activation_addition(model, "the cat", "the dog", 1),
+            mi.steering.dose_response(
+                model, contrast_of(), "kl", direction=direction, coefficients=[1.0], layers=1
+            ),
+            mi.steering.function_vector(model, contrast_of()),
+            mi.steering.head_effects(model, contrast_of()),
+            mi.steering.mean_difference(model, ids[:2], ids[2:]),
+            mi.steering.output_direction(model, "L1H2", prompts=ids[:1]),
+            mi.steering.pca_direction(model, ids[:2], ids[2:]),
+        ]
+
+    _same_in(MODES[mode], all_of_them)
+
+
+def some_dictionary(model):
+    generator = torch.Generator().manual_seed(0)
+    d, latents = model.cfg.d_model, 24
+    W_enc, W_dec = (
+        torch.randn(*shape, generator=generator) for shape in ((d, latents), (latents, d))
+    )
+    return Dictionary(W_enc, torch.zeros(latents), W_dec, torch.zeros(d), TopK(5), 1)
+
+
+def _same_in(mode, compute):
+    expected = compute()
+    with mode():
+        found = compute()
     for one, same in zip(found, expected, strict=True):
-        xr.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6)
+        xr.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,6 +19,7 @@ from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_c
 from mlp_interp.metrics.stream import stream_change
 from mlp_interp.models import describe
 from mlp_interp.models.options import check_choice
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -31,6 +32,7 @@ __all__ = ["ablate"]
 Path = Literal["total", "direct"]
 
 
+@own_mode()
 @torch.no_grad()
 def ablate(
     model: Model,

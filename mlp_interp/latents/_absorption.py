@@ -14,6 +14,7 @@ from mlp_interp.latents.spliced import check_one_layer, read_in, runs_of, sites_
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts
@@ -45,6 +46,7 @@ _OTHERS = {
 }
 
 
+@own_mode()
 @torch.no_grad()
 def absorption(
     model: Model,

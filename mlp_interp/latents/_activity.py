@@ -11,6 +11,7 @@ from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.results import described
 
@@ -30,6 +31,7 @@ _ABOUT = {
 }
 
 
+@own_mode()
 def activity(
     model: Model,
     dictionary: Dictionary,

@@ -28,6 +28,7 @@ from mlp_interp.latents.sums import Sums
 from mlp_interp.metrics import Effects
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -40,6 +41,7 @@ __all__ = ["evaluate", "losses", "site_mean"]
 _UNITS = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
 
 
+@own_mode()
 @torch.no_grad()
 def evaluate(
     model: Model,

@@ -21,6 +21,7 @@ from mlp_interp.latents.in_runs import activations
 from mlp_interp.latents.spliced import check_one_layer, sites_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import check_first
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.page import sections
@@ -35,6 +36,7 @@ from mlp_interp.sites import Site
 __all__ = ["page"]
 
 
+@own_mode()
 def page(
     model: Model,
     dictionary: Dictionary,

@@ -17,6 +17,7 @@ from mlp_interp.latents.spliced import Batch, measured, put, runs_of, sites_of, 
 from mlp_interp.metrics import Effects
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -29,6 +30,7 @@ _BY = ("dictionary", "linear", "mean", "zero", "frozen_error")
 _UNITS = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fraction"}
 
 
+@own_mode()
 @torch.no_grad()
 def replace(
     model: Model,

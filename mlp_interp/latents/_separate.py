@@ -19,6 +19,7 @@ from mlp_interp.metrics.separation import auroc
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts
@@ -32,6 +33,7 @@ Pooling = Literal["max", "mean"]
 Units = Callable[[Batch], Float[Tensor, "batch pos unit"]]
 
 
+@own_mode()
 @torch.no_grad()
 def separate(
     model: Model,

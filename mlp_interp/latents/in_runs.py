@@ -6,11 +6,13 @@ import torch
 
 from mlp_interp.dictionaries import Dictionary, Latents
 from mlp_interp.latents.spliced import read_in
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.runs import Run
 
 __all__ = ["activations"]
 
 
+@own_mode()
 @torch.no_grad()
 def activations(run: Run, dictionary: Dictionary) -> Latents:
     """Which latents of a dictionary are active in a run, and how strongly.

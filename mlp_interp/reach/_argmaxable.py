@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlp_interp.models import describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import scan
 from mlp_interp.prompts.reading import texts
@@ -24,6 +25,7 @@ _ROWS = 1024
 _ROUNDS = 60
 
 
+@own_mode()
 @torch.no_grad()
 def argmaxable(
     model: Model,

@@ -5,6 +5,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Int
 
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.scan import blocks
 from mlp_interp.reach._active_set import ROUNDING
@@ -14,6 +15,7 @@ from mlp_interp.reach._readout import Readout
 __all__ = ["found_by", "leads", "with_certificate"]
 
 
+@own_mode()
 @torch.no_grad()
 def with_certificate(model: Model, result: xr.Dataset) -> xr.Dataset:
     """The bounds of `reachable`, computed anew from its streams and weights, in float64.

@@ -15,6 +15,7 @@ from mlp_interp.corpus.reducers import Batch, Reducer, Shape, State
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import readable
@@ -29,6 +30,7 @@ __all__ = ["nearest_streams"]
 _CONTEXT = 16  # tokens up to the one whose stream it is
 
 
+@own_mode()
 @torch.no_grad()
 def nearest_streams(
     model: Model,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.reading import ids_and_texts
 from mlp_interp.reach._margin import Margin, lead
@@ -25,6 +26,7 @@ _VIOLATORS = 8
 _SPHERE = 1 - 1e-6  # shorter streams are inside the ball
 
 
+@own_mode()
 @torch.no_grad()
 def reachable(
     model: Model,

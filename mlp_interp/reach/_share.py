@@ -15,6 +15,7 @@ from mlp_interp.corpus.reducers import quantiles
 from mlp_interp.models import describe
 from mlp_interp.models.indices import count, indices
 from mlp_interp.models.options import checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -31,6 +32,7 @@ __all__ = ["reachable_share"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@own_mode()
 @torch.no_grad()
 def reachable_share(
     model: Model,

@@ -10,6 +10,7 @@ import xarray as xr
 from mlp_interp.edits import Edit
 from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts, Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
@@ -29,6 +30,7 @@ __all__ = ["generate_compare"]
 WAYS = ("plain", "edited")
 
 
+@own_mode()
 def generate_compare(
     model: Model,
     prompts: Prompts,

@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.options import check_choice, check_counts
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts, texts_of
 from mlp_interp.prompts.tokenizing import token_strings
@@ -22,6 +23,7 @@ from mlp_interp.sites import GATED, NEURONS, Site, SiteLike, component_coords
 __all__ = ["activations"]
 
 
+@own_mode()
 @torch.no_grad()
 def activations(
     model: Model,

@@ -13,6 +13,7 @@ from torch import Tensor
 from mlp_interp.metrics.rows import next_tokens
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.evidence.controls import CRITERIA, ablation, discrimination
 from mlp_interp.neurons.evidence.effects import ABOUT, Losses, held_changes, losses
@@ -30,6 +31,7 @@ SIDES = ("positive", "negative")
 SUMMARIES = ("max", "mean")
 
 
+@own_mode()
 @torch.no_grad()
 def verify_neuron(
     model: Model,

@@ -10,6 +10,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe, forward_of
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.options import checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.neurons.inputs.vectors import (
@@ -26,6 +27,7 @@ from mlp_interp.runs.generation import check_room
 __all__ = ["expected_embedding_generate"]
 
 
+@own_mode()
 @torch.no_grad()
 def expected_embedding_generate(
     model: Model,

@@ -19,6 +19,7 @@ from mlp_interp.corpus.reducers import (
 )
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_counts, checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.page import sections
 from mlp_interp.neurons.page.removal import NeuronUnit, removal
@@ -44,6 +45,7 @@ OCTAVES = (-12, 7)
 LEAST = 1e-30
 
 
+@own_mode()
 def neuron_page(
     model: Model,
     neuron: SiteLike,

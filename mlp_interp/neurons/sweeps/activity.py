@@ -12,6 +12,7 @@ from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers import Fraction, Histogram, Mean, Moments, Reducer, quantiles
 from mlp_interp.models import Weights
 from mlp_interp.models.options import check_choice, checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.weights.statistics import neuron_weights
 from mlp_interp.neurons.weights.volume import activation_volume
@@ -55,6 +56,7 @@ _MEASURED = {  # long names of what the sweep finds
 }
 
 
+@own_mode()
 def activity(
     model: Model,
     corpus: Any,

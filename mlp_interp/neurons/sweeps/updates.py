@@ -11,6 +11,7 @@ from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.neurons.sweeps.shares import UpdateShares
 from mlp_interp.results import variable
@@ -27,6 +28,7 @@ _ABOUT = {  # unit and long name of what the output bias adds
 }
 
 
+@own_mode()
 def update_shares(
     model: Model,
     corpus: Any,

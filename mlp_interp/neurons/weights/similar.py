@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import check_counts, checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Vectors, unit
 from mlp_interp.results import single, to_numpy
@@ -25,6 +26,7 @@ _ROWS = 512
 """Neurons of a layer that are compared with all of another at a time."""
 
 
+@own_mode()
 @torch.no_grad()
 def nearest_neurons(
     model: Model,
@@ -94,6 +96,7 @@ def nearest_neurons(
     )
 
 
+@own_mode()
 @torch.no_grad()
 def antipodal_pairs(
     model: Model,

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
 from mlp_interp.models.options import checked_count
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.vectors import Receptor, Vectors, unit
 from mlp_interp.models.vocabulary import Best, LogitMoments, TokenDirections, absolute
@@ -57,6 +58,7 @@ _ABOUT = {  # unit and long name of each variable
 }
 
 
+@own_mode()
 @torch.no_grad()
 def neuron_weights(
     model: Model,
@@ -165,6 +167,7 @@ def neuron_weights(
     return _dataset(model, stacked, ("layer", "neuron"), coords)
 
 
+@own_mode()
 @torch.no_grad()
 def promoted_tokens(model: Model, neuron: SiteLike, *, k: int = 10) -> xr.Dataset:
     """Tokens that one neuron's value vector raises and lowers most, read through the readout.

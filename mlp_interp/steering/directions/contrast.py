@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
@@ -68,6 +69,7 @@ def by_answer(
     return torch.where(first, *sides), torch.where(first, *reversed(sides))
 
 
+@own_mode()
 def mean_difference(
     model: Model,
     positive: Prompts | Cache,
@@ -129,6 +131,7 @@ def mean_difference(
     return _direction(sides, ours, theirs, difference, about)
 
 
+@own_mode()
 def pca_direction(
     model: Model,
     positive: Prompts | Cache,

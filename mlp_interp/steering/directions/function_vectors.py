@@ -12,6 +12,7 @@ from torch import Tensor
 from mlp_interp.edits import Edit
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import indices
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
 from mlp_interp.prompts.texts import texts_of_side
@@ -31,6 +32,7 @@ from mlp_interp.steering.directions.result import as_direction
 __all__ = ["function_vector", "head_effects"]
 
 
+@own_mode()
 @torch.no_grad()
 def head_effects(
     model: Model, task: FewShot | Contrast, *, prepend_bos: bool = True, batch_size: int = 64
@@ -75,6 +77,7 @@ def head_effects(
     return _effects(model, read, read.mean_z())
 
 
+@own_mode()
 @torch.no_grad()
 def function_vector(
     model: Model,

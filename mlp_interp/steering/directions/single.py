@@ -7,6 +7,7 @@ import xarray as xr
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import index
 from mlp_interp.models.options import checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.tokenizing import encode, token_strings, tokenizer_of
 from mlp_interp.results import strings, to_numpy
@@ -24,6 +25,7 @@ from mlp_interp.steering.directions.result import as_direction
 __all__ = ["activation_addition", "output_direction", "random_direction"]
 
 
+@own_mode()
 def activation_addition(
     model: Model,
     plus: str,
@@ -95,6 +97,7 @@ def activation_addition(
     )
 
 
+@own_mode()
 def output_direction(
     model: Model,
     component: Site | str,

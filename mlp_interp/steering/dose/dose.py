@@ -15,6 +15,7 @@ from mlp_interp.edits.applying import Applier
 from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
 from mlp_interp.models import Weights, describe, fingerprint
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
@@ -29,6 +30,7 @@ from mlp_interp.steering.generation import GREEDY, Continuing, GenerationOptions
 __all__ = ["dose_response"]
 
 
+@own_mode()
 def dose_response(
     model: Model,
     prompts: Prompts | Contrast,
