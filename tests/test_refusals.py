@@ -47,8 +47,14 @@ def test_what_is_no_cache(given, call):
     ("call", "message"),
     [
         ("mi.latents.evaluate(m, corpus, corpus)", "dictionary=Corpus; wanted a Dictionary"),
-        ("mi.latents.recovery(text, m.W_U.T)", "dictionary=str; wanted a Dictionary"),
+        ("mi.latents.recovery(text, m.W_U.T)", "dictionary='The cat'; wanted a Dictionary"),
         ("mi.dictionaries.save(None, 'x')", "dictionary=NoneType; wanted a Dictionary"),
+        ("mi.latents.replace(m, 3, corpus)", "dictionaries=3; wanted a list of one or more"),
+        ("mi.latents.replace(m, {'2.mlp': 3}, corpus)", "dictionaries[0]='2.mlp'; wanted a Dict"),
+        (
+            "mi.features.index(m, ['a', 'b'], {}, dictionaries='my-sae')",
+            "dictionaries[0]='my-sae'; wanted a Dictionary",
+        ),
         (
             "mi.attribute_logits(m, mi.run(m, tokens), 5, dictionaries=[corpus])",
             "dictionaries[0]=Corpus; wanted a Dictionary",

@@ -12,6 +12,7 @@ from mlp_interp.dictionaries import cross_layer, pickled, sae_lens, sparsify
 from mlp_interp.dictionaries.activations import Activation
 from mlp_interp.dictionaries.dictionary import Dictionary, Wants
 from mlp_interp.dictionaries.parts import Folder, Given
+from mlp_interp.dictionaries.reading import check_dictionary
 from mlp_interp.models.options import check_choice
 
 __all__ = ["load", "load_all", "save"]
@@ -137,8 +138,7 @@ def save(dictionary: Dictionary, path: str | Path, *, package: str = "sae_lens")
         ValueError: The package has nothing for such a dictionary.
     """
     check_choice("package", package, list(_WRITERS))
-    if not isinstance(dictionary, Dictionary):
-        raise ValueError(f"dictionary={type(dictionary).__name__}; wanted a Dictionary")
+    check_dictionary(dictionary)
     writer = _WRITERS[package]
     config, tensors = writer.written(dictionary)
     path = Path(path).expanduser()

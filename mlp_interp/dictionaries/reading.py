@@ -1,6 +1,6 @@
 """What dictionaries read, taken from what a forward pass shows on its way."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.models import Weights
 from mlp_interp.models.weights import Affine
 
-__all__ = ["Reading", "check_given"]
+__all__ = ["Reading", "check_dictionary", "check_given", "check_several"]
 
 Place = tuple[str, int]
 
@@ -26,10 +26,29 @@ def check_given(weights: Weights, given: Any, *, name: str = "dictionary") -> No
     Raises:
         ValueError: It is none, or is of another model.
     """
+    check_dictionary(given, name=name)
+    given.check(weights, name=name)
+
+
+def check_dictionary(given: Any, *, name: str = "dictionary") -> None:
+    """Refuse what is no dictionary; a text, such as a path to one, is shown.
+
+    Raises:
+        ValueError: It is none.
+    """
     if not isinstance(given, Dictionary):
         shown = repr(given) if isinstance(given, str | int | float) else type(given).__name__
         raise ValueError(f"{name}={shown}; wanted a Dictionary")
-    given.check(weights, name=name)
+
+
+def check_several(given: Any, *, name: str = "dictionaries") -> None:
+    """Refuse what is no list, one dictionary among others, or is empty.
+
+    Raises:
+        ValueError: It is one of these.
+    """
+    if not isinstance(given, Collection) or not given:
+        raise ValueError(f"{name}={given!r}; wanted a list of one or more")
 
 
 class Reading:

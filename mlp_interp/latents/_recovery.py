@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.reading import check_dictionary
 from mlp_interp.models.finite import check_finite
 from mlp_interp.models.options import checked_seed
 from mlp_interp.results import described, mean_and_error, to_numpy, variable
@@ -55,8 +56,7 @@ def recovery(
         >>> found.nearest.sel(source="latents").values, float(found.collisions[0])
         (array([0, 0]), 1.0)
     """
-    if not isinstance(dictionary, Dictionary):
-        raise ValueError(f"dictionary={type(dictionary).__name__}; wanted a Dictionary")
+    check_dictionary(dictionary)
     if dictionary.spans > 1 or truth.ndim != 2 or truth.shape[1] != dictionary.d_out:
         raise ValueError(
             f"truth={tuple(truth.shape)} with {dictionary!r}; wanted features of the width of one "

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.dictionaries.naming import Latent, latent_site
+from mlp_interp.dictionaries.reading import check_several
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, is_single
@@ -21,8 +22,7 @@ def check_list(weights: Weights, dictionaries: Sequence[Dictionary]) -> None:
     Raises:
         ValueError: It is none.
     """
-    if isinstance(dictionaries, Dictionary) or not len(dictionaries):
-        raise ValueError(f"dictionaries={dictionaries!r}; wanted a list of one or more")
+    check_several(dictionaries)
     for n, one in enumerate(dictionaries):
         check_one_layer(weights, one, name=f"dictionaries[{n}]")
 
