@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +534,34 @@ def test_of_another_model(kind: Any) -> None:
         Dictionary(*sizes, layer=9).check(Weights.of(raw))
     with pytest.raises(ValueError, match=rf"reads and writes \(6, 6\) numbers; wanted d_model={d}"):
         made().check(Weights.of(raw))
+
+
+def test_a_dictionary_says_of_which_model_it_is(
+    nano: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word for two models, whatever dictionaries and calls; none where names do not tell."""
+    monkeypatch.setattr("mlp_interp.dictionaries.fitting._said", set())
+    weights = Weights.of(nano)
+    d = weights.d_model
+    sizes = {"W_enc": torch.zeros(d, 3), "b_enc": torch.zeros(3), "W_dec": torch.zeros(3, d)}
+    sizes["b_dec"] = torch.zeros(d)
+    metadata = {"hook_name": "blocks.1.hook_mlp_out", "model_name": "pythia-70m"}
+    other = dictionaries.load(sae_lens(tmp_path / "a", sizes, metadata=metadata))
+    with pytest.warns(UserWarning, match=r"'pythia-70m', and model='nano' is another"):
+        other.check(weights)
+    for one in (other, replace(other, layer=2)):  # said once: again, it would fail the test
+        one.check(weights)
+    linear = {"encoder.weight": sizes["W_enc"].T, "encoder.bias": sizes["b_enc"]}
+    linear |= {"decoder.weight": sizes["W_dec"].T, "bias": sizes["b_dec"]}
+    path = learned(tmp_path / "b", "AutoEncoder", linear, lm_name="EleutherAI/pythia-160m")
+    with pytest.warns(UserWarning, match="'EleutherAI/pythia-160m'"):
+        replace(dictionaries.load(path), wants=None).check(weights)
+    for name in ("nano", "Nano", "mine/my-own", 5, None):
+        replace(other, attrs={"model_name": name}).check(weights)
+    ours = replace(other, attrs={"model": "nano-1"}, activation=TopK(2))
+    for package in ("sae_lens", "sparsify"):
+        again = dictionaries.load(dictionaries.save(ours, tmp_path / package, package=package))
+        assert (ours.of_model, again.of_model) == ("nano-1", "nano-1")
 
 
 @pytest.mark.parametrize(

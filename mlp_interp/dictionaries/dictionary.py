@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation, JumpRelu
-from mlp_interp.dictionaries.fitting import check_fit, check_module
+from mlp_interp.dictionaries.fitting import check_fit, check_module, warn_of_another
 from mlp_interp.dictionaries.latents import Latents
-from mlp_interp.models import Weights
+from mlp_interp.models import Weights, describe
 from mlp_interp.models._checksum import checksum
 from mlp_interp.models.finite import check_finite
 from mlp_interp.models.options import check_choice
@@ -161,6 +161,12 @@ class Dictionary:
         return digest.hexdigest()[:16]
 
     @property
+    def of_model(self) -> str | None:
+        """Name of the model that it was trained on; None where nobody says."""
+        said = self.attrs.get("model_name", self.attrs.get("model"))
+        return said if isinstance(said, str) else None
+
+    @property
     def is_sae(self) -> bool:
         """Whether it reads what it writes."""
         return self.reads == self.writes
@@ -256,6 +262,9 @@ class Dictionary:
 
         Raises:
             ValueError: The model has other sizes, or other processing.
+
+        Warns:
+            UserWarning: It says that it is of another model of these sizes, once for the two.
         """
         widths = (self.W_enc.shape[0], self.d_out)
         if widths != (weights.d_model, weights.d_model):
@@ -280,6 +289,8 @@ class Dictionary:
                     f"model={weights.model.cfg.model_name!r} are {found}; wanted load_model(name, "
                     f"processing={self.wants!r})"
                 )
+        if self.of_model is not None:
+            warn_of_another(self.of_model, describe(weights.model)["model"], name=name)
 
     def _normalized(
         self, x: Float[Tensor, "row d_in"]

@@ -1,13 +1,17 @@
-"""Whether the parts of a dictionary fit each other, and its place a model's modules."""
+"""Whether the parts of a dictionary fit each other, and a dictionary a model."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from mlp_interp.dictionaries.activations import Activation, GroupMax, JumpRelu, TopK
 from mlp_interp.models import Weights
+from mlp_interp.models.names import differ
 
-__all__ = ["check_fit", "check_module"]
+__all__ = ["check_fit", "check_module", "warn_of_another"]
+
+_said: set[tuple[str, str]] = set()
 
 
 def check_fit(tensors: Mapping[str, Tensor], activation: Activation, spans: int) -> None:
@@ -83,3 +87,23 @@ def check_module(weights: Weights, writes: str, layers: Iterable[int], *, name: 
                 f"before it becomes {writes} of layer {layer}; wanted a dictionary of what the "
                 "stream gets"
             )
+
+
+def warn_of_another(said: str, model: str, *, name: str) -> None:
+    """Warn, once for the two, of a dictionary that says it is of another model than the one given.
+
+    Models of one size may well have other features. Checkpoints of one have its name.
+
+    Args:
+        said: Name of the model that it was trained on.
+        model: Name of the model given.
+        name: What the caller calls the dictionary.
+    """
+    if (said, model) in _said or not differ(said, model):
+        return
+    warnings.warn(
+        f"{name} says that it is of {said!r}, and model={model!r} is another one of its size: what "
+        "it explains of that (latents.evaluate) may be little",
+        stacklevel=2,
+    )
+    _said.add((said, model))

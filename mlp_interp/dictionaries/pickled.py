@@ -78,7 +78,11 @@ def read(folder: Folder, given: Given) -> Dictionary:
         b_in=b_dec if subtract else None,
         of_module=True,
         wants=given.wants or "raw",  # of Hugging Face's modules
-        attrs={"format": "dictionary_learning", "path": str(folder.path)},
+        attrs={
+            "format": "dictionary_learning",
+            "path": str(folder.path),
+            **({"model_name": trainer["lm_name"]} if trainer.get("lm_name") else {}),
+        },
     )
 
 

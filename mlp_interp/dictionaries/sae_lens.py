@@ -183,7 +183,8 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "hook_name": places[0],
         **({} if sae else {"hook_name_out": places[1]}),
     }
-    about |= {k: v for k, v in dictionary.attrs.items() if k in ("model_name", "context_size")}
+    about |= {k: v for k, v in dictionary.attrs.items() if k == "context_size"}
+    about |= {} if dictionary.of_model is None else {"model_name": dictionary.of_model}
     if dictionary.wants is not None:
         about["model_from_pretrained_kwargs"] = _RAW if dictionary.wants == "raw" else {}
     config: dict[str, Any] = {

@@ -50,7 +50,11 @@ def read(folder: Folder, given: Given) -> Dictionary:
         W_skip=None if skip is None else skip.T,  # there from output to input
         of_module="place" not in ours,
         wants=given.wants or (ours.get("wants") if ours else "raw"),  # Hugging Face's modules
-        attrs={"format": "sparsify", "path": str(folder.path)},
+        attrs={
+            "format": "sparsify",
+            "path": str(folder.path),
+            **({"model_name": ours["model_name"]} if "model_name" in ours else {}),
+        },
     )
 
 
@@ -89,6 +93,7 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     if dictionary.W_skip is not None:
         tensors["W_skip"] = dictionary.W_skip.T
+    said = {"wants": dictionary.wants, "model_name": dictionary.of_model}
     ours = {"place": f"{dictionary.layer}.{dictionary.writes}", "reads": dictionary.reads}
     config = {
         "activation": "groupmax" if isinstance(activation, GroupMax) else "topk",
@@ -100,6 +105,6 @@ def written(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "skip_connection": dictionary.W_skip is not None,
         "transcode": not sae,
         "d_in": dictionary.W_enc.shape[0],
-        _OURS: {**ours, **({} if dictionary.wants is None else {"wants": dictionary.wants})},
+        _OURS: ours | {name: value for name, value in said.items() if value is not None},
     }
     return config, {name: torch.clone(x.detach()).contiguous() for name, x in tensors.items()}

@@ -26,7 +26,7 @@ from mlp_interp.models.finite import are_finite
 from mlp_interp.models.smollm2 import smollm2_path
 from mlp_interp.nano import weights_path
 
-__all__ = ["PYTHIA", "describe", "load_model", "reload_source"]
+__all__ = ["LOCAL", "PYTHIA", "describe", "load_model", "reload_source"]
 
 Processing = Literal["folded", "raw"]
 Backend = Literal["auto", "hooked", "bridge"]
@@ -36,7 +36,8 @@ _DEDUPED = _SIZES[2:]
 PYTHIA = tuple(f"pythia-{s}" for s in _SIZES) + tuple(f"pythia-{s}-deduped" for s in _DEDUPED)
 """Short names of models on the hub; ``EleutherAI/`` may stand before them."""
 
-_LOCAL = {"nano": weights_path, "nano-1": partial(weights_path, 1), "smollm2": smollm2_path}
+LOCAL = {"nano": weights_path, "nano-1": partial(weights_path, 1), "smollm2": smollm2_path}
+"""Names of models that are no others' on the hub, and where each lies on this machine."""
 
 # What `load_model` knows of a model and the model itself does not say. Weak, so that describing a
 # model never keeps it in memory.
@@ -217,13 +218,13 @@ def _in_memory(model: torch.nn.Module, dtype: torch.dtype) -> PreTrainedModel:
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str]:
     """Where to read from and what to call it."""
-    if name in _LOCAL or Path(name).is_dir():
+    if name in LOCAL or Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r}: only models on the hub have revisions")
-        path = _LOCAL[name]() if name in _LOCAL else Path(name)
+        path = LOCAL[name]() if name in LOCAL else Path(name)
         if not (path / "config.json").exists():
             raise ValueError(f"name={name!r} has no config.json; wanted a Hugging Face directory")
-        return str(path), name if name in _LOCAL else path.resolve().name
+        return str(path), name if name in LOCAL else path.resolve().name
     short = name.removeprefix("EleutherAI/")
     short = short if short.startswith("pythia-") else f"pythia-{short}"
     # The first deduped releases carry a suffix and are the reference of older notes.
@@ -231,7 +232,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str]:
         return f"EleutherAI/{short}", short
     if "/" in name.strip("/") and not name.startswith((".", "/", "~")):
         return name, name.split("/")[-1]
-    known = (*_LOCAL, *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
+    known = (*LOCAL, *PYTHIA, *(pythia.removeprefix("pythia-") for pythia in PYTHIA))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"name={name!r} is neither 'nano', 'nano-1', 'smollm2', a Pythia model, nor a directory; "
