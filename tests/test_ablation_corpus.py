@@ -9,7 +9,7 @@ import reference
 import scipy.stats
 import torch
 import xarray as xr
-from random_models import BACKENDS, unchecked
+from random_models import ARCHITECTURES, BACKENDS, unchecked
 
 from mlp_interp import ablate_direct, ablate_ranges, ablate_total, subupdate_importance
 from mlp_interp.ablation import corpus, importance, total
@@ -39,6 +39,19 @@ def per_sequence(values, rows):
     values = values.transpose("prompt", "component", "pos").values
     each = zip(values, reference.counted(rows), strict=True)
     return np.stack([np.nanmean(x[:, places], -1) for x, places in each], -1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_nothing_later_reads_has_its_direct_effect_in_total(kind, architecture, rows):
+    """That of the last layer's attention, too, where the MLP beside it does not read it."""
+    model = kind(architecture, BACKENDS[0], "raw")
+    found = subupdate_importance(model, rows, sweep=batches(7))
+    total = per_sequence(ablate_total(model, rows).kl, rows).mean(-1)
+    np.testing.assert_allclose(found.kl_total, total, rtol=1e-3, atol=1e-6)
+    apart = np.abs(found.kl_later) > 1e-5 * found.kl_total
+    last = found.layer == model.cfg.n_layers - 1
+    alone = last & ((found.kind == "mlp") | (architecture == "parallel"))
+    np.testing.assert_array_equal(apart, ~alone)
 
 
 @pytest.mark.parametrize("baseline", ["zero", "mean"])

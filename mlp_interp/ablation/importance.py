@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, StandIn
@@ -16,7 +16,7 @@ from mlp_interp.ablation.counted import Counted
 from mlp_interp.ablation.direct import group_sums
 from mlp_interp.ablation.effects import MEASURES
 from mlp_interp.ablation.groups import resolve
-from mlp_interp.ablation.total import total_changes
+from mlp_interp.ablation.total import read_later, total_changes
 from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus.reducers import Batch
 from mlp_interp.metrics import Effects, LogitChange
@@ -229,28 +229,40 @@ def _importance(
     parts = components(runner.weights.model, clean, members, attention_mask=mask)
     removed = parts.less(stand).kept_by(runner.unembed.norm)
     counted = Counted.of(runner.unembed, clean, stand.counts, batch.real)
-    return counted.means(
-        partial(
+
+    def three_ways(some: list[tuple[Site, ...]]) -> Any:
+        later = [read_later(runner, sites) for sites in some]
+        through = [sites for sites, read in zip(some, later, strict=True) if read]
+        return partial(
             _three_ways,
             counted.final,
             counted.rows(group_sums(removed, some)),
-            counted.rows(total_changes(runner, clean, some, stand)),
+            counted.rows(total_changes(runner, clean, through, stand)),
+            torch.tensor(later, device=clean.final.device),
         )
-        for some in _ticked(groups, clean.final.numel(), batch)
-    )
+
+    return counted.means(map(three_ways, _ticked(groups, clean.final.numel(), batch)))
 
 
 def _three_ways(
     final: Float[Tensor, "row d_model"],
     removed: Float[Tensor, "component row d_model"],
-    changes: Float[Tensor, "component row d_model"],
+    changes: Float[Tensor, "through row d_model"],
+    later: Bool[Tensor, " component"],
     rows: Int[Tensor, " some"],
     clean: LogitChange,
 ) -> dict[str, Effects]:
-    """Effects of taking vectors out of the final stream, and of changes of the normalised one."""
+    """Effects of taking vectors out of the final stream, and of changes of the normalised one.
+
+    The changes are those of components that something `later` reads; the others do in total what
+    they do directly.
+    """
     norms = BothNorms.of(clean.unembed, final[rows], removed[:, rows])
     direct, frozen = clean.effects_by_norm(norms)
-    return {"direct": direct, "direct_frozen": frozen, "total": clean.effects(changes[:, rows])}
+    total = Effects(*(x.clone() for x in direct))
+    for whole, through in zip(total, clean.effects(changes[:, rows]), strict=True):
+        whole[later] = through
+    return {"direct": direct, "direct_frozen": frozen, "total": total}
 
 
 def _ranges(

@@ -27,10 +27,18 @@ from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import stream_changes
 from mlp_interp.sites import Site
 
-__all__ = ["ablate_total", "edits_for", "read_sites", "total_changes", "total_effects"]
+__all__ = [
+    "ablate_total",
+    "edits_for",
+    "read_later",
+    "read_sites",
+    "total_changes",
+    "total_effects",
+]
 
 _WHOLE = ("embed", "attn_out", "mlp_out")
 _EDITED = (*_WHOLE, "z", "post")
+_OF_MLP, _OF_ATTENTION = ("mlp_out", "post", "b_out"), ("attn_out", "z", "b_O")
 _SUMS = {"pos_embed": "resid_pre", "b_O": "attn_out", "b_out": "mlp_out"}
 
 
@@ -150,8 +158,22 @@ def total_changes(
 ) -> Float[Tensor, "group batch pos d_model"]:
     """Changes of the normalised final stream when each group is removed in the forward pass."""
     normalize, normalized = runner.unembed.normalize, runner.unembed.normalize(clean.final)
-    finals = _final_streams(runner.weights, clean, groups, stand)
-    return torch.stack([normalize(final) - normalized for final in finals])
+    changes = torch.empty((len(groups), *normalized.shape)).to(normalized)
+    for i, final in enumerate(_final_streams(runner.weights, clean, groups, stand)):
+        changes[i] = normalize(final) - normalized
+    return changes
+
+
+def read_later(runner: Runner, sites: Sequence[Site]) -> bool:
+    """Whether anything but the final norm reads what these components add to the stream.
+
+    Of one whose answer is no the total effect is the direct one.
+    """
+    weights = runner.weights
+    if not isinstance(runner.forward, Forward) or weights.post_norms:
+        return True  # somebody's hooks may read it; a norm of the block's own output does
+    last = (*_OF_MLP, *_OF_ATTENTION) if weights.parallel else _OF_MLP
+    return any(site.layer != weights.n_layers - 1 or site.name not in last for site in sites)
 
 
 def _final_streams(
