@@ -12,7 +12,7 @@ from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts, texts_of
-from mlp_interp.prompts.tokenizing import bos_token_id, encode, tokenizer_of, vocabulary_size
+from mlp_interp.prompts.tokenizing import bos_token_id, encode, ordinary_ids, tokenizer_of
 from mlp_interp.steering.generation import check_edits
 
 __all__ = [
@@ -96,8 +96,7 @@ def random_sides(
     """
     count("controls", controls, least=0)
     rng = np.random.default_rng(checked_seed(seed))
-    special = {*tokenizer_of(model).all_special_ids}
-    known = [n for n in range(vocabulary_size(tokenizer_of(model))) if n not in special]
+    known = ordinary_ids(model)
     for name, side in sides.items():
         if controls and len(side.context) < 2:
             raise ValueError(f"controls={controls} for feature {name!r}, which has no prefix")

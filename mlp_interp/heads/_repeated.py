@@ -10,7 +10,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
 from mlp_interp.models.padding import first_token
-from mlp_interp.prompts.tokenizing import ids_in_text
+from mlp_interp.prompts.tokenizing import ordinary_ids
 
 __all__ = ["Repeated"]
 
@@ -43,7 +43,7 @@ class Repeated:
                 whose double is more than the vocabulary has.
         """
         count("n", n)
-        bos, known = first_token(weights.model), _ordinary(weights)
+        bos, known = first_token(weights.model), torch.tensor(ordinary_ids(weights.model))
         context = int(weights.model.cfg.n_ctx)
         most = min((context - (bos is not None)) // 2, len(known) // 2)
         count("period", period, least=2, most=most, hint=": it must fit twice into the context")
@@ -61,9 +61,3 @@ class Repeated:
         ]
         device = weights.device
         return cls(texts[0].to(device), texts[1].to(device), len(begin), period)
-
-
-def _ordinary(weights: Weights) -> Int[Tensor, " token"]:
-    """Ids that the tokenizer has, without special tokens."""
-    special = {*getattr(getattr(weights.model, "tokenizer", None), "all_special_ids", ())}
-    return torch.tensor([i for i in range(ids_in_text(weights.model)) if i not in special])

@@ -14,6 +14,7 @@ from mlp_interp.models.options import checked_seed
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import first_token
 from mlp_interp.models.protocol import Model
+from mlp_interp.prompts.tokenizing import ordinary_ids
 from mlp_interp.results import mean_and_error_over, variable
 
 __all__ = ["repetition"]
@@ -41,7 +42,8 @@ def repetition(
         n: How many texts.
         period: Tokens of a copy.
         lens: The lens; None for the logit lens.
-        first: The smallest id that is drawn, with BOS at the beginning and nowhere else.
+        first: The smallest id that is drawn. Special tokens are not, nor ids that the tokenizer
+            lacks, such as the padding of a vocabulary: BOS is at the beginning and nowhere else.
         seed: Of the tokens.
 
     Returns:
@@ -63,13 +65,15 @@ def repetition(
         [0.0, 0.0, 0.0]
     """
     weights = Weights.of(model)
-    size = min(weights.d_vocab, len(weights.W_E))
+    size = min(weights.d_vocab, len(weights.W_E))  # some models predict fewer than they read
+    known = [i for i in ordinary_ids(model) if i < size]
     count("n", n)
     count("period", period, least=2, most=(int(model.cfg.n_ctx) - 1) // 2)
-    count("first", first, least=0, most=size - 1)
+    count("first", first, least=0, most=known[-1])
+    drawn_from = torch.tensor([i for i in known if i >= first])
     generator = torch.Generator().manual_seed(checked_seed(seed))
     bos = first_token(model)
-    copy = torch.randint(first, size, (n, period), generator=generator)
+    copy = drawn_from[torch.randint(len(drawn_from), (n, period), generator=generator)]
     begins = torch.full((n, 1), 0 if bos is None else bos)
     tokens = torch.cat([begins, copy, copy], 1)
     # The first token of a copy is not known to come; of the second copy, the ones after it are.

@@ -19,6 +19,7 @@ __all__ = [
     "encode_all",
     "ids_in_text",
     "is_single_token",
+    "ordinary_ids",
     "single_token",
     "token_strings",
     "tokenizer_if_any",
@@ -70,6 +71,12 @@ def ids_in_text(model: Any) -> int:
     """How many ids can stand in text: a padded vocabulary has more; all, without a tokenizer."""
     tokenizer, size = getattr(model, "tokenizer", None), int(model.cfg.d_vocab)
     return size if tokenizer is None else min(size, len(tokenizer))
+
+
+def ordinary_ids(model: Any) -> list[int]:
+    """Ids to draw random text from: all that `ids_in_text` counts, without special tokens."""
+    special = {*getattr(getattr(model, "tokenizer", None), "all_special_ids", ())}
+    return [i for i in range(ids_in_text(model)) if i not in special]
 
 
 def encode(
