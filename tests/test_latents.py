@@ -486,6 +486,25 @@ def test_the_error_is_always_a_component(some_model: Any, tokens: torch.Tensor, 
         torch.testing.assert_close(skipped, read @ skip * spread, atol=1e-4, rtol=1e-3)
 
 
+def test_a_cache_keeps_what_a_transcoder_reads(some_model: Any, tokens: torch.Tensor) -> None:
+    """Components do not tell it: what the text of the error asks for is enough."""
+    given: Any = {"dictionaries": [some(some_model, "mlp_in")]}
+    wanted = mi.decompose(some_model, mi.run(some_model, tokens), **given)
+    names = mi.residual.needed(some_model, **given)
+    caches = [
+        some_model.run_with_cache(tokens, names_filter=names)[1],
+        mi.cache_for(some_model, tokens, **given),
+        mi.cache_for(some_model, tokens, level="neuron", **given),
+    ]
+    for cache in caches:
+        found = mi.decompose(some_model, cache, **given)
+        assert found.labels == wanted.labels
+        torch.testing.assert_close(found.vectors(), wanted.vectors(), atol=1e-4, rtol=1e-4)
+    how = r"needed\(model, level='component', dictionaries=dictionaries\), or use cache_for\(mod"
+    with pytest.raises(ValueError, match=rf"cache lacks blocks.1.hook_resid_pre .*filter={how}"):
+        mi.decompose(some_model, mi.cache_for(some_model, tokens), **given)
+
+
 def test_shares_of_latents_sum_to_the_logit(nano: Any, trained: Any) -> None:
     task = mi.prompts.ioi(nano, n=3, seed=0)
     run = mi.run(nano, task.clean_tokens)

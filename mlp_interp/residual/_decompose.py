@@ -20,7 +20,7 @@ from mlp_interp.models.remember import has_hooks
 from mlp_interp.models.slices import check_whole
 from mlp_interp.models.writes import frozen, frozen_scale
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.residual.dictionaries import split
+from mlp_interp.residual.dictionaries import reads_of, split
 from mlp_interp.residual.edited import (
     adds_up,
     between,
@@ -42,11 +42,18 @@ _UNITS = {"z": "z", "b_O": "z", "post": "post", "b_out": "post"}
 __all__ = ["cache_for", "check_site", "components", "decompose", "needed"]
 
 
-def needed(model: Model, *, level: Level = "component", layer: int | None = None) -> list[str]:
+def needed(
+    model: Model,
+    *,
+    level: Level = "component",
+    layer: int | None = None,
+    dictionaries: Sequence[Dictionary] = (),
+) -> list[str]:
     """Hook names that `decompose` reads: the ``names_filter`` to run the model with.
 
     Raises:
-        ValueError: Unknown level, or a layer that the model does not have.
+        ValueError: Unknown level, a layer that the model does not have, or a dictionary of another
+            model.
 
     Example:
         >>> from mlp_interp import load_model
@@ -56,7 +63,7 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    sites = _read(weights, runs, _stream(weights, layer))
+    sites = [*_read(weights, runs, _stream(weights, layer)), *reads_of(weights, dictionaries)]
     if has_hooks(model):  # what they write is told by these
         sites += [*outputs_of(weights, layer), *streams_of(weights, layer)]
     return list(dict.fromkeys(site.hook_name for site in sites))
@@ -64,7 +71,12 @@ def needed(model: Model, *, level: Level = "component", layer: int | None = None
 
 @torch.no_grad()
 def cache_for(
-    model: Model, tokens: Any, *, attention_mask: Any = None, level: Level = "component"
+    model: Model,
+    tokens: Any,
+    *,
+    attention_mask: Any = None,
+    level: Level = "component",
+    dictionaries: Sequence[Dictionary] = (),
 ) -> Any:
     """Run the model and cache just what `decompose` needs at this level, and at coarser ones.
 
@@ -75,13 +87,15 @@ def cache_for(
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`.
         level: As in `decompose`.
+        dictionaries: As in `decompose`: transcoders read what components do not tell.
 
     Returns:
         The model's `ActivationCache`, with the tokens under the key ``"tokens"`` so that losses can
         be computed from it. Texts begin at position 0; ``"attention_mask"`` says where they end.
 
     Raises:
-        ValueError: Unknown level, or tokens that the model cannot take.
+        ValueError: Unknown level, tokens that the model cannot take, or a dictionary of another
+            model.
     """
     if hasattr(tokens, "clean_tokens"):
         raise ValueError(
@@ -91,7 +105,10 @@ def cache_for(
     weights, texts = Weights.of(model), padded_texts(model, tokens, attention_mask)
     ran = weights.checked(texts.tokens)
     # A little more than the heads or neurons themselves, so that one cache serves every level.
-    names = {*needed(model, level=level), *needed(model, level="component")}
+    names = {
+        *needed(model, level=level, dictionaries=dictionaries),
+        *needed(model, level="component"),
+    }
     _, cache = model.run_with_cache(ran, names_filter=list(names))
     cache.cache_dict["tokens"] = ran
     # Also where nothing is padding, for a text may end in what pads others.
@@ -167,7 +184,7 @@ def decompose(
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    _check(weights, cache, runs, layer, level)
+    _check(weights, cache, runs, layer, level, reads_of(weights, dictionaries))
     padding = padding_in(
         weights, cache, _shape(weights, cache, layer), attention_mask=attention_mask
     )
@@ -262,14 +279,12 @@ def _check(
     runs: Sequence[tuple[Site, Sequence[Site]]],
     layer: int,
     level: Level | Literal["selected"],
+    reads: Sequence[Site] = (),
 ) -> None:
-    how = (
-        f"names_filter=needed(model, level={level!r}), or use cache_for(model, tokens, "
-        f"level={level!r})"
-    )
-    check_cached(
-        cache, _read(weights, runs, _stream(weights, layer)), how if level in LEVELS else None
-    )
+    asked = f"level={level!r}{', dictionaries=dictionaries' if reads else ''}"
+    how = f"names_filter=needed(model, {asked}), or use cache_for(model, tokens, {asked})"
+    sites = [*_read(weights, runs, _stream(weights, layer)), *reads]
+    check_cached(cache, sites, how if level in LEVELS else None)
     check_origin(weights, cache)
     check_whole(weights, cache, _shape(weights, cache, layer)[1])
 

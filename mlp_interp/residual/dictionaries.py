@@ -13,7 +13,18 @@ from mlp_interp.residual.parts import Dense, Part, Scaled
 from mlp_interp.residual.stream import Residual
 from mlp_interp.sites import Site
 
-__all__ = ["parts_of", "split"]
+__all__ = ["parts_of", "reads_of", "split"]
+
+
+def reads_of(weights: Weights, dictionaries: Sequence[Dictionary]) -> list[Site]:
+    """What dictionaries read, beside what is at the places that they write.
+
+    Raises:
+        ValueError: One is none, or is of another model.
+    """
+    for n, one in enumerate(dictionaries):
+        check_given(weights, one, name=f"dictionaries[{n}]")
+    return [Site(*place) for place in sorted(Reading(weights, dictionaries).wanted)]
 
 
 def split(
@@ -27,7 +38,7 @@ def split(
     Args:
         weights: The model's.
         residual: The stream as a sum of components.
-        dictionaries: At most one of a layer.
+        dictionaries: At most one of a layer, as `reads_of` has checked them.
         at: Gives what was kept at a site, at the positions of the residual.
 
     Raises:
@@ -36,8 +47,6 @@ def split(
     if not dictionaries:
         return residual
     parts: dict[Site, Sequence[Part]] = {part.sites[0].whole: [part] for part in residual.parts}
-    for n, one in enumerate(dictionaries):
-        check_given(weights, one, name=f"dictionaries[{n}]")
     layers = [one.layer for one in dictionaries]
     for n, one in enumerate(dictionaries):
         if layers.count(one.layer) > 1:
