@@ -147,17 +147,14 @@ class Batch:
         return self.notes[key]
 
     def rows(
-        self, x: Float[Tensor, "batch pos *units"], first: int, *, whole: bool = False
+        self, x: Float[Tensor, "batch pos *units"], first: int, *, numbers: int = _PIECE
     ) -> Iterator[Tensor]:
-        """Activations ``[token, *units]`` at the tokens that count, in `pieces`.
-
-        With `whole`, a sequence stays in one piece however long it is.
-        """
+        """Activations ``[token, *units]`` at the tokens that count, in `pieces` of so many."""
         x, counts, done = x[:, first:], self.counts(first)[:, first:], 0
         all_count = bool(counts.all())
-        for part in pieces(x):
+        for part in pieces(x, numbers):
             tokens = part.flatten(0, 1) if all_count else part[counts[done : done + len(part)]]
-            yield from (tokens,) if whole else pieces(tokens)
+            yield from pieces(tokens, numbers)
             done += len(part)
 
     def filled(
@@ -333,7 +330,7 @@ class SiteReducer(Reducer):
         return shape.length - self.first
 
 
-def pieces(x: Float[Tensor, "batch ..."]) -> Iterator[Tensor]:
+def pieces(x: Float[Tensor, "batch ..."], numbers: int = _PIECE) -> Iterator[Tensor]:
     """Parts of an activation along its first axis that fit into a processor's cache.
 
     They are in single precision at least: sums over half precisions would overflow or lose digits.
@@ -342,7 +339,7 @@ def pieces(x: Float[Tensor, "batch ..."]) -> Iterator[Tensor]:
     if x.device.type != "cpu":
         return iter((single(x),))
     each = max(1, x[0].numel()) if len(x) else 1
-    return (single(part) for part in x.split(max(1, _PIECE // each)))
+    return (single(part) for part in x.split(max(1, numbers // each)))
 
 
 def add(total: Tensor, value: Tensor) -> None:

@@ -16,6 +16,12 @@ from mlp_interp.sites import Site
 
 __all__ = ["Histogram", "quantiles"]
 
+# Units whose counts are made at a time, entries binned at a time, and entries between two counts:
+# bins, counts and what is between them stay in a processor's cache.
+_WIDTH = 64
+_BINNED = 2**17
+_COUNTED = 2**23
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram(UnitReducer):
@@ -75,16 +81,27 @@ class Histogram(UnitReducer):
 
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Sort into bins by the leading bits of the numbers themselves."""
-        counts = state["count"][self.row(site)].view(-1)
-        for rows in batch.rows(self.picked(x), self.first, whole=True):
+        counts = state["count"][self.row(site)]
+        units = counts[..., 0].numel()
+        width = _width(units) if x.device.type == "cpu" else units
+        # Of half the size, numbers of bins take a third of the time.
+        fits = self.per_octave <= 128 and width * 2 * self._ends <= 2**15
+        narrow = torch.int16 if fits else torch.int32
+        found = torch.zeros(units // width, width * 2 * self._ends, dtype=torch.int64)
+        first = torch.arange(width, device=x.device, dtype=narrow) * (2 * self._ends)
+        for rows in batch.rows(self.picked(x), self.first, numbers=_COUNTED):
             rows = rows.flatten(1).float()
-            bins = batch.scratch(rows, torch.int32, slot=2)
+            bins = batch.scratch(rows, narrow, slot=2).view(-1, len(rows), width)
             done = 0
-            # In small pieces, all but the counting: that costs a pass over all bins each time.
-            for part in pieces(rows):
-                self._bins(part, batch, into=bins[done : done + len(part)])
+            for part in pieces(rows, _BINNED):
+                self._bins(part, batch, first, into=bins[:, done : done + len(part)])
                 done += len(part)
-            counts += bins.flatten().bincount(minlength=len(counts)).cpu()
+            for mine, some in zip(found, bins.flatten(1), strict=True):
+                mine += some.bincount(minlength=len(mine)).cpu()
+        below, above = found.view(units, 2, self._ends).unbind(1)
+        counts = counts.view(units, -1)
+        counts[:, : self._ends] += below.flip(-1)
+        counts[:, self._ends - 1 :] += above
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """The counts, with the edges of the bins."""
@@ -99,29 +116,38 @@ class Histogram(UnitReducer):
         attrs = {"long_name": f"activations at {self.site} by their size", "unit": "count"}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
-    def _bins(self, x: Tensor, batch: Batch, into: Tensor) -> None:
-        """Number of the bin of each entry ``[row, unit]``, those of one unit after another's.
+    @property
+    def _ends(self) -> int:
+        """Bins to either side, with the one around zero that both have."""
+        low, high = self.octaves
+        return (high - low) * self.per_octave + 2
+
+    def _bins(self, x: Tensor, batch: Batch, first: Tensor, into: Tensor) -> None:
+        """Number of the bin of each entry ``[row, unit]``, from the unit's `first` on.
 
         A float32 is sign, exponent and mantissa; the exponent and the first bits of the mantissa,
-        read as one integer, count the bins of all octaves.
+        read as one integer, count the bins of all octaves. Those below zero, from zero outwards,
+        stand before those above.
         """
-        low, high = self.octaves
-        shift = 23 - (self.per_octave.bit_length() - 1)
+        (low, _), ends = self.octaves, self._ends
         bits = x.contiguous().view(torch.int32)
-        size = batch.scratch(bits, torch.int32)
-        torch.bitwise_and(bits, 0x7FFFFFFF, out=size)
-        size >>= shift
-        # 0 around zero, then one number for each bin outwards.
-        most = (high - low) * self.per_octave + 1
-        size -= (low + 127) * self.per_octave - 1
-        size.clamp_(0, most)
-        # -1 below zero, else 0: what flips the sign of a two's complement.
-        sign = batch.scratch(bits, torch.int32, slot=1)
-        torch.bitwise_right_shift(bits, 31, out=sign)
-        size ^= sign
-        size -= sign
-        middle = torch.arange(x.shape[1], device=x.device, dtype=torch.int32) * (2 * most + 1)
-        torch.add(size, middle + most, out=into)
+        leading = batch.scratch(bits, torch.int32)
+        torch.bitwise_right_shift(bits, 23 - (self.per_octave.bit_length() - 1), out=leading)
+        size = batch.scratch(bits, into.dtype).copy_(leading)
+        # -1 below zero, else 0.
+        sign = batch.scratch(bits, into.dtype, slot=1)
+        torch.bitwise_right_shift(size, torch.iinfo(size.dtype).bits - 1, out=sign)
+        size &= 256 * self.per_octave - 1
+        around = (low + 127) * self.per_octave - 1
+        size.clamp_(around, around + ends - 1)
+        size.add_(sign, alpha=ends)
+        size = size.view(len(x), -1, len(first)).transpose(0, 1)
+        torch.add(size, first + (ends - around), out=into)
+
+
+def _width(units: int) -> int:
+    """How many units' counts are made at a time: so many divide all."""
+    return next(n for n in range(min(units, _WIDTH), 0, -1) if units % n == 0)
 
 
 def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:

@@ -14,6 +14,10 @@ from mlp_interp.sites import Site
 
 __all__ = ["Mean", "Moments"]
 
+# Numbers whose moments are taken together: half of what else stays in the cache, as it is twice
+# there.
+_TOGETHER = 2**17
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moments(UnitReducer):
@@ -69,25 +73,30 @@ class Moments(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Moments of the batch around its own mean, then merged."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        for rows in batch.rows(self.picked(x), self.first):
-            if not len(rows):
-                continue
-            found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
-            distance = torch.sub(rows, found["mean"], out=batch.scratch(rows, rows.dtype))
-            # The highest power may take the distances' place: memory written once is written fast.
-            into = distance if self.order == 2 else batch.scratch(rows, rows.dtype, slot=1)
-            power = torch.mul(distance, distance, out=into)
-            found["m2"] = power.sum(0)
-            for order in self._powers[1:]:
-                found[f"m{order}"] = power.mul_(distance).sum(0)
-            _merge(mine, len(rows), {k: v.cpu().double() for k, v in found.items()})
+        parts = [*batch.rows(self.picked(x), self.first, numbers=_TOGETHER)]
+        found = [self._moments(rows, batch) for rows in parts if len(rows)]
+        if not found:
+            return
+        joined = {name: torch.stack([each[name] for each in found]).cpu() for name in found[0]}
+        entries = torch.tensor([len(rows) for rows in parts if len(rows)])
+        _merge(mine, _joined({"entries": entries, **joined}))
 
     def merge(self, state: State, later: State) -> None:
-        """Pébay's formulas."""
+        """The moments of both."""
         for row in range(len(state["entries"])):
-            mine = {k: v[row] for k, v in state.items()}
-            theirs = {k: v[row] for k, v in later.items()}
-            _merge(mine, int(theirs.pop("entries")), theirs)
+            _merge({k: v[row] for k, v in state.items()}, {k: v[row] for k, v in later.items()})
+
+    def _moments(self, rows: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Of some tokens, around their own mean."""
+        found = {"mean": rows.mean(0), "least": rows.amin(0), "greatest": rows.amax(0)}
+        distance = torch.sub(rows, found["mean"], out=batch.scratch(rows, rows.dtype))
+        # The highest power may take the distances' place: memory written once is written fast.
+        into = distance if self.order == 2 else batch.scratch(rows, rows.dtype, slot=1)
+        power = torch.mul(distance, distance, out=into)
+        found["m2"] = power.sum(0)
+        for order in self._powers[1:]:
+            found[f"m{order}"] = power.mul_(distance).sum(0)
+        return found
 
     def result(self, state: State, shape: Shape) -> xr.Dataset:
         """Moments over all entries; the standard deviation divides by their number less one."""
@@ -183,28 +192,27 @@ class Mean(SiteReducer):
         return xr.Dataset({"mean": (dims, mean, {"unit": "activation"})}, coords, attrs)
 
 
-def _merge(state: dict[str, Tensor], entries: int, later: dict[str, Tensor]) -> None:
-    """Add moments of `entries` more entries to those of one layer, in place."""
-    if not entries:
-        return
-    a, b = float(state["entries"]), float(entries)
-    n = a + b
-    delta = later["mean"] - state["mean"]
-    if "m4" in state:
-        state["m4"] += (
-            later["m4"]
-            + delta**4 * (a * b * (a * a - a * b + b * b) / n**3)
-            + 6 * delta**2 * (a * a * later["m2"] + b * b * state["m2"]) / n**2
-            + 4 * delta * (a * later["m3"] - b * state["m3"]) / n
-        )
-    if "m3" in state:
-        state["m3"] += (
-            later["m3"]
-            + delta**3 * (a * b * (a - b) / n**2)
-            + 3 * delta * (a * later["m2"] - b * state["m2"]) / n
-        )
-    state["m2"] += later["m2"] + delta**2 * (a * b / n)
-    state["mean"] += delta * (b / n)
-    state["entries"] += entries
-    torch.minimum(state["least"], later["least"], out=state["least"])
-    torch.maximum(state["greatest"], later["greatest"], out=state["greatest"])
+def _joined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moments of several stretches, one after another along the first axis, as those of all."""
+    entries, least, greatest = parts["entries"].sum(), parts["least"], parts["greatest"]
+    n = parts["entries"].double().view(-1, *[1] * (least.ndim - 1))
+    own = {name: x.double() for name, x in parts.items() if name.startswith("m")}
+    mean = (n * own["mean"]).sum(0) / entries
+    # How far the mean of each lies from that of all.
+    delta = own["mean"] - mean
+    found = {"entries": entries, "mean": mean}
+    found["m2"] = (own["m2"] + n * delta**2).sum(0)
+    if "m3" in own:
+        found["m3"] = (own["m3"] + 3 * delta * own["m2"] + n * delta**3).sum(0)
+    if "m4" in own:
+        terms = 4 * delta * own["m3"] + 6 * delta**2 * own["m2"] + n * delta**4
+        found["m4"] = (own["m4"] + terms).sum(0)
+    return found | {"least": least.amin(0).double(), "greatest": greatest.amax(0).double()}
+
+
+def _merge(state: dict[str, Tensor], later: dict[str, Tensor]) -> None:
+    """Add the moments of further entries to those of one layer, in place."""
+    if later["entries"]:
+        both = {name: torch.stack((value, later[name])) for name, value in state.items()}
+        for name, value in _joined(both).items():
+            state[name].copy_(value)
