@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import mlp_interp as mi
 from mlp_interp import dictionaries, latents
-from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries import Dictionary, JumpRelu
 
 LAYERS, D, N = 4, 192, 24
 
@@ -189,3 +189,36 @@ def test_parts_of_a_cross_layer_transcoder_that_are_refused(
     for text, ask in asks:
         with pytest.raises(ValueError, match=text):
             ask()
+
+
+def test_a_latent_is_taken_out_with_all_that_it_writes(nano: Any, clt: list[Dictionary]) -> None:
+    """Slow reference: its writes to every layer, out of the last stream; position 0 is spared."""
+    tokens = torch.tensor([[0, 5, 6, 900, 40], [0, 77, 8, 1500, 3]])
+    one, last = clt[1], f"blocks.{LAYERS - 1}.hook_resid_post"
+    found = latents.ablate(nano, tokens, one, path="direct")
+    with torch.no_grad():
+        clean, cache = nano.run_with_cache(tokens)
+        x = cache["blocks.1.hook_resid_pre"]
+        active = by_hand(torch.nn.functional.layer_norm(x, (D,), eps=1e-5), 1)
+        active[:, 0] = 0
+        chosen = (active > 0).flatten(0, 1).any(0).nonzero()[:, 0].tolist()
+        assert found.component.values.tolist() == [f"L1F{n}" for n in chosen]
+        assert len(chosen) > 1
+        assert found.attrs["dictionary"] == repr(one)
+        written = 0.02 * numbers(N, LAYERS - 1, D, seed=21).sum(1)
+        for n in chosen:
+            stream = cache[last] - active[..., n, None] * written[n]
+            p, q = (y.log_softmax(-1) for y in (clean, nano.unembed(nano.ln_final(stream))))
+            kl = found.kl.sel(component=f"L1F{n}")
+            np.testing.assert_allclose(kl, (p.exp() * (p - q)).sum(-1), rtol=2e-3, atol=2e-6)
+    first = latents.ablate(nano, tokens, one, chosen[0], path="direct")
+    np.testing.assert_allclose(first.kl, found.kl.isel(component=[0]), atol=1e-7)
+    asks: Any = (
+        ("writes to 3 layers", {"latents": chosen[0]}),
+        ("latents='1.error' of", {"latents": "1.error", "path": "direct"}),
+        ("no latent of .* is active at a token that counts", {"path": "direct", "first": 4}),
+    )
+    idle = replace(one, activation=JumpRelu(torch.tensor(1e9)))
+    for (text, given), asked in zip(asks, (one, one, idle), strict=True):
+        with pytest.raises(ValueError, match=text):
+            latents.ablate(nano, tokens, asked, **given)

@@ -17,12 +17,13 @@ from mlp_interp.latents.spliced import check_one_layer, read_in, sites_of
 from mlp_interp.metrics import Effects
 from mlp_interp.metrics.rows import chunks, joined, next_tokens, of_text, read_changes
 from mlp_interp.metrics.stream import stream_change
-from mlp_interp.models import describe
+from mlp_interp.models import Weights, describe
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
+from mlp_interp.residual.dictionaries import summed
 from mlp_interp.runs import Run, Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
@@ -56,10 +57,13 @@ def ablate(
     Args:
         model: The model.
         tokens: As of `mlp_interp.ablate_total`.
-        dictionary: An SAE or transcoder for it, of one layer.
+        dictionary: An SAE or transcoder for it, of one layer. With ``path="direct"`` also one of a
+            cross-layer transcoder, whose latents are taken out with all that they write to all
+            layers.
         latents: Which, each alone, one or several: numbers, labels as ``"L2F17"``, or
             ``"2.error"``. None for the error and all latents that are active at a token that
-            counts, each a pass of its own.
+            counts, each a pass of its own. Of a cross-layer transcoder there is no error: what is
+            left over at a place is that of all the dictionaries that write there.
         path: ``"total"`` lets later layers read the stream without it; ``"direct"`` takes it out of
             the final stream, whose norm is recomputed.
         attention_mask: As of `mlp_interp.ablate_total`.
@@ -84,15 +88,17 @@ def ablate(
     """
     check_choice("path", path, get_args(Path))
     runner = Runner.of(model)
-    check_one_layer(runner.weights, dictionary)
-    sites = None if latents is None else named([dictionary], latents)
+    given, (dictionary, others) = dictionary, _checked(runner.weights, dictionary, path)
+    sites = None if latents is None else named([dictionary], latents, others=others)
     texts = padded_texts(model, tokens, attention_mask)
     counts = which_count(model, texts.tokens, texts.real, first)
     clean = runner.run(texts.tokens.long(), sites=sites_of(runner.weights, [dictionary]))
     read, written = read_in(clean, dictionary)
     rebuilt, active = dictionary(read)
     if sites is None:
-        sites = _active(dictionary, active, counts)
+        sites = [*_active(dictionary, active, counts), *others.values()]
+    if not sites:
+        raise ValueError(f"no latent of {given!r} is active at a token that counts; wanted others")
     if path == "total":
         edits = ([_without(dictionary, site, counts)] for site in sites)
         effects = joined([*edit_effects(runner, clean, edits, real=texts.real)])
@@ -108,7 +114,7 @@ def ablate(
             **texts.attrs,
             **describe(model),
             "analysis": f"{path} ablation of latents",
-            "dictionary": repr(dictionary),
+            "dictionary": repr(given),
             "baseline": "zero",
             "first": first,
             "exact": 1,
@@ -116,14 +122,29 @@ def ablate(
     )
 
 
+def _checked(
+    weights: Weights, dictionary: Dictionary, path: Path
+) -> tuple[Dictionary, dict[str, Site]]:
+    """What writes to the final stream all that a dictionary writes; and its error, if it has one.
+
+    Raises:
+        ValueError: It is of several layers and later ones shall react. Their MLPs would, to what is
+            gone before them, and lose what the latent writes there, too: the same part, twice.
+    """
+    if path == "direct" and isinstance(dictionary, Dictionary) and dictionary.spans > 1:
+        dictionary.check(weights)
+        return summed(dictionary, dictionary.sites), {}
+    check_one_layer(weights, dictionary)
+    return dictionary, {"error": Site("error", dictionary.layer)}
+
+
 def _active(
     dictionary: Dictionary, active: Latents, counts: Bool[Tensor, "batch pos"]
 ) -> list[Site]:
-    """Latents that are active at a token that counts, and the error."""
+    """Latents that are active at a token that counts."""
     on = active.active & counts.to(active.values.device)[..., None]
-    layer = dictionary.layer
     chosen = active.indices[on].unique().tolist()
-    return [*(Site("latents", layer, neuron=n) for n in chosen), Site("error", layer)]
+    return [Site("latents", dictionary.layer, neuron=n) for n in chosen]
 
 
 def _without(dictionary: Dictionary, site: Site, counts: Bool[Tensor, "batch pos"]) -> Edit:

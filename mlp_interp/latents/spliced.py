@@ -42,7 +42,8 @@ def check_one_layer(weights: Weights, dictionary: Dictionary, *, name: str = "di
     if dictionary.spans > 1:
         raise ValueError(
             f"{name} writes to {dictionary.spans} layers; wanted one of a single layer: latents of "
-            "cross-layer transcoders are in `decompose`, and `latents.replace` measures all of them"
+            "cross-layer transcoders are in `decompose` and `latents.ablate(..., path='direct')`, "
+            "and `latents.replace` measures all of them"
         )
     if dictionary.ahead:
         raise ValueError(

@@ -13,7 +13,7 @@ from mlp_interp.residual.parts import Dense, Part, Scaled
 from mlp_interp.residual.stream import Residual
 from mlp_interp.sites import Site
 
-__all__ = ["parts_of", "reads_of", "split"]
+__all__ = ["parts_of", "reads_of", "split", "summed"]
 
 
 def reads_of(weights: Weights, dictionaries: Sequence[Dictionary]) -> list[Site]:
@@ -95,13 +95,13 @@ def _parts_across(
         for site in here:
             written = one.towards(site.layer or 0).decode(latents)
             left[site] = left[site] - written.to(left[site])
-        found[one.site] += _explained(_summed(one, here), latents, at(one.site), real)
+        found[one.site] += _explained(summed(one, here), latents, at(one.site), real)
     for site, error in left.items():
         found[site].append(Dense((Site("error", site.layer),), error[:, :, None]))
     return found
 
 
-def _summed(one: Dictionary, sites: Sequence[Site]) -> Dictionary:
+def summed(one: Dictionary, sites: Sequence[Site]) -> Dictionary:
     """The dictionary that writes the sum of what one writes to some of its places."""
     parts = [one.towards(site.layer or 0) for site in sites]
     W_dec, b_dec = (sum(getattr(part, name) for part in parts) for name in ("W_dec", "b_dec"))
