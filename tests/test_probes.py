@@ -21,7 +21,7 @@ from mlp_interp import plots, probes, results, steer, steering
 from mlp_interp.cli import app
 from mlp_interp.nano.corpus import MIXTURE
 from mlp_interp.nano.tasks import examples
-from mlp_interp.probes import Labelled, _read
+from mlp_interp.probes import Labelled, _probe, _read
 from mlp_interp.probes._linear import discriminant, logistic
 from mlp_interp.probes._margin import Margin
 from mlp_interp.probes._rankings import Ranking, f_statistic, ranked
@@ -379,6 +379,26 @@ def test_groups_stay_together_and_classes_are_spread(nano: Any) -> None:
     with pytest.warns(UserWarning, match="20 of 20 entities, 'x0' among them"):
         apart = Splits(data, 4, "prompt", 0)
     assert (np.bincount(apart.fold) == 20).all()
+
+
+def test_controls_are_not_drawn_as_folds_are(nano: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first control exchanges labels by the very order that dealt entities out."""
+    data, drawn = small(nano, n=16), []
+
+    def noted(data: Labelled, splits: Splits, rng: Any) -> Any:
+        drawn.append((splits.fold, shuffled(data, splits, rng)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(_probe, "shuffled", noted)
+    probes.probe(nano, data, layers=1, folds=4, controls=2)
+    _, entities = np.unique(data.entity, return_index=True)
+    order = entities[np.random.default_rng(0).permutation(16)]
+    fold, first = drawn[0]
+    assert fold[order].tolist() == [n % 4 for n in range(16)]
+    for _, control in drawn:
+        assert sorted(control.values[:, 0]) == [*range(16)]
+        assert (control.values[entities] != data.values[order]).any()
+    assert (first.values != drawn[1][1].values).any()
 
 
 @pytest.mark.usefixtures("without_type_checks")

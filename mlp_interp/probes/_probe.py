@@ -103,7 +103,7 @@ def probe(
     place = Place.of(model, site, layers, batch_size, embedding=True)
     fitter = Fitter.of(data, kind, alphas, seed)
     splits = Splits(data, folds, split, seed)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # of another stream than the folds
     labellings = [splits.true, *(shuffled(data, splits, rng) for _ in range(controls))]
     with layers_held(model, data, place) as held:
         of_layers = [_at_layer(X, labellings, splits, fitter) for _, X in held]
