@@ -112,9 +112,9 @@ def test_a_patched_run_counts_for_the_keys_that_it_copies(base, monkeypatch):
     held = []
 
     class Counted(finals.Group):
-        def __init__(self, base, runs, read):
+        def __init__(self, base, runs, entries, read):
             held.append(len(runs))
-            super().__init__(base, runs, read)
+            super().__init__(base, runs, entries, read)
 
     monkeypatch.setattr(finals, "Group", Counted)
     end = [PatchedRun(0, 0, LENGTH - 1, base.streams[0][0, -1:] + n) for n in range(40)]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.runs.entry import Entries
 from mlp_interp.runs.group import Group
 from mlp_interp.runs.patched_run import PatchedRun
 from mlp_interp.runs.recorded import Run
@@ -53,9 +54,10 @@ def final_streams(
     # Neighbours in position share most of their keys; neighbours in layer join at like times.
     order = sorted(range(len(patched)), key=lambda i: (patched[i].start, patched[i].layer))
     final = base.final.new_empty(len(patched), len(read), base.final.shape[-1])
+    entries = Entries.of(base, patched, rows=rows)
     for together in _groups(base, patched, order, rows):
-        group = Group(base, [patched[i] for i in together], read)
-        final[torch.tensor(together, device=final.device)] = group.run()
+        at = torch.tensor(together, device=final.device)
+        final[at] = Group(base, [patched[i] for i in together], entries[at], read).run()
     return final
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlp_interp.runs.entry import Entries
 from mlp_interp.runs.patched_run import PatchedRun
 from mlp_interp.runs.recorded import Run
 from mlp_interp.runs.rows import Rows
@@ -32,11 +33,14 @@ class Group:
     Args:
         base: The run that they leave.
         runs: The runs.
+        entries: What they compute at the positions by which they leave it.
         read: The positions wanted of the final stream.
     """
 
-    def __init__(self, base: Run, runs: Sequence[PatchedRun], read: Sequence[int]) -> None:
-        self.base, self.forward, self.runs = base, base.lean, runs
+    def __init__(
+        self, base: Run, runs: Sequence[PatchedRun], entries: Entries, read: Sequence[int]
+    ) -> None:
+        self.base, self.forward, self.runs, self.entries = base, base.lean, runs, entries
         like = base.final
         self.every = Rows.every(runs, base.length, like.device)
         self.read = self.every.at(read)
@@ -124,21 +128,17 @@ class Group:
         p, base, attention = self.forward.projections(layer), self.base, self.base.attention(layer)
         prompt, start = self.prompt[first:last], self.start[first:last]
         item = out.item - first
-        changed = torch.cat([run.stream for run in self.runs[first:last]])
-        normalized = self.forward.normalize(changed)
-        q, k, v = self.forward.heads(layer, normalized)
-        rotary = self.rotary[self.every.index.new_tensor(self.end[first:last])]
+        entry = self.entries[first:last]
         each = torch.arange(last - first, device=start.device)
         keys, values = self._base_keys(layer, first, last)
-        q, k = (self.forward.turned(layer, n, x, rotary) for n, x in (("q", q), ("k", k)))
-        keys[each, start], values[each, start] = k, v
+        keys[each, start], values[each, start] = entry.k, entry.v
         queries = attention.q[prompt][:, out.positions]
         own, column = (start[:, None] == out.positions).nonzero(as_tuple=True)
-        queries[own, column] = q[own]
+        queries[own, column] = entry.q[own]
         z = self._attend(queries, keys, values, out.positions)[item, out.column]
         here = out.pos == start[item]
         resid = base.streams[layer][prompt[item], out.pos]
-        resid[here] = changed[item[here]]
+        resid[here] = entry.stream[item[here]]
         if not self.forward.weights.parallel:
             attn_out = p.project("out", z.flatten(1))
             return self._finish(layer, resid, None, attn_out, out)
@@ -146,10 +146,9 @@ class Group:
         z[~here] -= attention.z[prompt[item], out.pos][~here]
         attn_out = F.linear(z.flatten(1), p.out)
         ends = base.streams[layer + 1][prompt[item], out.pos] + attn_out
-        own = out.where(here)
-        ends[here] = self._finish(
-            layer, resid[here], normalized[item[here]], attn_out[here] + p.out_bias, own
-        )
+        own, mlp_out = out.where(here), entry.mlp_out[item[here]]
+        attn_out = self._pinned("attn_out", layer, attn_out[here] + p.out_bias, own)
+        ends[here] = resid[here] + attn_out + self._pinned("mlp_out", layer, mlp_out, own)
         return ends
 
     def _finish(
