@@ -8,7 +8,7 @@ text of four positions, changed at positions 1, 2 and 2::
     position  1  2  3    2  3    2  3
 
 Matrix products take all rows at once. Attention needs each run's own keys and values: a copy of the
-base run's, with the run's rows written over them.
+base run's, as far as they are read, with the run's rows written over them.
 """
 
 from collections import defaultdict
@@ -47,6 +47,8 @@ class Group:
         self.prompt = self.every.item.new_tensor([run.prompt for run in runs])
         self.start = self.every.item.new_tensor([run.start for run in runs])
         self.end = [0, *(base.length - self.start).cumsum(0).tolist()]
+        self.prompts, self.starts = [run.prompt for run in runs], [run.start for run in runs]
+        self.in_base = self.prompt[self.every.item] * base.length + self.every.pos
         self.rotary = self.forward.rotary(self.every.pos, like=like)
         self.x = like.new_empty(len(self.every.index), like.shape[-1])
         self.frozen = self._frozen()
@@ -64,15 +66,19 @@ class Group:
             whole = sum(run.whole_from <= layer for run in self.runs)
             reached = sum(run.layer <= layer for run in self.runs)
             self._enter(layer, whole)
-            out = self.read if layer == n_layers - 1 else self.every
-            ends = self._block(layer, whole, out.between(0, whole))
+            last = layer == n_layers - 1
+            out = self.read if last else self.every
+            old, new = out.between(0, whole), out.between(whole, reached)
+            if whole:
+                ends = self._block(layer, whole, old)
+                if last:
+                    final[old.item, old.column] = ends
             if reached > whole:
-                begun = self._first_block(layer, whole, reached, out.between(whole, reached))
-                ends = torch.cat([ends, begun])
-            if out is self.every:
-                self.x[: len(ends)] = ends
-            else:
-                final[out.item[: len(ends)], out.column[: len(ends)]] = ends
+                ends = self._first_block(layer, whole, reached, new)
+                if last:
+                    final[new.item, new.column] = ends
+                else:
+                    self.x[self.end[whole] : self.end[reached]] = ends
         self._enter_final(final)
         return final
 
@@ -95,26 +101,32 @@ class Group:
                     final[i, column] = run.stream[position - run.start]
 
     def _block(self, layer: int, whole: int, out: Rows) -> Float[Tensor, "row d_model"]:
-        """A block at all rows of the first `whole` runs; its output at the rows `out`."""
-        p = self.forward.projections(layer)
+        """A block at all rows of the first `whole` runs; its output at the rows `out`.
+
+        Where those are all, it takes the place of their streams.
+        """
+        forward, p = self.forward, self.forward.projections(layer)
         rows = slice(self.end[whole])
         x = self.x[rows]
-        normalized = self.forward.normalize(x)
+        normalized = forward.normalize(x)
         if len(out.index) == len(x):
-            q, k, v = self.forward.heads(layer, normalized)
+            q, k, v = forward.heads(layer, normalized)
         else:  # the last block: of most rows only keys and values are read
-            k, v = self.forward.keys_and_values(layer, normalized)
+            k, v = forward.keys_and_values(layer, normalized)
             x, normalized = x[out.index], normalized[out.index]
-            q = self.forward.queries(layer, normalized)
-        keys, values = self._base_keys(layer, 0, whole)
+            q = forward.queries(layer, normalized)
+        attention, changed = self.base.attention(layer), max(self.starts[:whole])
+        keys = self._copies(attention.k, 0, whole, changed)
+        values = self._copies(attention.v, 0, whole, changed)
         own = self.every.item[rows] * self.base.length + self.every.pos[rows]
-        k = self.forward.turned(layer, "k", k, self.rotary[rows])
+        k = forward.turned(layer, "k", k, self.rotary[rows])
         keys.flatten(0, 1).index_copy_(0, own, k)
         values.flatten(0, 1).index_copy_(0, own, v)
+        q = forward.turned(layer, "q", q, self.rotary[out.index])
         queries = q.new_zeros(whole, len(out.positions), *q.shape[1:])
-        q = self.forward.turned(layer, "q", q, self.rotary[out.index])
-        queries[out.item, out.column] = q
-        z = self._attend(queries, keys, values, out.positions)[out.item, out.column]
+        queries.flatten(0, 1).index_copy_(0, out.place, q)
+        z = self._attend(queries, keys, values, out.positions)
+        z = z.flatten(0, 1).index_select(0, out.place)
         return self._finish(layer, x, normalized, p.project("out", z.flatten(1)), out)
 
     def _first_block(
@@ -126,29 +138,31 @@ class Group:
         queries, and in parallel blocks their MLPs, are the base run's.
         """
         p, base, attention = self.forward.projections(layer), self.base, self.base.attention(layer)
-        prompt, start = self.prompt[first:last], self.start[first:last]
-        item = out.item - first
-        entry = self.entries[first:last]
+        start, entry = self.start[first:last], self.entries[first:last]
         each = torch.arange(last - first, device=start.device)
-        keys, values = self._base_keys(layer, first, last)
+        keys, values = (
+            self._copies(x, first, last, base.length) for x in (attention.k, attention.v)
+        )
         keys[each, start], values[each, start] = entry.k, entry.v
-        queries = attention.q[prompt][:, out.positions]
+        queries = attention.q[self.prompt[first:last, None], out.positions]
         own, column = (start[:, None] == out.positions).nonzero(as_tuple=True)
         queries[own, column] = entry.q[own]
-        z = self._attend(queries, keys, values, out.positions)[item, out.column]
-        here = out.pos == start[item]
-        resid = base.streams[layer][prompt[item], out.pos]
-        resid[here] = entry.stream[item[here]]
+        z = self._attend(queries, keys, values, out.positions).flatten(0, 1)
+        z = z.index_select(0, out.place - first * len(out.positions))
+        here = (out.pos == self.start[out.item]).nonzero()[:, 0]
+        new = out.item[here] - first
         if not self.forward.weights.parallel:
-            attn_out = p.project("out", z.flatten(1))
-            return self._finish(layer, resid, None, attn_out, out)
+            resid = self._of_base(base.streams[layer], out)
+            resid[here] = entry.stream[new]
+            return self._finish(layer, resid, None, p.project("out", z.flatten(1)), out)
         # The difference goes through the matrix: where nothing changes, nothing moves.
-        z[~here] -= attention.z[prompt[item], out.pos][~here]
+        z -= self._of_base(attention.z, out).index_fill_(0, here, 0)
         attn_out = F.linear(z.flatten(1), p.out)
-        ends = base.streams[layer + 1][prompt[item], out.pos] + attn_out
-        own, mlp_out = out.where(here), entry.mlp_out[item[here]]
+        ends = self._of_base(base.streams[layer + 1], out).add_(attn_out)
+        own, mlp_out = out.where(here), entry.mlp_out[new]
         attn_out = self._pinned("attn_out", layer, attn_out[here] + p.out_bias, own)
-        ends[here] = resid[here] + attn_out + self._pinned("mlp_out", layer, mlp_out, own)
+        mlp_out = self._pinned("mlp_out", layer, mlp_out, own)
+        ends[here] = entry.stream[new] + attn_out + mlp_out
         return ends
 
     def _finish(
@@ -159,13 +173,14 @@ class Group:
         attn_out: Float[Tensor, "row d_model"],
         out: Rows,
     ) -> Float[Tensor, "row d_model"]:
-        """From a block's attention output to the stream after it, at the rows `out`."""
+        """From a block's attention output to the stream after it, at the rows `out`, in place."""
         attn_out = self._pinned("attn_out", layer, attn_out, out)
-        resid = resid + attn_out
+        resid += attn_out
         if normalized is None or not self.forward.weights.parallel:
             normalized = self.forward.normalize(resid)
         mlp_out = self.forward.mlp_of(layer, normalized)
-        return resid + self._pinned("mlp_out", layer, mlp_out, out)
+        resid += self._pinned("mlp_out", layer, mlp_out, out)
+        return resid
 
     def _pinned(
         self, name: str, layer: int, values: Float[Tensor, "row d_model"], out: Rows
@@ -193,10 +208,21 @@ class Group:
             for place, held in places.items()
         }
 
-    def _base_keys(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """The base run's keys and values, a copy for each run, to be written into."""
-        attention, prompts = self.base.attention(layer), self.prompt[first:last]
-        return attention.k[prompts], attention.v[prompts]
+    def _copies(
+        self, x: Float[Tensor, "prompt pos kv_head d_head"], first: int, last: int, before: int
+    ) -> Float[Tensor, "run pos kv_head d_head"]:
+        """For each run those of its prompt before a position, and room for others from it on."""
+        prompts = set(self.prompts[first:last])
+        copies = x.new_empty(last - first, *x.shape[1:])
+        if len(prompts) == 1:
+            copies[:, :before] = x[prompts.pop(), :before]
+        else:
+            copies[:, :before] = x[:, :before].index_select(0, self.prompt[first:last])
+        return copies
+
+    def _of_base(self, x: Float[Tensor, "prompt pos *rest"], out: Rows) -> Tensor:
+        """What the base run has at the rows `out`."""
+        return x.flatten(0, 1).index_select(0, self.in_base[out.index])
 
     def _attend(
         self,

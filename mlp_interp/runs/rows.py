@@ -30,6 +30,11 @@ class Rows:
     column: Int[Tensor, " row"]
     positions: Int[Tensor, " column"]
 
+    @property
+    def place(self) -> Int[Tensor, " row"]:
+        """Where each row's query stands when every run has one at each of `positions`."""
+        return self.item * len(self.positions) + self.column
+
     @classmethod
     def every(cls, runs: Sequence[PatchedRun], length: int, device: torch.device) -> "Rows":
         """A row for each run and position from its first changed one on."""
