@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from random_models import VOCABULARY
 
 from mlp_interp.models import Forward
 from mlp_interp.runs import Frozen, PatchedRun, Run, final_streams, finals, rows_in
+from mlp_interp.runs.few_queries import FewQueries
 from mlp_interp.sites import Site
 
 LENGTH, READ = 7, [2, 6]
@@ -55,6 +58,39 @@ def test_patched_runs_end_as_full_runs_do(base):
         assert torch.allclose(found, expected, atol=1e-12, rtol=0), rows
 
 
+@pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2", "llama"])
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("read", [[6], [4], [1, 2, 5]])
+def test_few_queries_read_what_all_keys_and_values_hold(
+    kind, architecture, prompts, read, monkeypatch
+):
+    raw = kind(architecture, processing="raw", dtype=torch.float64)  # values have biases
+    tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    base = Run.record(Forward.of(raw), tokens[:prompts], attention=True)
+    runs = [run for run in some_runs(base) if run.prompt < prompts]
+    found, z, asked = [], FewQueries.z, []
+
+    def counted(*args):
+        asked.append(len(args))
+        return z(*args)
+
+    monkeypatch.setattr(FewQueries, "z", counted)
+    for pay in (True, False):
+        monkeypatch.setattr(FewQueries, "pay", lambda *_, pay=pay: pay)
+        found.append(final_streams(base, runs, read, rows=20))
+        assert bool(asked) == pay
+        asked.clear()
+    assert torch.allclose(*found, atol=1e-12, rtol=0)
+
+
+def test_few_queries_pay_where_they_are_few(kind):
+    parallel, llama = (Forward.of(kind(name)) for name in ("parallel", "llama"))
+    assert [FewQueries.pay(parallel, 2, n) for n in (1, 2)] == [True, False]
+    assert not FewQueries.pay(llama, 2, 1)  # half as many keys and values to spare
+    normed = [replace(block, k_norm=torch.ones(8)) for block in parallel.blocks]
+    assert not FewQueries.pay(Forward(parallel.weights, normed), 2, 1)
+
+
 def test_patched_runs_hold_what_is_frozen(base):
     last = base.n_layers - 1
 
@@ -62,6 +98,7 @@ def test_patched_runs_hold_what_is_frozen(base):
         held = []
         if layer <= last:
             held.append(Frozen(layer, "mlp_out", start, draw(1)))
+            held.append(Frozen(layer, "attn_out", start, draw(1)))
         if layer < last:
             held.append(Frozen(layer + 1, "attn_out", min(start + 1, LENGTH - 1), draw(1)))
             held.append(Frozen(last, "mlp_out", start, draw(LENGTH - start)))

@@ -8,7 +8,8 @@ text of four positions, changed at positions 1, 2 and 2::
     position  1  2  3    2  3    2  3
 
 Matrix products take all rows at once. Attention needs each run's own keys and values: a copy of the
-base run's, as far as they are read, with the run's rows written over them.
+base run's, as far as they are read, with the run's rows written over them; but where it is read at
+few positions only (`FewQueries`).
 """
 
 from collections import defaultdict
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.runs.entry import Entries
+from mlp_interp.runs.few_queries import FewQueries
 from mlp_interp.runs.patched_run import PatchedRun
 from mlp_interp.runs.recorded import Run
 from mlp_interp.runs.rows import Rows
@@ -111,23 +113,55 @@ class Group:
         normalized = forward.normalize(x)
         if len(out.index) == len(x):
             q, k, v = forward.heads(layer, normalized)
-        else:  # the last block: of most rows only keys and values are read
-            k, v = forward.keys_and_values(layer, normalized)
-            x, normalized = x[out.index], normalized[out.index]
-            q = forward.queries(layer, normalized)
-        attention, changed = self.base.attention(layer), max(self.starts[:whole])
+            z = self._attend_whole(layer, whole, out, q, k, v)
+        else:  # the last block: few rows are read
+            x, read = x[out.index], normalized[out.index]
+            q = forward.queries(layer, read)
+            if FewQueries.pay(forward, layer, len(out.positions)):
+                z = self._attend_few(layer, whole, out, q, normalized)
+            else:
+                k, v = forward.keys_and_values(layer, normalized)
+                z = self._attend_whole(layer, whole, out, q, k, v)
+            normalized = read
+        return self._finish(layer, x, normalized, p.project("out", z.flatten(1)), out)
+
+    def _attend_whole(
+        self, layer: int, whole: int, out: Rows, q: Tensor, k: Tensor, v: Tensor
+    ) -> Float[Tensor, "row head d_head"]:
+        """Mixes of values of the first `whole` runs at the rows `out`, keys and values at all."""
+        rows, changed = slice(self.end[whole]), max(self.starts[:whole])
+        attention = self.base.attention(layer)
         keys = self._copies(attention.k, 0, whole, changed)
         values = self._copies(attention.v, 0, whole, changed)
         own = self.every.item[rows] * self.base.length + self.every.pos[rows]
-        k = forward.turned(layer, "k", k, self.rotary[rows])
+        k = self.forward.turned(layer, "k", k, self.rotary[rows])
         keys.flatten(0, 1).index_copy_(0, own, k)
         values.flatten(0, 1).index_copy_(0, own, v)
-        q = forward.turned(layer, "q", q, self.rotary[out.index])
+        z = self._attend(self._asked(layer, whole, out, q), keys, values, out.positions)
+        return z.flatten(0, 1).index_select(0, out.place)
+
+    def _attend_few(
+        self, layer: int, whole: int, out: Rows, q: Tensor, normalized: Tensor
+    ) -> Float[Tensor, "row head d_head"]:
+        """The same where few rows are read."""
+        few = FewQueries(
+            self.forward,
+            layer,
+            self.base.attention(layer),
+            self.prompt[:whole],
+            self.start[:whole],
+        )
+        queries = self._asked(layer, whole, out, q)
+        rows = self.every.between(0, whole)
+        z = few.z(queries, out.positions, normalized, rows, self.rotary[rows.index])
+        return z.flatten(0, 1).index_select(0, out.place)
+
+    def _asked(self, layer: int, whole: int, out: Rows, q: Tensor) -> Tensor:
+        """Queries of the rows `out`, rotated, by run and position; zeros where a run has none."""
+        q = self.forward.turned(layer, "q", q, self.rotary[out.index])
         queries = q.new_zeros(whole, len(out.positions), *q.shape[1:])
         queries.flatten(0, 1).index_copy_(0, out.place, q)
-        z = self._attend(queries, keys, values, out.positions)
-        z = z.flatten(0, 1).index_select(0, out.place)
-        return self._finish(layer, x, normalized, p.project("out", z.flatten(1)), out)
+        return queries
 
     def _first_block(
         self, layer: int, first: int, last: int, out: Rows
