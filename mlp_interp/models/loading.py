@@ -63,7 +63,7 @@ def load_model(
             (`mlp_interp.models.smollm2`); a Pythia name (``"pythia-70m"``, ``"70m"``,
             ``"EleutherAI/pythia-70m-deduped"``); a local Hugging Face directory, or
             ``"owner/name"`` on the hub, of a model of one of `FAMILIES` (GPT-NeoX, Llama, Mistral,
-            Qwen 2 and 3); or such a model in memory, with `tokenizer`.
+            Qwen, GPT-2, OLMo, Gemma and others); or such a model in memory, with `tokenizer`.
         revision: Training checkpoint of a Pythia model on the hub, e.g. ``"step143000"``.
         device: Where to put it, ``"cpu"`` or ``"cuda"``; None takes CUDA if there is one, else
             the CPU.
