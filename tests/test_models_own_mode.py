@@ -143,6 +143,28 @@ def test_neurons_and_directions_are_the_same_in_every_mode(kind, mode, tokens):
     _same_in(MODES[mode], all_of_them)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_features_and_superposition_are_the_same_in_every_mode(kind, mode, tokens):
+    model = kind("parallel", BACKENDS[0], "folded")
+    texts = torch.cat([tokens, tokens.flip(1)])
+    corpus = mi.Corpus(texts)
+    truth = {"a": torch.arange(8).numpy() % 2 == 0}
+
+    def all_of_them():
+        return [
+            mi.features.index(model, corpus, truth, permutations=0),
+            mi.features.universal(model, kind("parallel", BACKENDS[0], "raw"), corpus),
+            mi.features.self_score(model, ["the cat sat", "on the mat"], "hello world"),
+            mi.superposition.concepts(model, {"a": range(5, 15), "b": range(20, 30)}, controls=2),
+            mi.superposition.modes(model, texts[:2], positions=-1, k=9),
+            mi.superposition.noise_tolerance(model, texts, layers=1, sizes=(0.1, 0.2)),
+            mi.superposition.overlaps(model, texts, layers=1, top=2, controls=2),
+            mi.superposition.spectrum(model, texts),
+        ]
+
+    _same_in(MODES[mode], all_of_them)
+
+
 def some_dictionary(model):
     generator = torch.Generator().manual_seed(0)
     d, latents = model.cfg.d_model, 24

@@ -9,6 +9,7 @@ import xarray as xr
 from mlp_interp.features._self_score import self_score
 from mlp_interp.features.sides import Feature, Side, side_of
 from mlp_interp.models.options import check_choice, check_counts, checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.results import strings, variable
@@ -21,6 +22,7 @@ _SIDES = ("positive", "negative")
 _DRAWS = GenerationOptions(n=32, temperature=1.0, max_new_tokens=24)
 
 
+@own_mode()
 def self_generate(
     model: Model,
     feature: Feature,

@@ -16,6 +16,7 @@ from mlp_interp.features.units import by_document, dictionaries_of, unit_of
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_number, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -27,6 +28,7 @@ __all__ = ["index"]
 _LEAST = 4  # documents a side: with fewer the normal distribution gives too small a p
 
 
+@own_mode()
 def index(
     model: Model,
     corpus: Any,

@@ -20,6 +20,7 @@ from mlp_interp.features.sides import (
 from mlp_interp.metrics.rows import clean_loss
 from mlp_interp.models import describe
 from mlp_interp.models.options import check_counts
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Texts
 from mlp_interp.prompts.tokenizing import decode, token_strings
@@ -31,6 +32,7 @@ __all__ = ["OTHERS", "self_score"]
 OTHERS = "others"
 
 
+@own_mode()
 def self_score(
     model: Model,
     texts: Any,

@@ -14,6 +14,7 @@ from mlp_interp.features.partners import Partners
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice, checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -23,6 +24,7 @@ from mlp_interp.sites import GATED, NEURONS
 __all__ = ["universal"]
 
 
+@own_mode()
 @torch.no_grad()
 def universal(
     model: Model,

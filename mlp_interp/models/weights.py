@@ -111,8 +111,8 @@ class Weights:
             warnings.warn(
                 "autocast is on: what is computed in it, such as ablations, decompositions and "
                 "sweeps, is rounded to half precision (lenses, heads, weights, neurons, latents, "
-                "reach, directions, gradients and exchanges of runs leave it); call analyses "
-                "outside it",
+                "features, superposition, reach, directions, gradients and exchanges of runs leave "
+                "it); call analyses outside it",
                 stacklevel=1,  # one place, so that it is said once
             )
         return cls(model)

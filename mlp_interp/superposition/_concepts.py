@@ -15,6 +15,7 @@ from mlp_interp.models import Unembed, Weights, describe
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import mean_direction
 from mlp_interp.prompts.tokenizing import single_token, tokenizer_of
@@ -25,6 +26,7 @@ __all__ = ["concepts", "whitened"]
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
+@own_mode()
 @torch.no_grad()
 def concepts(
     model: Model,

@@ -13,6 +13,7 @@ from mlp_interp.models import Weights, describe
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count, integers
 from mlp_interp.models.options import checked_count, checked_number
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import places, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import mean_direction
@@ -29,6 +30,7 @@ _PLACES = 64
 """Of which all logits are held at a time."""
 
 
+@own_mode()
 @torch.no_grad()
 def modes(
     model: Model,

@@ -26,6 +26,7 @@ from mlp_interp.models.options import (
     checked_seed,
     generator_of,
 )
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -41,6 +42,7 @@ Kind = Literal["isotropic", "values", "shuffled"]
 _SITES = ("post", "mlp_out", "attn_out", "resid_pre", "resid_post")
 
 
+@own_mode()
 @torch.no_grad()
 def noise_tolerance(
     model: Model,

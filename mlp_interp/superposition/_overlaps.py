@@ -14,6 +14,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count, indices
 from mlp_interp.models.options import checked_count, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import Unembed
@@ -27,6 +28,7 @@ from mlp_interp.superposition._pairs import Pair, controls_of, pairs_of, pool_of
 __all__ = ["overlaps"]
 
 
+@own_mode()
 @torch.no_grad()
 def overlaps(
     model: Model,

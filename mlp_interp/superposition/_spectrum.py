@@ -16,6 +16,7 @@ from mlp_interp.models import Weights
 from mlp_interp.models.finite import check_weights
 from mlp_interp.models.indices import count, indices, integers
 from mlp_interp.models.options import check_choice, checked_seed
+from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, Padding, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
@@ -30,6 +31,7 @@ _LEAST = 8
 """Sequences of the first prefix, where there are as many: with four, errors would be as large."""
 
 
+@own_mode()
 @torch.no_grad()
 def spectrum(
     model: Model,
