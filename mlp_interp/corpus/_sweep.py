@@ -30,7 +30,7 @@ from mlp_interp.prompts.texts import padded_texts
 
 __all__ = ["sweep"]
 
-_FORMAT = 3
+_FORMAT = 4
 """Of what is kept: to be raised when states or the way to them change."""
 
 
