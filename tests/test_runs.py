@@ -6,7 +6,7 @@ import torch
 from random_models import unchecked
 
 from mlp_interp import Edit, Site, decompose
-from mlp_interp.models import forward_of
+from mlp_interp.models import Forward, forward_of
 from mlp_interp.runs import Run, kept_sites, run
 
 EDITS = [
@@ -86,6 +86,52 @@ def test_an_edited_run_shares_what_lies_below(kind, tokens):
     assert later["mlp_out", 2].abs().max() == 0
     with pytest.raises(ValueError, match="was not kept by the run"):
         run(kind(), tokens, sites=()).edited([Edit.set("2.mlp", 0.0)], sites=[Site("z", 0)])
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("architecture", ["parallel", "sequential"])
+def test_what_a_block_wrote_is_computed_anew_only_where_that_changes(
+    kind, architecture, at, tokens, monkeypatch
+):
+    model = kind(architecture, dtype=torch.float64)
+    read_by_mlp = {"pre"} if architecture == "sequential" else set[str]()
+    computed: set[str] = set()
+    for name in ("heads", "pre"):
+        own = getattr(Forward, name)
+
+        def counted(self, layer, x, name=name, own=own):
+            computed.update({name} if layer == at else ())
+            return own(self, layer, x)
+
+        monkeypatch.setattr(Forward, name, counted)
+    anew = {
+        "resid_pre": {"heads", "pre"},
+        **{name: {"heads", *read_by_mlp} for name in ("q", "v", "z", "pattern")},
+        "attn_out": read_by_mlp,
+        **{name: {"pre"} for name in ("pre", "post")},
+        **{name: set[str]() for name in ("mlp_out", "resid_post")},
+    }
+    sites = ["attn_out", "mlp_out"]
+    clean, bare = run(model, tokens, sites=sites), run(model, tokens, sites=())
+    for name, expected in anew.items():
+        for one in ("attn_out", "mlp_out", name):
+            edits = [Edit.scale(Site(one, at), 0.5), Edit.scale(Site(name, at), 3.0, positions=[1])]
+            computed.clear()
+            found = clean.edited(edits)
+            assert computed == expected | anew[one], (name, one)
+            full = run(model, tokens, sites=sites, edits=edits)
+            for layer in range(model.cfg.n_layers):
+                close(found["resid_post", layer], full["resid_post", layer], 1e-12)
+            assert found.fired == full.fired
+            computed.clear()
+            close(clean.edited(edits[:1]).edited(edits[1:]).final, full.final, 1e-12)
+            close(bare.edited(edits).final, full.final, 1e-12)
+    computed.clear()
+    asked = clean.edited(
+        [Edit.scale(Site("mlp_out", at), 0.5)], sites=[Site("z", at), Site("post", at)]
+    )
+    assert computed == {"heads", "pre"}
+    assert Site("z", at) in asked.kept
 
 
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2"])

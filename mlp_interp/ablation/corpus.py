@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlp_interp.ablation.baselines import Baseline, StandIn, stand_in
 from mlp_interp.ablation.effects import group_coords
-from mlp_interp.ablation.total import read_sites
+from mlp_interp.ablation.total import read_sites, sites_to_keep
 from mlp_interp.corpus import SweepOptions, sweep
 from mlp_interp.corpus.reducers import Batch, Mean, Reducer, Shape, State
 from mlp_interp.models.padding import Padded, which_count
@@ -70,7 +70,7 @@ class Ablated(Reducer):
         """Run the batch clean, and with each group ablated."""
         runner = Runner(batch.forward)
         runner.unembed = batch.readout()  # folded once a shard
-        sites = read_sites(self.groups)
+        sites = sites_to_keep(self.groups)
         clean = runner.run(batch.tokens, sites=[*sites, *told_by(runner.weights, sites)])
         seed = self.seed + batch.first
         counts = batch.counts(self.first)

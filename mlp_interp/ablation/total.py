@@ -1,7 +1,7 @@
 """Total ablation: take components away in the forward pass, so that later layers react."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "edits_for",
     "read_later",
     "read_sites",
+    "sites_to_keep",
     "total_changes",
     "total_effects",
 ]
@@ -99,7 +100,7 @@ def ablate_total(
     check_method(model, method, tolerance, single_neurons=single_neurons(named))
     counts = which_count(model, texts.tokens, texts.real, first)
     stand = stand_in(baseline, counts, seed=seed, real=texts.real)
-    clean = runner.run(texts.tokens, sites=read_sites(named))
+    clean = runner.run(texts.tokens, sites=sites_to_keep(named))
     bound = tolerance if method == "second_order" else None
     effects = total_effects(
         runner, clean, named, stand, real=texts.real, tolerance=bound, progress=progress
@@ -184,8 +185,10 @@ def _final_streams(
     for sites in groups:
         if sites[: len(done)] != done:
             done, run = (), clean
-        run = run.edited(edits_for(weights, clean, sites[len(done) :], stand), sites=())
-        done = sites
+        new, done = sites[len(done) :], sites
+        after = 1 + max((site.layer or 0 for site in sites), default=-1)
+        kept = _writers(after) if after < weights.n_layers else ()  # where the next may go on
+        run = run.edited(edits_for(weights, clean, new, stand), sites=kept)
         yield run.final
 
 
@@ -193,6 +196,17 @@ def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     """Whole activations that the clean run must keep so that `edits_for` has stand-ins."""
     sites = (site.whole for members in groups.values() for site in members)
     return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
+
+
+def sites_to_keep(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
+    """`read_sites`, and what their blocks write: where a pass leaves there, it runs no more."""
+    sites = read_sites(groups)
+    written = (_writers(site.layer) for site in sites if site.layer is not None)
+    return list(dict.fromkeys([*sites, *chain.from_iterable(written)]))
+
+
+def _writers(layer: int) -> tuple[Site, Site]:
+    return Site("attn_out", layer), Site("mlp_out", layer)
 
 
 def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: StandIn) -> list[Edit]:

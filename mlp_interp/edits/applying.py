@@ -69,8 +69,12 @@ class Applier:
     @property
     def first(self) -> int:
         """The first edited layer; -1 for the embedding."""
-        places = [*self._at, *self._reading.wanted]
-        return min(-1 if name == "embed" else layer for name, layer in places)
+        return min(-1 if name == "embed" else layer for name, layer in self.places)
+
+    @property
+    def places(self) -> set[tuple[str, int]]:
+        """Where something is edited, or read for it."""
+        return {*self._at, *self._reading.wanted}
 
     @property
     def fired(self) -> tuple[Fired, ...]:

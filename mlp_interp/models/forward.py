@@ -7,9 +7,10 @@ and computes what the model computes. `Forward.of` compares the two on a few tok
 used, so a model with a feature that is not implemented here is refused instead of being wrong.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -228,6 +229,7 @@ class Forward:
         observe: Observer = keep,
         patterns: Collection[int] = (),
         kv_cache: KVCache | None = None,
+        written: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop`` (not included) on the stream that enters ``start``.
 
@@ -242,6 +244,8 @@ class Forward:
             patterns: Layers whose attention pattern ``[batch, head, pos, source pos]`` is shown
                 too, as ``pattern``: it is computed as a matrix there, and only there.
             kv_cache: Positions that were run before those of `resid`. It is extended.
+            written: What block `start`'s attention or MLP writes, by the names ``attn_out`` and
+                ``mlp_out``, where it is known: it is shown, and not computed.
 
         Returns:
             The stream at the input of block `stop`.
@@ -250,7 +254,8 @@ class Forward:
         positions = torch.arange(first, first + resid.shape[1], device=resid.device)
         rotary = self.rotary(positions, like=resid)
         for layer in range(start, self.weights.n_layers if stop is None else stop):
-            resid = self._block(layer, resid, rotary, observe, layer in patterns, kv_cache)
+            known = written if layer == start else {}
+            resid = self._block(layer, resid, rotary, observe, layer in patterns, kv_cache, known)
         return resid
 
     @property
@@ -405,19 +410,26 @@ class Forward:
         resid: Tensor,
         rotary: Rotary,
         observe: Observer,
-        pattern: bool = False,
-        kv_cache: KVCache | None = None,
+        pattern: bool,
+        kv_cache: KVCache | None,
+        written: Mapping[str, Tensor],
     ) -> Tensor:
         resid = observe("resid_pre", layer, resid)
         normalized = self.normalize(resid)
+
+        def attn_out() -> Tensor:
+            if "attn_out" in written:
+                return observe("attn_out", layer, written["attn_out"])
+            return self._attention(layer, normalized, rotary, observe, pattern, kv_cache)
+
         if self.weights.parallel:
             # The MLP first: who looks at no more than what it reads can stop before the attention.
-            mlp_out = self._mlp(layer, normalized, observe)
-            attn_out = self._attention(layer, normalized, rotary, observe, pattern, kv_cache)
-            resid = resid + attn_out + mlp_out
+            mlp_out = self._mlp(layer, normalized, observe, written.get("mlp_out"))
+            resid = resid + attn_out() + mlp_out
         else:
-            resid = resid + self._attention(layer, normalized, rotary, observe, pattern, kv_cache)
-            resid = resid + self._mlp(layer, self.normalize(resid), observe)
+            resid = resid + attn_out()
+            normalized = self.normalize(resid)
+            resid = resid + self._mlp(layer, normalized, observe, written.get("mlp_out"))
         return observe("resid_post", layer, resid)
 
     def _attention(
@@ -443,7 +455,11 @@ class Forward:
         z = observe("z", layer, z)
         return observe("attn_out", layer, p.project("out", z.flatten(2)))
 
-    def _mlp(self, layer: int, normalized: Tensor, observe: Observer) -> Tensor:
+    def _mlp(
+        self, layer: int, normalized: Tensor, observe: Observer, written: Tensor | None = None
+    ) -> Tensor:
+        if written is not None:
+            return observe("mlp_out", layer, written)
         p = self.blocks[layer]
         post = self._act(observe("pre", layer, self.pre(layer, normalized)))
         if (linear := self.linear(layer, normalized)) is not None:

@@ -184,7 +184,10 @@ class Run(Mapping[str, Tensor]):
         here = [*(self.edits[n] for n in again), *edits]
         recorder = Recorder(forward, shape, sites, here)
         shared = self._below(start, recorder.wanted)
-        streams = recorder.run(self.streams[start], start=start)
+        # What block `start` wrote is known, unless edits there are to be made again.
+        clean = not self.foreign and all(edit.place[1] != start for edit in self.edits)
+        kept = self.kept if clean else {}
+        streams = recorder.run(self.streams[start], start=start, kept=kept)
         fired = list(self.fired)
         for n, anew in zip(again, recorder.applier.fired, strict=False):
             fired[n] = anew

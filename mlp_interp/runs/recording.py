@@ -1,6 +1,8 @@
 """The observer that applies edits to a forward pass and keeps what comes of it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +13,7 @@ from mlp_interp.edits.edit import EDITABLE
 from mlp_interp.models import Forward, HookForward, Weights
 from mlp_interp.models.reached import check_reached
 from mlp_interp.runs.attention import Attention
-from mlp_interp.sites import GATED, HEADS, Site
+from mlp_interp.sites import FAMILIES, GATED, HEADS, STREAM, Site
 
 __all__ = ["Recorder", "comes_after"]
 
@@ -64,19 +66,49 @@ class Recorder:
         return x
 
     def run(
-        self, stream: Float[Tensor, "batch pos d_model"], *, start: int = 0
+        self,
+        stream: Float[Tensor, "batch pos d_model"],
+        *,
+        start: int = 0,
+        kept: Mapping[Site, Tensor] = MappingProxyType({}),
     ) -> tuple[Float[Tensor, "batch pos d_model"], ...]:
         """Run the blocks from `start` on: their inputs, and the final stream.
+
+        Args:
+            stream: What enters the first of them.
+            start: Which that is.
+            kept: What a run without these edits held, of the same stream: what block `start` writes
+                needs not be computed again where it is here, and nothing before it is edited.
 
         Raises:
             ValueError: An edit never fired.
         """
         patterns = {layer for name, layer in self.wanted if name == "pattern"}
         final = self.forward.run(
-            stream, start=start, observe=self, patterns=self.applier.patterns | patterns
+            stream,
+            start=start,
+            observe=self,
+            patterns=self.applier.patterns | patterns,
+            **self._written(start, kept),
         )
         self.applier.check()
         return (*self.streams, final)
+
+    def _written(self, layer: int, kept: Mapping[Site, Tensor]) -> dict[str, Any]:
+        """What a block's attention and MLP write, where all that is asked of them is behind it."""
+        if not isinstance(self.forward, Forward):
+            return {}
+        shown = {("embed", 0), *((name, layer) for name in STREAM)}  # whether computed or not
+        asked = self.applier.places | (self.wanted - shown)
+        touched = {name for name, at in asked if at == layer}
+        behind = {"mlp_out", "resid_post"}
+        beside = {"attn_out", *FAMILIES["head"]} if self.forward.weights.parallel else set[str]()
+        free = {
+            "attn_out": {"attn_out", *FAMILIES["neuron"], *behind},
+            "mlp_out": beside | behind,
+        }
+        names = [name for name, may in free.items() if touched <= may and Site(name, layer) in kept]
+        return {"written": {name: kept[Site(name, layer)] for name in names}}
 
     def attention(self) -> dict[int, Attention]:
         """What patched runs read of every block's heads, if that was to be kept."""
