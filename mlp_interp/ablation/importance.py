@@ -287,7 +287,7 @@ def _ticked(groups: Members, numbers: int, batch: Batch) -> Iterator[list[tuple[
 def _total(
     changes: Float[Tensor, "component row d_model"], rows: Int[Tensor, " some"], clean: LogitChange
 ) -> dict[str, Effects]:
-    return {"total": clean.effects(changes[:, rows])}
+    return {"total": clean.effects(changes[:, rows], top=False)}
 
 
 def _summary(found: xr.Dataset) -> xr.Dataset:

@@ -32,7 +32,7 @@ class Effects(NamedTuple):
     delta_loss: Float[Tensor, "*rows"]
     """Loss on the next token, changed minus clean, nats."""
     top1_changed: Float[Tensor, "*rows"]
-    """1 where another token is the likeliest, else 0."""
+    """1 where another token is the likeliest, else 0; NaN where that was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,18 @@ class LogitChange:
         rest: dict[str, Tensor] = {k: x for k, x in vars(self).items() if k != "unembed"}
         return LogitChange(self.unembed, **{k: x[one] for k, x in rest.items()})
 
-    def effects(self, change: Float[Tensor, "*more row d_model"]) -> Effects:
+    def effects(self, change: Float[Tensor, "*more row d_model"], *, top: bool = True) -> Effects:
         """Effects of changes of the normalised stream.
 
         Args:
             change: Changed minus clean normalised stream, any number of changes per row.
+            top: Whether to tell which token is the likeliest, for which every logit is made.
         """
         flat = change.reshape(math.prod(change.shape[:-2]), *change.shape[-2:])
         if self.unembed.cap is not None and len(flat):
             each = zip(*(self._capped(one) for one in flat), strict=True)
             return Effects(*(torch.stack(x).view(change.shape[:-1]) for x in each))
-        (found,) = _walk(self, [_Way.of(self, flat)])
+        (found,) = _walk(self, [_Way.of(self, flat, top=top)])
         return Effects(*(x.view(change.shape[:-1]) for x in found))
 
     @torch.no_grad()
@@ -165,10 +166,13 @@ class LogitChange:
         return kl.clamp_min(0)
 
     def effects_by_norm(self, changes: BothNorms) -> tuple[Effects, Effects]:
-        """Effects with the norm's scale taken anew, and with the clean one: from one product."""
+        """Effects with the norm's scale taken anew, and with the clean one: from one product.
+
+        Of the second, the likeliest token is not told.
+        """
         if self.unembed.cap is not None:
             return self.effects(changes.recomputed), self.effects(changes.frozen)
-        frozen = _Way.of(self, changes.frozen)
+        frozen = _Way.of(self, changes.frozen, top=False)
         anew = _Way.of(self, changes.recomputed, changes.along, changes.back)
         part = changes.along[..., 0] * frozen.tally.largest
         anew.tally.unsure |= anew.tally.largest < _NEARLY_CANCELS * part
@@ -208,10 +212,10 @@ class _Way:
     back: Float[Tensor, "more row 1"] | None = None
 
     @classmethod
-    def of(cls, clean: LogitChange, change: Tensor, *mix: Tensor) -> "_Way":
+    def of(cls, clean: LogitChange, change: Tensor, *mix: Tensor, top: bool = True) -> "_Way":
         """An empty one."""
         mean = (change * clean.expected).sum(-1)
-        return cls(clean, change, mean, Tally.of(clean, mean, change.norm(dim=-1)), *mix)
+        return cls(clean, change, mean, Tally.of(clean, mean, change.norm(dim=-1), top=top), *mix)
 
     def centred(self, t: Tensor, base: Tensor, some: slice) -> Tensor:
         """Centred changes of the logits, from those of the changes that were multiplied."""
@@ -252,7 +256,7 @@ class Tally:
         clean: The clean distributions.
         largest: A bound on the size of any logit's centred change (Cauchy-Schwarz).
         excess: So far, ``sum_v p_v (expm1(t_v) - t_v)``.
-        best: So far, the largest changed logit, less its mean change.
+        best: So far, the largest changed logit, less its mean change; NaN where nobody asks.
         watch_top: Whether any change is large enough to make another token the likeliest.
         unsure: Which rows are to be computed again from their own products.
     """
@@ -270,11 +274,17 @@ class Tally:
         clean: LogitChange,
         mean: Float[Tensor, "more row"],
         size: Float[Tensor, "more row"],
+        *,
+        top: bool = True,
     ) -> "Tally":
-        """An empty tally for changes with expectation `mean` and L2 norm `size`."""
+        """An empty tally for changes with expectation `mean` and L2 norm `size`.
+
+        With `top`, it tells whether another token is the likeliest.
+        """
         largest = size * (clean.unembed.largest + clean.expected.norm(dim=-1))
-        watch_top = bool((clean.lead <= 2 * largest).any())
-        best, unsure = torch.full_like(mean, -torch.inf), torch.zeros_like(mean, dtype=torch.bool)
+        watch_top = top and bool((clean.lead <= 2 * largest).any())
+        best = torch.full_like(mean, -torch.inf if top else torch.nan)
+        unsure = torch.zeros_like(mean, dtype=torch.bool)
         return cls(clean, largest, torch.zeros_like(mean), best, watch_top, unsure)
 
     def add(
@@ -320,7 +330,8 @@ class Tally:
         top = clean.logits.gather(-1, clean.top[:, None])[:, 0] + t_top
         # The same logit comes out of two products of different shapes: allow for their rounding.
         slack = 8 * torch.finfo(top.dtype).eps * top.abs()
-        return Effects(kl, loss, (self.best > top + slack).to(kl.dtype))
+        changed = (self.best > top + slack).to(kl.dtype)
+        return Effects(kl, loss, changed.masked_fill_(self.best.isnan(), torch.nan))
 
 
 def rows_for(unembed: Unembed, budget: int = 2**23) -> int:
