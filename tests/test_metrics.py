@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mlp_interp.metrics import LogitChange, excess, kl_from_change, rows_for
+from mlp_interp.metrics.divergence import ENOUGH
 from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.scan import scan
@@ -172,6 +173,36 @@ def test_one_row_agrees_with_many():
         one = clean.row(row).effects(change[:, row, None])
         for a, b in zip(one, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, row], equal_nan=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.96, 1.0])
+def test_large_effects_take_the_cheap_formula_and_small_ones_do_not(share, monkeypatch):
+    """Row by row, from where the vocabulary's first blocks tell; both to their accuracy."""
+    unembed = a_readout(d_vocab=5000, spread=0.25)
+    unembed.weight[:, -1] *= 60  # so that the bound on what changes tells nothing
+    unembed.bias[-1] = -400
+    generator = torch.Generator().manual_seed(2)
+    normalized = torch.randn(40, 16, generator=generator)
+    large = torch.rand(3, 40, generator=generator).argsort(-1).argsort(-1) < share * 40
+    size = torch.where(large, 0.2, 1e-3) * (1 + torch.rand(3, 40, generator=generator))
+    change = size[..., None] * torch.randn(3, 40, 16, generator=generator)
+    clean = LogitChange.of(unembed, normalized, torch.zeros(40, dtype=torch.int64))
+    taken: list[int] = []
+    exp = torch.exp
+    monkeypatch.setattr(torch, "exp", lambda x: taken.append(x.numel()) or exp(x))
+    found = [
+        clean.effects(change).kl,
+        clean.kl(change.flatten(0, 1), torch.arange(40).repeat(3)).view(3, 40),
+    ]
+    blocks = 5  # whose first tells of nothing yet
+    assert len(taken) == (2 * (blocks - 1) if share > 0.9 else 0)
+    wide = unembed.weight.double()
+    logits, delta = normalized.double() @ wide + unembed.bias.double(), change.double() @ wide
+    expected = torch.where(large, by_definition(logits, delta), tiny_by_definition(logits, delta))
+    assert (expected[~large] < ENOUGH).all()
+    assert (expected[large] > 10 * ENOUGH).all()
+    for kl in found:
+        torch.testing.assert_close(kl.double(), expected, rtol=2e-4, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms", "none"])

@@ -126,7 +126,7 @@ class LogitChange:
         for block, products in scan(weight, change[:, None], -mean[:, None]):
             p = (self.logits[:, block] - self.total).exp_()
             for some, t in products:
-                t = excess_by_row(t[:, 0], largest[some])
+                t = excess_by_row(t[:, 0], largest[some], total[some])
                 total[some] += t.mul_(p[rows[some]]).sum(-1)
 
         def whole(items: Bool[Tensor, " item"]) -> Float[Tensor, "some d_vocab"]:
@@ -221,7 +221,7 @@ class _Way:
         """Centred changes of the logits, from those of the changes that were multiplied."""
         if self.along is None or self.back is None:
             return t
-        return torch.addcmul(t * self.along[some], base, self.back[some])
+        return (t * self.along[some]).addcmul_(base, self.back[some])
 
     def effects(self) -> Effects:
         """What came together."""
@@ -305,7 +305,7 @@ class Tally:
             row: Which row, if it is a single one.
         """
         at = (some, row)
-        changes = excess_by_row(t, self.largest[at])
+        changes = excess_by_row(t, self.largest[at], self.excess[at])
         self.excess[at] += changes.mul_(p).sum(-1)
         if self.watch_top:
             self.best[at] = torch.maximum(self.best[at], t.add_(logits).amax(-1))
