@@ -153,11 +153,13 @@ def products(site: str, model: Any, contrast: mi.Contrast) -> float:
         return cells * forward / max(ours, 1)
     cells, ours = n_layers * length, 0.0
     entry = 0 if site == "resid_pre" else 1
+    rotated = cfg.rotary_dim / cfg.d_head if cfg.positional_embedding_type == "rotary" else 0
     for layer in range(n_layers):
         for position in range(length):
             first, rows = layer + entry, length - position
             if first < n_layers - 1:  # first block: attention of later rows, all of one row
-                ours += rows + 12 + 12 * rows * (n_layers - 2 - first) + 2 * rows
+                # Of the last block, which one position reads, rows need but their rotated keys.
+                ours += rows + 12 + 12 * rows * (n_layers - 2 - first) + rotated * rows
     return cells * forward / max(ours, 1)
 
 
