@@ -1,5 +1,7 @@
 """What goes beside padded tokens: labels of each, kinds of text, positions of edits."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,29 @@ def test_edits_that_count_from_the_end_of_padding_say_so(kind, side):
     with pytest.warns(UserWarning, match=words):
         clean.edited([last])
     mi.run(model, tokens[:, -5:] if side == "left" else tokens[:, :5], edits=[last])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_held_edits_that_count_from_the_end_are_refused_where_texts_are_padded(kind, backend, side):
+    """Hooks do not see where texts end: alone, or beside others of one length, they are right."""
+    model, rows = kind("parallel", backend), texts()
+    held = mi.Edit.scale("0.mlp", 3.0, positions=-1)
+    words = r"edit at '0\.mlp': positions=\[-1\], held by steer, .*8 texts of 5 to 9 tokens"
+    alike = [rows[0], rows[6]]
+    with mi.steer(model, held), mi.steer(model, mi.Edit.scale("1.mlp", 0.5, positions=-1)):
+        for given in (rows, padded(rows, side)):
+            for analysis in (
+                lambda x: mi.ablate_total(model, x, ["1.mlp"]),
+                partial(mi.norms, model),
+            ):
+                with pytest.raises(ValueError, match=words):
+                    analysis(given)
+        with pytest.warns(UserWarning, match=r"edits at '0\.mlp': positions=\[-1\] count from"):
+            mi.run(model, padded(rows, side))
+        together = mi.ablate_total(model, alike, ["1.mlp"]).kl
+        alone = [mi.ablate_total(model, [row], ["1.mlp"]).kl for row in alike]
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-6)
+    free = mi.ablate_total(model, rows, ["1.mlp"]).kl  # nothing of it is left on the model
+    assert not np.allclose(free[:, :1, : len(rows[0])], together[:, :1], atol=1e-4)
+    with mi.steer(model, mi.Edit.scale("0.mlp", 3.0, positions=1)):
+        mi.ablate_total(model, rows, ["1.mlp"])

@@ -322,6 +322,13 @@ class Edit:
         return self.site.name, self.site.layer or 0
 
     @property
+    def from_end(self) -> str:
+        """Where it counts from the end of rows, in words; empty where it does not."""
+        chosen = {"positions": self.positions or (), "keys": self.keys or ()}
+        said = [f"{what}={[*n]}" for what, n in chosen.items() if any(i < 0 for i in n)]
+        return f"{self.site.label!r}: {', '.join(said)}" if said else ""
+
+    @property
     def prompts(self) -> int:
         """For how many prompts it has values of their own; 1 where they are the same for all."""
         rows = [v for v in self.action.values if isinstance(v, Tensor)]

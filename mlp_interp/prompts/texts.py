@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mlp_interp.models import Weights
+from mlp_interp.models.from_end import check_from_end
 from mlp_interp.models.padding import Padded, Padding, packed, right_padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.contrast import Contrast
@@ -100,13 +101,21 @@ def padded_texts(model: Model, given: Any, attention_mask: Any = None) -> Padded
             tells it by the rule of `mlp_interp.models.padding`.
 
     Raises:
-        ValueError: As `right_padded` and `texts_of`.
+        ValueError: As `right_padded` and `texts_of`; or there is padding, and edits held on the
+            model count from the end of rows.
 
     Example:
         >>> from mlp_interp import load_model
         >>> padded_texts(load_model("nano"), [[0, 5, 6], [0, 7]]).attrs["data"]
         '2 texts of 2 to 3 tokens; padded at the end'
     """
+    padded = _padded(model, given, attention_mask)
+    if padded.padding is not None:
+        check_from_end(model, str(padded.padding))
+    return padded
+
+
+def _padded(model: Model, given: Any, attention_mask: Any) -> Padded:
     if isinstance(given, Padded):
         return given
     if isinstance(given, str):

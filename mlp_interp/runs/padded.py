@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mlp_interp.edits.edit import Edit
 from mlp_interp.models import Weights
+from mlp_interp.models.from_end import held_from_end
 from mlp_interp.models.padding import right_padded
 
 __all__ = ["warn_of_padding"]
@@ -20,12 +21,12 @@ def warn_of_padding(
 
     A text that is shorter than others would be edited at its padding, or not at its own place.
     """
-    counting = [edit for edit in edits if any(n < 0 for n in edit.positions or ())]
+    counting = [edit.from_end for edit in edits if edit.from_end]
+    counting += held_from_end(weights.model)
     padding = right_padded(weights.model, tokens).padding if counting else None
     if padding is not None:
         warnings.warn(
-            f"edits at {counting[0].site.label!r}: positions={list(counting[0].positions or ())} "
-            f"count from the end of rows, which have padding ({padding}); wanted positions from 0 "
-            "in tokens padded at the right, or texts of one length",
+            f"edits at {counting[0]} count from the end of rows, which have padding ({padding}); "
+            "wanted positions from 0 in tokens padded at the right, or texts of one length",
             stacklevel=4,
         )

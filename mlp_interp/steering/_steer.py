@@ -12,6 +12,7 @@ from mlp_interp.edits import Edit, Fired, edits_of
 from mlp_interp.edits.applying import Applier, Where, check_where, confined, whole_shape
 from mlp_interp.edits.selection import axes
 from mlp_interp.models import Weights
+from mlp_interp.models.from_end import from_end
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.reached import check_reached
 from mlp_interp.runs.generation import generating
@@ -42,6 +43,7 @@ def steer(
     read. In ``generate`` positions count in the whole text, negative ones from the end of the
     prompt, so that it makes no difference whether the model runs a new token alone or the whole
     text again. (Where TransformerLens pads prompts of unequal length, the padding is counted.)
+    Analyses that would pad texts refuse edits that count from the end: see `Raises`.
 
     That is the model's own ``generate``. Inside the block each pass of `Runner.generate`,
     `generate_compare` and `dose_response` counts as a text of its own, so that new tokens cannot be
@@ -62,8 +64,9 @@ def steer(
     Raises:
         ValueError: The model has no such layer; `where` is unknown; within the block: an edit does
             not fit what is run, an edit at ``embed`` in a ``generate`` that never passes there
-            (`HookedTransformer`; take ``0.resid_pre``), ``generate_stream``, or one with positions
-            or a `where` in a generation of this package.
+            (`HookedTransformer`; take ``0.resid_pre``), ``generate_stream``, one with positions
+            or a `where` in a generation of this package, or one with negative positions (or keys)
+            in an analysis that pads texts of several lengths, where hooks cannot know the ends.
 
     Warns:
         UserWarning: When the block ends well and some edit was never come to, or was taken off the
@@ -84,6 +87,7 @@ def steer(
     check_where(where)
     steering = Steering(model, edits, where)
     with ExitStack() as stack:
+        stack.enter_context(from_end(model, [e.from_end for e in steering.edits if e.from_end]))
         before = _hooks_on(model)
         stack.enter_context(model.hooks(fwd_hooks=steering.hooks()))
         held = _hooks_on(model) - before
