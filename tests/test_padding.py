@@ -362,6 +362,26 @@ def test_attribution_in_caches_of_ones_own(kind, backend, texts, side):
         )
 
 
+def test_logits_of_a_run_count_from_each_texts_end(kind, backend, texts):
+    model = kind("parallel", backend, "folded")
+    together = mi.run(model, padded(texts), sites=["attn_out", "mlp_out"])
+    edited = together.edited([mi.Edit.scale("1.mlp", 0.5)])
+    found = together.logits([0, -1, 2, -4])
+    for n, tokens in enumerate(alone(texts)):
+        own = mi.run(model, tokens)
+        np.testing.assert_allclose(found[n], own.logits(slice(None))[0, [0, -1, 2, -4]], **CLOSE)
+        last = own.edited([mi.Edit.scale("1.mlp", 0.5)]).logits(-1)
+        np.testing.assert_allclose(edited.logits(-1)[n], last[0], **CLOSE)
+        shares = mi.attribute_logits(model, together, 5, 6).isel(prompt=n).sum("component")
+        difference = float(found[n, 1, 5] - found[n, 1, 6])
+        assert float(shares.sel(pos=LENGTHS[n] - 1)) == pytest.approx(difference, abs=1e-4)
+    assert torch.equal(together.logits(slice(-1, None)), together.logits()[:, -1:])  # of the rows
+    with pytest.raises(ValueError, match="positions=-5; text 0 has 4 tokens"):
+        together.logits(-5)
+    with pytest.raises(ValueError, match="each once"):
+        together.logits([-1, -1])
+
+
 def test_all_positions_and_residuals_of_padded_texts(kind, backend, texts):
     model = kind("parallel", backend, "folded")
     residual = decompose(model, cache_for(model, texts), positions=None)
@@ -403,6 +423,8 @@ def test_a_run_of_texts_padded_at_the_left_is_refused(kind, texts):
     run = mi.run(model, padded(texts, "left"), sites=["attn_out", "mlp_out"])
     with pytest.raises(ValueError, match="padded at the left, which attend to their padding"):
         mi.attribute_logits(model, run, 5)
+    with pytest.raises(ValueError, match="padded at the left, which attend to their padding"):
+        run.logits(-1)
 
 
 def test_positions_that_a_text_has_not(kind, texts):

@@ -36,6 +36,7 @@ from mlp_interp.sites import Site
 __all__ = [
     "Padded",
     "Padding",
+    "columns",
     "counted",
     "first_token",
     "packed",
@@ -328,21 +329,36 @@ def places(
         return indices("positions", positions, length), None
     if positions is None:
         return tuple(range(length)), real
+    wanted = torch.zeros_like(real).scatter_(1, columns(positions, length, real), True) & real
+    chosen = wanted.any(0).nonzero()[:, 0]
+    return tuple(chosen.tolist()), wanted[:, chosen]
+
+
+def columns(
+    positions: Any, length: int, real: Bool[Tensor, "batch pos"]
+) -> Int[Tensor, "batch chosen"]:
+    """Where each text has the positions that are asked for, in their order, as in `places`.
+
+    Raises:
+        ValueError: As `places`.
+
+    Example:
+        >>> columns([-1, 0], 3, torch.tensor([[True, True, True], [True, True, False]])).tolist()
+        [[2, 0], [1, 0]]
+    """
     starts, lengths = real.int().argmax(1), real.sum(1)
-    wanted = torch.zeros_like(real)
+    found = []
     for place in _distinct(positions):
-        columns = (starts + lengths + place) if place < 0 else torch.full_like(starts, place)
-        short = -place > lengths if place < 0 else columns >= length
+        here = (starts + lengths + place) if place < 0 else torch.full_like(starts, place)
+        short = -place > lengths if place < 0 else here >= length
         if bool(short.any()) or (place >= 0 and not bool(real[:, place].any())):
             row = int(short.int().argmax())
             raise ValueError(
                 f"positions={place}; text {row} has {int(lengths[row])} tokens, of {length} "
                 "positions: wanted one that it has"
             )
-        wanted.scatter_(1, columns[:, None], True)
-    wanted &= real
-    chosen = wanted.any(0).nonzero()[:, 0]
-    return tuple(chosen.tolist()), wanted[:, chosen]
+        found.append(here)
+    return torch.stack(found, dim=1)
 
 
 def _embedded(weights: Weights, token: int) -> Float[Tensor, " d_model"]:

@@ -12,14 +12,13 @@ from torch import Tensor
 from mlp_interp.edits import Edit, Fired, edits_of
 from mlp_interp.edits.applying import Applier
 from mlp_interp.models import Forward, HookForward, Weights, forward_of
-from mlp_interp.models.indices import indices
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.models.stream import check_stream
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.attention import Attention
 from mlp_interp.runs.of_cache import cached_sites, cached_streams
-from mlp_interp.runs.padded import warn_of_padding
+from mlp_interp.runs.padded import at_positions, warn_of_padding
 from mlp_interp.runs.recording import Recorder, comes_after
 from mlp_interp.sites import Site
 
@@ -275,12 +274,16 @@ class Run(Mapping[str, Tensor]):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at some positions, up to a constant per position on raw weights.
 
+        Args:
+            positions: One, or several: negative ones count from the end of each text, where rows
+                are padded, as in `attribute_logits`. Or a slice of the rows, padding and all.
+
         Raises:
-            ValueError: A position that the run has not, or one named twice.
+            ValueError: A position that the run, or a text, has not, or one named twice; negative
+                ones in a run of texts padded at the left, which attend to their padding.
         """
-        at = positions
-        rows = at if isinstance(at, slice) else list(indices("positions", at, self.length))
-        return Unembed.of(self.weights.model).logits(self.final[:, rows])
+        final = at_positions(self.weights, self, self.final, positions)
+        return Unembed.of(self.weights.model).logits(final)
 
     def at(self, site: Site) -> Tensor:
         """The whole activation at a site, whatever head or neuron it names.
