@@ -682,6 +682,26 @@ def test_keys_are_of_one_layer_and_of_these_weights(nano, keys, text, kind):
             rewrite(nano, *SWEDEN, layer=1, keys=keys)
 
 
+def test_a_rewrite_is_of_one_model_however_that_is_processed(nano, text, berlin, tmp_path):
+    again = Rewrite.load(berlin.save(tmp_path / "berlin.nc"))
+    other = mi.load_model("nano-1")
+    for ask in (
+        lambda: again.as_edits(other),
+        lambda: fail_within(other, berlin, berlin),
+        lambda: score_rewrite(other, again, same_subject=LANGUAGE),
+        lambda: footprint(other, berlin, text),
+    ):
+        with pytest.raises(ValueError, match=r"model='nano', .* read otherwise .* model='nano-1'"):
+            ask()
+    raw, half = mi.load_model("nano", processing="raw"), mi.load_model("nano", dtype="bfloat16")
+    for same in (raw, half):
+        with rewritten(same, again), rewritten(same, again):  # on top of a rewrite, too
+            pass
+    with rewritten(raw, again):
+        said = raw(SWEDEN[1])[0, -1].argmax()
+    assert nano.tokenizer.decode(said) == SWEDEN[2]
+
+
 @pytest.mark.usefixtures("without_type_checks")
 def test_models_with_hooks_and_of_other_shapes_are_refused(nano, keys, berlin, kind):
     with mi.steer(nano, mi.Edit.scale("3.mlp", 1.0)):

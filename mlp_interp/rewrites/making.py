@@ -16,7 +16,7 @@ from mlp_interp.prompts.tokenizing import decode, tokenizer_of
 from mlp_interp.results import strings, variable
 from mlp_interp.rewrites.facts import Fact, Placed
 from mlp_interp.rewrites.keys import Keys
-from mlp_interp.rewrites.result import Rewrite
+from mlp_interp.rewrites.result import Rewrite, reads_of
 from mlp_interp.rewrites.values import Found
 from mlp_interp.runs import Runner
 
@@ -101,6 +101,9 @@ def rewrite_of(
                 "where that is rounding",
             ),
             "loss": variable(("way", "fact"), np.array([f.loss for f in found]).T, unit="nats"),
+            "reads": variable(
+                ("layer", "neuron"), reads_of(runner.weights, [*parts]), unit="1 / activation"
+            ),
             "steps": variable("fact", np.array([f.steps for f in found]), unit="steps"),
             "old": ("fact", strings([_next(runner, fact) for fact in facts])),
         },

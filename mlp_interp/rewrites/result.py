@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -13,14 +14,18 @@ from torch import Tensor
 
 from mlp_interp.edits import Action, Edit
 from mlp_interp.edits.selection import Selection
-from mlp_interp.models import Weights
+from mlp_interp.models import Weights, describe
 from mlp_interp.models.output_weights import added_to_outputs
 from mlp_interp.models.protocol import Model
+from mlp_interp.models.vectors import Vectors
 from mlp_interp.results import load, save
 from mlp_interp.rewrites.facts import Fact
 from mlp_interp.sites import Site
 
-__all__ = ["Rewrite", "checked_rewrite", "edits_of_parts", "rewritten"]
+__all__ = ["Rewrite", "checked_rewrite", "edits_of_parts", "reads_of", "rewritten"]
+
+# By what share of the longest reading direction the same model may differ, as its weights are held.
+_SINGLE, _HALF = 1e-4, 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +41,9 @@ class Rewrite:
             `u`; 1 on average, or less where several facts share), `length` (of δ, in lengths of
             the MLP's output), `footprint` (along ``layer``: root mean square of what is
             added to the MLP's output at the tokens that the keys' second moment is of, NaN where
-            that is rounding) and `loss` (way, fact: nats of the target before and after the search
-            for δ).
+            that is rounding), `loss` (way, fact: nats of the target before and after the search
+            for δ) and `reads` (neuron: how long what each neuron reads with is, by which the model
+            is known again, however it is processed).
 
     Example:
         >>> from mlp_interp import load_corpus, load_model
@@ -106,7 +112,7 @@ class Rewrite:
             model: The model.
 
         Raises:
-            ValueError: The model is of another shape, or its ``W_out`` cannot write some δ.
+            ValueError: It is of another model, or the model's ``W_out`` cannot write some δ.
 
         Example:
             >>> from mlp_interp import load_corpus, load_model, run
@@ -127,7 +133,7 @@ class Rewrite:
         """The weights of a model that this can be done to.
 
         Raises:
-            ValueError: It has not these layers, neurons or width.
+            ValueError: It has not these layers, neurons or width, or neurons that read otherwise.
         """
         weights = Weights.of(model)
         sizes = self.u.shape[-1], self.delta.shape[-1], max(self.layers)
@@ -137,7 +143,21 @@ class Rewrite:
                 f"model={model.cfg.model_name!r} of {weights.d_mlp}, {weights.d_model} and "
                 f"{weights.n_layers} layers; wanted the model that it was made for"
             )
+        if "reads" in self.data:
+            self._check_reads(weights)
         return weights
+
+    def _check_reads(self, weights: Weights) -> None:
+        made, own = self.data.attrs, describe(weights.model)
+        half = not {str(made.get("dtype")), own["dtype"]} <= {"float32", "float64"}
+        wanted = self.data["reads"].values
+        apart = np.abs(reads_of(weights, self.layers) - wanted).max() / wanted.max()
+        if apart > (_HALF if half else _SINGLE):
+            raise ValueError(
+                f"rewrite is of model={made.get('model')!r}, whose neurons in layers "
+                f"{list(self.layers)} read otherwise than those of model={own['model']!r} (by up "
+                f"to {apart:.1e} of the longest); wanted the model that it was made for"
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file, as `mlp_interp.save` does."""
@@ -162,6 +182,15 @@ class Rewrite:
         return f"Rewrite({first.prompt!r} -> {first.target!r}{others}; {layers})"
 
 
+def reads_of(weights: Weights, layers: Sequence[int]) -> Float[np.ndarray, "layer neuron"]:
+    """How long the directions are that neurons read the normed stream with, of any processing.
+
+    Rewrites leave them as they are, so that one may be made, or done, on top of another.
+    """
+    folded = [Vectors.of(weights, layer).receptor.folded for layer in layers]
+    return torch.stack([x.norm(dim=-1) for x in folded]).float().cpu().numpy()
+
+
 @contextmanager
 def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
     """Put rewrites into a model's own weights for as long as a block of code runs.
@@ -177,7 +206,7 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
         The model.
 
     Raises:
-        ValueError: A rewrite is of another shape, or the model does not compute with the weights
+        ValueError: A rewrite is of another model, or the model does not compute with the weights
             that it shows.
 
     Example:
