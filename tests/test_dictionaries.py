@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import HAS_HOOKED
+from random_models import HAS_HOOKED, random_neox, tiny_tokenizer
 from safetensors.torch import save_file
 
 import mlp_interp as mi
@@ -17,9 +17,10 @@ from mlp_interp.dictionaries import Dictionary, GroupMax, JumpRelu, Relu, TopK
 from mlp_interp.dictionaries import dictionary as dictionary_module
 from mlp_interp.dictionaries import files as files_module
 from mlp_interp.dictionaries.places import place_of
-from mlp_interp.latents import train
+from mlp_interp.latents import evaluate, separate, train
 from mlp_interp.latents.spliced import read_in
 from mlp_interp.models import Weights
+from mlp_interp.models.processing import processing
 
 D, N = 6, 10
 ACTIVATIONS = [Relu(), TopK(3), JumpRelu(torch.full((N,), 0.5)), GroupMax(5)]
@@ -583,6 +584,44 @@ def test_the_hook_before_the_norms_scale(
     _, cache = model.run_with_cache(tokens, names_filter=hook)
     read, _ = read_in(run, one)
     torch.testing.assert_close(one(read)[0], cache[hook], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_processing_is_told_in_any_type(kind: Any, nano: Any, dtype: torch.dtype) -> None:
+    """Weights that were centred in a half precision, or put into one, have its rounding left."""
+    put, texts = copy.deepcopy(nano), [[0, 5, n] for n in range(6, 14)]
+    for parameter in (*put.parameters(), *put.buffers()):
+        parameter.data = parameter.data.to(dtype) if parameter.is_floating_point() else parameter
+    put.cfg.dtype = dtype
+    models = {which: kind("parallel", processing=which, dtype=dtype) for which in ("raw", "folded")}
+    models = {("nano", "folded"): put} | {("random", which): m for which, m in models.items()}
+    for (_, wants), model in models.items():
+        weights = Weights.of(model)
+        for reads in ("mlp_in", "resid_post"):
+            assert processing(weights, 0, reads) == wants
+        d, generator = weights.d_model, torch.Generator().manual_seed(0)
+        draw = [torch.randn(*n, generator=generator) for n in ((d, 8), (8,), (8, d), (d,))]
+        one = Dictionary(*draw, TopK(2), layer=0, wants=wants)
+        found = separate(model, one, {"a": texts[:4], "b": texts[4:]})
+        assert found.auroc.notnull().all()
+    assert bool(mi.check_model(put).writing_centred)
+    assert not bool(mi.check_model(models["random", "raw"]).writing_centred)
+
+
+def test_raw_weights_of_untrained_norms_are_raw(backend: str, tokens: torch.Tensor) -> None:
+    source, options = random_neox(), {"tokenizer": tiny_tokenizer(), "backend": backend}
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            if "norm" in name:
+                parameter.fill_(float(name.endswith("weight")))
+    model, folded = (mi.load_model(source, processing=p, **options) for p in ("raw", "folded"))
+    assert Weights.of(model).block(0).ln2.folded
+    assert processing(Weights.of(model), 0, "mlp_in") == "raw"
+    one = train(model, tokens, "0.mlp", reads="mlp_in", n_latents=4, k=2, steps=3)
+    assert one.wants == "raw"
+    evaluate(model, one, tokens)
+    with pytest.raises(ValueError, match=r"wants raw weights, .* are folded"):
+        one.check(Weights.of(folded))
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="the bridge processes weights as a whole")

@@ -23,7 +23,7 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import Padded, which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import Prompts
-from mlp_interp.results import variable
+from mlp_interp.results import single, variable
 from mlp_interp.runs import Runner
 from mlp_interp.sites import Site
 
@@ -100,7 +100,7 @@ def separate(
     pooled: dict[str, list[Tensor]] = {name: [] for name in sources}
     for batch in runs_of(runner, padded, counts, sites, batch_size):
         for name, units in sources.items():
-            pooled[name].append(_pooled(units(batch), batch, pooling).cpu())
+            pooled[name].append(single(_pooled(units(batch), batch, pooling)).cpu())
     chooses = halves(kinds, seed)
     found = {
         name: _best(torch.cat(parts).numpy(), kinds, chooses) for name, parts in pooled.items()

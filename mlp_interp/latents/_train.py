@@ -184,9 +184,8 @@ def _wants(weights: Weights, pattern: Dictionary) -> Wants | None:
     if found == "neither":
         raise ValueError(
             f"reads={pattern.reads!r} of model={weights.model.cfg.model_name!r}, whose weights are "
-            "folded or centred and not both (norms whose scales are all 1 count as folded); wanted "
-            "load_model(name, processing='folded') or 'raw', or, of a HookedTransformer of your "
-            "own, model.process_weights_() before"
+            "folded or centred and not both; wanted load_model(name, processing='folded') or "
+            "'raw', or, of a HookedTransformer of your own, model.process_weights_() before"
         )
     return found
 

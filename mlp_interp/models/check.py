@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlp_interp.models.loading import describe, reload_source
 from mlp_interp.models.probe import probe_tokens
+from mlp_interp.models.processing import without_mean
 from mlp_interp.models.protocol import Model
 from mlp_interp.models.unembed import readout_error
 from mlp_interp.models.weights import Weights
@@ -102,14 +103,7 @@ def _processing(weights: Weights) -> dict[str, bool]:
     writers = [weights.W_E, *(b.W_out for b in blocks), *(b.W_O for b in blocks)]
     return {
         "ln_folded": all(norm.folded for norm in [*norms, weights.ln_final]),
-        "writing_centred": all(_centred(w) for w in writers),
-        "unembed_centred": _centred(weights.W_U),
+        "writing_centred": all(without_mean(w) for w in writers),
+        "unembed_centred": without_mean(weights.W_U),
         "value_biases_folded": all(bool((b.b_V == 0).all()) for b in blocks),
     }
-
-
-def _centred(weight: Tensor) -> bool:
-    """Whether the last axis has mean zero, up to rounding of the weights' size."""
-    if not weight.numel():
-        return True
-    return bool(weight.float().mean(-1).abs().max() < 1e-5 * weight.float().abs().max())

@@ -2,17 +2,45 @@
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from mlp_interp.models.weights import Weights
 
-__all__ = ["centred", "processing"]
+__all__ = ["centred", "processing", "without_mean"]
+
+
+def without_mean(weight: Tensor) -> bool:
+    """Whether the last axis has mean zero, up to rounding of the weights' own type.
+
+    Independent numbers of root mean square r have means of about ``r / sqrt(n)``. Those of weights
+    that were centred are the type's rounding of that: a half precision's is seen beside it, too.
+    """
+    w = weight.detach().float()
+    if not w.numel():
+        return True
+    rms = w.norm() / w.numel() ** 0.5
+    left = w.mean(-1).square().mean().sqrt()
+    rounding = 4 * torch.finfo(weight.dtype).eps / w.shape[-1] ** 0.5
+    return bool(left < max(1e-5, rounding) * rms)
 
 
 def centred(weights: Weights) -> bool:
     """Whether what is written to the stream has lost its mean over ``d_model``."""
     if weights.final_norm.kind != "layer":
         return False
-    mean = weights.W_E.float().mean(-1).abs().max()
-    return bool(mean < 1e-5 * weights.W_E.float().abs().max())
+    return without_mean(weights.W_E)
+
+
+def _folded(weights: Weights, layer: int) -> bool:
+    """Whether the MLP's norm only standardises, for its scale and shift are in ``W_in``.
+
+    That an untrained one does so, too. Where norms take out the mean, folding takes it out of what
+    reads them, by which the two are told apart.
+    """
+    block = weights.block(layer)
+    reads_mean = weights.final_norm.kind == "layer" and not without_mean(block.W_in.transpose(0, 1))
+    return block.ln2.folded and not reads_mean
 
 
 def processing(
@@ -32,7 +60,7 @@ def processing(
         ``"folded"`` where scale and mean are gone, ``"raw"`` where both are there, ``"neither"`` of
         folded weights that are not centred, or the reverse; None where processing changes nothing.
     """
-    gone = [weights.block(layer).ln2.folded] if reads == "mlp_in" else []
+    gone = [_folded(weights, layer)] if reads == "mlp_in" else []
     if weights.final_norm.kind == "layer":
         gone.append(centred(weights))
     if not gone:
