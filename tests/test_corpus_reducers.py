@@ -113,3 +113,11 @@ def test_moments_of_many_stretches_are_those_of_all(texts, monkeypatch):
     np.testing.assert_allclose(found["kurtosis"], kurtosis, rtol=1e-4)
     assert (found["least"] == rows.min(0)).all()
     assert (found["greatest"] == rows.max(0)).all()
+
+
+def test_a_batch_of_which_no_token_counts_adds_nothing_to_counts():
+    x = torch.randn(5, 9, 4, generator=torch.Generator().manual_seed(0))
+    real = (torch.arange(5) < 2)[:, None].expand(5, 9)
+    found = _reduced(Histogram(site="resid_pre"), x, real=real)["count"]
+    wanted = _reduced(Histogram(site="resid_pre"), x[:2], parts=(1, 1))["count"]
+    np.testing.assert_array_equal(found, wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlp_interp.metrics import LogitChange, excess, kl_from_change, rows_for
-from mlp_interp.metrics.divergence import ENOUGH
+from mlp_interp.metrics.divergence import ENOUGH, excess_by_row
 from mlp_interp.metrics.stream import BothNorms
 from mlp_interp.models.norm import Norm
 from mlp_interp.models.scan import scan
@@ -203,6 +203,16 @@ def test_large_effects_take_the_cheap_formula_and_small_ones_do_not(share, monke
     assert (expected[large] > 10 * ENOUGH).all()
     for kl in found:
         torch.testing.assert_close(kl.double(), expected, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_half_precision_takes_no_cheap_formula(dtype):
+    """One of its entries would be off by 0.4%."""
+    t = torch.linspace(-0.3, 0.3, 64, dtype=dtype).view(1, 64)
+    exact = torch.expm1(t) - t
+    found = excess_by_row(t, torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype))
+    assert torch.equal(found, exact) == (dtype in (torch.bfloat16, torch.float16))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms", "none"])

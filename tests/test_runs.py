@@ -164,6 +164,17 @@ def test_a_cache_becomes_a_run(kind, backend, architecture, tokens):
     assert Run.of_cache(model, expected) is expected
 
 
+def test_what_a_cache_says_that_blocks_wrote_is_not_gone_on_with(kind, tokens):
+    """All that is known of it is that the model repeats its streams."""
+    model = kind(dtype=torch.float64)
+    cache = dict(cache_of(model, tokens).items())
+    cache["blocks.1.hook_mlp_out"] = cache["blocks.1.hook_mlp_out"] + 1
+    edits = [Edit.set("2.mlp", 0.0), Edit.scale("1.attn", 0.5)]
+    expected, found = run(model, tokens, edits=edits), Run.of_cache(model, cache)
+    found = found.edited(edits[0], sites=[Site("mlp_out", 1)]).cut()
+    close(found.edited(edits[1], sites=()).final, expected.final, 1e-5)
+
+
 def test_caches_that_do_not_suffice_say_what_would(kind, tokens):
     model = kind()
     some = cache_of(model, tokens, names_filter=lambda name: name.endswith("hook_mlp_out"))

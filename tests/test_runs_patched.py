@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_models import VOCABULARY
+from random_models import HAS_HOOKED, VOCABULARY, hooked
 
 from mlp_interp.models import Forward
 from mlp_interp.runs import Frozen, PatchedRun, Run, final_streams, finals, rows_in
@@ -56,6 +56,19 @@ def test_patched_runs_end_as_full_runs_do(base):
     for rows in (1, 20, 10**6):
         found = final_streams(base, runs, READ, rows=rows)
         assert torch.allclose(found, expected, atol=1e-12, rtol=0), rows
+
+
+@pytest.mark.skipif(not HAS_HOOKED, reason="built as HookedTransformer")
+@pytest.mark.parametrize("parallel", [True, False])
+def test_models_without_norms_are_patched(parallel):
+    """What their MLPs read is the stream itself, not a copy that a norm made of it."""
+    model = hooked(normalization_type=None, parallel_attn_mlp=parallel, n_layers=3).double()
+    tokens = torch.randint(20, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    base = Run.record(Forward.of(model), tokens, attention=True)
+    runs = some_runs(base)
+    expected = torch.stack([full_run(base, run) for run in runs])
+    error = (final_streams(base, runs, READ) - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < 1e-12
 
 
 @pytest.mark.parametrize("architecture", ["parallel", "sequential", "gpt2", "llama"])

@@ -70,7 +70,7 @@ class Ablated(Reducer):
         """Run the batch clean, and with each group ablated."""
         runner = Runner(batch.forward)
         runner.unembed = batch.readout()  # folded once a shard
-        sites = sites_to_keep(self.groups)
+        sites = sites_to_keep(runner.weights, self.groups)
         clean = runner.run(batch.tokens, sites=[*sites, *told_by(runner.weights, sites)])
         seed = self.seed + batch.first
         counts = batch.counts(self.first)

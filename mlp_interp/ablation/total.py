@@ -100,7 +100,7 @@ def ablate_total(
     check_method(model, method, tolerance, single_neurons=single_neurons(named))
     counts = which_count(model, texts.tokens, texts.real, first)
     stand = stand_in(baseline, counts, seed=seed, real=texts.real)
-    clean = runner.run(texts.tokens, sites=sites_to_keep(named))
+    clean = runner.run(texts.tokens, sites=sites_to_keep(runner.weights, named))
     bound = tolerance if method == "second_order" else None
     effects = total_effects(
         runner, clean, named, stand, real=texts.real, tolerance=bound, progress=progress
@@ -159,7 +159,7 @@ def total_changes(
 ) -> Float[Tensor, "group batch pos d_model"]:
     """Changes of the normalised final stream when each group is removed in the forward pass."""
     normalize, normalized = runner.unembed.normalize, runner.unembed.normalize(clean.final)
-    changes = torch.empty((len(groups), *normalized.shape)).to(normalized)
+    changes = normalized.new_empty(len(groups), *normalized.shape)
     for i, final in enumerate(_final_streams(runner.weights, clean, groups, stand)):
         changes[i] = normalize(final) - normalized
     return changes
@@ -187,7 +187,8 @@ def _final_streams(
             done, run = (), clean
         new, done = sites[len(done) :], sites
         after = 1 + max((site.layer or 0 for site in sites), default=-1)
-        kept = _writers(after) if after < weights.n_layers else ()  # where the next may go on
+        # Where the next may go on.
+        kept = _writers(weights, after) if after < weights.n_layers else ()
         run = run.edited(edits_for(weights, clean, new, stand), sites=kept)
         yield run.final
 
@@ -198,15 +199,15 @@ def read_sites(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     return [site for site in dict.fromkeys(sites) if site.name in _EDITED]
 
 
-def sites_to_keep(groups: Mapping[str, Sequence[Site]]) -> list[Site]:
+def sites_to_keep(weights: Weights, groups: Mapping[str, Sequence[Site]]) -> list[Site]:
     """`read_sites`, and what their blocks write: where a pass leaves there, it runs no more."""
     sites = read_sites(groups)
-    written = (_writers(site.layer) for site in sites if site.layer is not None)
+    written = (_writers(weights, site.layer) for site in sites if site.layer is not None)
     return list(dict.fromkeys([*sites, *chain.from_iterable(written)]))
 
 
-def _writers(layer: int) -> tuple[Site, Site]:
-    return Site("attn_out", layer), Site("mlp_out", layer)
+def _writers(weights: Weights, layer: int) -> list[Site]:
+    return [Site(name, layer) for name in weights.outputs]
 
 
 def edits_for(weights: Weights, clean: Run, sites: Sequence[Site], stand: StandIn) -> list[Edit]:

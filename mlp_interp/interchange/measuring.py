@@ -161,7 +161,8 @@ def _patched(
         return pair.reading(final_streams(base, runs, read, rows=rows), prompts)
 
     with tqdm(total=outcome.values.numel(), desc="patching", disable=not progress) as bar:
-        for some in _chunks(patches, numbers):
+        # Beside its stream, a run holds as much and its queries, keys, values and MLP's output.
+        for some in _chunks(patches, numbers, 5 * base.weights.d_model):
             outcome.fill([place for place, _ in some], measured(some))
             bar.update(len(some))
         bar.update(bar.total - bar.n)
@@ -170,16 +171,17 @@ def _patched(
     return outcome
 
 
-def _chunks(patches: Iterable[Patch], numbers: float) -> Iterator[list[Patch]]:
-    """Patches whose streams hold at most so many numbers together."""
+def _chunks(patches: Iterable[Patch], numbers: float, each: int) -> Iterator[list[Patch]]:
+    """Patches that hold at most so many numbers together: their streams, and `each` besides."""
     waiting: list[Patch] = []
     held = 0
     for patch in patches:
-        if waiting and held + patch[1].stream.numel() > numbers:
+        size = patch[1].stream.numel() + each
+        if waiting and held + size > numbers:
             yield waiting
             waiting, held = [], 0
         waiting.append(patch)
-        held += patch[1].stream.numel()
+        held += size
     if waiting:
         yield waiting
 

@@ -110,7 +110,9 @@ class LogitChange:
         flat = change.reshape(math.prod(change.shape[:-2]), *change.shape[-2:])
         if self.unembed.cap is not None and len(flat):
             each = zip(*(self._capped(one) for one in flat), strict=True)
-            return Effects(*(torch.stack(x).view(change.shape[:-1]) for x in each))
+            found = Effects(*(torch.stack(x).view(change.shape[:-1]) for x in each))
+            untold = torch.full_like(found.kl, torch.nan)
+            return found if top else found._replace(top1_changed=untold)
         (found,) = _walk(self, [_Way.of(self, flat, top=top)])
         return Effects(*(x.view(change.shape[:-1]) for x in found))
 
@@ -171,7 +173,10 @@ class LogitChange:
         Of the second, the likeliest token is not told.
         """
         if self.unembed.cap is not None:
-            return self.effects(changes.recomputed), self.effects(changes.frozen)
+            return (
+                self.effects(changes.recomputed),
+                self.effects(changes.frozen, top=False),
+            )
         frozen = _Way.of(self, changes.frozen, top=False)
         anew = _Way.of(self, changes.recomputed, changes.along, changes.back)
         part = changes.along[..., 0] * frozen.tally.largest

@@ -245,7 +245,8 @@ class Forward:
                 too, as ``pattern``: it is computed as a matrix there, and only there.
             kv_cache: Positions that were run before those of `resid`. It is extended.
             written: What block `start`'s attention or MLP writes, by the names ``attn_out`` and
-                ``mlp_out``, where it is known: it is shown, and not computed.
+                ``mlp_out``, where it is known: it is shown, and not computed. Not beside a
+                `kv_cache`, which would lack the block's keys.
 
         Returns:
             The stream at the input of block `stop`.

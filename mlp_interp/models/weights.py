@@ -110,9 +110,9 @@ class Weights:
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             warnings.warn(
                 "autocast is on: what is computed in it, such as ablations, decompositions and "
-                "sweeps, is rounded to half precision (lenses, heads, weights, neurons, latents, "
-                "features, superposition, reach, directions, gradients and exchanges of runs leave "
-                "it); call analyses outside it",
+                "sweeps, is rounded to half precision (lenses, heads, weights, memories, neurons, "
+                "latents, features, superposition, reach, directions, gradients and exchanges of "
+                "runs leave it); call analyses outside it",
                 stacklevel=1,  # one place, so that it is said once
             )
         return cls(model)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlp_interp.models.rotary import Rotary
 from mlp_interp.runs.patched_run import PatchedRun
 from mlp_interp.runs.recorded import Run
 
@@ -48,15 +49,19 @@ class Entries:
         for i, run in enumerate(runs):
             if run.narrow and run.layer < base.n_layers:
                 of_layer[run.layer].append(i)
+        # Of all positions, as the base run's are: some tables depend on how far they reach.
+        positions = torch.arange(base.length, device=like.device)
+        rotary = base.lean.rotary(positions, like=like)
         for layer, some in of_layer.items():
             for first in range(0, len(some), rows):
-                every._fill(base, runs, layer, some[first : first + rows])
+                every._fill(base, runs, layer, some[first : first + rows], rotary)
         return every
 
-    def _fill(self, base: Run, runs: Sequence[PatchedRun], layer: int, some: list[int]) -> None:
+    def _fill(
+        self, base: Run, runs: Sequence[PatchedRun], layer: int, some: list[int], every: Rotary
+    ) -> None:
         forward, at = base.lean, torch.tensor(some, device=self.stream.device)
-        start = at.new_tensor([runs[i].start for i in some])
-        rotary = forward.rotary(start, like=self.stream)
+        rotary = every[at.new_tensor([runs[i].start for i in some])]
         stream = torch.cat([runs[i].stream for i in some])
         normalized = forward.normalize(stream)
         q, k, v = forward.heads(layer, normalized)

@@ -39,8 +39,9 @@ def final_streams(
     """Final streams of patched runs at the positions that are read, as full passes give them.
 
     What it leaves out: blocks below a run's layer, positions before its first changed one,
-    everything but keys and values at the last block's unread positions, and, where one position
-    differs, everything in its first block that reads only other positions.
+    everything but keys and values, or where few positions are read but what scores and mixes need,
+    at the last block's unread positions, and, where one position differs, everything in its first
+    block that reads only other positions.
 
     Args:
         base: The run that they leave, by the lean forward and without edits.
@@ -66,7 +67,7 @@ def _groups(
 ) -> Iterator[list[int]]:
     together: list[int] = []
     taken = 0.0
-    # Whatever its rows, a patched run has copies of all keys and values, and of as many queries.
+    # Whatever its rows, a patched run has room for all keys and values, and for as many queries.
     always = base.length * 4 * base.weights.d_model / _row(base)
     for i in order:
         size = base.length - patched[i].start + always

@@ -208,11 +208,15 @@ class Group:
         out: Rows,
     ) -> Float[Tensor, "row d_model"]:
         """From a block's attention output to the stream after it, at the rows `out`, in place."""
+        forward = self.forward
         attn_out = self._pinned("attn_out", layer, attn_out, out)
-        resid += attn_out
-        if normalized is None or not self.forward.weights.parallel:
-            normalized = self.forward.normalize(resid)
-        mlp_out = self.forward.mlp_of(layer, normalized)
+        if forward.weights.parallel and normalized is not None:
+            # Before the stream changes: without a norm that is what the MLP reads, not a copy.
+            mlp_out = forward.mlp_of(layer, normalized)
+            resid += attn_out
+        else:
+            resid += attn_out
+            mlp_out = forward.mlp_of(layer, forward.normalize(resid))
         resid += self._pinned("mlp_out", layer, mlp_out, out)
         return resid
 

@@ -48,6 +48,7 @@ class Run(Mapping[str, Tensor]):
         edits: The edits in force, in order.
         fired: What each of them did.
         foreign: Whether it is a cache that somebody else made.
+        borrows: Whether it holds activations of such a cache, below its edits.
     """
 
     forward: Forward | HookForward
@@ -58,6 +59,7 @@ class Run(Mapping[str, Tensor]):
     fired: tuple[Fired, ...] = ()
     foreign: bool = False
     _attention: dict[int, Attention] = field(default_factory=dict)
+    borrows: bool = False
 
     @classmethod
     @torch.no_grad()
@@ -105,7 +107,7 @@ class Run(Mapping[str, Tensor]):
                 "wanted the tokens that were run"
             )
         sites = cached_sites(forward.weights, cache)
-        return cls(forward, tokens, streams, sites, foreign=True)
+        return cls(forward, tokens, streams, sites, foreign=True, borrows=True)
 
     @classmethod
     @torch.no_grad()
@@ -183,8 +185,9 @@ class Run(Mapping[str, Tensor]):
         here = [*(self.edits[n] for n in again), *edits]
         recorder = Recorder(forward, shape, sites, here)
         shared = self._below(start, recorder.wanted)
-        # What block `start` wrote is known, unless edits there are to be made again.
-        clean = not self.foreign and all(edit.place[1] != start for edit in self.edits)
+        # What block `start` wrote is known, unless edits there are to be made again, or all that
+        # is known of a cache is that the model repeats its final stream.
+        clean = not self.borrows and all(edit.place[1] != start for edit in self.edits)
         kept = self.kept if clean else {}
         streams = recorder.run(self.streams[start], start=start, kept=kept)
         fired = list(self.fired)
@@ -199,6 +202,7 @@ class Run(Mapping[str, Tensor]):
             (*fired, *recorder.applier.fired[len(again) :]),
             False,
             {layer: a for layer, a in self._attention.items() if layer < start},
+            self.borrows,
         )
 
     @torch.no_grad()
@@ -396,6 +400,7 @@ class Run(Mapping[str, Tensor]):
             self.fired,
             self.foreign,
             {layer: a.cut(rows, length) for layer, a in self._attention.items()},
+            self.borrows,
         )
 
     @cached_property

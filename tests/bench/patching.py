@@ -153,7 +153,7 @@ def products(site: str, model: Any, contrast: mi.Contrast) -> float:
         return cells * forward / max(ours, 1)
     cells, ours = n_layers * length, 0.0
     entry = 0 if site == "resid_pre" else 1
-    rotated = cfg.rotary_dim / cfg.d_head if cfg.positional_embedding_type == "rotary" else 0
+    rotated = 0.25  # of each key, in Pythia
     for layer in range(n_layers):
         for position in range(length):
             first, rows = layer + entry, length - position

@@ -90,6 +90,8 @@ class Histogram(UnitReducer):
         found = torch.zeros(units // width, width * 2 * self._ends, dtype=torch.int64)
         first = torch.arange(width, device=x.device, dtype=narrow) * (2 * self._ends)
         for rows in batch.rows(self.picked(x), self.first, numbers=_COUNTED):
+            if not len(rows):
+                continue
             rows = rows.flatten(1).float()
             bins = batch.scratch(rows, narrow, slot=2).view(-1, len(rows), width)
             done = 0

@@ -1,5 +1,6 @@
 """Means, variances and higher moments, exactly mergeable."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ __all__ = ["Mean", "Moments"]
 # Numbers whose moments are taken together: half of what else stays in the cache, as it is twice
 # there.
 _TOGETHER = 2**17
+# Stretches whose moments are held until they are merged.
+_JOINED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,15 @@ class Moments(UnitReducer):
     def see(self, state: State, site: Site, x: Tensor, batch: Batch) -> None:
         """Moments of the batch around its own mean, then merged."""
         mine = {name: value[self.row(site)] for name, value in state.items()}
-        parts = [*batch.rows(self.picked(x), self.first, numbers=_TOGETHER)]
-        found = [self._moments(rows, batch) for rows in parts if len(rows)]
-        if not found:
-            return
-        joined = {name: torch.stack([each[name] for each in found]).cpu() for name in found[0]}
-        entries = torch.tensor([len(rows) for rows in parts if len(rows)])
-        _merge(mine, _joined({"entries": entries, **joined}))
+        found: list[dict[str, Tensor]] = []
+        for rows in batch.rows(self.picked(x), self.first, numbers=_TOGETHER):
+            if len(rows):
+                found.append({"entries": torch.tensor(len(rows)), **self._moments(rows, batch)})
+            if len(found) == _JOINED:
+                _merge(mine, _joined(_stacked(found)))
+                found = []
+        if found:
+            _merge(mine, _joined(_stacked(found)))
 
     def merge(self, state: State, later: State) -> None:
         """The moments of both."""
@@ -190,6 +195,11 @@ class Mean(SiteReducer):
             coords["pos"] = list(range(self.first, shape.length))
         attrs = {"long_name": f"mean activation at {self.site}", "unit": "activation"}
         return xr.Dataset({"mean": (dims, mean, {"unit": "activation"})}, coords, attrs)
+
+
+def _stacked(stretches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Those of several stretches along a first axis, on the CPU."""
+    return {name: torch.stack([each[name] for each in stretches]).cpu() for name in stretches[0]}
 
 
 def _joined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
