@@ -49,7 +49,7 @@ def attribute_logits(
     positions: int | Sequence[int] | None = -1,
     attention_mask: Any = None,
     norm: Literal["freeze", "recompute"] = "freeze",
-    dictionaries: Sequence[Dictionary] = (),
+    dictionaries: Dictionary | Sequence[Dictionary] = (),
 ) -> xr.DataArray:
     """What each component adds directly to a logit or a difference of logits.
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from contrasts import contrast_of
 
 import mlp_interp as mi
-from mlp_interp import latents
+from mlp_interp import latents, residual
 from mlp_interp.dictionaries import Dictionary, TopK
 from mlp_interp.models import Weights
 
@@ -142,6 +143,23 @@ def test_all_latents_and_the_error_are_the_place(nano: Any) -> None:
     np.testing.assert_allclose(found.whole.sel(place="3.resid_post"), found.clean, atol=1e-3)
 
 
+def test_one_dictionary_is_as_good_as_a_list(nano: Any) -> None:
+    task, one = mi.prompts.facts(nano, n=2, seed=0), some(nano)
+    cache = mi.cache_for(nano, task.clean_tokens, dictionaries=one)
+    for ask in (
+        lambda given: latents.patch(nano, task, given, latents=[3, "1.error"]),
+        lambda given: latents.attribution_patch(nano, task, given),
+        lambda given: latents.replace(nano, given, task.clean_tokens),
+        lambda given: mi.attribute_logits(nano, cache, task, dictionaries=given),
+    ):
+        xr.testing.assert_identical(ask(one), ask([one]))
+    alone = mi.decompose(nano, cache, dictionaries=one)
+    assert "1.error" in [site.label for site in alone.sites]
+    assert alone.sites == mi.decompose(nano, cache, dictionaries=[one]).sites
+    needed = residual.needed
+    assert needed(nano, dictionaries=one) == needed(nano, dictionaries=[one])
+
+
 def test_a_latent_that_is_the_same_in_both_runs_changes_nothing(nano: Any) -> None:
     task, one = mi.prompts.facts(nano, n=2, seed=0), some(nano)
     moving = latents.attribution_patch(nano, task, [one]).component.values
@@ -155,7 +173,8 @@ def test_a_latent_that_is_the_same_in_both_runs_changes_nothing(nano: Any) -> No
     ("given", "options", "text"),
     [
         ([], {}, r"dictionaries=\[\]; wanted a list"),
-        (None, {}, "wanted a list of one or more"),
+        (3, {}, "dictionaries=3; wanted a list of one or more, or a Dictionary"),
+        ("a path", {}, r"dictionaries\[0\]='a path'; wanted a Dictionary"),
         ([0, 0], {}, "has 2 of layer 1; wanted one, for latents"),
         ([0], {"latents": ["L2F3"]}, "latents='L2F3' of"),
         ([0], {"latents": ["L1F24"]}, "latents=24"),
@@ -174,7 +193,7 @@ def test_patches_of_latents_that_are_refused(
         mi.prompts.facts(nano, n=1, seed=0),
         [some(nano), some(nano, layer=2), some(nano, W_skip=None)],
     )
-    chosen: Any = three[0] if given is None else [three[n] for n in given]
+    chosen: Any = [three[n] for n in given] if isinstance(given, list) else given
     with pytest.raises(ValueError, match=text):
         latents.patch(nano, task, chosen, **options)
     if not set(options) & {"latents"}:

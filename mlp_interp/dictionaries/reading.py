@@ -10,7 +10,7 @@ from mlp_interp.dictionaries.dictionary import AFTER_NORM, Dictionary
 from mlp_interp.models import Weights
 from mlp_interp.models.weights import Affine
 
-__all__ = ["Reading", "check_dictionary", "check_given", "check_several"]
+__all__ = ["Reading", "check_dictionary", "check_given", "one_or_more"]
 
 Place = tuple[str, int]
 
@@ -41,14 +41,17 @@ def check_dictionary(given: Any, *, name: str = "dictionary") -> None:
         raise ValueError(f"{name}={shown}; wanted a Dictionary")
 
 
-def check_several(given: Any, *, name: str = "dictionaries") -> None:
-    """Refuse what is no list, one dictionary among others, or is empty.
+def one_or_more(given: Any, *, name: str = "dictionaries") -> list[Any]:
+    """A dictionary by itself, or several, as a list; what is in the list is not checked.
 
     Raises:
-        ValueError: It is one of these.
+        ValueError: It is neither, or there are none.
     """
+    if isinstance(given, Dictionary | str):  # a path is no list of letters
+        return [given]
     if not isinstance(given, Collection) or not given:
-        raise ValueError(f"{name}={given!r}; wanted a list of one or more")
+        raise ValueError(f"{name}={given!r}; wanted a list of one or more, or a Dictionary")
+    return list(given)
 
 
 class Reading:

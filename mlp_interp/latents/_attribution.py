@@ -16,7 +16,7 @@ from mlp_interp.gradients.runs import GradientPlan
 from mlp_interp.interchange import Direction, Engine, GivenRuns, Question, both_runs
 from mlp_interp.interchange import in_order as by_prompt
 from mlp_interp.latents.exchanged import Change
-from mlp_interp.latents.named import check_layers, in_order
+from mlp_interp.latents.named import in_order, of_layers
 from mlp_interp.latents.spliced import sites_of
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models import Weights
@@ -38,7 +38,7 @@ Where = Literal["all", "each"]
 def attribution_patch(
     model: Model,
     contrast: Contrast,
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary],
     metric: MetricLike = "logit_difference",
     *,
     direction: Direction = "denoising",
@@ -63,7 +63,7 @@ def attribution_patch(
     Args:
         model: The model.
         contrast: Clean and corrupted prompts, whose pairs may differ in length.
-        dictionaries: SAEs or transcoders, at most one of a layer.
+        dictionaries: SAEs or transcoders, one or several, at most one of a layer.
         metric: As of `mlp_interp.attribution_patch`.
         direction: As of `mlp_interp.attribution_patch`.
         steps: As of `mlp_interp.attribution_patch`.
@@ -102,7 +102,7 @@ def attribution_patch(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
     weights = question.weights
-    check_layers(weights, dictionaries)
+    dictionaries = of_layers(weights, dictionaries)
     kept = sites_of(weights, dictionaries)
     names = tuple({_gradient(weights, one) for one in dictionaries})
     numbers, readings, found = [], [], []

@@ -22,7 +22,7 @@ from mlp_interp.interchange import (
     positions_of,
 )
 from mlp_interp.latents.exchanged import Change
-from mlp_interp.latents.named import check_layers, in_order, named
+from mlp_interp.latents.named import in_order, named, of_layers
 from mlp_interp.latents.spliced import sites_of
 from mlp_interp.metrics import MetricLike
 from mlp_interp.models.own_mode import own_mode
@@ -39,7 +39,7 @@ __all__ = ["patch"]
 def patch(
     model: Model,
     contrast: Contrast,
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary],
     metric: MetricLike = "logit_difference",
     *,
     latents: Latent | Sequence[Latent] | None = None,
@@ -63,7 +63,7 @@ def patch(
     Args:
         model: The model.
         contrast: Clean and corrupted prompts, whose pairs may differ in length.
-        dictionaries: SAEs or transcoders, at most one of a layer.
+        dictionaries: SAEs or transcoders, one or several, at most one of a layer.
         metric: As of `mlp_interp.patch`.
         latents: Which, one or several, by label (``"L2F17"``, ``"2.error"``, ``"2.skip"``), or by
             number where there is one dictionary. None for all that write something else in some
@@ -102,7 +102,7 @@ def patch(
     question = Question.of(
         model, contrast, metric, direction=direction, engine=engine, memory=memory, runs=runs
     )
-    check_layers(question.weights, dictionaries)
+    dictionaries = of_layers(question.weights, dictionaries)
     sites = (
         None if latents is None else named(dictionaries, latents, others=("error", "b_dec", "skip"))
     )

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from mlp_interp.dictionaries import Dictionary
+from mlp_interp.dictionaries.reading import one_or_more
 from mlp_interp.edits import Edit
 from mlp_interp.latents._evaluate import ABOUT
 from mlp_interp.latents.linear import Linear, linear_maps
@@ -34,7 +35,7 @@ _UNITS = {"kl": "nats", "delta_loss": "nats per token", "top1_changed": "fractio
 @torch.no_grad()
 def replace(
     model: Model,
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary],
     corpus: Any,
     *,
     cumulative: bool = False,
@@ -56,9 +57,10 @@ def replace(
 
     Args:
         model: The model.
-        dictionaries: SAEs or transcoders, of one place each; or all those of a cross-layer
-            transcoder, of which each writes to its own MLP's output and to all later ones: in place
-            of an MLP then stands what those of its layer and the layers below write there together.
+        dictionaries: SAEs or transcoders, one or several, of one place each; or all those of a
+            cross-layer transcoder, of which each writes to its own MLP's output and to all later
+            ones: in place of an MLP then stands what those of its layer and the layers below write
+            there together.
         corpus: As of `evaluate`.
         cumulative: Whether to replace ``"up to 1.mlp"`` and ``"from 2.mlp"``, too.
         first: As of `evaluate`.
@@ -92,6 +94,7 @@ def replace(
     """
     count("batch_size", batch_size)
     runner = Runner.of(model)
+    dictionaries = one_or_more(dictionaries)
     places = places_of(runner.weights, dictionaries)
     parts = [one for place in places for one in place.parts]
     texts = padded_texts(model, corpus, attention_mask)

@@ -5,35 +5,26 @@ from typing import Any
 
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.dictionaries.naming import Latent, latent_site
-from mlp_interp.dictionaries.reading import check_several
+from mlp_interp.dictionaries.reading import one_or_more
 from mlp_interp.latents.spliced import check_one_layer
 from mlp_interp.models import Weights
 from mlp_interp.models.indices import distinct, is_single
 from mlp_interp.sites import Site, site_of
 
-__all__ = ["check_layers", "check_list", "in_order", "named"]
+__all__ = ["in_order", "named", "of_layers"]
 
 _ORDER = ("latents", "b_dec", "skip", "error")
 
 
-def check_list(weights: Weights, dictionaries: Sequence[Dictionary]) -> None:
-    """Refuse what is no list of dictionaries of one layer each, of a model.
+def of_layers(weights: Weights, given: Dictionary | Sequence[Dictionary]) -> list[Dictionary]:
+    """One dictionary or several, of one layer each, as a list.
 
     Raises:
-        ValueError: It is none.
+        ValueError: There are none, two are of a layer, or one is of several or of another model.
     """
-    check_several(dictionaries)
+    dictionaries = one_or_more(given)
     for n, one in enumerate(dictionaries):
         check_one_layer(weights, one, name=f"dictionaries[{n}]")
-
-
-def check_layers(weights: Weights, dictionaries: Sequence[Dictionary]) -> None:
-    """Refuse what is no list of dictionaries of one layer each, at most one of a layer.
-
-    Raises:
-        ValueError: It is one of these, or one is of another model.
-    """
-    check_list(weights, dictionaries)
     layers = [one.layer for one in dictionaries]
     for layer in layers:
         if layers.count(layer) > 1:
@@ -41,6 +32,7 @@ def check_layers(weights: Weights, dictionaries: Sequence[Dictionary]) -> None:
                 f"dictionaries has {layers.count(layer)} of layer {layer}; wanted one, for latents "
                 "are named by their layer"
             )
+    return dictionaries
 
 
 def named(

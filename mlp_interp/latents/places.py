@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.dictionaries.reading import check_given, check_several
+from mlp_interp.dictionaries.reading import check_given
 from mlp_interp.edits import Edit
 from mlp_interp.latents.spliced import put, read_in, splice
 from mlp_interp.models import Weights
@@ -62,10 +62,9 @@ def places_of(weights: Weights, dictionaries: Sequence[Dictionary]) -> list[Plac
     """The places that dictionaries write, in the order of the model.
 
     Raises:
-        ValueError: No list, a dictionary of another model, two that read and write one place, or
+        ValueError: A dictionary of another model, two that read and write one place, or
             parts of a cross-layer transcoder without the others.
     """
-    check_several(dictionaries)
     for n, one in enumerate(dictionaries):
         check_given(weights, one, name=f"dictionaries[{n}]")
     firsts = [one.site for one in dictionaries]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlp_interp.dictionaries import Dictionary
 from mlp_interp.models import Weights, describe
 from mlp_interp.models.caches import cached, check_cached
-from mlp_interp.models.indices import distinct
+from mlp_interp.models.indices import distinct, each
 from mlp_interp.models.origin import check_origin
 from mlp_interp.models.padding import Padding, padding_in, places
 from mlp_interp.models.protocol import Cache, Model
@@ -47,7 +47,7 @@ def needed(
     *,
     level: Level = "component",
     layer: int | None = None,
-    dictionaries: Sequence[Dictionary] = (),
+    dictionaries: Dictionary | Sequence[Dictionary] = (),
 ) -> list[str]:
     """Hook names that `decompose` reads: the ``names_filter`` to run the model with.
 
@@ -63,7 +63,8 @@ def needed(
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
-    sites = [*_read(weights, runs, _stream(weights, layer)), *reads_of(weights, dictionaries)]
+    reads = reads_of(weights, each(dictionaries))
+    sites = [*_read(weights, runs, _stream(weights, layer)), *reads]
     if has_hooks(model):  # what they write is told by these
         sites += [*outputs_of(weights, layer), *streams_of(weights, layer)]
     return list(dict.fromkeys(site.hook_name for site in sites))
@@ -76,7 +77,7 @@ def cache_for(
     *,
     attention_mask: Any = None,
     level: Level = "component",
-    dictionaries: Sequence[Dictionary] = (),
+    dictionaries: Dictionary | Sequence[Dictionary] = (),
 ) -> Any:
     """Run the model and cache just what `decompose` needs at this level, and at coarser ones.
 
@@ -126,7 +127,7 @@ def decompose(
     layer: int | None = None,
     positions: int | Sequence[int] | None = None,
     attention_mask: Any = None,
-    dictionaries: Sequence[Dictionary] = (),
+    dictionaries: Dictionary | Sequence[Dictionary] = (),
 ) -> Residual:
     """Split a residual stream into the components that wrote it.
 
@@ -157,9 +158,9 @@ def decompose(
         attention_mask: 1 where text is, 0 where padding is; None tells it by the rule of
             `mlp_interp.models.padding`. Where texts end at different positions, `Residual.real`
             says which of them each is asked about; all else is NaN.
-        dictionaries: SAEs or transcoders of MLPs' or attentions' outputs, at most one of a layer.
-            Of a cross-layer transcoder all that write below `layer`: a latent is one component,
-            with what it writes to all these layers.
+        dictionaries: SAEs or transcoders of MLPs' or attentions' outputs, one or several, at most
+            one of a layer. Of a cross-layer transcoder all that write below `layer`: a latent is
+            one component, with what it writes to all these layers.
 
     Raises:
         ValueError: Unknown level, layer or position; a dictionary of another model or place;
@@ -184,6 +185,7 @@ def decompose(
     weights = Weights.of(model)
     layer = _checked_layer(weights, layer)
     runs = Layout.of(weights, level, layer).runs()
+    dictionaries = each(dictionaries)
     _check(weights, cache, runs, layer, level, reads_of(weights, dictionaries))
     padding = padding_in(
         weights, cache, _shape(weights, cache, layer), attention_mask=attention_mask
