@@ -301,6 +301,17 @@ def test_modes_do_not_depend_on_processing(kind, texts):
     np.testing.assert_allclose(folded["own"], raw["own"], atol=2e-3)
 
 
+def test_half_precision_is_measured_in_single(kind, texts):
+    whole, half = kind("parallel"), kind("parallel", dtype=torch.bfloat16)
+    options = {"layers": 1, "sizes": (0.2, 0.4)}
+    kl = [noise_tolerance(model, texts, **options)["kl"] for model in (whole, half)]
+    np.testing.assert_allclose(kl[1], kl[0], rtol=0.2)
+    found = [modes(model, texts, k=300) for model in (whole, half)]
+    np.testing.assert_allclose(found[1]["forced"] + found[1]["own"], found[1]["logit"], atol=1e-5)
+    by_token = [np.take_along_axis(x.logit.values, x.token.values.argsort(1), 1) for x in found]
+    np.testing.assert_allclose(by_token[1], by_token[0], atol=0.02 * float(np.abs(by_token).max()))
+
+
 @pytest.mark.parametrize(("amount", "modes_found"), [(0.0, 0), (2.0, 1)])
 def test_a_planted_mode_is_found_and_only_it(amount, modes_found):
     """A stream of one likely token, and a share of five tokens that point alike."""

@@ -108,7 +108,7 @@ def modes(
     asked = _asked(positions, counts, padded.real)
     check_weights(model)
     runner = Runner.of(model)
-    directions = runner.unembed.weight - mean_direction(weights)[0][:, None]
+    directions = single(runner.unembed.weight) - single(mean_direction(weights)[0])[:, None]
     streams = _finals(runner, padded.tokens)[counts]
     rows, found, rest = asked[counts].tolist(), [], []
     # At all places that count, since z compares a set's own part with what it is elsewhere.

@@ -30,7 +30,7 @@ from mlp_interp.models.own_mode import own_mode
 from mlp_interp.models.padding import which_count
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts.texts import padded_texts
-from mlp_interp.results import mean_and_error, variable
+from mlp_interp.results import mean_and_error, single, variable
 from mlp_interp.runs import Runner
 from mlp_interp.runs.effects import edit_effects
 from mlp_interp.sites import Site
@@ -228,8 +228,8 @@ class Noisy(Reducer):
         effects: Effects = joined(parts)
         where = ~counts
         found = {
-            "kl": effects.kl.masked_fill(where, torch.nan).nanmean(-1),
-            "delta_loss": effects.delta_loss.masked_fill(where, torch.nan).nanmean(-1),
+            "kl": single(effects.kl).masked_fill(where, torch.nan).nanmean(-1),
+            "delta_loss": single(effects.delta_loss).masked_fill(where, torch.nan).nanmean(-1),
         }
         self.merge(state, {name: x.cpu() for name, x in found.items()})
 
