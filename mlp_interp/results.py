@@ -276,14 +276,19 @@ def load(path: str | Path) -> xr.DataArray | xr.Dataset:
     """Read back what `save` wrote: a DataArray if one was saved, else a Dataset.
 
     Raises:
-        ValueError: There is no such file, its suffix is neither ``.nc`` nor ``.zarr``, or it holds
-            several results, as a report's.
+        ValueError: There is no such file, its suffix is neither ``.nc`` nor ``.zarr``, it is no
+            such file inside, or it holds several results, as a report's.
     """
     path = _checked(path)
     if not path.exists():
         raise ValueError(f"path={str(path)!r} does not exist; wanted a file written by save()")
     engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
-    result = _read(path, engine)
+    try:
+        result = _read(path, engine)
+    except OSError as error:
+        raise ValueError(
+            f"path={str(path)!r} cannot be read ({error}); wanted a file written by save()"
+        ) from error
     if isinstance(result, xr.Dataset) and not result.variables:
         with xr.open_datatree(path, engine=engine) as tree:
             held = ", ".join(tree.children)

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 import mlp_interp as mi
 from mlp_interp import steering
-from mlp_interp.corpus.reducers import CoActivation, Fraction
+from mlp_interp.corpus.reducers import CoActivation, Fraction, Mean, quantiles
 from mlp_interp.superposition import toy
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
-REDUCERS = {"CoActivation": CoActivation, "Fraction": Fraction}
+REDUCERS = {"CoActivation": CoActivation, "Fraction": Fraction, "quantiles": quantiles}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,25 @@ def test_what_is_no_cache(given, call):
         ),
         ("Fraction(above='1')", "above='1'; wanted a finite number"),
         ("CoActivation(neurons=['L0N1'], above=None)", "above=None; wanted a finite number"),
+        (
+            "mi.sweep(m, tokens, Fraction(first=1000))",
+            "first=1000: sequences of 3 tokens have no such position",
+        ),
+        (
+            "mi.sweep(m, tokens, Fraction(), options={'checkpoint': 'x'})",
+            "options={'checkpoint': 'x'}; wanted mlp_interp.SweepOptions",
+        ),
+        (
+            "quantiles(mi.sweep(m, tokens, Fraction())['fraction.pre'], 0.5)",
+            "wanted what Histogram",
+        ),
+        ("mi.superposition.concepts(m, [' John'])", "sets=[' John']; wanted tokens by name"),
+        ("mi.reach.reachable(m, [' Paris', ' nosuch'])", "tokens[1]=' nosuch' is "),
+        ("mi.reach.reachable(m, [[5], [' nosuch']])", "tokens[1][0]=' nosuch' is "),
+        (
+            "mi.features.over_revisions('nano', [0, 1], print)",
+            "name='nano' is one model of the package, without revisions; wanted one on the hub",
+        ),
     ],
 )
 def test_what_is_of_the_wrong_kind(given, call, message):
@@ -141,3 +161,28 @@ def test_texts_are_taken_where_tokens_are(nano):
         )
     with pytest.raises(ValueError, match="wanted texts of one length"):
         runner.generate([text, "The"])
+
+
+def test_a_file_of_something_else_is_no_result(tmp_path):
+    path = tmp_path / "junk.nc"
+    path.write_text("junk")
+    with pytest.raises(ValueError, match=r"junk.nc' cannot be read .*; wanted a file written by"):
+        mi.load(path)
+
+
+def test_one_of_several_may_stand_alone(given):
+    """A layer, an instance of toy models, labels by name."""
+    m, tokens = given["m"], given["tokens"]
+    one, same = (mi.sweep(m, tokens, Mean(layers=layers)) for layers in (2, (2,)))
+    xr.testing.assert_identical(one["mean.pre"], same["mean.pre"])
+    W = toy.toy_models(3, 2, 0.1, steps=2).W.isel(instance=0)
+    xr.testing.assert_identical(toy.geometry(W), toy.geometry(W.values))
+    prefixes = {"chess": "Topic: chess.", "hockey": "Topic: hockey."}
+    texts = ["The rook took the pawn.", "The goalie stopped the puck."]
+    scores = mi.features.self_score(m, texts, prefixes)
+    by_name = {"hockey": [False, True], "chess": [True, False]}
+    xr.testing.assert_identical(
+        mi.features.agreement(scores, by_name), mi.features.agreement(scores, ["chess", "hockey"])
+    )
+    with pytest.raises(ValueError, match=r"labels of \['chess'\]; wanted those of each feature"):
+        mi.features.agreement(scores, {"chess": [True, False]})

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from mlp_interp.checkpoint import Checkpoint
-from mlp_interp.corpus.options import SweepOptions
+from mlp_interp.corpus.options import SweepOptions, check_options
 from mlp_interp.corpus.progress import Progress
 from mlp_interp.corpus.ray_backend import reduce_on_ray
 from mlp_interp.corpus.reducers import Reducer, Shape
@@ -64,9 +64,9 @@ def sweep(
 
     Raises:
         ValueError: No reducers or two of one name, what a reducer wants and the model has not,
-            padded texts for a reducer that does not leave padding out, tokens that are not the
-            model's, a checkpoint for a model on which hooks are held, or resources that the cluster
-            has not.
+            `options` of another kind, padded texts for a reducer that does not leave padding out,
+            tokens that are not the model's, a checkpoint for a model on which hooks are held, or
+            resources that the cluster has not.
         ImportError: ``backend="ray"`` without Ray.
 
     Example:
@@ -78,6 +78,7 @@ def sweep(
         >>> list(found), 0 < float(found["fraction.pre"]["fraction"].mean()) < 0.5
         (['fraction.pre', 'moments.mlp_out'], True)
     """
+    check_options(options)
     texts = padded_texts(model, corpus, attention_mask)
     tokens, data = texts.tokens, texts.attrs
     weights = Weights.of(model)

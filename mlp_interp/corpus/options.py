@@ -10,7 +10,7 @@ from mlp_interp.corpus.tally import Errors
 from mlp_interp.models.indices import count
 from mlp_interp.models.options import check_choice
 
-__all__ = ["ReadingOptions", "SweepOptions"]
+__all__ = ["ReadingOptions", "SweepOptions", "check_options"]
 
 Backend = Literal["local", "ray"]
 
@@ -101,3 +101,13 @@ class SweepOptions:
     def gpus(self) -> bool:
         """Whether workers compute on GPUs, which round differently."""
         return bool((self.resources or {}).get("num_gpus"))
+
+
+def check_options(given: Any) -> None:
+    """Refuse what does not say how a sweep is run.
+
+    Raises:
+        ValueError: It is none of `SweepOptions`.
+    """
+    if not isinstance(given, SweepOptions):
+        raise ValueError(f"options={given!r}; wanted mlp_interp.SweepOptions(...)")

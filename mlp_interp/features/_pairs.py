@@ -1,6 +1,6 @@
 """What self-scores say: of two texts which one more, and whether they agree with labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -79,7 +79,8 @@ def agreement(scores: xr.Dataset, labels: Any) -> xr.Dataset:
     Args:
         scores: What `self_score` gave.
         labels: Of every text, the name of the feature that it has, or any other word; or with a
-            single feature, whether it has it.
+            single feature, whether it has it; or by the name of each feature, whether each text has
+            it, as `index` takes them.
 
     Returns:
         A Dataset. Along ``feature``: `auroc`, the chance that a text with the feature scores higher
@@ -91,7 +92,8 @@ def agreement(scores: xr.Dataset, labels: Any) -> xr.Dataset:
         with a single feature, and texts without any of the features are left out.
 
     Raises:
-        ValueError: Not one label a text, or all texts have a feature, or none has.
+        ValueError: Not one label a text, labels of other features, or all texts have a feature, or
+            none has.
 
     Example:
         >>> from mlp_interp import load_model
@@ -141,6 +143,10 @@ def _area(row: np.ndarray, with_it: np.ndarray) -> float:
 
 def _truth(names: list[str], labels: Any, size: int) -> np.ndarray:
     """Which texts have which feature ``[feature, prompt]``."""
+    if isinstance(labels, Mapping):
+        if {*labels} != {*names}:
+            raise ValueError(f"labels of {[*labels]}; wanted those of each feature: {names}")
+        return np.concatenate([_truth([name], labels[name], size) for name in names])
     given = np.asarray(labels)
     if given.shape != (size,):
         raise ValueError(f"labels={given.shape} for {size} texts; wanted one for each")

@@ -12,6 +12,7 @@ from mlp_interp.checkpoint import Checkpoint
 from mlp_interp.features.asked import check_asked
 from mlp_interp.models import PYTHIA, load_model
 from mlp_interp.models.indices import integers
+from mlp_interp.models.loading import LOCAL
 from mlp_interp.models.options import check_counts
 from mlp_interp.results import DATASETS
 
@@ -59,9 +60,9 @@ def over_revisions(
         that are not the same at all revisions are left out.
 
     Raises:
-        ValueError: No revisions, one twice, or one that Pythia or the local folder has not; results
-            of other types, dims, sizes or labels than those of the first revision; a folder that
-            belongs to another question.
+        ValueError: A model of the package, no revisions, one twice, or one that Pythia or the local
+            folder has not; results of other types, dims, sizes or labels than those of the first
+            revision; a folder that belongs to another question.
         ConnectionError: The hub could not be reached.
 
     References:
@@ -119,6 +120,11 @@ def _steps(name: str | Path, revisions: Any) -> list[int]:
     if Path(name).is_dir():
         known = [int(at.name[4:]) for at in run.glob("step*") if at.name[4:].isdigit()]
         where = f"{str(run)!r}"
+    elif name in LOCAL:
+        raise ValueError(
+            f"name={name!r} is one model of the package, without revisions; wanted one on the hub, "
+            "or a local folder with revisions/step<n>, as python -m mlp_interp.nano.train leaves"
+        )
     elif _is_pythia(name):
         known, where = [*PYTHIA_REVISIONS], "the published steps of Pythia"
     else:

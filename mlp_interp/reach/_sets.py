@@ -27,11 +27,14 @@ def sets_of(model: Model, given: Any, d_vocab: int) -> Int[np.ndarray, "set k"]:
     """
     plain = given.tolist() if hasattr(given, "tolist") else given
     listed = [plain] if isinstance(plain, str) else list(plain)
-    if listed and all(_is_one(entry) for entry in listed):
-        listed = [listed]
+    single = bool(listed) and all(_is_one(entry) for entry in listed)
+    listed = [listed] if single else listed
     weights = Weights.of(model)
     sets = [
-        [token_id(weights, x, name=f"tokens[{n}]") for x in _several(one, n)]
+        [
+            token_id(weights, x, name=f"tokens[{i}]" if single else f"tokens[{n}][{i}]")
+            for i, x in enumerate(_several(one, n))
+        ]
         for n, one in enumerate(listed)
     ]
     sizes = sorted({len(one) for one in sets})

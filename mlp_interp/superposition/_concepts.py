@@ -61,8 +61,8 @@ def concepts(
         from the whole vocabulary, or for steps from the parent's tokens.
 
     Raises:
-        ValueError: Fewer than three tokens in a set, one twice or none of the model's, a parent
-            that is no set or does not include its child, or counts out of range.
+        ValueError: No mapping, fewer than three tokens in a set, one twice or none of the model's,
+            a parent that is no set or does not include its child, or counts out of range.
 
     References:
         Park, Choe & Veitch, "The linear representation hypothesis and the geometry of large
@@ -79,6 +79,10 @@ def concepts(
     count("controls", controls, least=2)
     draws = np.random.default_rng(checked_seed(seed))
     weights = Weights.of(model)
+    if not isinstance(sets, Mapping):
+        raise ValueError(
+            f"sets={sets!r}; wanted tokens by name: {{'animals': [' cat', ' dog', …]}}"
+        )
     ids = {name: _ids(model, name, given, weights.d_vocab) for name, given in sets.items()}
     if not ids:
         raise ValueError("sets is empty; wanted at least one concept")

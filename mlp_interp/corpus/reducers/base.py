@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mlp_interp.models import Forward, HookForward, Weights
-from mlp_interp.models.indices import indices
+from mlp_interp.models.indices import indices, integers
 from mlp_interp.models.padding import counted
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.results import single, to_numpy
@@ -274,7 +274,7 @@ class SiteReducer(Reducer):
     Args:
         site: ``"pre"``, ``"pre_linear"`` (of gated MLPs), ``"post"``, ``"mlp_out"``,
             ``"attn_out"``, ``"z"``, ``"q"``, ``"k"``, ``"v"``, ``"resid_pre"`` or ``"resid_post"``.
-        layers: Which layers, negative ones from the last; None for all.
+        layers: Which layers, one or several, negative ones from the last; None for all.
         first: Position from which on activations count: 1 leaves out the first, and BOS wherever
             it stands, at which many models do something else than everywhere else.
 
@@ -284,14 +284,13 @@ class SiteReducer(Reducer):
     """
 
     site: str = "pre"
-    layers: tuple[int, ...] | None = None
+    layers: int | tuple[int, ...] | None = None
     first: int = 0
 
     def __post_init__(self) -> None:
         if self.site not in _SITES:
             raise ValueError(f"site={self.site!r}; wanted one of {', '.join(_SITES)}")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", integers("layers", self.layers))
         if self.first < 0:
             raise ValueError(f"first={self.first}; wanted a position from 0")
 
@@ -302,6 +301,7 @@ class SiteReducer(Reducer):
 
     def resolved(self, shape: Shape) -> "SiteReducer":
         """With layers counted from 0."""
+        self._check_first(shape)  # before states are made, which would have less than no positions
         return self if self.layers is None else replace(self, layers=self.chosen(shape))
 
     def chosen(self, shape: Shape) -> tuple[int, ...]:
@@ -310,16 +310,19 @@ class SiteReducer(Reducer):
 
     def sites(self, shape: Shape) -> tuple[Site, ...]:
         """One site in each of the layers."""
+        self._check_first(shape)
+        return tuple(Site(self.site, layer) for layer in self.chosen(shape))
+
+    def _check_first(self, shape: Shape) -> None:
         if self.first >= shape.shortest:
             raise ValueError(
                 f"first={self.first}: sequences of {shape.shortest} tokens have no such position"
             )
-        return tuple(Site(self.site, layer) for layer in self.chosen(shape))
 
     def row(self, site: Site) -> int:
         """Where a layer stands in the state."""
-        layer = site.layer or 0
-        return layer if self.layers is None else self.layers.index(layer)
+        layer, chosen = site.layer or 0, integers("layers", self.layers)
+        return layer if chosen is None else chosen.index(layer)
 
     def coords(self, shape: Shape) -> dict[str, Any]:
         """Coordinates of the layers."""

@@ -167,8 +167,12 @@ def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
         Quantiles along the dims of the counts, with ``quantile`` in place of ``bin``.
 
     Raises:
-        ValueError: A share is outside 0 to 1.
+        ValueError: It is no histogram, or a share is outside 0 to 1.
     """
+    if not isinstance(histogram, xr.Dataset) or not {"count", "low", "high"} <= {
+        *histogram.variables
+    }:
+        raise ValueError(f"histogram={type(histogram).__name__}; wanted what Histogram gave")
     shares = "shares between 0 and 1"
     wanted = checked_numbers("q", q, lambda x: (x >= 0) & (x <= 1), shares)
     counts = histogram["count"]

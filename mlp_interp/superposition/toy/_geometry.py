@@ -31,7 +31,7 @@ _NAMES: Mapping[tuple[int, int], str] = MappingProxyType(
 
 
 def geometry(
-    W: Float[Tensor, "feature d"] | np.ndarray,
+    W: Float[Tensor, "feature d"] | np.ndarray | xr.DataArray,
     *,
     represented: float = 0.5,
     touching: float = 0.1,
@@ -45,7 +45,7 @@ def geometry(
     do not depend on how the shape is turned.
 
     Args:
-        W: Features as rows, as of `toy_models`.
+        W: Features as rows, as of one instance of `toy_models`.
         represented: Shorter rows are no stored features.
         touching: Cosine from which on two features are of one group.
         tolerance: Largest difference of an eigenvalue of the cosines at which a shape has its name.
@@ -69,7 +69,8 @@ def geometry(
     """
     represented = finite_number("represented", represented)
     touching, tolerance = finite_number("touching", touching), finite_number("tolerance", tolerance)
-    rows = checked_tensor("W", W, "finite numbers [feature, d]").detach().double()
+    given = W.values if isinstance(W, xr.DataArray) else W
+    rows = checked_tensor("W", given, "finite numbers [feature, d]").detach().double()
     if rows.ndim != 2 or not bool(rows.isfinite().all()):
         raise ValueError(f"W of shape {tuple(rows.shape)}; wanted finite numbers [feature, d]")
     stored = (rows.norm(dim=-1) > represented).nonzero()[:, 0]
