@@ -49,12 +49,35 @@ def test_places_are_named_in_every_way(kind, tokens):
     assert torch.equal(found[Site("pattern", 1, head=3)], found["pattern", 1][:, 3])
     assert torch.equal(found["L0N7"], found["post", 0][:, :, 7])
     assert found["tokens"] is found.tokens
-    for wrong in ("9.mlp", "nobody", ("mlp_out", 9), ("x", 1)):
-        assert wrong not in found
-        with pytest.raises(KeyError):
-            found[wrong]
     with pytest.raises(ValueError, match=r"site='1.z' was not kept by the run, which has"):
         run(kind(), tokens, sites=["1.mlp"]).at(Site("z", 1))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_keys_of_nothing_are_refused_by_name(kind, tokens):
+    found = run(kind(), tokens)
+    for wrong, said in {
+        "9.mlp": "layer=9 in '9.mlp'; wanted layers 0 to 2",
+        "blocks.9.hook_mlp_out": "layer=9 in 'blocks.9.hook_mlp_out'; wanted layers 0 to 2",
+        "L9H0": "layer=9 in 'L9H0'; wanted layers 0 to 2",
+        "L1H4": "'L1H4'; wanted heads 0 to 3",
+        "L1N64.pre": "'L1N64.pre'; wanted neurons 0 to 63",
+        "nobody": "label='nobody' is not a component label",
+        "1.b_O": "'1.b_O' is a parameter",
+        ("mlp_out", 9): "wanted layers 0 to 2",
+        ("mlp_out", -4): r"layer=-4 in \('mlp_out', -4\); wanted layers -3 to 2",
+        ("mlp_out", "1"): "key=.*; wanted a hook name, a label",
+        ("x", 1): "name='x' is not a site",
+        5: "key=5; wanted a hook name, a label such as",
+        None: "key=None; wanted a hook name",
+        "pos_embed": "site='pos_embed' was not kept by the run, which has the streams and embed,",
+    }.items():
+        assert wrong not in found
+        assert found.get(wrong) is None
+        with pytest.raises(KeyError, match=said):
+            found[wrong]
+    with pytest.raises(KeyError, match=r"layer=9 .*; wanted layers 0 to 2"):
+        found.pattern(9)
 
 
 @pytest.mark.parametrize("through", ["lean", "hooks"])

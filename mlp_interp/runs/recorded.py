@@ -17,14 +17,13 @@ from mlp_interp.models.stream import check_stream
 from mlp_interp.models.tokens import tokens_in
 from mlp_interp.models.unembed import Unembed
 from mlp_interp.runs.attention import Attention
+from mlp_interp.runs.keys import Key, site_of_key
 from mlp_interp.runs.of_cache import cached_sites, cached_streams
 from mlp_interp.runs.padded import at_positions, warn_of_padding
 from mlp_interp.runs.recording import Recorder, comes_after
 from mlp_interp.sites import Site
 
 __all__ = ["Run"]
-
-Key = str | Site | tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -299,13 +298,14 @@ class Run(Mapping[str, Tensor]):
         try:
             return self[whole.hook_name]
         except KeyError:
-            kept = ", ".join(s.label for s in self.kept) or "no sites"
-            raise ValueError(
-                f"site={whole.label!r} was not kept by the run, which has the streams and {kept}"
-            ) from None
+            raise ValueError(self._lacks(whole.label)) from None
+
+    def _lacks(self, label: str) -> str:
+        kept = ", ".join(s.label for s in self.kept) or "no sites"
+        return f"site={label!r} was not kept by the run, which has the streams and {kept}"
 
     def __getitem__(self, key: Key) -> Tensor:
-        site = None if key == "tokens" else self._site(key)
+        site = None if key == "tokens" else site_of_key(self.weights, key)
         name = "tokens" if site is None else site.whole.hook_name
         value = self._entries[name] if name in self._entries else self._derived(name, site)
         if site is None or (site.head is None and site.neuron is None):
@@ -316,7 +316,7 @@ class Run(Mapping[str, Tensor]):
         if key in self._entries:
             return True
         try:
-            site = self._site(key)  # pyright: ignore[reportArgumentType]
+            site = site_of_key(self.weights, key)
         except KeyError:
             return False
         whole = site.whole
@@ -420,19 +420,9 @@ class Run(Mapping[str, Tensor]):
         """An attention pattern, which is computed where it is asked for."""
         if site is not None and self._derives(site):
             return self.scores(site.layer or 0).softmax(-1)
-        raise KeyError(name)
+        label = name if site is None else site.whole.label
+        raise KeyError(self._lacks(label))
 
     def _derives(self, site: Site) -> bool:
         lean = isinstance(self.forward, Forward)
         return site.name == "pattern" and lean and (site.layer or 0) < self.n_layers
-
-    def _site(self, key: Key) -> Site:
-        try:
-            if isinstance(key, Site):
-                return key
-            if isinstance(key, tuple):
-                name, layer, *_ = key  # the library's own keys may have a third part
-                return Site(name, layer + self.n_layers if layer < 0 else layer)
-            return Site.of_hook(key) if "hook_" in key else Site.parse(key)
-        except (ValueError, TypeError) as error:
-            raise KeyError(str(error)) from error
