@@ -9,7 +9,7 @@ import xarray as xr
 from random_models import unchecked
 
 import mlp_interp as mi
-from mlp_interp import heads, latents, probes
+from mlp_interp import heads, latents, metrics, probes
 from mlp_interp.dictionaries import Dictionary, TopK
 
 LENGTHS = (5, 9, 8, 6, 9, 7, 5, 9)
@@ -119,3 +119,23 @@ def test_held_edits_that_count_from_the_end_are_refused_where_texts_are_padded(k
     assert not np.allclose(free[:, :1, : len(rows[0])], together[:, :1], atol=1e-4)
     with mi.steer(model, mi.Edit.scale("0.mlp", 3.0, positions=1)):
         mi.ablate_total(model, rows, ["1.mlp"])
+
+
+def test_held_edits_that_count_from_the_end_want_contrasts_that_are_run_to_it(kind):
+    """Of prompts of one length too: nothing is run after the last position that is read."""
+    clean = padded(texts(), "right")
+    corrupted = clean.clone()
+    corrupted[:, 1] = clean[:, 1] % 250 + 1
+    lengths, answers = torch.tensor(LENGTHS), torch.arange(len(LENGTHS)) + 3
+    pairs = mi.Contrast(clean, corrupted, answers=answers, foils=answers + 50, lengths=lengths)
+    model, one, ids = kind(), pairs[0:1], (answers[:1], answers[:1] + 50)
+    early, last = (metrics.logit_difference(*ids, position=n) for n in (2, -1))
+    with mi.steer(model, mi.Edit.scale("0.mlp", 3.0, positions=-1)):
+        with pytest.raises(ValueError, match=r"up to position 2 of 5, .* positions=\[-1\], held"):
+            mi.patch(model, one, early, sites="mlp_out")
+        with pytest.raises(ValueError, match=r"positions=\[-1\], held by steer, .*5 to 9 tokens"):
+            mi.lens.read(model, pairs)
+        mi.patch(model, one, last, sites="mlp_out")
+    with mi.steer(model, mi.Edit.scale("0.mlp", 3.0, positions=1)):
+        mi.patch(model, one, early, sites="mlp_out")
+        mi.lens.read(model, pairs)

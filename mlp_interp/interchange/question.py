@@ -14,6 +14,7 @@ from mlp_interp.interchange.pair import Direction, Pair, Reading
 from mlp_interp.metrics import Metric, metric_for
 from mlp_interp.models import Forward, HookForward, Weights, describe, forward_of
 from mlp_interp.models.caches import check_cached
+from mlp_interp.models.from_end import held_from_end
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.protocol import Cache, Model
 from mlp_interp.prompts import Contrast
@@ -102,7 +103,13 @@ class Question:
         if chosen.following is not None:
             contrast = contrast.followed_by(chosen.following)
         for rows, part in contrast.by_length():
-            chosen.of_prompts(rows).read(part.length)  # refuses positions that the prompts lack
+            read = chosen.of_prompts(rows).read(part.length)  # refuses those that prompts lack
+            if max(read) + 1 < part.length and (held := held_from_end(forward.weights.model)):
+                raise ValueError(
+                    f"metric reads up to position {max(read)} of {part.length}, and nothing is run "
+                    f"beyond; the edit at {held[0]}, held by steer, would count from there: wanted "
+                    "a metric at the last position, or positions of the edit from 0"
+                )
         given = None
         if runs is not None:
             sides = contrast.clean_tokens, contrast.corrupted_tokens

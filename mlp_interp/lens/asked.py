@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mlp_interp.models import Weights, forward_of
+from mlp_interp.models.from_end import check_from_end
 from mlp_interp.models.padding import Padded, Padding, padding_in, places
 from mlp_interp.models.protocol import Model
 from mlp_interp.prompts import Contrast
@@ -55,6 +56,7 @@ def _clean(model: Model, contrast: Contrast) -> Padded:
     if contrast.lengths is not None:
         at = torch.arange(contrast.clean_tokens.shape[1])
         padding = Padding(at < contrast.lengths[:, None].cpu(), "lengths of the contrast's prompts")
+        check_from_end(model, str(padding))
     return Padded(contrast.clean_tokens, padding, dict(contrast.attrs))
 
 
