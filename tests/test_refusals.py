@@ -122,6 +122,10 @@ def test_what_is_no_cache(given, call):
             "quantiles(mi.sweep(m, tokens, Fraction())['fraction.pre'], 0.5)",
             "wanted what Histogram",
         ),
+        (
+            "steering.dose_response(m, task, 'kl', direction=0, coefficients=1, sweep={})",
+            "sweep={}; wanted mlp_interp.SweepOptions",
+        ),
         ("mi.superposition.concepts(m, [' John'])", "sets=[' John']; wanted tokens by name"),
         ("mi.reach.reachable(m, [' Paris', ' nosuch'])", "tokens[1]=' nosuch' is "),
         ("mi.reach.reachable(m, [[5], [' nosuch']])", "tokens[1][0]=' nosuch' is "),

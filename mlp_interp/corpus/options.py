@@ -103,11 +103,15 @@ class SweepOptions:
         return bool((self.resources or {}).get("num_gpus"))
 
 
-def check_options(given: Any) -> None:
+def check_options(given: Any, *, name: str = "options") -> None:
     """Refuse what does not say how a sweep is run.
+
+    Args:
+        given: What was given.
+        name: What the caller calls it.
 
     Raises:
         ValueError: It is none of `SweepOptions`.
     """
     if not isinstance(given, SweepOptions):
-        raise ValueError(f"options={given!r}; wanted mlp_interp.SweepOptions(...)")
+        raise ValueError(f"{name}={given!r}; wanted mlp_interp.SweepOptions(...)")

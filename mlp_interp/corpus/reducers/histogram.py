@@ -169,9 +169,8 @@ def quantiles(histogram: xr.Dataset, q: float | list[float]) -> xr.DataArray:
     Raises:
         ValueError: It is no histogram, or a share is outside 0 to 1.
     """
-    if not isinstance(histogram, xr.Dataset) or not {"count", "low", "high"} <= {
-        *histogram.variables
-    }:
+    held = {*histogram.variables} if isinstance(histogram, xr.Dataset) else set()
+    if not {"count", "low", "high"} <= held:
         raise ValueError(f"histogram={type(histogram).__name__}; wanted what Histogram gave")
     shares = "shares between 0 and 1"
     wanted = checked_numbers("q", q, lambda x: (x >= 0) & (x <= 1), shares)

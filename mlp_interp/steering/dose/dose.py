@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from mlp_interp.checkpoint import TENSORS, Checkpoint
 from mlp_interp.corpus import SweepOptions
+from mlp_interp.corpus.options import check_options
 from mlp_interp.edits.applying import Applier
 from mlp_interp.edits.edit import Indices
 from mlp_interp.metrics import Metric
@@ -114,6 +115,7 @@ def dose_response(
         >>> (dose.logit_difference.sel(layer=2).values > 0).tolist()
         [False, True, True]
     """
+    check_options(sweep, name="sweep")
     runner = Runner.of(model)
     if sweep.backend != "local":
         raise ValueError(f"sweep has backend={sweep.backend!r}; wanted 'local'")
