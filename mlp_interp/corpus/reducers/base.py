@@ -320,8 +320,12 @@ class SiteReducer(Reducer):
             )
 
     def row(self, site: Site) -> int:
+        """Where a site's layer stands in the state."""
+        return self.row_of(site.layer or 0)
+
+    def row_of(self, layer: int) -> int:
         """Where a layer stands in the state."""
-        layer, chosen = site.layer or 0, integers("layers", self.layers)
+        chosen = integers("layers", self.layers)
         return layer if chosen is None else chosen.index(layer)
 
     def coords(self, shape: Shape) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Composition(UpdatesReducer):
 
     def updated(self, mine: State, updates: Updates) -> Int[Tensor, " token"]:
         """Compare the layer's top tokens with its memories'."""
-        row = updates.layer if self.layers is None else self.layers.index(updates.layer)
+        row = self.row_of(updates.layer)
         best, worst, of_bias = self.tops[row].to(updates.post.device)
         says = updates.says(updates.written)
         elsewhere = says.clone()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlp_interp.corpus.reducers import Batch, Shape, SiteReducer, State
 from mlp_interp.models import Unembed, Weights
-from mlp_interp.models.indices import count
+from mlp_interp.models.indices import count, integers
 from mlp_interp.models.options import check_choice
 from mlp_interp.models.scan import top_tokens
 from mlp_interp.models.writes import frozen, frozen_scale
@@ -173,7 +173,7 @@ class UpdatesReducer(SiteReducer):
             raise ValueError("the final stream is not there; wanted a pass over all blocks")
         normalized = unembed.normalize(self._rows(batch.final))
         final = top_tokens(unembed.weight, normalized, unembed.bias)
-        layers = range(batch.weights.n_layers) if self.layers is None else self.layers
+        layers = integers("layers", self.layers) or range(batch.weights.n_layers)
         given = {layer: batch.notes.pop((self, layer)) for layer in layers}
         self.ended(state, given, final, self._counts(batch), len(batch.tokens))
 
