@@ -143,7 +143,7 @@ def test_sites_name_what_labels_name(kind):
 
 
 def test_tokens_below_0_are_no_tokens(kind):
-    with pytest.raises(ValueError, match=r"tokens\[0\]=-1; wanted a token id from 0 to 299"):
+    with pytest.raises(ValueError, match=r"tokens\[1\]=-1; wanted a token id from 0 to 299"):
         mlp_interp.reach.reachable(kind(), [5, -1])
 
 
