@@ -73,7 +73,7 @@ class FewQueries:
             rotary: At their positions.
         """
         first, length = int(rows.positions[0]), self.base.k.shape[1]
-        own = self._padded(normalized, rows)
+        own = rows.padded(normalized, len(self.start))
         every = torch.arange(length, device=q.device)
         changed = (every >= self.start[:, None])[:, None, None]
         scores = self._of_base("wqhd,{}thd->whqt", q, self.base.k)
@@ -110,15 +110,9 @@ class FewQueries:
         if width:
             W, b = (x[:, :width].flatten(0, 1) for x in keys_read)
             turned = rotary(F.linear(normalized, W, b).unflatten(-1, (-1, width)))
-            turned = self.forward.shared(self._padded(turned, rows), 2)
+            turned = self.forward.shared(rows.padded(turned, len(self.start)), 2)
             scores += torch.einsum("wqhd,wthd->whqt", q[..., :width], turned)
         return scores
-
-    def _padded(self, x: Float[Tensor, "row *rest width"], rows: Rows) -> Tensor:
-        """The same by run and position, zeros where a run has no row."""
-        shape = len(self.start), len(rows.positions)
-        padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
-        return padded.index_copy_(0, rows.place, x).unflatten(0, shape)
 
     def _of_base(self, equation: str, x: Tensor, of_base: Tensor) -> Tensor:
         """An einsum with each run's keys or values of the base, which are not copied if of one."""

@@ -158,10 +158,7 @@ class Group:
 
     def _asked(self, layer: int, whole: int, out: Rows, q: Tensor) -> Tensor:
         """Queries of the rows `out`, rotated, by run and position; zeros where a run has none."""
-        q = self.forward.turned(layer, "q", q, self.rotary[out.index])
-        queries = q.new_zeros(whole, len(out.positions), *q.shape[1:])
-        queries.flatten(0, 1).index_copy_(0, out.place, q)
-        return queries
+        return out.padded(self.forward.turned(layer, "q", q, self.rotary[out.index]), whole)
 
     def _first_block(
         self, layer: int, first: int, last: int, out: Rows

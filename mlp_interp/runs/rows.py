@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlp_interp.runs.patched_run import PatchedRun
@@ -56,6 +56,12 @@ class Rows:
         """The rows of runs `first` to `last` (not included)."""
         ends = torch.searchsorted(self.item, self.item.new_tensor([first, last]))
         return self.where(slice(*ends.tolist()))
+
+    def padded(self, x: Float[Tensor, "row *rest width"], runs: int) -> Tensor:
+        """What stands in each row by run and position, zeros where a run has no row."""
+        shape = runs, len(self.positions)
+        zeros = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
+        return zeros.index_copy_(0, self.place, x).unflatten(0, shape)
 
     def where(self, some: Tensor | slice) -> "Rows":
         """Some of these rows, by a mask or a slice."""
