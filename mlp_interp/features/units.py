@@ -10,10 +10,9 @@ from mlp_interp.corpus import SweepOptions
 from mlp_interp.corpus import sweep as run_sweep
 from mlp_interp.corpus.reducers.of_latents import OfLatents
 from mlp_interp.dictionaries import Dictionary
-from mlp_interp.dictionaries.reading import check_given
+from mlp_interp.dictionaries.reading import check_given, one_or_more
 from mlp_interp.features.documents import HeadsOfDocuments, OfDocuments
 from mlp_interp.models import Weights
-from mlp_interp.models.indices import each
 from mlp_interp.models.padding import Padded
 from mlp_interp.models.protocol import Model
 from mlp_interp.sites import HEADS, Site
@@ -48,9 +47,7 @@ def dictionaries_of(weights: Weights, given: Any) -> list[Dictionary]:
     """
     if given is None:
         return []
-    listed = [*each(given)]
-    if not listed:
-        raise ValueError(f"dictionaries={given!r}; wanted a Dictionary or several")
+    listed = one_or_more(given)
     for n, one in enumerate(listed):
         check_given(weights, one, name=f"dictionaries[{n}]")
     layers, sizes = [one.layer for one in listed], {one.n_latents for one in listed}
